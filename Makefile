@@ -1,0 +1,40 @@
+# Two commands: `make quickstart` and `make test`. On a machine with Python 3.11+, venv and make.
+# TORCH_BACKEND=cpu (or cu130, …) chooses torch's build; the package index's own is the default.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_BACKEND ?=
+UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+
+.PHONY: quickstart setup test test-fast test-all lint lock
+
+quickstart: setup
+	$(BIN)/python jobs/finetune.py --local --name quickstart
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(UV) --quiet -r requirements.lock
+	$(UV) --quiet --no-deps --editable .
+	touch $@
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not ray and not long"
+	$(BIN)/python -m pytest -q -m "ray and not long"
+
+test-fast: setup
+	$(BIN)/python -m pytest -q -m "not ray and not long"
+
+test-all: lint
+	$(BIN)/python -m pytest -q -m ""
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	    --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock

@@ -1,0 +1,30 @@
+"""Fine-tune EfficientNet B0–B7 on a Ray cluster, from images in object storage to a release.
+
+The straight line as a Python API: `pack` → `finetune` → `ModelStore.publish`. Importing this
+package loads neither Ray nor torch; the names below load their modules when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from effnet_ray.recipe import Placement, Recipe
+
+if TYPE_CHECKING:
+    from effnet_ray.data.pack import pack
+    from effnet_ray.store.releases import ModelStore
+    from effnet_ray.train.finetune import finetune
+
+__version__ = "0.1.0"
+__all__ = ["ModelStore", "Placement", "Recipe", "finetune", "pack"]
+
+_HOMES = {
+    "ModelStore": "effnet_ray.store.releases",
+    "finetune": "effnet_ray.train.finetune",
+    "pack": "effnet_ray.data.pack",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'effnet_ray' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""From images to planned batches: manifest · pack · images · order · ingest."""

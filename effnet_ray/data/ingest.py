@@ -1,0 +1,314 @@
+"""Ray Data from the plan to a worker's batches: one continuous stream over all epochs.
+
+Each worker runs its own stream: a list of small descriptions of chunks goes in, and one
+`map_batches` range-reads, decodes and views each chunk; order is preserved. Evaluation's chunks
+stand in the same stream between the epochs', so nothing has to start when an epoch does. The list
+is cut into *windows*, because a Ray Data execution plans all its blocks before its first one; the
+next window's execution starts while the current one is still being used.
+
+Decode tasks hold no logical CPU: what Train leaves over is divided among executors by integers,
+which on a small machine is nothing, forever. `Placement.decode_tasks` bounds them instead.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from effnet_ray import storage
+from effnet_ray.data.images import decode, eval_view, train_view
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
+from effnet_ray.errors import ImageError
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import InputSpec
+
+WINDOW_CHUNKS = 512
+"""Chunks per Ray Data execution: 1,000 blocks gave their first batch after 3 s here, 100,000
+after minutes."""
+LEAD_CHUNKS = 64
+"""The next window starts when so many chunks of the current one are left."""
+BLOCK_BYTES = 32 * 1024**2
+"""A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
+
+Block = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Some images as arrays: what a lane gives to one step, or an eval batch."""
+
+    image: npt.NDArray[np.uint8]
+    """[n, R, R, 3]"""
+    label: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float32]
+    """1, or 0 for a quarantined image."""
+    id: npt.NDArray[np.int64]
+    bad: dict[int, str]
+    """Quarantined here: id → path and reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All a decode task needs to know; sent to the cluster once per window."""
+
+    manifest: Manifest
+    data: str
+    """URI of the manifest's folder."""
+    recipe: Recipe
+    """Settled."""
+    spec: InputSpec
+
+    @property
+    def plan(self) -> Plan:
+        """The train split's plan."""
+        rows = tuple(rows for _, _, rows in self.manifest.row_groups("train"))
+        return Plan(rows, self.recipe.seed, self.recipe.batch_size, self.recipe.micro_batch or 1)
+
+    @property
+    def eval_plan(self) -> EvalPlan:
+        """The eval split's plan."""
+        return EvalPlan(tuple(rows for _, _, rows in self.manifest.row_groups("eval")))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One chunk to fetch."""
+
+    split: str
+    epoch: int
+    lane: int
+    chunk: int
+    skip_steps: int
+    """Steps of the chunk that a resumed run has taken already: never read."""
+
+
+def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
+    """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
+    if task.split == "train":
+        rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
+    else:
+        rows = dataset.eval_plan.chunk(task.chunk)
+    piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
+    groups: dict[int, pa.Table] = {}
+    for first in range(0, len(rows), piece):
+        yield _load(dataset, task, rows[first : first + piece], groups)
+
+
+def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, pa.Table]) -> Block:
+    """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
+    every = dataset.manifest.row_groups(task.split)
+    size = dataset.spec.resolution
+    image = np.zeros((len(rows), size, size, 3), np.uint8)
+    columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
+    for slot, (group, row) in enumerate(rows.tolist()):
+        if group not in groups:
+            shard, index, _ = every[group]
+            groups[group] = _read_row_group(storage.join(dataset.data, shard.path), index)
+        record = {name: groups[group][name][row].as_py() for name in groups[group].column_names}
+        columns["label"].append(record["label"])
+        columns["id"].append(record["id"])
+        try:
+            image[slot] = _view(dataset, task, record)
+            columns["bad"].append("")
+        except ImageError as error:
+            columns["bad"].append(f"{record['image']['path']}: {error}")
+    return {
+        "image": image,
+        "label": np.asarray(columns["label"], np.int64),
+        "id": np.asarray(columns["id"], np.int64),
+        "bad": np.asarray(columns["bad"], object),
+    }
+
+
+def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """The planned view of one image. Raises ImageError where its bytes are not what was packed."""
+    data = record["image"]["bytes"]
+    if hashlib.sha256(data).hexdigest() != record["digest"]:
+        raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
+    pixels = decode(data)
+    if task.split != "train":
+        return eval_view(pixels, dataset.spec)
+    random = image_random(dataset.recipe.seed, task.epoch, record["id"])
+    return train_view(pixels, dataset.spec, dataset.recipe, random)
+
+
+@lru_cache(maxsize=64)
+def _footer(uri: str) -> pq.FileMetaData:
+    filesystem, path = storage.arrow_filesystem(uri)
+    return pq.read_metadata(path, filesystem=filesystem)
+
+
+def _read_row_group(uri: str, index: int) -> pa.Table:
+    filesystem, path = storage.arrow_filesystem(uri)
+    with pq.ParquetFile(path, filesystem=filesystem, metadata=_footer(uri), pre_buffer=True) as f:
+        return f.read_row_group(index)
+
+
+class Stream:
+    """A worker's images from step `first_step` to the run's end, in planned order.
+
+    `train` and `eval` must be called in the plan's order, each fully used: the stream is one.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        rank: int,
+        workers: int,
+        first_step: int,
+        decode_tasks: int,
+        prefetch_mb: int,
+    ) -> None:
+        """Start fetching. `first_step` counts over the whole run, from 0."""
+        self._plan, self._eval_plan = dataset.plan, dataset.eval_plan
+        self._lanes = self._plan.workers_lanes(rank, workers)
+        self._eval_chunks = self._eval_plan.workers_chunks(rank, workers)
+        self._micro_batch = dataset.recipe.micro_batch or 1
+        tasks = self._tasks(first_step, dataset.recipe.epochs)
+        self._blocks = _blocks(dataset, tasks, decode_tasks, prefetch_mb)
+
+    def _tasks(self, first_step: int, epochs: int) -> Iterator[Task]:
+        """Every chunk this worker will use, in the order in which it will."""
+        per_epoch = self._plan.steps_per_epoch
+        for epoch in range(first_step // per_epoch, epochs):
+            step = first_step - epoch * per_epoch if epoch == first_step // per_epoch else 0
+            first_chunk, skip = divmod(step, self._plan.chunk_steps)
+            for chunk in range(first_chunk, self._plan.chunks_per_epoch):
+                for lane in self._lanes:
+                    yield Task("train", epoch, lane, chunk, skip if chunk == first_chunk else 0)
+            for chunk in self._eval_chunks:
+                yield Task("eval", epoch, 0, chunk, 0)
+
+    def train(self, step: int) -> Iterator[list[Images]]:
+        """The epoch's steps from `step` (of the epoch) on: one `Images` per lane of this worker.
+
+        At an epoch's end a lane may be empty.
+        """
+        queues = {lane: _Queue() for lane in self._lanes}
+        plan = self._plan
+        for chunk in range(step // plan.chunk_steps, plan.chunks_per_epoch):
+            first, last = chunk * plan.chunk_steps, (chunk + 1) * plan.chunk_steps
+            steps = range(max(step, first), min(last, plan.steps_per_epoch))
+            for lane in self._lanes:
+                need = sum(plan.lane_rows(s, lane) for s in steps)
+                while queues[lane].rows < need:
+                    queues[lane].push(next(self._blocks))
+            for s in steps:
+                yield [queues[lane].pop(plan.lane_rows(s, lane)) for lane in self._lanes]
+
+    def eval(self) -> Iterator[Images]:
+        """This worker's share of the eval split, in batches of at most one micro-batch."""
+        for chunk in self._eval_chunks:
+            first = chunk * self._eval_plan.chunk_images
+            left = min(self._eval_plan.chunk_images, self._eval_plan.images - first)
+            queue = _Queue()
+            while left:
+                take = min(left, self._micro_batch)
+                while queue.rows < take:
+                    queue.push(next(self._blocks))
+                yield queue.pop(take)
+                left -= take
+
+
+class _Queue:
+    """Rows of blocks, first in, first out."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[Block] = deque()
+        self.rows = 0
+
+    def push(self, block: Block) -> None:
+        self._blocks.append(block)
+        self.rows += len(block["label"])
+
+    def pop(self, count: int) -> Images:
+        parts, left = [], count
+        while left:
+            block = self._blocks.popleft()
+            size = len(block["label"])
+            if size > left:
+                self._blocks.appendleft({name: column[left:] for name, column in block.items()})
+                block = {name: column[:left] for name, column in block.items()}
+            parts.append(block)
+            left -= len(block["label"])
+        self.rows -= count
+        return _images(parts)
+
+
+def _images(parts: Sequence[Block]) -> Images:
+    if not parts:
+        empty = np.empty(0, np.int64)
+        return Images(np.empty((0, 0, 0, 3), np.uint8), empty, np.empty(0, np.float32), empty, {})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    bad = {int(i): str(why) for i, why in zip(joined["id"], joined["bad"], strict=True) if why}
+    weight = np.asarray([0.0 if why else 1.0 for why in joined["bad"]], np.float32)
+    return Images(joined["image"], joined["label"], weight, joined["id"], bad)
+
+
+def _blocks(
+    dataset: Dataset, tasks: Iterator[Task], decode_tasks: int, prefetch_mb: int
+) -> Iterator[Block]:
+    """Blocks of all tasks in order, window after window without a pause between them."""
+    starter = ThreadPoolExecutor(1, thread_name_prefix="next-window")
+
+    def start(window: list[Task]) -> Iterator[Block]:
+        execution = iter(_execute(dataset, window, decode_tasks, prefetch_mb))
+        return itertools.chain([next(execution)], execution)  # the first block is there
+
+    try:
+        upcoming: Future[Iterator[Block]] | None = None
+        window = list(itertools.islice(tasks, WINDOW_CHUNKS))
+        while window:
+            current = upcoming.result() if upcoming else start(window)
+            window, upcoming, wanted = list(itertools.islice(tasks, WINDOW_CHUNKS)), None, 0
+            for number, block in enumerate(current):
+                wanted = number
+                if window and not upcoming and wanted >= WINDOW_CHUNKS - LEAD_CHUNKS:
+                    upcoming = starter.submit(start, window)
+                yield block
+            if window and not upcoming:
+                upcoming = starter.submit(start, window)
+    finally:
+        starter.shutdown(wait=False, cancel_futures=True)
+
+
+def _execute(
+    dataset: Dataset, window: Sequence[Task], decode_tasks: int, prefetch_mb: int
+) -> Iterator[Block]:
+    """One Ray Data execution over a window of tasks."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        object_store_memory=prefetch_mb * 1024**2
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    described = [asdict(task) for task in window]
+
+    def fetch(batch: Block) -> Iterator[Block]:
+        task = Task(**{name: column.tolist()[0] for name, column in batch.items()})
+        yield from load_chunk(dataset, task)
+
+    # from_items makes its blocks in this process; from_arrow and range would wait for a CPU.
+    blocks = ray.data.from_items(described, override_num_blocks=len(described)).map_batches(
+        fetch, batch_size=None, num_cpus=0, concurrency=decode_tasks
+    )
+    iterator: Iterator[Block] = iter(
+        blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+    )
+    return iterator

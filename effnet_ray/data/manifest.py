@@ -1,0 +1,181 @@
+"""The Manifest: what a data set is, in one JSON written after every shard it names.
+
+It holds class names, splits and, per shard, row groups, bytes and SHA-256. Its fingerprint knows
+no URI and no time: the same images packed anywhere are the same data set.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
+
+from effnet_ray import storage
+from effnet_ray.errors import DatasetError, StorageError
+from effnet_ray.recipe import from_dict
+
+VERSION = 1
+NAME = "manifest.json"
+
+FULL_CHECK_BYTES = 256 * 1024**2
+"""Data sets up to this size have every shard's SHA-256 verified before a run; larger ones have
+their sizes verified then, and every image's digest when it is read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Parquet file of a split."""
+
+    path: str
+    """Relative to the manifest's folder."""
+    row_groups: tuple[int, ...]
+    """Images per Parquet row group, in file order."""
+    bytes: int
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        """Images in the shard."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a data set is."""
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    splits: dict[str, tuple[Shard, ...]]
+    """`train`, `eval` and, where packed with one, `test`."""
+    quarantined: int = 0
+    """Files of the source that are no readable image, named in quarantine.parquet."""
+    made_from: dict[str, str | int | float] = field(default_factory=dict)
+    """Provenance for people; not part of the fingerprint."""
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images per split."""
+        return {name: sum(s.rows for s in shards) for name, shards in self.splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of classes, splits and shard digests."""
+        content = {
+            "classes": self.classes,
+            "splits": {
+                name: [(shard.path, shard.row_groups, shard.sha256) for shard in shards]
+                for name, shards in sorted(self.splits.items())
+            },
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def row_groups(self, split: str) -> list[tuple[Shard, int, int]]:
+        """Every row group of a split, in file order: (shard, its index in it, its images)."""
+        return [
+            (shard, index, rows)
+            for shard in self.splits.get(split, ())
+            for index, rows in enumerate(shard.row_groups)
+        ]
+
+    def limited(self, limit: int | None) -> Self:
+        """The first `limit` images of each split. Row counts shrink; shards stay as they are."""
+        if limit is None:
+            return self
+        splits = {name: _first(shards, limit) for name, shards in self.splits.items()}
+        return replace(self, splits=splits)
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        record = {"version": VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        return json.dumps(record, indent=1, ensure_ascii=False).encode()
+
+
+def _first(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
+    kept, left = [], limit
+    for shard in shards:
+        groups = []
+        for rows in shard.row_groups:
+            groups.append(min(rows, left))
+            left -= groups[-1]
+        kept.append(replace(shard, row_groups=tuple(rows for rows in groups if rows)))
+    return tuple(shard for shard in kept if shard.row_groups)
+
+
+def write(manifest: Manifest, data: str) -> str:
+    """Write `data`/manifest.json, last of all, and return its URI."""
+    uri = storage.join(data, NAME)
+    storage.write_bytes(uri, manifest.to_json())
+    return uri
+
+
+def load(data: str) -> Manifest:
+    """Read the manifest of the data set in folder `data` (or a manifest.json itself).
+
+    Raises DatasetError where it is missing, not ours, or does not match its own fingerprint.
+    """
+    uri = data if data.endswith(".json") else storage.join(data, NAME)
+    try:
+        raw = storage.read_bytes(uri)
+    except StorageError as error:
+        if "it does not exist" not in str(error):
+            raise
+        raise DatasetError(
+            f"no data set at {data}: expected {NAME} there: make one with "
+            f"`python jobs/pack.py --source IMAGES --out {data}`"
+        ) from error
+    try:
+        record = json.loads(raw)
+        recorded = record.pop("fingerprint"), record.pop("version")
+        record["splits"] = {
+            name: tuple(from_dict(Shard, shard) for shard in shards)
+            for name, shards in record["splits"].items()
+        }
+        manifest = from_dict(Manifest, record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{uri} is not a manifest of ours ({error}): pack again") from error
+    if recorded != (manifest.fingerprint, VERSION):
+        raise DatasetError(
+            f"{uri} was altered: its content does not match its fingerprint: pack again"
+        )
+    return manifest
+
+
+def check(manifest: Manifest, data: str) -> None:
+    """Hold what is stored against the manifest, before anything is leased.
+
+    Raises DatasetError for an empty split, fewer than two classes, a shard that is missing, has
+    another size or (in small data sets) another digest.
+    """
+    for split in ("train", "eval"):
+        if not manifest.images.get(split):
+            raise DatasetError(f"{data} has no {split} images: pack a source with more images")
+    if len(manifest.classes) < 2:
+        raise DatasetError(
+            f"{data} has one class ({', '.join(manifest.classes)}): a classifier needs two or more"
+        )
+    found = storage.sizes(folder(data))
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    for shard in shards:
+        if shard.path not in found:
+            raise DatasetError(f"shard {shard.path} of {data} is missing: restore it or pack again")
+        if found[shard.path] != shard.bytes:
+            raise DatasetError(
+                f"shard {shard.path} of {data} was altered: {found[shard.path]:,} bytes, the "
+                f"manifest says {shard.bytes:,}: restore it or pack again"
+            )
+    if sum(shard.bytes for shard in shards) <= FULL_CHECK_BYTES:
+        _check_digests(shards, data)
+
+
+def _check_digests(shards: list[Shard], data: str) -> None:
+    for shard in shards:
+        raw = storage.read_bytes(storage.join(folder(data), shard.path))
+        if hashlib.sha256(raw).hexdigest() != shard.sha256:
+            raise DatasetError(
+                f"shard {shard.path} of {data} was altered: its SHA-256 is not the manifest's: "
+                "restore it or pack again"
+            )
+
+
+def folder(data: str) -> str:
+    """The folder of a data set given as folder or as manifest URI."""
+    return data.removesuffix(f"/{NAME}")

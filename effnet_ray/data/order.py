@@ -1,0 +1,153 @@
+"""The plan of an epoch: which image stands where, as a pure function. No Ray, no storage.
+
+The train split's row groups are shuffled, laid end to end, and cut into `batch_size /
+micro_batch` *lanes* of equal length. A global batch takes one micro-batch from every lane. A lane
+is read in *chunks* of a few hundred images, whose rows are shuffled among themselves: reads stay
+range reads of row groups, and the neighbours of one row group still part ways. Because a lane
+belongs to whichever worker happens to run it, the order does not know how many workers there are.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+"""[n, 2]: (index of the row group in its split, row in it), in planned order."""
+
+CHUNK_IMAGES = 256
+"""A Ray Data task costs about 20 ms beside its work, so a chunk should be some hundreds."""
+WINDOW_IMAGES = 2048
+"""With many lanes chunks shrink, so that one chunk of every lane stays within this many images…"""
+SMALLEST_CHUNK = 64
+"""…but not below a row group as `pack` writes them, or every read would be mostly waste."""
+
+EVAL_STREAM = 1 << 32
+"""Keeps seeds of different purposes apart."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of every epoch: a pure function of (row groups, seed, batch_size, micro_batch)."""
+
+    row_groups: tuple[int, ...]
+    """Images per row group of the train split, in manifest order."""
+    seed: int
+    batch_size: int
+    micro_batch: int
+
+    @cached_property
+    def images(self) -> int:
+        """Images per epoch."""
+        return sum(self.row_groups)
+
+    @property
+    def lanes(self) -> int:
+        """Micro-batches per global batch."""
+        return self.batch_size // self.micro_batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last may be short."""
+        return -(-self.images // self.batch_size)
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps that one chunk of a lane lasts."""
+        images = max(SMALLEST_CHUNK, min(CHUNK_IMAGES, WINDOW_IMAGES // self.lanes))
+        return max(1, images // self.micro_batch)
+
+    @property
+    def chunks_per_epoch(self) -> int:
+        """Chunks per lane and epoch."""
+        return -(-self.steps_per_epoch // self.chunk_steps)
+
+    def lane_rows(self, step: int, lane: int) -> int:
+        """Images the lane gives to a step of an epoch (`step` from 0)."""
+        if step < self.images // self.batch_size:
+            return self.micro_batch
+        rest = self.images - step * self.batch_size
+        return max(0, rest // self.lanes + (lane < rest % self.lanes))
+
+    def lane_length(self, lane: int) -> int:
+        """Images of the lane per epoch; lanes differ by at most one."""
+        whole = self.images // self.batch_size
+        return whole * self.micro_batch + self.lane_rows(whole, lane)
+
+    def chunk(self, epoch: int, lane: int, index: int, *, skip_steps: int = 0) -> Rows:
+        """Rows of chunk `index` of a lane in planned order, without its first `skip_steps` steps.
+
+        May be empty at an epoch's end.
+        """
+        size = self.chunk_steps * self.micro_batch
+        first = index * size
+        last = min(first + size, self.lane_length(lane))
+        if first >= last:
+            return np.empty((0, 2), np.int64)
+        start = sum(self.lane_length(before) for before in range(lane))
+        rows = self._rows(epoch, start + first, start + last)
+        random = np.random.default_rng([self.seed, epoch, lane, index])
+        return rows[random.permutation(len(rows))][skip_steps * self.micro_batch :]
+
+    def _rows(self, epoch: int, first: int, last: int) -> Rows:
+        """Rows first…last of the epoch's shuffled row groups laid end to end."""
+        order, ends = _shuffled(self.row_groups, self.seed, epoch)
+        positions = np.arange(first, last)
+        slot = np.searchsorted(ends, positions, side="right")
+        begins = ends[slot] - np.asarray(self.row_groups)[order[slot]]
+        return np.stack([order[slot], positions - begins], axis=1)
+
+    def workers_lanes(self, rank: int, workers: int) -> list[int]:
+        """Lanes that worker `rank` runs: rank, rank + workers, …"""
+        return list(range(rank, self.lanes, workers))
+
+
+@lru_cache(maxsize=4)
+def _shuffled(
+    row_groups: tuple[int, ...], seed: int, epoch: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The epoch's order of row groups, and where each ends when laid end to end."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(row_groups))
+    return order, np.cumsum(np.asarray(row_groups, dtype=np.int64)[order])
+
+
+def image_random(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+    """The draws of one image's view in one epoch, whoever computes it."""
+    return np.random.default_rng([seed, epoch, image_id, EVAL_STREAM])
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The eval split in file order, cut into chunks that are dealt to the workers in turn."""
+
+    row_groups: tuple[int, ...]
+    """Images per row group of the split, in manifest order."""
+
+    @cached_property
+    def images(self) -> int:
+        """Images of the split."""
+        return sum(self.row_groups)
+
+    @property
+    def chunk_images(self) -> int:
+        """Images per chunk: about a sixteenth of the split, so that workers share evenly."""
+        return min(CHUNK_IMAGES, max(32, self.images // 16))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the split."""
+        return -(-self.images // self.chunk_images)
+
+    def chunk(self, index: int) -> Rows:
+        """Rows of one chunk, in file order."""
+        first = index * self.chunk_images
+        positions = np.arange(first, min(first + self.chunk_images, self.images))
+        ends = np.cumsum(np.asarray(self.row_groups, dtype=np.int64))
+        group = np.searchsorted(ends, positions, side="right")
+        begins = ends[group] - np.asarray(self.row_groups)[group]
+        return np.stack([group, positions - begins], axis=1)
+
+    def workers_chunks(self, rank: int, workers: int) -> list[int]:
+        """Chunks that worker `rank` evaluates: rank, rank + workers, …"""
+        return list(range(rank, self.chunks, workers))

@@ -1,0 +1,70 @@
+"""Everything this package refuses or reports, as one tree.
+
+    EffnetRayError
+    ├─ InputError                 a person's mistake: one sentence, exit 2
+    │   ├─ RecipeError            a Recipe, Placement or flag cannot mean what it says
+    │   ├─ StorageError           a URI cannot be read or written
+    │   ├─ DatasetError           a manifest or shard is missing, damaged or contradicts its record
+    │   ├─ WeightsError           pretrained weights do not exist or cannot be had
+    │   ├─ RunExistsError         a run's name is taken by another recipe or another data set
+    │   ├─ ReleaseError           a Release is absent, incomplete, or would be overwritten
+    │   └─ ClusterError           the cluster cannot run what was asked
+    ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
+    ├─ CheckpointError            saved state is damaged or does not fit this Recipe
+    └─ TrainingError              a run failed after it had started: exit 1
+
+Every class takes one message, so every one of them pickles and can cross processes.
+A message says what was found, what was expected, and what to do.
+"""
+
+
+class EffnetRayError(Exception):
+    """Root of the tree."""
+
+    exit_code = 1
+
+
+class InputError(EffnetRayError):
+    """A person's mistake, refused on the driver before anything is leased."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A Recipe, Placement or flag cannot mean what it says."""
+
+
+class StorageError(InputError):
+    """A URI cannot be read or written."""
+
+
+class DatasetError(InputError):
+    """A manifest or shard is missing, damaged or contradicts its record."""
+
+
+class WeightsError(InputError):
+    """Pretrained weights do not exist or cannot be had."""
+
+
+class RunExistsError(InputError):
+    """A run's name is taken by another recipe or another data set."""
+
+
+class ReleaseError(InputError):
+    """A Release is absent, incomplete, or would be overwritten."""
+
+
+class ClusterError(InputError):
+    """The cluster cannot run what was asked."""
+
+
+class ImageError(EffnetRayError):
+    """One image cannot be decoded."""
+
+
+class CheckpointError(EffnetRayError):
+    """Saved state is damaged or does not fit this Recipe."""
+
+
+class TrainingError(EffnetRayError):
+    """A run failed after it had started."""

@@ -1,0 +1,1 @@
+"""uint8 images → logits: network · weights · optim. The door to timm."""

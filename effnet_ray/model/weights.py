@@ -1,0 +1,175 @@
+"""Pretrained weights: what they are, where they come from, and what they expect of an image.
+
+The driver resolves and fetches them once; workers read them from the run's storage and never
+download. Sources, in order: a mirror (a folder or prefix of `<timm name>.safetensors`), the hub,
+or a release of ours. There is no fall-back to random weights.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+
+from effnet_ray import storage
+from effnet_ray.errors import StorageError, WeightsError
+from effnet_ray.model.network import Network
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import FAMILIES, InputSpec
+
+HUB_OWNER = "timm"
+FILE = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where a run starts from."""
+
+    name: str
+    """`none`, timm's name of the checkpoint, or the URI of a release."""
+    spec: InputSpec
+    """What they expect of an image."""
+    classes: tuple[str, ...] | None = None
+    """Class names of a release's head; None for ImageNet's or no head."""
+    num_classes: int = 1000
+
+
+def resolve(recipe: Recipe) -> Weights:
+    """Name the weights a recipe asks for. A release's config.json is read; nothing is fetched.
+
+    Raises WeightsError for a family this variant does not have, or an unsuitable release.
+    """
+    wanted = recipe.weights
+    if wanted == "none":
+        return Weights("none", recipe.row.input_spec())
+    if wanted in FAMILIES or wanted == "best":
+        return Weights(recipe.row.weights_tag(wanted), recipe.row.input_spec(wanted))
+    if "/" in wanted:
+        return _release(storage.absolute(wanted), recipe)
+    recipe.row.weights_tag(wanted)  # raises, naming what there is
+    raise AssertionError("unreachable")
+
+
+def _release(uri: str, recipe: Recipe) -> Weights:
+    try:
+        config: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, CONFIG)))
+        seen = config["pretrained_cfg"]
+        spec = InputSpec(
+            resolution=seen["input_size"][-1],
+            crop=seen["crop_pct"],
+            interpolation=seen["interpolation"],
+            mean=tuple(seen["mean"]),
+            std=tuple(seen["std"]),
+        )
+        found, names = config["architecture"], tuple(config.get("label_names", ()))
+    except (StorageError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
+            "folder with model.safetensors and config.json"
+        ) from error
+    if found != recipe.row.architecture:
+        raise WeightsError(
+            f"weights {uri} are a {found}, the recipe wants {recipe.row.architecture}: choose the "
+            "variant of the release"
+        )
+    return Weights(uri, spec, names or None, config["num_classes"])
+
+
+def fetch(weights: Weights, mirror: str | None) -> bytes | None:
+    """The checkpoint's safetensors bytes; None from scratch. Runs on the driver, once.
+
+    Raises WeightsError, saying what to do, where they cannot be had or are damaged.
+    """
+    if weights.name == "none":
+        return None
+    if "/" in weights.name:
+        return _checked(storage.read_bytes(storage.join(weights.name, FILE)), weights.name)
+    if mirror:
+        return _from_mirror(weights.name, storage.absolute(mirror))
+    return _from_hub(weights.name)
+
+
+def _from_mirror(name: str, mirror: str) -> bytes:
+    uri = storage.join(mirror, f"{name}.safetensors")
+    try:
+        return _checked(storage.read_bytes(uri), uri)
+    except StorageError as error:
+        raise WeightsError(
+            f"weights {name} are not in the mirror ({error}): put {name}.safetensors there, or "
+            "leave the mirror out to use the hub"
+        ) from error
+
+
+def _from_hub(name: str) -> bytes:
+    try:
+        path = Path(hf_hub_download(f"{HUB_OWNER}/{name}", FILE))
+    except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
+        raise WeightsError(
+            f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
+            f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that holds "
+            f"{name}.safetensors, or train from scratch with --weights none"
+        ) from error
+    return _checked(path.read_bytes(), f"of {name} from the hub")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _checked(data: bytes, where: str) -> bytes:
+    """The bytes, if they are a whole safetensors file."""
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(data)
+        file.flush()
+        try:
+            with safe_open(file.name, framework="numpy") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise WeightsError(f"weights {where} are damaged ({error}): fetch them again") from error
+    return data
+
+
+def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
+    """Outputs of the checkpoint's head, as timm should see it.
+
+    Where the class names differ the head must be new, also when their number is the same: a
+    count that matches nothing makes timm leave it out.
+    """
+    if weights.classes and weights.classes != classes and weights.num_classes == len(classes):
+        return -1
+    return weights.num_classes
+
+
+def hub_config(network: Network, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Any]:
+    """config.json in timm's hub format: architecture, labels and the exact preprocessing."""
+    from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name
+
+    spec = input_spec(recipe, resolve(recipe).spec)
+    data = {
+        "input_size": (3, spec.resolution, spec.resolution),
+        "crop_pct": spec.crop,
+        "interpolation": spec.interpolation,
+        "mean": spec.mean,
+        "std": spec.std,
+        "crop_mode": "center",
+    }
+    with tempfile.TemporaryDirectory(prefix="effnet-config-") as folder:
+        path = Path(folder) / CONFIG
+        save_config_for_hf(
+            network.backbone,
+            str(path),
+            model_config={"label_names": list(classes)},
+            model_args={"drop_rate": 0.0, "drop_path_rate": 0.0},
+            data_config=data,
+        )
+        config: dict[str, Any] = json.loads(path.read_text())
+        return config
+
+
+def input_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
+    """The weights' spec at the recipe's resolution."""
+    return replace(spec, resolution=recipe.image_size or spec.resolution)

@@ -1,0 +1,1 @@
+"""Training: metrics · checkpoint · loop (plain torch), then record · worker · finetune (Ray)."""

@@ -1,0 +1,46 @@
+"""The audit: which images every step used, one Parquet row per image.
+
+One file per step and rank, written when the step is taken, so that a killed run leaves the truth
+behind; a resumed run first removes everything at or after the step it resumes from.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effnet_ray import storage
+
+SCHEMA = pa.schema(
+    [
+        ("epoch", pa.int64()),
+        ("step", pa.int64()),
+        ("rank", pa.int64()),
+        ("id", pa.int64()),
+        ("weight", pa.float32()),
+    ]
+)
+
+
+def write(audit: str, *, epoch: int, step: int, rank: int, images: dict[int, float]) -> None:
+    """Record the images (id → weight) that worker `rank` used in a step of the whole run."""
+    count = len(images)
+    table = pa.table(
+        {
+            "epoch": [epoch] * count,
+            "step": [step] * count,
+            "rank": [rank] * count,
+            "id": list(images),
+            "weight": list(images.values()),
+        },
+        schema=SCHEMA,
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    name = f"step-{step:08d}-rank-{rank:04d}.parquet"
+    storage.write_bytes(storage.join(audit, name), sink.getvalue().to_pybytes())
+
+
+def remove_from(audit: str, step: int) -> None:
+    """Remove what any rank recorded at or after `step`."""
+    for name in storage.sizes(audit):
+        if int(name.split("-")[1]) >= step:
+            storage.delete(storage.join(audit, name))

@@ -1,0 +1,200 @@
+"""TrainState ↔ a folder in the run's storage. Safetensors and JSON; nothing is ever unpickled.
+
+A checkpoint is complete or absent: checkpoint.json, with the SHA-256 of every file it names, is
+written last. Resuming takes the newest one whose files match; a damaged one is said and skipped.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from effnet_ray import storage
+from effnet_ray.errors import CheckpointError, StorageError
+from effnet_ray.recipe import from_dict
+from effnet_ray.train.loop import TrainState
+from effnet_ray.train.metrics import EpochReport, Tally, best
+
+RECORD = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A TrainState at one step, copied to the CPU: training may go on while it is written."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """File name → tensor name → tensor."""
+    history: list[EpochReport]
+    tally: list[float]
+
+
+def snapshot(state: TrainState) -> Snapshot:
+    """Copy what must survive."""
+    optimizer = {
+        f"{index}.{name}": value
+        for index, values in state.optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    return Snapshot(
+        step=state.step,
+        tensors={
+            WEIGHTS: _copied(state.network.backbone.state_dict()),
+            OPTIMIZER: _copied(optimizer),
+        },
+        history=list(state.history),
+        tally=state.tally.sums.tolist(),
+    )
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def folder(step: int) -> str:
+    """Name of a step's checkpoint folder; sorts by step."""
+    return f"step-{step:08d}"
+
+
+def write(taken: Snapshot, checkpoints: str) -> str:
+    """Write a snapshot below `checkpoints` and return its URI; the record comes last."""
+    uri = storage.join(checkpoints, folder(taken.step))
+    digests = {}
+    for name, tensors in taken.tensors.items():
+        data = save(tensors)
+        digests[name] = hashlib.sha256(data).hexdigest()
+        storage.write_bytes(storage.join(uri, name), data)
+    record = {
+        "step": taken.step,
+        "files": digests,
+        "history": [asdict(report) for report in taken.history],
+        "tally": taken.tally,
+    }
+    storage.write_bytes(storage.join(uri, RECORD), json.dumps(record, indent=1).encode())
+    return uri
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint: its record, read and verified."""
+
+    uri: str
+    step: int
+    history: list[EpochReport]
+    tally: list[float]
+    files: dict[str, str]
+    """File name → SHA-256."""
+
+    def read(self, name: str) -> bytes:
+        """One of its files. Raises CheckpointError where the bytes are not the recorded ones."""
+        try:
+            data = storage.read_bytes(storage.join(self.uri, name))
+        except StorageError as error:
+            raise CheckpointError(f"{self.uri} is damaged: {error}") from error
+        if hashlib.sha256(data).hexdigest() != self.files[name]:
+            raise CheckpointError(f"{self.uri} is damaged: {name} does not match its SHA-256")
+        return data
+
+    def load_into(self, state: TrainState) -> None:
+        """Make `state` what it was. Raises CheckpointError where it does not fit or is damaged."""
+        weights, optimizer = load(self.read(WEIGHTS)), load(self.read(OPTIMIZER))
+        try:
+            state.network.backbone.load_state_dict(weights)
+            state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
+        state.step = self.step
+        state.history = list(self.history)
+        state.tally = Tally(torch.tensor(self.tally, dtype=torch.float64))
+
+
+def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    values: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        values.setdefault(int(index), {})[name] = tensor
+    return {"state": values, "param_groups": state.optimizer.state_dict()["param_groups"]}
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """Read a checkpoint's record. Raises CheckpointError where it is absent or unreadable."""
+    try:
+        record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
+        return Checkpoint(
+            uri=uri,
+            step=record["step"],
+            history=[from_dict(EpochReport, report) for report in record["history"]],
+            tally=record["tally"],
+            files=record["files"],
+        )
+    except (StorageError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{uri} is no complete checkpoint: {error}") from error
+
+
+def complete(checkpoints: str) -> Iterator[Checkpoint]:
+    """Complete and undamaged checkpoints below `checkpoints`, newest first.
+
+    A folder without a record was never finished and is passed over; a damaged one is said.
+    """
+    for name in reversed(storage.folders(checkpoints)):
+        uri = storage.join(checkpoints, name)
+        if not storage.exists(storage.join(uri, RECORD)):
+            continue
+        try:
+            checkpoint = open_checkpoint(uri)
+            for file in checkpoint.files:
+                checkpoint.read(file)
+        except CheckpointError as error:
+            logger.warning("skipping a checkpoint: %s", error)
+            continue
+        yield checkpoint
+
+
+def newest(checkpoints: str) -> Checkpoint | None:
+    """The newest complete and undamaged checkpoint, or None."""
+    return next(complete(checkpoints), None)
+
+
+class Writer:
+    """Writes snapshots in the background, one at a time, and keeps the newest and the best."""
+
+    def __init__(self, checkpoints: str, keep: int) -> None:
+        self._checkpoints, self._keep = checkpoints, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Snapshot now, write later. Raises what the write before this one raised."""
+        self.wait()
+        self._pending = self._pool.submit(self._write, snapshot(state))
+
+    def wait(self) -> None:
+        """Until the last snapshot is written. Raises what its write raised."""
+        if self._pending:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, taken: Snapshot) -> None:
+        write(taken, self._checkpoints)
+        winner = best(taken.history)
+        names = [n for n in storage.folders(self._checkpoints) if n <= folder(taken.step)]
+        kept = {*names[-self._keep :], folder(winner.step) if winner else ""}
+        for name in names:
+            if name not in kept:
+                # The record goes first: a half-deleted checkpoint must not look complete.
+                storage.delete(storage.join(self._checkpoints, name, RECORD))
+                storage.delete(storage.join(self._checkpoints, name))

@@ -1,0 +1,225 @@
+"""The driver of a run: refuse early, record what will run, then let Ray Train run it."""
+
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Callable
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from effnet_ray import storage
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.ingest import Dataset
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.errors import RecipeError, TrainingError
+from effnet_ray.model import weights as pretrained
+from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.train import checkpoint, progress, record, session
+from effnet_ray.train.metrics import best
+from effnet_ray.train.record import Result, Run
+from effnet_ray.train.worker import Job, train
+
+Hear = Callable[[progress.Event], None]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def finetune(
+    recipe: Recipe,
+    placement: Placement,
+    data: str,
+    *,
+    runs: str,
+    name: str | None = None,
+    mirror: str | None = None,
+    hear: Hear = lambda event: None,
+    connect: Callable[[Placement], object] = lambda p: session.connect(p, local=False, verbose=False),
+) -> Result:
+    """Fine-tune as the recipe says; resume an unfinished run; report a finished one.
+
+    `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one that
+    follows from recipe and data. `mirror` holds pretrained weights; `hear` is called with the
+    events of `progress`; `connect` joins or starts Ray once everything else is in order.
+    Raises InputError before anything is leased, TrainingError when the run fails.
+    """
+    began = time.perf_counter()
+    data, runs = storage.absolute(data), storage.absolute(runs)
+    manifest = manifests.load(data)
+    name = _checked_name(name or record.default_name(recipe, manifest.fingerprint))
+    run_uri = storage.join(runs, name)
+    run = record.load(run_uri)
+    if run:
+        record.check_same(run, recipe, manifest.fingerprint)
+        ended = record.load_result(run_uri)
+        if ended:
+            return ended
+    manifests.check(manifest.limited(recipe.limit), data)
+    run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
+    connect(placement)
+    job = _job(run, run_uri, manifest, data, placement, weights_uri)
+    ending = _Ending(hear)
+    lease = session.lease(placement, [data, runs])
+    with progress.listening(job.board, ending.hear):
+        _train(job, lease, placement)
+    result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
+    record.write_result(result)
+    return result
+
+
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise RecipeError(
+            f"name {name!r} cannot be a folder's name: use up to 100 letters, digits, '.', '_', '-'"
+        )
+    return name
+
+
+def _begin(
+    run: Run | None,
+    recipe: Recipe,
+    placement: Placement,
+    manifest: Manifest,
+    data: str,
+    runs: str,
+    name: str,
+    mirror: str | None,
+) -> tuple[Run, str | None]:
+    """The run's record, made if it is new, and where its pretrained file lies."""
+    if run:
+        return run, _weights_uri(runs, run.weights_sha256)
+    weights = pretrained.resolve(recipe)
+    settled = recipe.settled(
+        weights.spec,
+        workers=placement.worker_range[1],
+        on_gpu=placement.gpus_per_worker > 0,
+    )
+    fetched = pretrained.fetch(weights, mirror)
+    digest = hashlib.sha256(fetched).hexdigest() if fetched else ""
+    uri = _weights_uri(runs, digest)
+    if fetched and uri and not storage.exists(uri):
+        storage.write_bytes(uri, fetched)
+    run = Run(
+        name=name,
+        recipe=settled,
+        spec=pretrained.input_spec(settled, weights.spec),
+        classes=manifest.classes,
+        data=data,
+        fingerprint=manifest.fingerprint,
+        weights=weights.name,
+        weights_sha256=digest,
+        weights_head=pretrained.head_classes(weights, manifest.classes),
+    )
+    record.create(run, storage.join(runs, name))
+    return run, uri
+
+
+def _weights_uri(runs: str, digest: str) -> str | None:
+    """Pretrained files are shared by the runs that start from them."""
+    return storage.join(runs, "weights", f"{digest}.safetensors") if digest else None
+
+
+def _job(
+    run: Run,
+    run_uri: str,
+    manifest: Manifest,
+    data: str,
+    placement: Placement,
+    weights_uri: str | None,
+) -> Job:
+    limited = manifest.limited(run.recipe.limit)
+    return Job(
+        run=run,
+        run_uri=run_uri,
+        dataset=Dataset(limited, manifests.folder(data), run.recipe, run.spec),
+        placement=placement,
+        weights_uri=weights_uri,
+        board=progress.board(),
+    )
+
+
+def _train(job: Job, lease: session.Lease, placement: Placement) -> None:
+    """Run Ray Train. Its own state goes to a folder that is thrown away: we resume from ours."""
+    with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(
+                num_workers=lease.workers,
+                use_gpu=lease.use_gpu,
+                resources_per_worker=lease.resources_per_worker,
+            ),
+            torch_config=TorchConfig(backend=lease.backend),
+            run_config=RunConfig(
+                name=job.run.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=placement.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(
+                f"run {job.run.name!r} failed: {_cause(error)}: run the same command again to "
+                "resume it from its newest checkpoint"
+            ) from error
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """The innermost reason, in one line: the worker's own exception where there is one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    reason = next(iter(failures.values()), None) or getattr(error, "controller_failure", error)
+    while getattr(reason, "cause", None):
+        reason = reason.cause
+    lines = [line for line in str(reason).strip().splitlines() if line.strip()]
+    return f"{type(reason).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+class _Ending:
+    """Hears a run's events, passes them on, and makes the Result from the last of them."""
+
+    def __init__(self, hear: Hear) -> None:
+        self._pass_on = hear
+        self._started: progress.Started | None = None
+        self._failed: progress.Failed | None = None
+        self._images = self._train_s = 0.0
+
+    def hear(self, event: progress.Event) -> None:
+        """Remember what the Result needs."""
+        match event:
+            case progress.Started():
+                self._started, self._images, self._train_s = event, 0.0, 0.0
+            case progress.EpochDone() if event.images_per_s:
+                self._images += event.report.train_images
+                self._train_s += event.report.train_images / event.images_per_s
+            case progress.Failed():
+                self._failed = event
+        self._pass_on(event)
+
+    def result(self, run: Run, run_uri: str, *, seconds: float) -> Result:
+        """Figures of the best epoch, from the run's own record. Raises TrainingError."""
+        if self._failed:
+            raise TrainingError(f"run {run.name!r} failed: {self._failed.message}")
+        last = checkpoint.newest(storage.join(run_uri, record.CHECKPOINTS))
+        winner = best(last.history) if last else None
+        if not last or not winner or len(last.history) < run.recipe.epochs:
+            raise TrainingError(
+                f"run {run.name!r} stopped before its last epoch: run the same command again to "
+                "resume it"
+            )
+        folder = checkpoint.folder(winner.step)
+        return Result(
+            run=run.name,
+            run_uri=run_uri,
+            checkpoint=storage.join(run_uri, record.CHECKPOINTS, folder),
+            eval_top1=winner.eval_top1,
+            eval_top5=winner.eval_top5,
+            eval_loss=winner.eval_loss,
+            epochs=len(last.history),
+            steps=last.step,
+            resumed_from_step=self._started.step if self._started else 0,
+            train_images_per_s=self._images / self._train_s if self._train_s else 0.0,
+            seconds=seconds,
+            quarantined=last.history[-1].quarantined,
+        )

@@ -1,0 +1,120 @@
+"""What a run says while it goes: small events from workers to the driver, through one actor."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from effnet_ray.train.metrics import EpochReport
+
+POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker group begins, or begins again."""
+
+    workers: int
+    step: int
+    """The step it resumes from; 0 for a fresh run."""
+    steps: int
+    """Steps of the whole run."""
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Training goes on."""
+
+    step: int
+    loss: float
+    """Mean over the epoch so far."""
+    images_per_s: float
+    """Over the epoch so far, all workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch was trained and evaluated."""
+
+    report: EpochReport
+    seconds: float
+    """Wall time of the epoch, evaluation included."""
+    images_per_s: float
+    """Train images over the time of the train steps, all workers."""
+    first_batch_s: float
+    """From the epoch's start to its first batch, on worker 0."""
+    data_wait_s: float
+    """Time that worker 0 waited for data, train and eval, the first batch included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Images that could not be read."""
+
+    images: dict[int, str]
+    """id → path and reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """All workers agreed to give up."""
+
+    message: str
+
+
+Event = Started | Stepped | EpochDone | Quarantined | Failed
+
+
+class _Board:
+    """Keeps events until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def post(self, event: Event) -> None:
+        """Called by workers."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Called by the driver: everything since it last asked, in order."""
+        taken, self._events = self._events, []
+        return taken
+
+
+def board() -> Any:
+    """Start the actor that carries events; it needs no CPU of its own."""
+    return ray.remote(num_cpus=0)(_Board).remote()
+
+
+@contextmanager
+def listening(board: Any, hear: Callable[[Event], None]) -> Iterator[None]:
+    """Call `hear` with every event posted meanwhile, from a thread of its own."""
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            _deliver(board, hear)
+            time.sleep(POLL_S)
+
+    thread = threading.Thread(target=listen, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        _deliver(board, hear)
+
+
+def _deliver(board: Any, hear: Callable[[Event], None]) -> None:
+    try:
+        events = ray.get(board.take.remote())
+    except ray.exceptions.RayError:
+        return  # the cluster is going down; the run's own record tells the rest
+    for event in events:
+        hear(event)

@@ -1,0 +1,109 @@
+"""Joining a Ray cluster, or starting one on this machine; and what it can hold."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from effnet_ray import storage
+from effnet_ray.errors import ClusterError
+from effnet_ray.recipe import Placement
+
+GLOO = "gloo"
+NCCL = "cpu:gloo,cuda:nccl"
+"""NCCL for gradients, gloo for the few numbers that live on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What to ask Ray for."""
+
+    workers: int | tuple[int, int]
+    use_gpu: bool
+    resources_per_worker: dict[str, float]
+    backend: str
+
+
+def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
+    """Join the cluster this job was submitted to, else start Ray here; say which.
+
+    Only RAY_ADDRESS (which `ray job submit` sets) makes a job join a cluster: one that merely
+    happens to run on this machine is left alone.
+    """
+    if ray.is_initialized():
+        return "the Ray this process is connected to"
+    joins = not local and bool(os.environ.get("RAY_ADDRESS"))
+    if not verbose:
+        # Ray decides about its dashboards' and workers' noise from these, when it starts.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    options = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if joins:
+        ray.init(**options)
+        return f"the cluster at {os.environ['RAY_ADDRESS']}"
+    cpus = max(os.cpu_count() or 1, placement.worker_range[1])
+    gpus = math.ceil(placement.gpus_per_worker * placement.worker_range[1])
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        include_dashboard=False,
+        **options,
+    )
+    return f"a local Ray on this machine ({cpus} CPUs)"
+
+
+def lease(placement: Placement, uris: Sequence[str]) -> Lease:
+    """What to ask for. Raises ClusterError where this cluster can never give it."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1:
+        for uri in uris:
+            if not storage.is_remote(uri):
+                raise ClusterError(
+                    f"{uri} is a folder of one machine, but the cluster has {len(nodes)} nodes: "
+                    "use an s3:// URI that all of them can reach"
+                )
+    low, high = placement.worker_range
+    _check_capacity(placement, low)
+    shared = placement.gpus_per_worker and placement.gpus_per_worker < 1
+    resources: dict[str, float] = {"CPU": _cpus_per_worker(nodes, high)}
+    if placement.gpus_per_worker:
+        resources["GPU"] = placement.gpus_per_worker
+    return Lease(
+        workers=low if low == high else (low, high),
+        use_gpu=bool(placement.gpus_per_worker),
+        resources_per_worker=resources,
+        # NCCL refuses two workers on one GPU.
+        backend=NCCL if placement.gpus_per_worker and not shared else GLOO,
+    )
+
+
+def _cpus_per_worker(nodes: Sequence[dict[str, dict[str, float]]], workers: int) -> float:
+    """1, or less where one machine with fewer cores than workers must hold them all."""
+    cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
+    if len(nodes) > 1 or cpus < 1 or cpus >= workers:
+        return 1
+    return math.floor(100 * cpus / workers) / 100
+
+
+def _check_capacity(placement: Placement, workers: int) -> None:
+    """A cluster that does not grow must have the GPUs already."""
+    wanted = placement.gpus_per_worker * workers
+    have = ray.cluster_resources().get("GPU", 0)
+    if wanted > have and not _autoscales():
+        raise ClusterError(
+            f"{workers} workers with {placement.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
+            f"the cluster has {have:g} and does not grow: lower --workers or --gpus-per-worker"
+        )
+
+
+def _autoscales() -> bool:
+    from ray._private.state import state  # the only place where Ray tells an autoscaler's limits
+
+    return bool(state.get_max_resources_from_cluster_config())

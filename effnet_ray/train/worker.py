@@ -1,0 +1,249 @@
+"""One Ray Train worker: it connects the loop to its stream, its checkpoints and its board."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from effnet_ray import storage
+from effnet_ray.data.ingest import Dataset, Images, Stream
+from effnet_ray.errors import TrainingError
+from effnet_ray.model import network, optim
+from effnet_ray.recipe import Placement
+from effnet_ray.train import audit, checkpoint, record
+from effnet_ray.train.loop import Batch, Shape, TrainState, fit
+from effnet_ray.train.metrics import EpochReport
+from effnet_ray.train.progress import EpochDone, Failed, Quarantined, Started, Stepped
+
+POST_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker is told."""
+
+    run: record.Run
+    run_uri: str
+    dataset: Dataset
+    placement: Placement
+    weights_uri: str | None
+    """The pretrained file in the run's storage; None from scratch."""
+    board: Any
+    """Actor handle of `progress.board`."""
+
+
+def train(config: dict[str, Job]) -> None:
+    """The function every Ray Train worker runs; also after a failure, from the newest checkpoint."""
+    job = config["job"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(share)
+    state = _state(job, device)
+    _resume(state, job, rank)
+    stream = Stream(
+        job.dataset,
+        rank=rank,
+        workers=workers,
+        first_step=state.step,
+        decode_tasks=job.placement.decode_tasks or share,
+        prefetch_mb=job.placement.prefetch_mb,
+    )
+    batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
+    _Reporter(job, rank, workers, batches, state).run(state)
+
+
+def _state(job: Job, device: torch.device) -> TrainState:
+    """The state of step 0: pretrained or fresh weights, an empty optimizer."""
+    recipe = job.run.recipe
+    with TemporaryDirectory(prefix="effnet-weights-") as folder:
+        file = None
+        if job.weights_uri:
+            file = str(Path(folder) / "model.safetensors")
+            storage.download(job.weights_uri, Path(file))
+        built = network.build(
+            recipe,
+            job.run.spec,
+            len(job.run.classes),
+            weights_file=file,
+            weights_classes=job.run.weights_head,
+        ).to(device)
+    return TrainState(built, optim.optimizer(built, recipe))
+
+
+def _resume(state: TrainState, job: Job, rank: int) -> None:
+    """Load the newest checkpoint, the same on every worker: worker 0 chooses it."""
+    folder = storage.join(job.run_uri, record.CHECKPOINTS)
+    found = checkpoint.newest(folder) if rank == 0 else None
+    step = torch.tensor([found.step if found else -1])
+    if rank == 0:
+        audit.remove_from(storage.join(job.run_uri, record.AUDIT), max(0, int(step)))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(step, src=0)
+    if int(step) >= 0:
+        uri = storage.join(folder, checkpoint.folder(int(step)))
+        (found or checkpoint.open_checkpoint(uri)).load_into(state)
+
+
+class DeviceBatches:
+    """A Stream's images as batches on the worker's device; measures the waiting."""
+
+    def __init__(self, stream: Stream, lanes: Sequence[int], device: torch.device) -> None:
+        self._stream, self._lanes, self._device = stream, lanes, device
+        self.current: list[Images] = []
+        """The images of the step under way, for the audit."""
+        self.bad: dict[int, str] = {}
+        """Quarantined since last emptied: id → path and reason."""
+        self.waited_s = 0.0
+        self.first_s = math.nan
+        """Wait for the epoch's first batch."""
+
+    def train(self, step: int) -> Iterator[Sequence[Batch]]:
+        """The epoch's steps from `step` on, as this worker's lanes."""
+        self.waited_s, self.first_s = 0.0, math.nan
+        for images in self._waiting(self._stream.train(step)):
+            self.current = images
+            yield [
+                self._batch(part, lane) for part, lane in zip(images, self._lanes, strict=True)
+            ]
+
+    def eval(self) -> Iterator[Batch]:
+        """This worker's share of the eval split."""
+        for images in self._waiting(self._stream.eval()):
+            yield self._batch(images, 0)
+
+    def _waiting(self, source: Iterable[Any]) -> Iterator[Any]:
+        iterator = iter(source)
+        while True:
+            begin = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            waited = time.perf_counter() - begin
+            self.waited_s += waited
+            self.first_s = waited if math.isnan(self.first_s) else self.first_s
+            yield item
+
+    def _batch(self, images: Images, lane: int) -> Batch:
+        self.bad |= images.bad
+        image = torch.from_numpy(images.image).permute(0, 3, 1, 2)  # [B, 3, R, R], channels last
+        label, weight = torch.from_numpy(images.label), torch.from_numpy(images.weight)
+        if self._device.type == "cuda":  # pinned memory lets the copy overlap with compute
+            image, label, weight = image.pin_memory(), label.pin_memory(), weight.pin_memory()
+        image, label, weight = (t.to(self._device, non_blocking=True) for t in (image, label, weight))
+        return Batch(image, label, weight, lane)
+
+
+class _Reporter:
+    """Runs the loop and tells of it: board, audit, checkpoints, Ray Train's reports."""
+
+    def __init__(
+        self, job: Job, rank: int, workers: int, batches: DeviceBatches, state: TrainState
+    ) -> None:
+        self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
+        plan = job.dataset.plan
+        self._shape = Shape(plan.steps_per_epoch, plan.images, job.dataset.eval_plan.images)
+        folder = storage.join(job.run_uri, record.CHECKPOINTS)
+        self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
+        self._begin = self._last_step = self._posted = time.perf_counter()
+        self._first_image = state.tally.images
+        if rank == 0:
+            total = job.run.recipe.epochs * plan.steps_per_epoch
+            device = next(state.network.parameters()).device.type
+            job.board.post.remote(Started(workers, state.step, total, device))
+
+    def run(self, state: TrainState) -> None:
+        """Train to the end. A failure that all workers share ends the run without retries."""
+        try:
+            fit(
+                state,
+                self._job.run.recipe,
+                self._shape,
+                self._batches,
+                on_step=self._on_step,
+                on_epoch=self._on_epoch,
+            )
+        except TrainingError as error:
+            self._job.board.post.remote(Failed(str(error)))
+        self._writer.wait()
+
+    def _on_step(self, state: TrainState) -> None:
+        self._last_step = time.perf_counter()
+        if self._job.placement.audit:
+            self._audit(state.step - 1)
+        every = self._job.placement.checkpoint_every
+        ends_epoch = state.step % self._shape.steps_per_epoch == 0
+        if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
+            self._writer.save(state)
+        if self._rank == 0 and self._last_step - self._posted >= POST_EVERY_S:
+            self._posted = self._last_step
+            self._job.board.post.remote(Stepped(state.step, state.tally.loss, self._rate(state)))
+
+    def _rate(self, state: TrainState) -> float:
+        seconds = max(1e-9, self._last_step - self._begin)
+        return (state.tally.images - self._first_image) / seconds
+
+    def _audit(self, step: int) -> None:
+        images = {
+            int(image): float(weight)
+            for part in self._batches.current
+            for image, weight in zip(part.id, part.weight, strict=True)
+        }
+        audit.write(
+            storage.join(self._job.run_uri, record.AUDIT),
+            epoch=step // self._shape.steps_per_epoch,
+            step=step,
+            rank=self._rank,
+            images=images,
+        )
+
+    def _on_epoch(self, report: EpochReport, state: TrainState) -> None:
+        now = time.perf_counter()
+        trained = report.train_images - self._first_image
+        rate = trained / max(1e-9, self._last_step - self._begin)
+        timing = EpochDone(
+            report=report,
+            seconds=now - self._begin,
+            images_per_s=rate,
+            first_batch_s=self._batches.first_s,
+            data_wait_s=self._batches.waited_s,
+        )
+        if self._rank == 0:
+            self._writer.save(state)
+            self._job.board.post.remote(timing)
+        self._quarantine(report.epoch)
+        ray.train.report(
+            {
+                "epoch": report.epoch,
+                "step": report.step,
+                "eval_top1": report.eval_top1,
+                "eval_loss": report.eval_loss,
+                "train_loss": report.train_loss,
+                "train_images_per_s": rate,
+            }
+        )
+        self._begin, self._first_image = time.perf_counter(), 0
+
+    def _quarantine(self, epoch: int) -> None:
+        """Name the images that this worker could not read in this epoch."""
+        bad, self._batches.bad = self._batches.bad, {}
+        if not bad:
+            return
+        self._job.board.post.remote(Quarantined(bad))
+        name = f"epoch-{epoch:04d}-rank-{self._rank:04d}.json"
+        uri = storage.join(self._job.run_uri, record.QUARANTINE, name)
+        storage.write_bytes(uri, json.dumps(bad, indent=1, ensure_ascii=False).encode())
+
