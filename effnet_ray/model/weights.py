@@ -144,11 +144,13 @@ def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
     return weights.num_classes
 
 
-def hub_config(network: Network, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Any]:
-    """config.json in timm's hub format: architecture, labels and the exact preprocessing."""
+def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
+    """config.json in timm's hub format: architecture, labels and the exact preprocessing.
+
+    `spec` is what the network was shown in training.
+    """
     from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name
 
-    spec = input_spec(recipe, resolve(recipe).spec)
     data = {
         "input_size": (3, spec.resolution, spec.resolution),
         "crop_pct": spec.crop,
@@ -163,11 +165,12 @@ def hub_config(network: Network, recipe: Recipe, classes: tuple[str, ...]) -> di
             network.backbone,
             str(path),
             model_config={"label_names": list(classes)},
-            model_args={"drop_rate": 0.0, "drop_path_rate": 0.0},
             data_config=data,
         )
         config: dict[str, Any] = json.loads(path.read_text())
-        return config
+    # timm's tag of the variant's default checkpoint, which these weights are not.
+    config["pretrained_cfg"]["tag"] = "effnet_ray"
+    return config
 
 
 def input_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:

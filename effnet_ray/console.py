@@ -1,0 +1,117 @@
+"""What people see, on stderr: one live line, one line per epoch, a table at the end.
+
+In a job's log, where there is no terminal, the live line becomes plain lines now and then.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from effnet_ray.train.progress import EpochDone, Event, Failed, Quarantined, Started, Stepped
+
+PLAIN_EVERY_S = 30
+"""Seconds between progress lines in a log."""
+NAMED_AT_ONCE = 5
+"""Quarantined images named on the console; the run's quarantine/ folder names all."""
+
+
+class People:
+    """Speaks to whoever watches. Use as a context; it may be silent when nothing happens."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[figures]}  ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._last_plain = time.monotonic()
+        self._epochs = 0
+
+    def __enter__(self) -> "People":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, sentence: str) -> None:
+        """One plain sentence."""
+        self.console.print(sentence, markup=False)
+
+    def packed(self, done: int, total: int) -> None:
+        """Progress of packing, images."""
+        if self.console.is_terminal:
+            if self._task is None:
+                self._task = self._live.add_task("packing", total=total, figures="")
+            self._live.update(self._task, completed=done)
+        elif done == total:
+            self.say(f"packed {total:,} images")
+
+    def hear(self, event: Event) -> None:
+        """An event of a run."""
+        match event:
+            case Started():
+                self._started(event)
+            case Stepped():
+                self._stepped(event)
+            case EpochDone():
+                self._epoch(event)
+            case Quarantined():
+                named = list(event.images.items())
+                for image, why in named[:NAMED_AT_ONCE]:
+                    self.say(f"quarantined image {image}: {why}")
+                if len(named) > NAMED_AT_ONCE:
+                    self.say(f"… and {len(named) - NAMED_AT_ONCE} more, in the run's quarantine/")
+            case Failed():
+                pass  # the driver raises it
+
+    def _started(self, event: Started) -> None:
+        begin = f"resuming at step {event.step} of" if event.step else "training for"
+        workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
+        self.say(f"{begin} {event.steps} steps on {workers} ({event.device})")
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._task = self._live.add_task(
+            "training", total=event.steps, completed=event.step, figures=""
+        )
+
+    def _stepped(self, event: Stepped) -> None:
+        figures = f"{event.images_per_s:,.1f} images/s  loss {event.loss:.3f}"
+        if self._task is not None:
+            self._live.update(self._task, completed=event.step, figures=figures)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = now
+            self.say(f"step {event.step}  {figures}")
+
+    def _epoch(self, event: EpochDone) -> None:
+        report = event.report
+        self._last_plain = time.monotonic()
+        if self._task is not None:
+            self._live.update(self._task, completed=report.step)
+        self.say(
+            f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.4f}  "
+            f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  "
+            f"{event.images_per_s:,.1f} images/s  {event.seconds:.1f} s  "
+            f"(waited {event.data_wait_s:.1f} s for data)"
+        )
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """Names and values, the values never folded: they are there to be copied."""
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="ignore", no_wrap=True)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table)

@@ -1,0 +1,1 @@
+"""The model store: immutable, versioned releases."""

@@ -1,0 +1,51 @@
+"""From a finished run to a Release: the best checkpoint, with all that a reader needs."""
+
+from dataclasses import asdict
+
+import effnet_ray
+from effnet_ray import storage
+from effnet_ray.errors import CheckpointError, ReleaseError
+from effnet_ray.model import network, weights
+from effnet_ray.store.card import card
+from effnet_ray.store.releases import ModelStore, Release, record_files
+from effnet_ray.train import checkpoint, record
+from effnet_ray.train.metrics import best
+from effnet_ray.train.record import Result
+
+
+def release_run(result: Result, store: str) -> Release:
+    """Publish a finished run's best checkpoint in `store`, under the run's name.
+
+    A run that was released already is found, not released again. Raises ReleaseError where the
+    run's record or best checkpoint is gone or damaged.
+    """
+    run = record.load(result.run_uri)
+    if run is None:
+        raise ReleaseError(f"{result.run_uri} has no {record.RUN}: run the same command again")
+    try:
+        chosen = checkpoint.open_checkpoint(result.checkpoint)
+        data = chosen.read(checkpoint.WEIGHTS)
+    except CheckpointError as error:
+        raise ReleaseError(f"run {run.name!r} cannot be released: {error}") from error
+    winner = best(chosen.history)
+    assert winner is not None  # the best checkpoint is one of an epoch's end
+    history = [asdict(report) for report in chosen.history]
+    built = network.build(run.recipe, run.spec, len(run.classes))
+    files = {
+        checkpoint.WEIGHTS: data,
+        **record_files(
+            config=weights.hub_config(built, run.spec, run.classes),
+            recipe=run.recipe,
+            metrics={"best": asdict(winner), "history": history},
+        ),
+        "README.md": card(run, result, winner).encode(),
+    }
+    provenance = {
+        "run": result.run_uri,
+        "step": chosen.step,
+        "data": run.data,
+        "fingerprint": run.fingerprint,
+        "weights": run.weights,
+        "effnet_ray": effnet_ray.__version__,
+    }
+    return ModelStore(storage.absolute(store)).publish(run.name, files, provenance)

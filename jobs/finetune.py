@@ -1,0 +1,6 @@
+"""Fine-tune an EfficientNet on a packed data set and publish a release. `--help` says how."""
+
+from effnet_ray.cli import finetune_job, main
+
+if __name__ == "__main__":
+    raise SystemExit(main(finetune_job))

@@ -1,0 +1,6 @@
+"""Pack a folder of class folders into Parquet shards and a manifest. `--help` says how."""
+
+from effnet_ray.cli import main, pack_job
+
+if __name__ == "__main__":
+    raise SystemExit(main(pack_job))
