@@ -37,14 +37,14 @@ SAMPLE = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "crop_ratio": 1.1}
 LOCAL = {
     **SAMPLE,
     "image_size": 64,
-    "epochs": 8,
+    "epochs": 10,
     "batch_size": 32,
     "lr": 3e-3,
     "dropout": 0.1,
     "drop_path": 0.0,
     "label_smoothing": 0.05,
 }
-"""Found by trying on the sample data: eval top-1 0.975 after 8 epochs."""
+"""Found by trying on the sample data: eval top-1 0.97 to 0.98."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     with People() as people:
         data = where.data or _sample(people)
         if flags.recipe.weights == "none":
-            people.say("training from scratch (weights: none)")
+            people.say("training from scratch: no pretrained weights (--weights none)")
 
         def connect(placement: Placement) -> None:
             people.say(

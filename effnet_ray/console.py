@@ -10,7 +10,6 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from effnet_ray.train.progress import EpochDone, Event, Failed, Quarantined, Started, Stepped
 
@@ -108,10 +107,8 @@ class People:
         )
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """Names and values, the values never folded: they are there to be copied."""
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="ignore", no_wrap=True)
+        """Names and values, one a line and never folded: they are there to be copied."""
+        self.say(f"\n{title}")
+        width = max(map(len, rows))
         for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table)
+            self.say(f"  {name:<{width}}  {value}")

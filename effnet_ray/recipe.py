@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.variants import DROP_PATH, MIN_IMAGE_SIZE, InputSpec, Variant, variant
+from effnet_ray.variants import (
+    BEST_FAMILY,
+    DROP_PATH,
+    FAMILIES,
+    MIN_IMAGE_SIZE,
+    InputSpec,
+    Variant,
+    variant,
+)
 
 Record = TypeVar("Record")
 
@@ -88,7 +96,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         row = variant(self.variant)
-        if self.weights in ("in1k", "aa", "ra", "ap", "ns"):
+        if self.weights == "best":  # recorded as what it is, not as what it was thought to be
+            object.__setattr__(self, "weights", BEST_FAMILY)
+        if self.weights in FAMILIES:
             row.weights_tag(self.weights)
         size = self.image_size
         _require(
@@ -194,7 +204,9 @@ class Placement:
         _require(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "0 or more")
         _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every,
                  "0 or more steps")  # fmt: skip
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        _require(
+            self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more"
+        )
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
         _require(self.decode_tasks is None or self.decode_tasks >= 1, "decode_tasks",
                  self.decode_tasks, "1 or more")  # fmt: skip

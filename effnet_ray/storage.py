@@ -120,10 +120,10 @@ def _missing(uri: str) -> str:
         found = _s3().exists(bucket)
     except (OSError, ClientError, BotoCoreError):
         found = True
-    return "it does not exist: check the key" if found else (
-        f"the bucket {bucket!r} does not exist at "
-        f"{os.environ.get('AWS_ENDPOINT_URL', 'AWS')}: create it, or check its name and the endpoint"
-    )  # fmt: skip
+    if found:
+        return "it does not exist: check the key"
+    where = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    return f"the bucket {bucket!r} does not exist at {where}: create it, or check its name"
 
 
 def _one_line(error: BaseException) -> str:

@@ -156,7 +156,9 @@ def check(manifest: Manifest, data: str) -> None:
     shards = [shard for split in manifest.splits.values() for shard in split]
     for shard in shards:
         if shard.path not in found:
-            raise DatasetError(f"shard {shard.path} of {data} is missing: restore it or pack again")
+            raise DatasetError(
+                f"shard {shard.path} of {data} is missing: restore it or pack again"
+            )
         if found[shard.path] != shard.bytes:
             raise DatasetError(
                 f"shard {shard.path} of {data} was altered: {found[shard.path]:,} bytes, the "

@@ -228,7 +228,9 @@ def _read(file: Source, source: str) -> Packed:
     try:
         data = storage.read_bytes(storage.join(source, file.path))
     except StorageError as error:
-        raise DatasetError(f"{file.path} vanished or is unreadable while packing: {error}") from error
+        raise DatasetError(
+            f"{file.path} vanished or is unreadable while packing: {error}"
+        ) from error
     digest = hashlib.sha256(data).hexdigest()
     try:
         decode(data)

@@ -5,7 +5,7 @@ worker runs it, and its running statistics take one step per optimizer step, fro
 that neither depends on how many workers there are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import timm
 import torch
@@ -120,5 +120,5 @@ class RunningStatistics:
         count = flat[-1]
         if count == 0:
             return
-        parts: Iterable[Tensor] = (flat[:-1] / count).split([t.numel() for t in self._live])
-        torch._foreach_copy_(self._live, list(parts))
+        means = torch.split(flat[:-1] / count, [buffer.numel() for buffer in self._live])
+        torch._foreach_copy_(self._live, list(means))

@@ -14,7 +14,7 @@ FINAL_LR_FRACTION = 0.01
 
 def optimizer(network: Network, recipe: Recipe) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019); no weight decay on norms and biases (timm's grouping)."""
-    return create_optimizer_v2(
+    made: Optimizer = create_optimizer_v2(
         network,
         opt="adamw",
         lr=recipe.lr,
@@ -22,6 +22,7 @@ def optimizer(network: Network, recipe: Recipe) -> Optimizer:
         filter_bias_and_bn=True,
         fused=True,
     )
+    return made
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -129,7 +129,9 @@ def _checked(data: bytes, where: str) -> bytes:
             with safe_open(file.name, framework="numpy") as tensors:
                 tensors.keys()
         except SafetensorError as error:
-            raise WeightsError(f"weights {where} are damaged ({error}): fetch them again") from error
+            raise WeightsError(
+                f"weights {where} are damaged ({error}): fetch them again"
+            ) from error
     return data
 
 

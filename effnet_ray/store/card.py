@@ -1,7 +1,7 @@
 """The model card: README.md of a release, written for a reader."""
 
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.metrics import EpochReport
+from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.record import Result, Run
 
 CARD = """\

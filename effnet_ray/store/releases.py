@@ -91,7 +91,9 @@ class ModelStore:
         """
         match = REFERENCE.fullmatch(reference)
         if not match:
-            raise ReleaseError(f"{reference!r} is no release: expected NAME@vN, as in quickstart@v1")
+            raise ReleaseError(
+                f"{reference!r} is no release: expected NAME@vN, as in quickstart@v1"
+            )
         name, version = match[1], int(match[2])
         versions = self.versions(name)
         if version not in versions:
@@ -129,8 +131,8 @@ def verify(uri: str) -> None:
         data = storage.read_bytes(storage.join(uri, file))
         if hashlib.sha256(data).hexdigest() != digest:
             raise ReleaseError(
-                f"{file} of {uri} was altered: its SHA-256 is not the one in {RECORD}: restore it, "
-                "or use another version"
+                f"{file} of {uri} was altered: its SHA-256 is not the one in {RECORD}: restore "
+                "it, or use another version"
             )
 
 

@@ -10,13 +10,8 @@ import pyarrow.parquet as pq
 from effnet_ray import storage
 
 SCHEMA = pa.schema(
-    [
-        ("epoch", pa.int64()),
-        ("step", pa.int64()),
-        ("rank", pa.int64()),
-        ("id", pa.int64()),
-        ("weight", pa.float32()),
-    ]
+    [pa.field(name, pa.int64()) for name in ("epoch", "step", "rank", "id")]
+    + [pa.field("weight", pa.float32())]
 )
 
 

@@ -20,7 +20,8 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, StorageError
 from effnet_ray.recipe import from_dict
 from effnet_ray.train.loop import TrainState
-from effnet_ray.train.metrics import EpochReport, Tally, best
+from effnet_ray.train.metrics import Tally
+from effnet_ray.train.reports import EpochReport, best
 
 RECORD = "checkpoint.json"
 WEIGHTS = "model.safetensors"
@@ -123,9 +124,18 @@ class Checkpoint:
 
 
 def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The state dict, every moment laid out in memory as its parameter is.
+
+    Fused AdamW walks parameter and moments side by side in memory; a contiguous moment beside a
+    `channels_last` parameter would silently update the wrong elements.
+    """
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         values.setdefault(int(index), {})[name] = tensor
     return {"state": values, "param_groups": state.optimizer.state_dict()["param_groups"]}
 

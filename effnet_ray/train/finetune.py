@@ -18,7 +18,7 @@ from effnet_ray.errors import RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.recipe import Placement, Recipe
 from effnet_ray.train import checkpoint, progress, record, session
-from effnet_ray.train.metrics import best
+from effnet_ray.train.reports import best
 from effnet_ray.train.record import Result, Run
 from effnet_ray.train.worker import Job, train
 
@@ -35,7 +35,9 @@ def finetune(
     name: str | None = None,
     mirror: str | None = None,
     hear: Hear = lambda event: None,
-    connect: Callable[[Placement], object] = lambda p: session.connect(p, local=False, verbose=False),
+    connect: Callable[[Placement], object] = lambda p: session.connect(
+        p, local=False, verbose=False
+    ),
 ) -> Result:
     """Fine-tune as the recipe says; resume an unfinished run; report a finished one.
 
@@ -71,7 +73,8 @@ def finetune(
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise RecipeError(
-            f"name {name!r} cannot be a folder's name: use up to 100 letters, digits, '.', '_', '-'"
+            f"name {name!r} cannot be a folder's name: use up to 100 of letters, digits, '.', "
+            "'_' and '-'"
         )
     return name
 

@@ -21,7 +21,8 @@ from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import Network, RunningStatistics, train_mode
 from effnet_ray.model.optim import learning_rate, set_learning_rate
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.metrics import EpochReport, Tally, sum_over_workers
+from effnet_ray.train.metrics import Tally, epoch_report, sum_over_workers
+from effnet_ray.train.reports import EpochReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def fit(
             on_step(state)
         evaluated = evaluate(state.network, batches.eval(), worker.autocast)
         _reconcile(epoch, shape, state.tally, evaluated)
-        report = EpochReport.of(epoch, state.step, state.tally, evaluated)
+        report = epoch_report(epoch, state.step, state.tally, evaluated)
         state.history.append(report)
         state.tally = Tally.zero(worker.device)
         on_epoch(report, state)
@@ -180,7 +181,7 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
     for index, lane in enumerate(lanes):
         torch.manual_seed(lane_seed(recipe.seed, step, lane.lane))
         with worker.accumulating(last=index == len(lanes) - 1):
-            with worker.autocast(), _single_image_mode(worker.network, lane):
+            with worker.autocast(), _SingleImageMode(worker.network, lane):
                 logits = worker.model(lane.image)
             losses = F.cross_entropy(
                 logits.float(), lane.label, reduction="none",
@@ -223,7 +224,7 @@ def evaluate(
     return tally.over_workers()
 
 
-class _single_image_mode(AbstractContextManager[None]):
+class _SingleImageMode(AbstractContextManager[None]):
     """BatchNorm by its running statistics for a lone image of one value per channel.
 
     At 32 px the last maps are 1×1, and one value has no variance to normalise by.
@@ -231,8 +232,8 @@ class _single_image_mode(AbstractContextManager[None]):
 
     def __init__(self, network: Network, lane: Batch) -> None:
         lone = len(lane.label) == 1 and lane.image.shape[-1] <= 32
-        self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training
-                        ] if lone else []  # fmt: skip
+        layers = (m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
+        self._layers = list(layers) if lone else []
 
     def __enter__(self) -> None:
         for layer in self._layers:

@@ -8,6 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from effnet_ray.train.reports import EpochReport
+
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
     """The element-wise sum over all workers, in place; the tensor itself when there is one."""
@@ -74,41 +76,17 @@ class Tally:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochReport:
-    """What one epoch says to the world; means over all images of the epoch and all workers."""
-
-    epoch: int
-    """From 0."""
-    step: int
-    """Optimizer steps taken so far, over the whole run."""
-    train_loss: float
-    train_top1: float
-    train_images: int
-    eval_loss: float
-    eval_top1: float
-    eval_top5: float
-    eval_images: int
-    quarantined: int
-    """Images of this epoch, train and eval, that could not be read."""
-
-    @classmethod
-    def of(cls, epoch: int, step: int, train: Tally, evaluated: Tally) -> Self:
-        """The report of an epoch from its two tallies (over all workers)."""
-        return cls(
-            epoch=epoch,
-            step=step,
-            train_loss=train.loss,
-            train_top1=train.top1,
-            train_images=train.images,
-            eval_loss=evaluated.loss,
-            eval_top1=evaluated.top1,
-            eval_top5=evaluated.top5,
-            eval_images=evaluated.images,
-            quarantined=train.quarantined + evaluated.quarantined,
-        )
-
-
-def best(history: list[EpochReport]) -> EpochReport | None:
-    """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest."""
-    return min(history, key=lambda e: (-e.eval_top1, e.eval_loss, e.epoch), default=None)
+def epoch_report(epoch: int, step: int, train: Tally, evaluated: Tally) -> EpochReport:
+    """The report of an epoch from its two tallies (over all workers)."""
+    return EpochReport(
+        epoch=epoch,
+        step=step,
+        train_loss=train.loss,
+        train_top1=train.top1,
+        train_images=train.images,
+        eval_loss=evaluated.loss,
+        eval_top1=evaluated.top1,
+        eval_top5=evaluated.top5,
+        eval_images=evaluated.images,
+        quarantined=train.quarantined + evaluated.quarantined,
+    )

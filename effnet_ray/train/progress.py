@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from effnet_ray.train.metrics import EpochReport
+from effnet_ray.train.reports import EpochReport
 
 POLL_S = 0.25
 

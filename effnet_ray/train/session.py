@@ -98,8 +98,9 @@ def _check_capacity(placement: Placement, workers: int) -> None:
     have = ray.cluster_resources().get("GPU", 0)
     if wanted > have and not _autoscales():
         raise ClusterError(
-            f"{workers} workers with {placement.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
-            f"the cluster has {have:g} and does not grow: lower --workers or --gpus-per-worker"
+            f"{workers} workers with {placement.gpus_per_worker:g} GPUs each need {wanted:g} "
+            f"GPUs, the cluster has {have:g} and does not grow: lower --workers or "
+            "--gpus-per-worker"
         )
 
 

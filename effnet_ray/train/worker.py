@@ -22,7 +22,7 @@ from effnet_ray.model import network, optim
 from effnet_ray.recipe import Placement
 from effnet_ray.train import audit, checkpoint, record
 from effnet_ray.train.loop import Batch, Shape, TrainState, fit
-from effnet_ray.train.metrics import EpochReport
+from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.progress import EpochDone, Failed, Quarantined, Started, Stepped
 
 POST_EVERY_S = 0.5
@@ -43,7 +43,7 @@ class Job:
 
 
 def train(config: dict[str, Job]) -> None:
-    """The function every Ray Train worker runs; also after a failure, from the newest checkpoint."""
+    """What every Ray Train worker runs; after a failure again, from the newest checkpoint."""
     job = config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -115,9 +115,7 @@ class DeviceBatches:
         self.waited_s, self.first_s = 0.0, math.nan
         for images in self._waiting(self._stream.train(step)):
             self.current = images
-            yield [
-                self._batch(part, lane) for part, lane in zip(images, self._lanes, strict=True)
-            ]
+            yield [self._batch(part, lane) for part, lane in zip(images, self._lanes, strict=True)]
 
     def eval(self) -> Iterator[Batch]:
         """This worker's share of the eval split."""
@@ -143,7 +141,9 @@ class DeviceBatches:
         label, weight = torch.from_numpy(images.label), torch.from_numpy(images.weight)
         if self._device.type == "cuda":  # pinned memory lets the copy overlap with compute
             image, label, weight = image.pin_memory(), label.pin_memory(), weight.pin_memory()
-        image, label, weight = (t.to(self._device, non_blocking=True) for t in (image, label, weight))
+        image, label, weight = (
+            t.to(self._device, non_blocking=True) for t in (image, label, weight)
+        )
         return Batch(image, label, weight, lane)
 
 
@@ -246,4 +246,3 @@ class _Reporter:
         name = f"epoch-{epoch:04d}-rank-{self._rank:04d}.json"
         uri = storage.join(self._job.run_uri, record.QUARANTINE, name)
         storage.write_bytes(uri, json.dumps(bad, indent=1, ensure_ascii=False).encode())
-

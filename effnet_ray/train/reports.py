@@ -1,0 +1,27 @@
+"""What an epoch says to the world. Without torch: drivers and actors that carry it stay light."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochReport:
+    """What one epoch says to the world; means over all images of the epoch and all workers."""
+
+    epoch: int
+    """From 0."""
+    step: int
+    """Optimizer steps taken so far, over the whole run."""
+    train_loss: float
+    train_top1: float
+    train_images: int
+    eval_loss: float
+    eval_top1: float
+    eval_top5: float
+    eval_images: int
+    quarantined: int
+    """Images of this epoch, train and eval, that could not be read."""
+
+
+def best(history: list[EpochReport]) -> EpochReport | None:
+    """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest."""
+    return min(history, key=lambda e: (-e.eval_top1, e.eval_loss, e.epoch), default=None)

@@ -1,0 +1,104 @@
+"""What several test files share: S3 servers, photographs, a packed data set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+from servers import fresh_bucket, moto_server, rclone_server, s3_environment
+from sklearn.datasets import load_sample_images
+
+from effnet_ray.data.pack import pack
+
+settings.register_profile(
+    "effnet",
+    max_examples=40,
+    deadline=None,  # no test asserts a time
+    database=None,  # nothing is left behind
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("effnet")
+
+# --- object storage
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of an rclone server."""
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """Endpoint of a moto server."""
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def s3(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A prefix in a fresh bucket, on each server in turn."""
+    with s3_environment(request.getfixturevalue(request.param)):
+        yield f"{fresh_bucket()}/data"
+
+
+# --- images
+
+WIDTH, HEIGHT, PER_CLASS = 120, 90, 8
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three class folders of eight photographs each, JPEG and PNG. Read only."""
+    folder = tmp_path_factory.mktemp("photographs")
+    china, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
+    for name, photograph, top in (
+        ("roof", china, 0),
+        ("garden", china, 240),
+        ("dahlia", flower, 120),
+    ):
+        (folder / name).mkdir()
+        for index in range(PER_CLASS):
+            row, column = divmod(index, 4)
+            left, upper = column * 150 + row * 20, top + row * HEIGHT
+            tile = photograph.crop((left, upper, left + WIDTH, upper + HEIGHT))
+            tile.save(folder / name / f"{index}.{'png' if index % 4 == 3 else 'jpg'}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs as a data set: 18 train, 6 eval. Read only."""
+    out = tmp_path_factory.mktemp("packed")
+    pack(str(photographs), str(out), eval_fraction=0.25)
+    return out
+
+
+# --- Ray
+
+
+@pytest.fixture(scope="session")
+def rclone_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket that Ray's workers can reach too."""
+    folder = tmp_path_factory.mktemp("rclone")
+    (folder / "laws").mkdir()
+    with rclone_server(folder) as endpoint, s3_environment(endpoint):
+        yield "s3://laws"
+
+
+@pytest.fixture(scope="session")
+def cluster(rclone_bucket: str) -> Iterator[None]:
+    """The one Ray of the session. Its workers inherit S3's settings, so the bucket comes first."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,158 @@
+"""A person's mistake: one sentence on stderr, exit 2, before Ray starts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import s3_environment
+
+from effnet_ray import Recipe
+from effnet_ray.cli import finetune_job, main, pack_job
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.pack import pack
+from effnet_ray.train import record
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Refused:
+    """Runs `jobs/finetune.py` with flags that must be refused; gives the sentence."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*flags: str, job: Callable[..., dict[str, Any]] = finetune_job) -> str:
+        assert main(job, list(flags)) == 2
+        seen = capsys.readouterr()
+        assert seen.out == "" and "Traceback" not in seen.err
+        return seen.err.strip().splitlines()[-1]
+
+    return run
+
+
+def copied(packed: Path, to: Path) -> Path:
+    for path in packed.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(packed)).parent.mkdir(parents=True, exist_ok=True)
+            (to / path.relative_to(packed)).write_bytes(path.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--variant", "b8"], "b0, b1, b2, b3, b4, b5, b6, b7"),
+        (["--weights", "jft"], "in1k, aa, ap, ns, best, none"),
+        (["--variant", "b7", "--weights", "in1k"], "exists, but not for b7"),
+        (["--image-size", "31"], "at least 32 px"),
+        (["--micro-batch", "7"], "a divisor of batch_size 64"),
+        (["--workers", "two"], "N or MIN:MAX"),
+        (["--workers", "3:2"], "N or MIN:MAX"),
+        (["--epochs", "0"], "1 or more"),
+        (["--name", "a/b"], "cannot be a folder's name"),
+    ],
+)
+def test_impossible_flags_are_refused(
+    refused: Refused, packed: Path, flags: list[str], says: str
+) -> None:
+    assert says in refused("--data", str(packed), *flags)
+
+
+def test_data_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:
+    assert "jobs/pack.py" in refused("--data", str(tmp_path / "nothing"))
+
+
+def test_a_missing_bucket_is_named(refused: Refused, moto: str) -> None:
+    with s3_environment(moto):
+        assert "'no-such-bucket' does not exist" in refused("--data", "s3://no-such-bucket/data")
+
+
+def test_missing_credentials_are_said(
+    refused: Refused, moto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_environment(moto):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        assert "AWS_ACCESS_KEY_ID" in refused("--data", "s3://some-bucket/data")
+
+
+def test_a_missing_shard_is_named(refused: Refused, packed: Path, tmp_path: Path) -> None:
+    data = copied(packed, tmp_path / "data")
+    (data / "eval" / "00000.parquet").unlink()
+    assert "eval/00000.parquet" in refused("--data", str(data), "--weights", "none")
+
+
+def test_an_altered_shard_is_named(refused: Refused, packed: Path, tmp_path: Path) -> None:
+    data = copied(packed, tmp_path / "data")
+    shard = data / "train" / "00000.parquet"
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    assert "SHA-256" in refused("--data", str(data), "--weights", "none")
+
+
+def test_one_class_is_refused(refused: Refused, packed: Path, tmp_path: Path) -> None:
+    data = copied(packed, tmp_path / "data")
+    manifest = manifests.load(str(data))
+    manifests.write(replace(manifest, classes=manifest.classes[:1]), str(data))
+    assert "two or more" in refused("--data", str(data), "--weights", "none")
+
+
+def test_a_name_that_another_recipe_has_is_refused(
+    refused: Refused, packed: Path, tmp_path: Path
+) -> None:
+    manifest = manifests.load(str(packed))
+    recipe = Recipe(weights="none", lr=0.5)
+    spec = recipe.row.input_spec()
+    run = record.Run(
+        name="mine",
+        recipe=recipe.settled(spec, workers=1, on_gpu=False),
+        spec=spec,
+        classes=manifest.classes,
+        data=str(packed),
+        fingerprint=manifest.fingerprint,
+        weights="none",
+        weights_sha256="",
+        weights_head=0,
+    )
+    record.create(run, str(tmp_path / "runs" / "mine"))
+    flags = ["--data", str(packed), "--runs", str(tmp_path / "runs"), "--name", "mine"]
+    said = refused(*flags, "--weights", "none", "--lr", "0.1")
+    assert "lr 0.1 (recorded: 0.5)" in said
+
+
+def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:
+    assert "no version of it" in refused("--data", str(packed), "--weights", "pets@v3")
+
+
+def test_an_unknown_field_of_a_recipe_file_is_refused(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text('{"epoch": 3}')
+    assert "did you mean 'epochs'?" in refused("--recipe", str(file))
+
+
+def test_pack_refuses_what_it_cannot_pack(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    flags = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    assert "no images" in refused(*flags, job=pack_job)
+
+
+def test_pack_prints_one_json_line(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(pack_job, ["--source", str(photographs), "--out", out]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    manifest = pack(str(photographs), out)
+    assert line == {
+        "manifest": f"{out}/manifest.json",
+        "fingerprint": manifest.fingerprint,
+        "images": {"train": 18, "eval": 6},
+        "classes": ["dahlia", "garden", "roof"],
+        "quarantined": 0,
+    }

@@ -1,0 +1,228 @@
+"""Decoding and the two views: timm's eval view to the pixel, a seeded training view."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import create_transform, resolve_data_config
+
+from effnet_ray.data.images import MAX_PIXELS, Pixels, _crop_box, decode, eval_view, train_view
+from effnet_ray.errors import ImageError
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import VARIANTS, InputSpec, variant
+
+PHOTOGRAPHS: list[Pixels] = load_sample_images().images
+SMALL = InputSpec(resolution=64, crop=0.875)
+
+seeds = st.integers(0, 2**32)
+shapes = st.tuples(st.integers(1, 400), st.integers(1, 400))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """The image as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> Pixels:
+    """An image in which every pixel matters."""
+    return np.random.default_rng(seed).integers(256, size=(*shape, 3), dtype=np.uint8)
+
+
+# --- the eval view
+
+
+def timm_view(pixels: Pixels, spec: InputSpec) -> np.ndarray:
+    """What timm's own transform makes of an image, un-normalised, 0 to 1."""
+    config = resolve_data_config(
+        {
+            "input_size": (3, spec.resolution, spec.resolution),
+            "crop_pct": spec.crop,
+            "interpolation": spec.interpolation,
+            "mean": spec.mean,
+            "std": spec.std,
+        }
+    )
+    view = create_transform(**config, is_training=False)(Image.fromarray(pixels))
+    return view.permute(1, 2, 0).numpy() * np.array(spec.std) + np.array(spec.mean)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("family", ["ap", "ns"])
+def test_the_eval_view_is_timms_for_every_variant(name: str, family: str) -> None:
+    spec, cfg = (
+        variant(name).input_spec(family),
+        timm.get_pretrained_cfg(variant(name).weights_tag(family)),
+    )
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg.to_dict()))
+    for photograph in PHOTOGRAPHS:
+        view = transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()
+        off = np.abs(
+            view * np.array(spec.std) + np.array(spec.mean) - eval_view(photograph, spec) / 255
+        )
+        assert off.mean() <= 1 / 255 and off.max() <= 2 / 255
+
+
+@given(shapes, st.integers(32, 96), st.floats(0.5, 1), st.sampled_from(["bicubic", "bilinear"]))
+def test_the_eval_view_is_timms_for_any_shape_and_spec(
+    shape: tuple[int, int], resolution: int, crop: float, interpolation: str
+) -> None:
+    spec = InputSpec(resolution=resolution, crop=crop, interpolation=interpolation)
+    view = eval_view(noise(shape), spec)
+    assert view.shape == (resolution, resolution, 3) and view.dtype == np.uint8
+    assert np.abs(timm_view(noise(shape), spec) - view / 255).max() <= 1 / 255
+
+
+# --- the training view
+
+
+@given(shapes, seeds)
+def test_the_training_view_is_a_function_of_its_generator(
+    shape: tuple[int, int], seed: int
+) -> None:
+    views = [
+        train_view(noise(shape), SMALL, Recipe(), np.random.default_rng(seed)) for _ in range(2)
+    ]
+    assert np.array_equal(views[0], views[1])
+    assert views[0].shape == (64, 64, 3) and views[0].dtype == np.uint8
+    assert views[0].flags.c_contiguous
+
+
+@given(seeds)
+def test_another_generator_is_another_view(seed: int) -> None:
+    one, other = (
+        train_view(PHOTOGRAPHS[0], SMALL, Recipe(), np.random.default_rng(s))
+        for s in (seed, seed + 1)
+    )
+    assert not np.array_equal(one, other)
+
+
+@given(shapes, seeds)
+def test_flip_decides_only_the_mirror(shape: tuple[int, int], seed: int) -> None:
+    never, always = (
+        train_view(noise(shape), SMALL, Recipe(flip=flip), np.random.default_rng(seed))
+        for flip in (0.0, 1.0)
+    )
+    assert np.array_equal(never, always[:, ::-1])
+
+
+@settings(max_examples=200)
+@given(shapes, st.floats(0.01, 1), st.floats(1, 4), seeds)
+def test_crops_stay_inside_the_image(
+    shape: tuple[int, int], scale: float, ratio: float, seed: int
+) -> None:
+    recipe = Recipe(crop_scale=scale, crop_ratio=ratio)
+    top, left, height, width = _crop_box(*shape, recipe, np.random.default_rng(seed))
+    assert 0 <= top < top + height <= shape[0]
+    assert 0 <= left < left + width <= shape[1]
+
+
+@given(st.floats(0.1, 0.9), seeds)
+def test_crops_have_the_area_and_aspect_asked_for(scale: float, seed: int) -> None:
+    recipe = Recipe(crop_scale=scale)
+    _, _, height, width = _crop_box(1000, 1000, recipe, np.random.default_rng(seed))
+    assert scale - 0.01 <= height * width / 1e6 <= 1
+    assert 0.74 <= width / height <= 1.35
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_colour_mode_becomes_rgb(kind: str, mode: str) -> None:
+    image = Image.fromarray(PHOTOGRAPHS[0]).resize((60, 40)).convert(mode)
+    try:
+        data = encoded(image, kind)
+    except (OSError, ValueError):
+        pytest.skip(f"no {mode} in a {kind}")
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = np.asarray(stored.convert("RGB"))
+    pixels = decode(data)
+    assert pixels.shape == (40, 60, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).mean() < 1
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = decode(encoded(Image.fromarray(grey), "PNG"))
+    assert np.abs(pixels[..., 0].astype(int) - (grey >> 8)).max() <= 1
+
+
+def test_photographs_decode_as_pillow_decodes_them(photographs: Path) -> None:
+    for path in photographs.rglob("*.*"):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(decode(path.read_bytes()) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@given(share=st.floats(0, 0.98))
+def test_truncated_data_is_refused(kind: str, share: float) -> None:
+    data = encoded(Image.fromarray(noise((50, 40))), kind)
+    with pytest.raises(ImageError):
+        decode(data[: int(share * len(data))])
+
+
+@given(
+    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM"]), st.binary()
+)
+def test_no_bytes_raise_anything_but_image_error(magic: bytes, rest: bytes) -> None:
+    try:
+        assert decode(magic + rest).shape[2] == 3
+    except ImageError as error:
+        assert str(error)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.sampled_from(["JPEG", "PNG"]))
+def test_a_flipped_byte_raises_nothing_but_image_error(place: float, flip: int, kind: str) -> None:
+    data = bytearray(encoded(Image.fromarray(noise((50, 40))), kind))
+    data[int(place * len(data))] ^= flip
+    try:
+        assert decode(bytes(data)).shape[2] == 3
+    except ImageError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html></html>", b"%PDF-1.7", b"%!PS-Adobe"])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        decode(data)
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+def jpeg_bomb(width: int, height: int) -> bytes:
+    """A JPEG of a few bytes that claims a size."""
+    data = bytearray(encoded(Image.new("RGB", (8, 8))))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("bomb", [png_bomb(20_000, 20_000), jpeg_bomb(65_000, 65_000)])
+def test_a_header_bomb_is_refused(bomb: bytes) -> None:
+    with pytest.raises(ImageError, match=r"px is more than|exceeds limit"):
+        decode(bomb)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("make", [png_bomb, jpeg_bomb])
+def test_one_row_of_pixels_too_many_is_refused(make: type[bytes]) -> None:
+    with pytest.raises(ImageError, match=r"10000×8948 px is more than"):
+        decode(make(10_000, MAX_PIXELS // 10_000 + 1))

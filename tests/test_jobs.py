@@ -1,0 +1,117 @@
+"""The jobs as people run them: processes, flags, exit codes, the last line of stdout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_laws import STEPS, assert_once_each, audit, planned, weights
+
+from effnet_ray.train import record
+from effnet_ray.train.record import Result
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parent.parent
+
+FLAGS = (
+    "--local --weights none --image-size 32 --epochs 2 --batch-size 8 --micro-batch 2 --limit 44 "
+    "--lr 1e-3 --batchnorm frozen --flip 0 --crop-scale 0.35 --crop-ratio 1.3333333333333333 "
+    "--dropout 0.2 --drop-path 0.2 --label-smoothing 0.1 --audit --checkpoint-every 2 --name killed"
+).split()
+"""test_laws.RECIPE on two workers, as flags."""
+
+
+def job(name: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, f"jobs/{name}.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    answered: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answered
+
+
+def test_resume_after_a_killed_driver_equals_never_stopping(
+    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
+) -> None:
+    where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
+    first = job("finetune", *FLAGS, *where)
+    await_step(tmp_path / "runs/killed/audit", STEPS + 3)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    answered = answer(job("finetune", *FLAGS, *where))
+    assert 0 < answered["resumed_from_step"] < 2 * STEPS
+    result = record.load_result(answered["run_uri"])
+    assert result is not None
+    assert weights(result) == weights(undisturbed(2))
+    assert_once_each(result, planned(digits))
+    assert audit(result) == audit(undisturbed(2))
+    assert_the_contract_holds(answered, tmp_path)
+    again = answer(job("finetune", *FLAGS, *where))
+    assert again == answered  # reported, not redone
+
+
+def await_step(folder: Path, step: int) -> None:
+    until = time.monotonic() + 180
+    while not any(folder.glob(f"step-{step:08d}-*")):
+        assert time.monotonic() < until, "the run took no steps"
+        time.sleep(0.01)
+
+
+def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
+    """JSON keys, and a release that timm loads by itself."""
+    import timm
+
+    assert {
+        "run", "release", "release_uri", "eval_top1", "eval_loss", "epochs", "steps",
+        "resumed_from_step", "train_images_per_s", "seconds",
+    } <= set(answered)  # fmt: skip
+    assert answered["release"] == "killed@v1"
+    assert answered["release_uri"] == f"{tmp_path}/store/killed/v0001"
+    files = {path.name for path in Path(answered["release_uri"]).iterdir()}
+    assert files == {
+        "model.safetensors", "config.json", "recipe.json", "metrics.json", "README.md",
+        "release.json",
+    }  # fmt: skip
+    model = timm.create_model(f"local-dir:{answered['release_uri']}", pretrained=True)
+    assert model.num_classes == 10
+    assert list(model.pretrained_cfg["label_names"]) == [str(digit) for digit in range(10)]
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+import ray
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, logging_level="ERROR")
+from effnet_ray.cli import finetune_job, main
+code = main(finetune_job, sys.argv[1:])
+ray.shutdown()
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+def test_local_folders_on_two_nodes_are_refused(digits: str, tmp_path: Path) -> None:
+    flags = ["--data", digits, "--weights", "none", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "the cluster has 2 nodes: use an s3:// URI" in done.stderr

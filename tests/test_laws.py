@@ -1,0 +1,214 @@
+"""The laws that need Ray: real clusters, real workers, real kills, on 1, 2 and 3 workers."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from effnet_ray import Placement, Recipe, finetune, storage
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.sample import pack_sample
+from effnet_ray.train import checkpoint
+from effnet_ray.train.record import Result
+
+pytestmark = pytest.mark.ray
+
+RECIPE = Recipe(
+    weights="none", image_size=32, epochs=2, batch_size=8, micro_batch=2, limit=44, lr=1e-3,
+    batchnorm="frozen", flip=0.0,
+)  # fmt: skip
+"""6 steps an epoch, the last one short; 4 lanes, so 3 workers share them unevenly."""
+STEPS = 6
+
+Run = Callable[..., Result]
+Audit = dict[int, dict[int, int]]
+"""step → image id → times used"""
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("digits") / "data"
+    pack_sample(str(out))
+    return str(out)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    cluster: None, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[int], Result]]:
+    """The run with N workers that nothing disturbs; made once for each N."""
+    runs = str(tmp_path_factory.mktemp("undisturbed"))
+    made: dict[int, Result] = {}
+
+    def run(workers: int) -> Result:
+        if workers not in made:
+            placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
+            made[workers] = finetune(RECIPE, placement, digits, runs=runs, name=f"w{workers}")
+        return made[workers]
+
+    yield run
+
+
+def audit(result: Result) -> Audit:
+    """What every step used, over all workers; images of weight 0 left out."""
+    used: Audit = defaultdict(lambda: defaultdict(int))
+    folder = storage.join(result.run_uri, "audit")
+    for name in storage.sizes(folder):
+        filesystem, path = storage.arrow_filesystem(storage.join(folder, name))
+        for row in pq.read_table(path, filesystem=filesystem).to_pylist():
+            assert row["epoch"] == row["step"] // STEPS
+            used[row["step"]][row["id"]] += row["weight"] > 0
+    return {step: dict(images) for step, images in used.items()}
+
+
+def weights(result: Result) -> str:
+    """SHA-256 of the last checkpoint's weights."""
+    folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
+    data = storage.read_bytes(storage.join(folder, checkpoint.WEIGHTS))
+    return hashlib.sha256(data).hexdigest()
+
+
+def losses(result: Result) -> list[float]:
+    folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
+    history = checkpoint.open_checkpoint(folder).history
+    return [loss for epoch in history for loss in (epoch.train_loss, epoch.eval_loss)]
+
+
+def planned(digits: str) -> set[int]:
+    """Ids of the train images that RECIPE's limit leaves."""
+    manifest = manifests.load(digits).limited(RECIPE.limit)
+    table = pq.read_table(Path(digits) / manifest.splits["train"][0].path)
+    return set(table["id"].to_pylist()[: RECIPE.limit])
+
+
+def assert_once_each(result: Result, images: set[int]) -> None:
+    used = audit(result)
+    assert sorted(used) == list(range(2 * STEPS))
+    for epoch in range(2):
+        ids = [i for step in range(STEPS) for i in used[epoch * STEPS + step]]
+        assert sorted(ids) == sorted(images)
+    assert all(times == 1 for step in used.values() for times in step.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_train_uses_every_image_once_an_epoch(
+    undisturbed: Callable[[int], Result], digits: str, workers: int
+) -> None:
+    assert_once_each(undisturbed(workers), planned(digits))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_order_is_planned_not_placed(
+    undisturbed: Callable[[int], Result], workers: int
+) -> None:
+    assert audit(undisturbed(workers)) == audit(undisturbed(1))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_placement_is_not_a_hyper_parameter(
+    undisturbed: Callable[[int], Result], workers: int
+) -> None:
+    assert losses(undisturbed(workers)) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_eval_counts_every_image_once_on_any_number_of_workers(
+    undisturbed: Callable[[int], Result], workers: int
+) -> None:
+    def evaluated(result: Result) -> list[int]:
+        folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
+        return [epoch.eval_images for epoch in checkpoint.open_checkpoint(folder).history]
+
+    assert evaluated(undisturbed(workers)) == evaluated(undisturbed(1)) == [44, 44]
+
+
+def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
+    """SIGKILL one Ray Train worker of this session as soon as `step` was taken."""
+
+    def watch() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            if any(audit_folder.glob(f"step-{step:08d}-*")):
+                mine = psutil.Process().children(recursive=True)
+                train = [p for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
+                os.kill(max(p.pid for p in train), signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_resume_after_a_killed_worker_equals_never_stopping(
+    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path, workers: int
+) -> None:
+    killer = kill_a_worker_at(STEPS + 3, tmp_path / "killed" / "audit")
+    placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
+    result = finetune(RECIPE, placement, digits, runs=str(tmp_path), name="killed")
+    killer.join()
+    assert 0 < result.resumed_from_step < 2 * STEPS
+    assert weights(result) == weights(undisturbed(workers))
+    assert audit(result) == audit(undisturbed(1))
+    assert_once_each(result, planned(digits))
+
+
+def test_three_workers_on_s3_equal_one_on_disk(
+    undisturbed: Callable[[int], Result], digits: str, rclone_bucket: str
+) -> None:
+    for path in storage.sizes(digits):
+        storage.upload(Path(digits) / path, storage.join(rclone_bucket, "data", path))
+    placement = Placement(workers="3", audit=True)
+    result = finetune(
+        RECIPE, placement, f"{rclone_bucket}/data", runs=f"{rclone_bucket}/runs", name="s3"
+    )
+    assert audit(result) == audit(undisturbed(1))
+    assert losses(result) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
+
+
+def test_a_corrupt_image_is_quarantined_counted_and_named(
+    cluster: None, digits: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    image = corrupted_copy(Path(digits), data)
+    placement = Placement(workers="2", audit=True)
+    recipe = replace(RECIPE, epochs=1)
+    result = finetune(recipe, placement, str(data), runs=str(tmp_path / "runs"), name="bad")
+    assert result.quarantined == 1
+    assert sum(images.get(image, 0) for images in audit(result).values()) == 0
+    named = [p.read_text() for p in (tmp_path / "runs/bad/quarantine").iterdir()]
+    assert any(f'"{image}"' in text for text in named)
+
+
+def corrupted_copy(digits: Path, data: Path) -> int:
+    """A data set whose manifest is true, with one train image that does not decode; its id."""
+    manifest = manifests.load(str(digits))
+    for path in storage.sizes(str(digits)):
+        storage.upload(digits / path, str(data / path))
+    shard = manifest.splits["train"][0]
+    table = pq.read_table(data / shard.path)
+    records = table.to_pylist()
+    records[5]["image"]["bytes"] = b"\x89PNG" + b"\x00" * 40
+    records[5]["digest"] = hashlib.sha256(records[5]["image"]["bytes"]).hexdigest()
+    groups = [rows for rows in shard.row_groups]
+    altered = type(table).from_pylist(records, schema=table.schema)
+    with pq.ParquetWriter(data / shard.path, table.schema) as writer:
+        first = 0
+        for rows in groups:
+            writer.write_table(altered.slice(first, rows), row_group_size=rows)
+            first += rows
+    raw = (data / shard.path).read_bytes()
+    changed = replace(shard, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    splits = {**manifest.splits, "train": (changed, *manifest.splits["train"][1:])}
+    manifests.write(replace(manifest, splits=splits), str(data))
+    return int(records[5]["id"])

@@ -1,0 +1,99 @@
+"""The order of the modules and the doors to the libraries, read off every import statement."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "effnet_ray"
+
+ORDER = (
+    "errors variants recipe storage "
+    "data.manifest data.images data.pack data.sample data.order data.ingest "
+    "model.network model.weights model.optim "
+    "train.reports train.metrics train.loop train.checkpoint train.audit train.record train.progress "
+    "train.worker train.session train.finetune "
+    "store.releases console cli"
+).split()
+"""Top to bottom: a module imports only from modules before it."""
+
+DOORS = {
+    "ray": "data.ingest train.progress train.session train.worker train.finetune cli",
+    "timm": "model.",
+    "s3fs": "storage",
+    "torch": "model. train.",
+    "PIL": "data.images data.sample",
+    "pickle": "",
+    "_pickle": "",
+    "cloudpickle": "",
+    "dill": "",
+}
+"""Library → the modules that may import it; a name that ends in a dot means a folder."""
+
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+
+
+def tree(name: str) -> ast.Module:
+    """The parsed file."""
+    return ast.parse(FILES[name].read_text())
+
+
+def imports(name: str) -> Iterator[str]:
+    """Every name a module imports, dotted, also inside functions; relative ones with dots."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def own(name: str) -> set[str]:
+    """The modules of this package that a module imports; unknown names come back as they are."""
+    found = {i.removeprefix("effnet_ray.") for i in imports(name) if i.startswith("effnet_ray.")}
+    return {i if i in MODULES else i.rpartition(".")[0] or i for i in found}
+
+
+def may(name: str, library: str) -> bool:
+    """Whether the module is one of the library's doors."""
+    doors = DOORS[library].split()
+    return any(name == door or (door[-1] == "." and name.startswith(door)) for door in doors)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(MODULES.keys() - set(ORDER)) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_above(name: str) -> None:
+    above = set(ORDER[: ORDER.index(name)]) if name in ORDER else set(ORDER)
+    assert own(name) - above - {"__version__"} == set()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_of_the_packages_face_modules_use_only_the_version(name: str) -> None:
+    nodes = [node for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute)]
+    face = {n.attr for n in nodes if isinstance(n.value, ast.Name) and n.value.id == "effnet_ray"}
+    assert face <= {"__version__"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_libraries_are_imported_only_at_their_doors(name: str) -> None:
+    libraries = {i.split(".")[0] for i in imports(name)} & DOORS.keys()
+    assert [library for library in libraries if not may(name, library)] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_are_absolute(name: str) -> None:
+    assert [i for i in imports(name) if i.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_unpickled(name: str) -> None:
+    called = {ast.unparse(n) for n in ast.walk(tree(name)) if isinstance(n, ast.Attribute)}
+    assert "torch.load" not in called and "torch.load" not in imports(name)

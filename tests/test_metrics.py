@@ -1,0 +1,128 @@
+"""Metrics are sums: they agree with torch's own, and do not care how images were split."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from effnet_ray.train.metrics import EpochReport, Tally, best
+
+
+def scores(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random logits, labels and weights of which about a quarter is 0."""
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, classes, generator=draws) * 3
+    label = torch.randint(0, classes, (images,), generator=draws)
+    weight = (torch.rand(images, generator=draws) > 0.25).float()
+    return logits, label, weight
+
+
+@given(images=st.integers(1, 40), classes=st.integers(1, 20), seed=st.integers(0, 10**6))
+def test_sums_are_torchs_cross_entropy_and_topk(images: int, classes: int, seed: int) -> None:
+    logits, label, _ = scores(images, classes, seed)
+    tally = Tally.of(logits, label, torch.ones(images))
+    hits = logits.topk(min(5, classes)).indices == label[:, None]
+    assert tally.loss == pytest.approx(float(F.cross_entropy(logits, label)), abs=1e-5)
+    assert tally.top1 == pytest.approx(float(hits[:, 0].float().mean()))
+    assert tally.top5 == pytest.approx(float(hits.any(1).float().mean()))
+
+
+@given(images=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_rows_of_weight_0_do_not_count_but_are_seen(images: int, seed: int) -> None:
+    logits, label, weight = scores(images, 7, seed)
+    kept = weight > 0
+    tally = Tally.of(logits, label, weight)
+    readable = Tally.of(logits[kept], label[kept], weight[kept])
+    assert_close(tally.sums[:4], readable.sums[:4])
+    assert (tally.images, tally.quarantined) == (images, images - int(kept.sum()))
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), seed=st.integers(0, 10**6))
+def test_the_tallies_of_any_split_add_up_to_that_of_the_whole(cuts: list[int], seed: int) -> None:
+    columns = scores(40, 9, seed)
+    edges = [0, *sorted(cuts), 40]
+    parts = Tally.zero()
+    for start, end in zip(edges, edges[1:], strict=False):
+        parts += Tally.of(*(column[start:end] for column in columns))
+    assert_close(parts.sums, Tally.of(*columns).sums, rtol=1e-6, atol=1e-6)
+
+
+def test_with_fewer_than_five_classes_every_image_is_a_top5_hit() -> None:
+    logits, label, _ = scores(10, 3, seed=1)
+    assert Tally.of(logits, label, torch.ones(10)).top5 == 1.0
+
+
+def test_no_images_have_no_loss_and_no_hits() -> None:
+    zero = Tally.zero()
+    assert (zero.loss, zero.top1, zero.top5, zero.images, zero.quarantined) == (0, 0, 0, 0, 0)
+    assert Tally.of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0)).loss == 0
+
+
+def test_bfloat16_logits_are_judged_in_float32() -> None:
+    logits, label, weight = scores(12, 6, seed=2)
+    half = logits.bfloat16()
+    assert_close(Tally.of(half, label, weight).sums, Tally.of(half.float(), label, weight).sums)
+
+
+def test_sums_beyond_float32_stay_exact() -> None:
+    many = Tally(torch.tensor([0, 0, 0, 2.0**24, 2.0**24], dtype=torch.float64))
+    one = Tally.of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.ones(1))
+    assert (many + one).images == 2**24 + 1
+
+
+def test_one_process_is_the_sum_over_workers() -> None:
+    tally = Tally.of(*scores(5, 4, seed=3))
+    assert torch.equal(tally.over_workers().sums, tally.sums)
+
+
+REPORT = EpochReport(
+    epoch=0, step=10, train_loss=1.0, train_top1=0.5, train_images=10, eval_loss=1.0,
+    eval_top1=0.5, eval_top5=0.9, eval_images=5, quarantined=0,
+)  # fmt: skip
+
+
+def epochs(*figures: tuple[float, float]) -> list[EpochReport]:
+    return [
+        replace(REPORT, epoch=epoch, eval_top1=top1, eval_loss=loss)
+        for epoch, (top1, loss) in enumerate(figures)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("figures", "winner"),
+    [
+        ([(0.5, 1.0), (0.7, 9.0), (0.6, 0.1)], 1),  # top-1 first
+        ([(0.7, 1.0), (0.7, 0.8), (0.6, 0.1)], 1),  # then the loss
+        ([(0.1, 1.0), (0.7, 0.8), (0.7, 0.8)], 1),  # then the earliest
+    ],
+)
+def test_best_is_the_highest_top1_then_the_lowest_loss_then_the_earliest(
+    figures: list[tuple[float, float]], winner: int
+) -> None:
+    found = best(epochs(*figures))
+    assert found and found.epoch == winner
+
+
+def test_without_epochs_there_is_no_best() -> None:
+    assert best([]) is None
+
+
+def test_a_report_divides_once_and_adds_up_what_could_not_be_read() -> None:
+    train, evaluated = Tally.of(*scores(20, 8, seed=4)), Tally.of(*scores(9, 8, seed=5))
+    report = EpochReport.of(2, 30, train, evaluated)
+    assert (report.epoch, report.step) == (2, 30)
+    assert (report.train_images, report.eval_images) == (20, 9)
+    assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.top1)
+    assert report.quarantined == train.quarantined + evaluated.quarantined
+
+
+@pytest.mark.parametrize("score", [0.0, float("nan")])
+def test_a_network_that_scores_all_classes_alike_is_not_right_about_all_images(
+    score: float,
+) -> None:
+    logits, label = torch.full((10, 10), score), torch.arange(10)
+    assert Tally.of(logits, label, torch.ones(10)).top1 <= 0.1

@@ -1,0 +1,140 @@
+"""The plan of an epoch, as laws over any data set, batch and number of workers."""
+
+import numpy as np
+from hypothesis import assume, given, settings, strategies as st
+
+from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
+
+sizes = st.lists(st.integers(1, 100), min_size=1, max_size=30).map(tuple)
+epochs = st.integers(0, 1000)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Any plan: batches may be larger than the epoch, lanes many or one."""
+    micro, lanes = draw(st.integers(1, 300)), draw(st.integers(1, 40))
+    return Plan(draw(sizes), draw(st.integers(0, 2**31)), micro * lanes, micro)
+
+
+def lane_order(plan: Plan, epoch: int, lane: int) -> Rows:
+    """The whole lane."""
+    chunks = [plan.chunk(epoch, lane, index) for index in range(plan.chunks_per_epoch)]
+    return np.concatenate(chunks)
+
+
+def all_rows(row_groups: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Every image, in file order."""
+    return [(group, row) for group, rows in enumerate(row_groups) for row in range(rows)]
+
+
+def pairs(rows: Rows) -> list[tuple[int, int]]:
+    """Rows as comparable pairs."""
+    return [(int(group), int(row)) for group, row in rows]
+
+
+@given(plans(), epochs)
+def test_an_epoch_uses_every_image_once(plan: Plan, epoch: int) -> None:
+    rows = np.concatenate([lane_order(plan, epoch, lane) for lane in range(plan.lanes)])
+    assert sorted(pairs(rows)) == all_rows(plan.row_groups)
+
+
+@given(plans())
+def test_lanes_fill_every_global_batch_and_only_the_last_is_short(plan: Plan) -> None:
+    for step in range(plan.steps_per_epoch):
+        given_by = [plan.lane_rows(step, lane) for lane in range(plan.lanes)]
+        assert sum(given_by) == min(plan.batch_size, plan.images - step * plan.batch_size) > 0
+        assert max(given_by) <= plan.micro_batch and max(given_by) - min(given_by) <= 1
+
+
+@given(plans(), epochs)
+def test_a_lane_holds_what_its_steps_use(plan: Plan, epoch: int) -> None:
+    for lane in range(plan.lanes):
+        used = sum(plan.lane_rows(step, lane) for step in range(plan.steps_per_epoch))
+        assert used == plan.lane_length(lane) == len(lane_order(plan, epoch, lane))
+
+
+@given(plans(), epochs, st.data())
+def test_resuming_at_any_step_is_the_tail_of_never_stopping(
+    plan: Plan, epoch: int, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, plan.steps_per_epoch - 1))
+    lane = data.draw(st.integers(0, plan.lanes - 1))
+    first, skip = divmod(step, plan.chunk_steps)
+    resumed = [plan.chunk(epoch, lane, first, skip_steps=skip)]
+    resumed += [
+        plan.chunk(epoch, lane, index) for index in range(first + 1, plan.chunks_per_epoch)
+    ]
+    tail = lane_order(plan, epoch, lane)[step * plan.micro_batch :]
+    assert np.array_equal(np.concatenate(resumed), tail)
+
+
+@given(plans(), st.integers(1, 50))
+def test_workers_share_all_lanes_for_any_number_of_workers(plan: Plan, workers: int) -> None:
+    shared = [lane for rank in range(workers) for lane in plan.workers_lanes(rank, workers)]
+    assert sorted(shared) == list(range(plan.lanes))
+
+
+@given(plans(), epochs)
+def test_the_order_is_a_function_of_the_plan(plan: Plan, epoch: int) -> None:
+    again = Plan(plan.row_groups, plan.seed, plan.batch_size, plan.micro_batch)
+    for lane in range(plan.lanes):
+        assert np.array_equal(lane_order(plan, epoch, lane), lane_order(again, epoch, lane))
+
+
+@given(st.integers(0, 2**31), epochs, epochs)
+def test_epochs_and_seeds_differ(seed: int, one: int, other: int) -> None:
+    assume(one != other)
+    plan, reseeded = Plan((64,) * 8, seed, 64, 32), Plan((64,) * 8, seed + 1, 64, 32)
+    assert not np.array_equal(lane_order(plan, one, 0), lane_order(plan, other, 0))
+    assert not np.array_equal(lane_order(plan, one, 0), lane_order(reseeded, one, 0))
+
+
+@given(st.integers(0, 2**31), epochs, st.integers(0, 2**40))
+def test_an_images_draws_are_its_own_and_the_epochs(seed: int, epoch: int, image: int) -> None:
+    def draw(*key: int) -> list[int]:
+        return image_random(*key).integers(2**62, size=2).tolist()
+
+    assert draw(seed, epoch, image) == draw(seed, epoch, image)
+    others = [(seed + 1, epoch, image), (seed, epoch + 1, image), (seed, epoch, image + 1)]
+    assert all(draw(seed, epoch, image) != draw(*other) for other in others)
+
+
+def test_the_images_of_a_shard_are_spread_over_the_epoch() -> None:
+    shards, groups_in_shard = 32, 16
+    plan = Plan((64,) * (shards * groups_in_shard), 0, 128, 32)
+    when: list[list[float]] = [[] for _ in range(shards)]
+    for lane in range(plan.lanes):
+        for place, (group, _) in enumerate(lane_order(plan, 0, lane)):
+            when[group // groups_in_shard].append(place / plan.lane_length(lane))
+    deviation = [float(np.std(places)) for places in when]  # 0.289 were they anywhere at random
+    assert min(deviation) > 0.2 and abs(float(np.mean(deviation)) - 0.289) < 0.02
+
+
+def test_neighbours_in_a_row_group_part_ways() -> None:
+    plan = Plan((64,) * 512, 0, 128, 32)
+    groups = lane_order(plan, 0, 0)[:, 0].reshape(-1, plan.micro_batch)
+    largest = [np.unique(step, return_counts=True)[1].max() for step in groups]
+    assert np.mean(largest) < plan.micro_batch / 2
+
+
+def test_a_chunk_of_a_million_images_is_read_from_few_row_groups() -> None:
+    plan = Plan((64,) * 16_000, 0, 256, 64)
+    for epoch, lane, index in ((0, 0, 0), (29, 3, plan.chunks_per_epoch // 2)):
+        rows = plan.chunk(epoch, lane, index)
+        assert len(set(pairs(rows))) == plan.chunk_steps * plan.micro_batch
+        assert len(np.unique(rows[:, 0])) <= len(rows) // 64 + 1
+
+
+@given(sizes)
+def test_eval_chunks_are_the_split_once_in_file_order(row_groups: tuple[int, ...]) -> None:
+    plan = EvalPlan(row_groups)
+    rows = np.concatenate([plan.chunk(index) for index in range(plan.chunks)])
+    assert pairs(rows) == all_rows(row_groups)
+
+
+@settings(max_examples=50)
+@given(sizes, st.integers(1, 50))
+def test_workers_share_all_eval_chunks(row_groups: tuple[int, ...], workers: int) -> None:
+    plan = EvalPlan(row_groups)
+    shared = [index for rank in range(workers) for index in plan.workers_chunks(rank, workers)]
+    assert sorted(shared) == list(range(plan.chunks))

@@ -1,0 +1,184 @@
+"""Recipe and Placement: checked on construction, whole after JSON, settled without gaps."""
+
+import json
+import math
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from effnet_ray.errors import RecipeError, WeightsError
+from effnet_ray.recipe import Placement, Recipe, from_dict
+from effnet_ray.variants import VARIANTS
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Any valid recipe."""
+    share = st.floats(0, 1)
+    micro, lanes = draw(st.integers(1, 64)), draw(st.integers(1, 16))
+    name = draw(st.sampled_from(sorted(VARIANTS)))
+    families = st.sampled_from([*VARIANTS[name].families, "best", "none", "mine@v3"])
+    return Recipe(
+        variant=name,
+        weights=draw(families),
+        image_size=draw(st.none() | st.integers(32, 1024)),
+        batch_size=micro * lanes,
+        micro_batch=draw(st.none() | st.just(micro)),
+        lr=draw(st.floats(1e-8, 10)),
+        dropout=draw(st.none() | share),
+        drop_path=draw(st.none() | share),
+        batchnorm=draw(st.sampled_from([None, "train", "frozen"])),
+        precision=draw(st.sampled_from([None, "float32", "bfloat16"])),
+        flip=draw(share),
+        limit=draw(st.none() | st.integers(1, 10**6)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@given(recipes())
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    assert from_dict(Recipe, json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_a_placement_survives_json() -> None:
+    placement = Placement(workers="1:4", decode_tasks=3, audit=True)
+    assert from_dict(Placement, json.loads(json.dumps(asdict(placement)))) == placement
+
+
+@given(recipes(), st.integers(1, 64), st.booleans())
+def test_settling_decides_everything_and_changes_nothing_given(
+    recipe: Recipe, workers: int, on_gpu: bool
+) -> None:
+    settled = recipe.settled(recipe.row.input_spec(), workers=workers, on_gpu=on_gpu)
+    assert [name for name, value in asdict(settled).items() if value is None] in ([], ["limit"])
+    assert recipe.agrees_with(settled) and recipe.differences(settled) == ""
+    assert settled.lanes * (settled.micro_batch or 0) == settled.batch_size
+
+
+@given(recipes(), st.integers(1, 64), st.integers(1, 64), st.booleans())
+def test_a_settled_recipe_is_settled_wherever_it_runs(
+    recipe: Recipe, workers: int, others: int, on_gpu: bool
+) -> None:
+    spec = recipe.row.input_spec()
+    settled = recipe.settled(spec, workers=workers, on_gpu=on_gpu)
+    assert settled.settled(spec, workers=others, on_gpu=not on_gpu) == settled
+
+
+@given(recipes(), st.integers(1, 64))
+def test_a_chosen_micro_batch_leaves_a_lane_for_every_worker(recipe: Recipe, workers: int) -> None:
+    settled = recipe.settled(recipe.row.input_spec(), workers=workers, on_gpu=False)
+    if recipe.micro_batch is None:
+        assert settled.lanes >= min(workers, settled.batch_size)
+
+
+def test_batchnorm_is_frozen_for_pretrained_weights_and_trains_from_scratch() -> None:
+    chosen = {
+        weights: Recipe(weights=weights)
+        .settled(VARIANTS["b0"].input_spec(), workers=1, on_gpu=False)
+        .batchnorm
+        for weights in ("best", "aa", "mine@v3", "none")
+    }
+    assert chosen == {"best": "frozen", "aa": "frozen", "mine@v3": "frozen", "none": "train"}
+
+
+@given(recipes(), recipes())
+def test_recipes_that_disagree_name_every_field_that_differs(a: Recipe, b: Recipe) -> None:
+    theirs = b.settled(b.row.input_spec(), workers=1, on_gpu=False)
+    named = {part.split(" ")[0] for part in a.differences(theirs).split("), ") if part}
+    mine, recorded = asdict(a), asdict(theirs)
+    assert named == {n for n, v in mine.items() if v is not None and v != recorded[n]}
+    assert a.agrees_with(theirs) == (not named)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_an_unknown_field_is_refused_with_the_nearest_name(field: str) -> None:
+    with pytest.raises(RecipeError, match=f"no field '{field}x': did you mean '{field}'"):
+        from_dict(Recipe, {f"{field}x": 1})
+
+
+def test_a_field_like_no_other_is_refused_with_all_names() -> None:
+    with pytest.raises(RecipeError, match="no field 'zzzz': known are variant, weights"):
+        from_dict(Recipe, {"zzzz": 1})
+
+
+BAD: list[tuple[str, Any]] = [
+    ("variant", "b8"),
+    ("image_size", 31),
+    ("epochs", 0),
+    ("batch_size", 0),
+    ("micro_batch", 0),
+    ("micro_batch", 48),  # no divisor of 64
+    ("weight_decay", -0.1),
+    ("warmup_epochs", -1.0),
+    ("batchnorm", "off"),
+    ("precision", "float16"),
+    ("crop_scale", 0.0),
+    ("crop_scale", 1.1),
+    ("crop_ratio", 0.9),
+    ("limit", 0),
+    ("seed", -1),
+    *(("lr", bad) for bad in (0.0, -1.0, math.inf, math.nan)),
+    *(
+        (n, bad)
+        for n in ("label_smoothing", "dropout", "drop_path", "flip")
+        for bad in (-0.1, 1.1)
+    ),
+    *((n, math.nan) for n in ("weight_decay", "flip", "crop_scale", "crop_ratio")),
+    *((n, math.inf) for n in ("weight_decay", "warmup_epochs", "crop_ratio")),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"^{field} .*{value}"):
+        Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_a_json_value_of_a_wrong_type_is_refused_by_name(field: str) -> None:
+    for value in ([1], {"a": 1}):
+        with pytest.raises(RecipeError, match=field):
+            from_dict(Recipe, {field: value})
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "image_size", "limit", "seed"])
+def test_a_count_that_is_no_whole_number_is_refused_by_name(field: str) -> None:
+    for value in ("64", 64.5):
+        with pytest.raises(RecipeError, match=field):
+            from_dict(Recipe, {field: value})
+
+
+def test_weights_the_variant_does_not_have_are_refused_by_name() -> None:
+    with pytest.raises(WeightsError, match="'ra' exists, but not for b0"):
+        Recipe(variant="b0", weights="ra")
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_workers_are_a_number_or_a_range(low: int, more: int) -> None:
+    assert Placement(workers=str(low)).worker_range == (low, low)
+    assert Placement(workers=f"{low}:{low + more}").worker_range == (low, low + more)
+
+
+@pytest.mark.parametrize("workers", ["", "0", "-1", "two", "1.5", "0:2", "4:2", "1:2:3", "1:"])
+def test_workers_that_are_no_range_are_refused(workers: str) -> None:
+    with pytest.raises(RecipeError, match=f"^workers is '{workers}': expected N or MIN:MAX"):
+        Placement(workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gpus_per_worker", -1),
+        ("gpus_per_worker", math.nan),
+        ("checkpoint_every", -1),
+        ("keep_checkpoints", 0),
+        ("max_failures", -1),
+        ("decode_tasks", 0),
+        ("prefetch_mb", 15),
+    ],
+)
+def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=f"^{field} is {value}"):
+        Placement(**{field: value})

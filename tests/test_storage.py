@@ -1,0 +1,192 @@
+"""One contract for local disk, rclone and moto, and the sentences that storage errors become."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from servers import fresh_bucket, s3_environment
+
+from effnet_ray import storage
+from effnet_ray.errors import StorageError
+
+
+@pytest.fixture(params=["disk", "rclone", "moto"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty folder, on each kind of storage in turn."""
+    if request.param == "disk":
+        yield str(tmp_path / "place")
+    else:
+        with s3_environment(request.getfixturevalue(request.param)):
+            yield f"{fresh_bucket()}/place"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff" * 50_000])
+def test_what_is_written_is_read_and_can_be_replaced(place: str, data: bytes) -> None:
+    uri = storage.join(place, "a", "b.bin")
+    assert not storage.exists(uri)
+    for content in (b"before", data):
+        storage.write_bytes(uri, content)
+        assert storage.read_bytes(uri) == content
+    assert storage.exists(uri) and storage.exists(storage.join(place, "a"))
+
+
+def test_an_exclusive_write_never_replaces(place: str) -> None:
+    uri = storage.join(place, "record.json")
+    storage.write_bytes(uri, b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        storage.write_bytes(uri, b"second", exclusive=True)
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_listing_is_relative_sorted_and_without_neighbours(place: str) -> None:
+    names = ["b/c/2.txt", "b-c/1.txt", "b.txt", "a/é ü.txt", "a b/+&=.txt"]
+    for size, name in enumerate(names):
+        storage.write_bytes(storage.join(place, name), b"x" * size)
+    storage.write_bytes(f"{place}-beside/no.txt", b"")
+    expected = {name: size for size, name in enumerate(names)}
+    for uri in (place, f"{place}/"):
+        found = storage.sizes(uri)
+        assert found == expected
+        assert list(found) == sorted(found)
+    assert storage.sizes(storage.join(place, "b")) == {"c/2.txt": 0}
+
+
+def test_hidden_files_are_listed_nowhere(place: str) -> None:
+    for name in ("a/._1.jpg", ".cache/1.jpg", "a/1.jpg"):
+        storage.write_bytes(storage.join(place, name), b"")
+    assert list(storage.sizes(place)) == ["a/1.jpg"]
+
+
+def test_folders_are_the_folders_directly_below(place: str) -> None:
+    assert storage.folders(place) == []
+    for name in ("v2/x/y", "v10/x", "file"):
+        storage.write_bytes(storage.join(place, name), b"")
+    assert storage.folders(place) == ["v10", "v2"]
+
+
+def test_listing_nothing_is_empty_and_deleting_nothing_is_well(place: str) -> None:
+    assert storage.sizes(place) == {}
+    storage.delete(place)
+
+
+def test_deleting_takes_a_file_or_a_folder_and_no_neighbour(place: str) -> None:
+    for name in ("a/1", "a/b/2", "ab/3", "c", "cd"):
+        storage.write_bytes(storage.join(place, name), b"")
+    storage.delete(storage.join(place, "a"))
+    storage.delete(storage.join(place, "c"))
+    assert list(storage.sizes(place)) == ["ab/3", "cd"]
+
+
+def test_files_travel_both_ways_whole(place: str, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.write_bytes(os.urandom(300_000))
+    storage.upload(there, storage.join(place, "x/file"))
+    storage.download(storage.join(place, "x/file"), back)
+    assert back.read_bytes() == there.read_bytes()
+    assert storage.sizes(place) == {"x/file": 300_000}
+
+
+def test_arrow_reads_what_storage_wrote(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write_bytes(uri, b"0123456789")
+    filesystem, path = storage.arrow_filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        assert file.read_at(4, 3) == b"3456"
+
+
+def test_a_missing_object_is_said_to_be_missing(place: str, tmp_path: Path) -> None:
+    uri = storage.join(place, "nothing")
+    storage.write_bytes(storage.join(place, "something"), b"")
+    for attempt in (storage.read_bytes, lambda u: storage.download(u, tmp_path / "x")):
+        with pytest.raises(StorageError, match=f"cannot read {uri}: it does not exist: check the"):
+            attempt(uri)
+
+
+def test_of_many_exclusive_writers_one_wins(tmp_path: Path) -> None:
+    uri, start = str(tmp_path / "record"), threading.Barrier(8)
+
+    def write(number: int) -> str:
+        start.wait()
+        try:
+            storage.write_bytes(uri, str(number).encode() * 100_000, exclusive=True)
+        except FileExistsError:
+            return ""
+        return str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [number for number in pool.map(write, range(8)) if number]
+    assert len(winners) == 1
+    assert storage.read_bytes(uri) == winners[0].encode() * 100_000
+    assert list(tmp_path.iterdir()) == [tmp_path / "record"]
+
+
+def test_a_killed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    uri = str(tmp_path / "file")
+    program = (
+        "import sys; from effnet_ray import storage\n"
+        f"while True: [storage.write_bytes({uri!r}, c * 2**22) for c in (b'a', b'b')]; print()"
+    )
+    child = subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE)
+    assert child.stdout and child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert storage.sizes(str(tmp_path)) == {"file": 2**22}
+    assert set(storage.read_bytes(uri)) in ({ord("a")}, {ord("b")})
+
+
+# --- errors of S3
+
+
+def test_a_missing_bucket_is_named(s3: str) -> None:
+    uri = "s3://no-such-bucket-here/data"
+    message = f"{uri}: the bucket 'no-such-bucket-here' does not exist at http://127.0.0.1"
+    with pytest.raises(StorageError, match=f"cannot list {message}"):
+        storage.sizes(uri)
+    with pytest.raises(StorageError, match=f"cannot read {message}"):
+        storage.read_bytes(uri)
+    with pytest.raises(StorageError, match=f"cannot write {message}"):
+        storage.write_bytes(uri, b"")
+
+
+def test_missing_credentials_are_said_to_be_missing(rclone: str) -> None:
+    with (
+        s3_environment(rclone, key=None),
+        pytest.raises(StorageError, match=r"no usable S3 credentials .*set AWS_ACCESS_KEY_ID and"),
+    ):
+        storage.read_bytes("s3://bucket/data")
+
+
+def test_wrong_credentials_are_said_to_be_denied(rclone: str) -> None:
+    with (
+        s3_environment(rclone, secret="sk87654321"),
+        pytest.raises(StorageError, match=r"access denied .*check the keys"),
+    ):
+        storage.read_bytes("s3://bucket/data")
+
+
+def test_a_file_in_the_way_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/below"):
+        storage.write_bytes(str(tmp_path / "file/below"), b"")
+    with pytest.raises(StorageError, match="cannot read"):
+        storage.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/data", "https://host/data", "file:///tmp", "://x"])
+def test_an_unknown_scheme_is_refused(uri: str) -> None:
+    for attempt in (storage.is_remote, storage.absolute, storage.read_bytes, storage.sizes):
+        with pytest.raises(StorageError, match="use s3://bucket/prefix or a path"):
+            attempt(uri)
+
+
+def test_paths_become_absolute_and_lose_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert storage.absolute("~/data/") == "/home/somebody/data"
+    assert storage.absolute("data") == f"{os.getcwd()}/data"
+    assert storage.absolute("s3://bucket/data/") == "s3://bucket/data"
