@@ -119,6 +119,8 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             hear=people.hear,
             connect=connect,
         )
+        if not people.trained:
+            people.say(f"run {result.run!r} has finished already: reported, not redone")
         release = release_run(result, where.store)
         _summary(people, result, release, data)
     return {

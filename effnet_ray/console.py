@@ -34,7 +34,8 @@ class People:
         )
         self._task: TaskID | None = None
         self._last_plain = time.monotonic()
-        self._epochs = 0
+        self.trained = False
+        """Whether any worker has started since."""
 
     def __enter__(self) -> "People":
         if self.console.is_terminal:
@@ -76,6 +77,7 @@ class People:
                 pass  # the driver raises it
 
     def _started(self, event: Started) -> None:
+        self.trained = True
         begin = f"resuming at step {event.step} of" if event.step else "training for"
         workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
         self.say(f"{begin} {event.steps} steps on {workers} ({event.device})")

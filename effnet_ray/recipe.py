@@ -8,7 +8,8 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from types import UnionType
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from effnet_ray.errors import RecipeError
 from effnet_ray.variants import (
@@ -32,11 +33,25 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}"
             raise RecipeError(f"{kind.__name__} has no field {name!r}{hint}")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        _check_type(f"{kind.__name__}.{name}", value, hints[name])
     return kind(**{name: _tuples(value) for name, value in values.items()})
 
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """Refuse a JSON value of another type than a plain field's; containers are left alone."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if not all(isinstance(kind, type) for kind in kinds):
+        return
+    allowed = {*kinds, int} if float in kinds else set(kinds)
+    if type(value) not in allowed:
+        names = " or ".join(sorted(kind.__name__ for kind in kinds))
+        raise RecipeError(f"{name} is {value!r}: expected {names}")
 
 
 def _require(ok: bool, field: str, value: object, expected: str) -> None:
@@ -113,8 +128,10 @@ class Recipe:
             "micro_batch", micro, f"a divisor of batch_size {self.batch_size}",
         )  # fmt: skip
         _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
+        _require(
+            0 <= self.warmup_epochs < math.inf, "warmup_epochs", self.warmup_epochs, "0 or more"
+        )
         for name in ("label_smoothing", "dropout", "drop_path", "flip"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, value, "0 to 1")
@@ -123,7 +140,7 @@ class Recipe:
         _require(self.precision in (None, "float32", "bfloat16"), "precision", self.precision,
                  "'float32' or 'bfloat16'")  # fmt: skip
         _require(0 < self.crop_scale <= 1, "crop_scale", self.crop_scale, "above 0, up to 1")
-        _require(self.crop_ratio >= 1, "crop_ratio", self.crop_ratio, "1 or more")
+        _require(1 <= self.crop_ratio < math.inf, "crop_ratio", self.crop_ratio, "1 or more")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "1 or more")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
 

@@ -78,6 +78,9 @@ def _arrow_s3() -> pafs.S3FileSystem:
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
+        # Servers that are not AWS's may answer a range with the whole object's checksum
+        # (rclone 1.75 does), which the SDK would take for damage; images carry their own digest.
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
         settings |= {
             "endpoint_override": urlparse(endpoint).netloc,
             "scheme": urlparse(endpoint).scheme,
@@ -147,11 +150,16 @@ def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     """
     if exclusive and exists(uri):
         raise FileExistsError(uri)
-    with _translated(uri, "write"):
-        if is_remote(uri):
-            _s3().pipe_file(uri, data, mode="create" if exclusive else "overwrite")
-        else:
-            _write_local(Path(uri), data, exclusive)
+    try:
+        with _translated(uri, "write"):
+            if is_remote(uri):
+                _s3().pipe_file(uri, data, mode="create" if exclusive else "overwrite")
+            else:
+                _write_local(Path(uri), data, exclusive)
+    except StorageError as error:
+        if exclusive and isinstance(error.__cause__, FileExistsError) and exists(uri):
+            raise FileExistsError(uri) from error  # somebody wrote it since the look above
+        raise
 
 
 def _write_local(path: Path, data: bytes, exclusive: bool) -> None:
@@ -210,12 +218,12 @@ def sizes(uri: str) -> dict[str, int]:
         if is_remote(uri):
             return _remote_sizes(uri.rstrip("/"))
         root = Path(uri)
-        found = (path for path in root.rglob("*") if path.is_file())
-        return {
+        found = {
             path.relative_to(root).as_posix(): path.stat().st_size
-            for path in sorted(found)
-            if not any(part.startswith(".") for part in path.relative_to(root).parts)
+            for path in root.rglob("*")
+            if path.is_file()
         }
+        return _visible(found)
 
 
 def _remote_sizes(uri: str) -> dict[str, int]:
@@ -224,10 +232,21 @@ def _remote_sizes(uri: str) -> dict[str, int]:
     if not _s3().exists(bucket):
         raise FileNotFoundError(uri)
     found = _s3().find(prefix, detail=True)
+    return _visible(
+        {
+            name[len(prefix) :].lstrip("/"): int(info["size"] or 0)
+            for name, info in found.items()
+            if info["type"] == "file" and name != prefix
+        }
+    )
+
+
+def _visible(sizes: dict[str, int]) -> dict[str, int]:
+    """Sorted by name, without hidden files: the same on a disk and in a bucket."""
     return {
-        name[len(prefix) :].lstrip("/"): int(info["size"] or 0)
-        for name, info in sorted(found.items())
-        if info["type"] == "file" and name != prefix
+        path: size
+        for path, size in sorted(sizes.items())
+        if not any(part.startswith(".") for part in path.split("/"))
     }
 
 

@@ -1,15 +1,18 @@
 """What several test files share: S3 servers, photographs, a packed data set."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from laws import RECIPE
 from PIL import Image
 from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
 
 from effnet_ray.data.pack import pack
+from effnet_ray.data.sample import pack_sample
+from effnet_ray.train.record import Result
 
 settings.register_profile(
     "effnet",
@@ -102,3 +105,30 @@ def cluster(rclone_bucket: str) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The sample data, packed. Read only."""
+    out = tmp_path_factory.mktemp("digits") / "data"
+    pack_sample(str(out))
+    return str(out)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    cluster: None, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Result]:
+    """The run with N workers that nothing disturbs; made once for each N."""
+    from effnet_ray import Placement, finetune
+
+    runs = str(tmp_path_factory.mktemp("undisturbed"))
+    made: dict[int, Result] = {}
+
+    def run(workers: int) -> Result:
+        if workers not in made:
+            placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
+            made[workers] = finetune(RECIPE, placement, digits, runs=runs, name=f"w{workers}")
+        return made[workers]
+
+    return run

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_laws import STEPS, assert_once_each, audit, planned, weights
+from laws import RECIPE, STEPS
+from test_laws import assert_once_each, audit, planned, weights
 
 from effnet_ray.train import record
 from effnet_ray.train.record import Result
@@ -20,12 +22,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 
-FLAGS = (
-    "--local --weights none --image-size 32 --epochs 2 --batch-size 8 --micro-batch 2 --limit 44 "
-    "--lr 1e-3 --batchnorm frozen --flip 0 --crop-scale 0.35 --crop-ratio 1.3333333333333333 "
-    "--dropout 0.2 --drop-path 0.2 --label-smoothing 0.1 --audit --checkpoint-every 2 --name killed"
-).split()
-"""test_laws.RECIPE on two workers, as flags."""
+FLAGS = ["--local", "--workers", "2", "--audit", "--checkpoint-every", "2", "--name", "killed"]
 
 
 def job(name: str, *flags: str, **env: str) -> subprocess.Popen[str]:
@@ -49,7 +46,10 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_resume_after_a_killed_driver_equals_never_stopping(
     undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
 ) -> None:
-    where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(asdict(RECIPE)))
+    where = ["--recipe", str(recipe), "--data", digits, "--runs", f"{tmp_path}/runs"]
+    where += ["--store", f"{tmp_path}/store"]
     first = job("finetune", *FLAGS, *where)
     await_step(tmp_path / "runs/killed/audit", STEPS + 3)
     first.send_signal(signal.SIGKILL)

@@ -6,56 +6,24 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from laws import RECIPE, STEPS
 
-from effnet_ray import Placement, Recipe, finetune, storage
+from effnet_ray import Placement, finetune, storage
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.sample import pack_sample
 from effnet_ray.train import checkpoint
 from effnet_ray.train.record import Result
 
 pytestmark = pytest.mark.ray
 
-RECIPE = Recipe(
-    weights="none", image_size=32, epochs=2, batch_size=8, micro_batch=2, limit=44, lr=1e-3,
-    batchnorm="frozen", flip=0.0,
-)  # fmt: skip
-"""6 steps an epoch, the last one short; 4 lanes, so 3 workers share them unevenly."""
-STEPS = 6
-
-Run = Callable[..., Result]
 Audit = dict[int, dict[int, int]]
 """step → image id → times used"""
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("digits") / "data"
-    pack_sample(str(out))
-    return str(out)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(
-    cluster: None, digits: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[int], Result]]:
-    """The run with N workers that nothing disturbs; made once for each N."""
-    runs = str(tmp_path_factory.mktemp("undisturbed"))
-    made: dict[int, Result] = {}
-
-    def run(workers: int) -> Result:
-        if workers not in made:
-            placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
-            made[workers] = finetune(RECIPE, placement, digits, runs=runs, name=f"w{workers}")
-        return made[workers]
-
-    yield run
 
 
 def audit(result: Result) -> Audit:

@@ -12,9 +12,9 @@ ORDER = (
     "errors variants recipe storage "
     "data.manifest data.images data.pack data.sample data.order data.ingest "
     "model.network model.weights model.optim "
-    "train.reports train.metrics train.loop train.checkpoint train.audit train.record train.progress "
-    "train.worker train.session train.finetune "
-    "store.releases console cli"
+    "train.reports train.metrics train.loop train.checkpoint train.audit train.record "
+    "train.progress train.worker train.session train.finetune "
+    "store.releases store.card store.release_run console cli"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 

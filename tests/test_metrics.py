@@ -1,6 +1,7 @@
 """Metrics are sums: they agree with torch's own, and do not care how images were split."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from effnet_ray.train.metrics import EpochReport, Tally, best
+from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.reports import EpochReport, best
 
 
 def scores(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +48,7 @@ def test_the_tallies_of_any_split_add_up_to_that_of_the_whole(cuts: list[int], s
     columns = scores(40, 9, seed)
     edges = [0, *sorted(cuts), 40]
     parts = Tally.zero()
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         parts += Tally.of(*(column[start:end] for column in columns))
     assert_close(parts.sums, Tally.of(*columns).sums, rtol=1e-6, atol=1e-6)
 
@@ -113,7 +115,7 @@ def test_without_epochs_there_is_no_best() -> None:
 
 def test_a_report_divides_once_and_adds_up_what_could_not_be_read() -> None:
     train, evaluated = Tally.of(*scores(20, 8, seed=4)), Tally.of(*scores(9, 8, seed=5))
-    report = EpochReport.of(2, 30, train, evaluated)
+    report = epoch_report(2, 30, train, evaluated)
     assert (report.epoch, report.step) == (2, 30)
     assert (report.train_images, report.eval_images) == (20, 9)
     assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.top1)

@@ -16,14 +16,20 @@ from effnet_ray import storage
 from effnet_ray.errors import StorageError
 
 
-@pytest.fixture(params=["disk", "rclone", "moto"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty folder, on each kind of storage in turn."""
+@pytest.fixture(scope="module", params=["disk", "rclone", "moto"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kind of storage in turn; its clients are made once, which takes a while."""
     if request.param == "disk":
-        yield str(tmp_path / "place")
+        yield request.param
     else:
         with s3_environment(request.getfixturevalue(request.param)):
-            yield f"{fresh_bucket()}/place"
+            yield request.param
+
+
+@pytest.fixture
+def place(kind: str, tmp_path: Path) -> str:
+    """An empty folder."""
+    return f"{tmp_path if kind == 'disk' else fresh_bucket()}/place"
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\xff" * 50_000])
@@ -143,7 +149,8 @@ def test_a_killed_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
 # --- errors of S3
 
 
-def test_a_missing_bucket_is_named(s3: str) -> None:
+@pytest.mark.parametrize("kind", ["rclone", "moto"], indirect=True)
+def test_a_missing_bucket_is_named(kind: str) -> None:
     uri = "s3://no-such-bucket-here/data"
     message = f"{uri}: the bucket 'no-such-bucket-here' does not exist at http://127.0.0.1"
     with pytest.raises(StorageError, match=f"cannot list {message}"):

@@ -63,6 +63,9 @@ def _decode_jpeg(data: bytes) -> Pixels:
 def _decode_other(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(*image.size)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 from effnet_ray import storage
-from effnet_ray.errors import DatasetError, StorageError
+from effnet_ray.errors import DatasetError, RecipeError, StorageError
 from effnet_ray.recipe import from_dict
 
 VERSION = 1
@@ -130,7 +130,7 @@ def load(data: str) -> Manifest:
             for name, shards in record["splits"].items()
         }
         manifest = from_dict(Manifest, record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         raise DatasetError(f"{uri} is not a manifest of ours ({error}): pack again") from error
     if recorded != (manifest.fingerprint, VERSION):
         raise DatasetError(

@@ -93,6 +93,12 @@ class RunningStatistics:
             for buffer in (layer.running_mean, layer.running_var)
             if buffer is not None
         ]
+        self._steps = [
+            layer.num_batches_tracked
+            for layer in self._layers
+            if layer.num_batches_tracked is not None
+        ]
+        self._taken = int(self._steps[0]) if self._steps else 0
         self._before = [buffer.clone() for buffer in self._live]
         self._sum = [torch.zeros_like(buffer) for buffer in self._live]
         self._count = torch.zeros(1, dtype=torch.float32)
@@ -109,6 +115,8 @@ class RunningStatistics:
         """Keep what a lane of `images` images made of the statistics, and undo it."""
         torch._foreach_add_(self._sum, self._live, alpha=float(images))
         torch._foreach_copy_(self._live, self._before)
+        for steps in self._steps:  # counted once a step, as all else
+            steps.fill_(self._taken)
         self._count += images
 
     @torch.no_grad()
@@ -122,3 +130,6 @@ class RunningStatistics:
             return
         means = torch.split(flat[:-1] / count, [buffer.numel() for buffer in self._live])
         torch._foreach_copy_(self._live, list(means))
+        self._taken += 1
+        for steps in self._steps:
+            steps.fill_(self._taken)

@@ -1,8 +1,8 @@
 """The model card: README.md of a release, written for a reader."""
 
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.record import Result, Run
+from effnet_ray.train.reports import EpochReport
 
 CARD = """\
 ---

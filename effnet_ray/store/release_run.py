@@ -9,8 +9,8 @@ from effnet_ray.model import network, weights
 from effnet_ray.store.card import card
 from effnet_ray.store.releases import ModelStore, Release, record_files
 from effnet_ray.train import checkpoint, record
-from effnet_ray.train.reports import best
 from effnet_ray.train.record import Result
+from effnet_ray.train.reports import best
 
 
 def release_run(result: Result, store: str) -> Release:

@@ -85,8 +85,14 @@ def write(taken: Snapshot, checkpoints: str) -> str:
         "history": [asdict(report) for report in taken.history],
         "tally": taken.tally,
     }
-    storage.write_bytes(storage.join(uri, RECORD), json.dumps(record, indent=1).encode())
+    content = json.dumps({**record, "sha256": _digest(record)}, indent=1)
+    storage.write_bytes(storage.join(uri, RECORD), content.encode())
     return uri
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """SHA-256 of the record's other fields: JSON has no checksum of its own."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
     """Read a checkpoint's record. Raises CheckpointError where it is absent or unreadable."""
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
+        if record.pop("sha256") != _digest(record):
+            raise CheckpointError(f"{uri} is damaged: {RECORD} does not match its own SHA-256")
         return Checkpoint(
             uri=uri,
             step=record["step"],

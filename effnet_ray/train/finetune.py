@@ -18,8 +18,8 @@ from effnet_ray.errors import RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.recipe import Placement, Recipe
 from effnet_ray.train import checkpoint, progress, record, session
-from effnet_ray.train.reports import best
 from effnet_ray.train.record import Result, Run
+from effnet_ray.train.reports import best
 from effnet_ray.train.worker import Job, train
 
 Hear = Callable[[progress.Event], None]

@@ -156,7 +156,8 @@ class Worker:
 def train_step(worker: Worker, lanes: Sequence[Batch], rate: float, step: int) -> Tally:
     """One optimizer update. Returns the global batch's tally, over all workers."""
     filled = [lane for lane in lanes if len(lane.label)]
-    count = sum_over_workers(torch.tensor([sum(float(b.weight.sum()) for b in filled)]))
+    readable = sum(float(lane.weight.sum()) for lane in filled)
+    count = sum_over_workers(torch.tensor([readable], dtype=torch.float64))
     if not filled:
         filled = [worker.empty_batch(worker.recipe.image_size or 0)]
     tally = gradients(worker, filled, step, count).over_workers()

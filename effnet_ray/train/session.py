@@ -48,11 +48,9 @@ def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
         ray.init(**options)
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
-    gpus = math.ceil(placement.gpus_per_worker * placement.worker_range[1])
     ray.init(
         address="local",
         num_cpus=cpus,
-        num_gpus=gpus or None,
         include_dashboard=False,
         **options,
     )

@@ -22,8 +22,8 @@ from effnet_ray.model import network, optim
 from effnet_ray.recipe import Placement
 from effnet_ray.train import audit, checkpoint, record
 from effnet_ray.train.loop import Batch, Shape, TrainState, fit
-from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.progress import EpochDone, Failed, Quarantined, Started, Stepped
+from effnet_ray.train.reports import EpochReport
 
 POST_EVERY_S = 0.5
 

@@ -1,0 +1,128 @@
+"""What the loop's tests share: fixed batches in lanes, and one process of a group of workers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from effnet_ray.model.network import build
+from effnet_ray.model.optim import optimizer
+from effnet_ray.recipe import Recipe
+from effnet_ray.train.loop import Batch, Shape, TrainState, evaluate, fit
+from effnet_ray.train.reports import EpochReport
+
+CLASSES = 4
+WORLDS = (1, 2, 3)
+STEPS = 2
+
+
+def settled(**given: object) -> Recipe:
+    """A small b0 from scratch, every field decided, with dropout and drop path."""
+    values = {"weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "micro_batch": 4,
+              "lr": 1e-3, "batchnorm": "frozen", "dropout": 0.3, "drop_path": 0.2}  # fmt: skip
+    recipe = Recipe(**(values | given))  # type: ignore[arg-type]
+    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+
+
+def new_state(recipe: Recipe) -> TrainState:
+    network = build(recipe, recipe.row.input_spec(), CLASSES)
+    return TrainState(network, optimizer(network, recipe))
+
+
+def random_batch(seed: int, images: int, size: int, lane: int = 0) -> Batch:
+    """Images that only the seed decides; one in eight is quarantined where there are several."""
+    draws = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=draws)
+    label = torch.randint(0, CLASSES, (images,), generator=draws)
+    weight = (torch.rand(images, generator=draws) > 1 / 8).float()
+    weight[0] = 1
+    return Batch(image.contiguous(memory_format=torch.channels_last), label, weight, lane)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedBatches:
+    """A plan of `steps` steps, dealt to workers lane by lane; the last lane's last is short."""
+
+    recipe: Recipe
+    steps: int = STEPS
+    rank: int = 0
+    workers: int = 1
+    short: int = 1
+    """Images of the last lane in the last step."""
+
+    def train(self, step: int) -> Iterator[Sequence[Batch]]:
+        """This worker's lanes of every step from `step` on."""
+        for number in range(step, self.steps):
+            mine = range(self.rank, self.recipe.lanes, self.workers)
+            yield [self._lane(number, lane) for lane in mine]
+
+    def eval(self) -> Iterator[Batch]:
+        """This worker's share of five batches of three images."""
+        for number in range(self.rank, 5, self.workers):
+            yield random_batch(9000 + number, 3, self.recipe.image_size or 0)
+
+    def shape(self) -> Shape:
+        """What the whole plan holds."""
+        lanes = [self._lane(s, k) for s in range(self.steps) for k in range(self.recipe.lanes)]
+        return Shape(self.steps, sum(len(lane.label) for lane in lanes), 15)
+
+    def _lane(self, step: int, lane: int) -> Batch:
+        last = step == self.steps - 1 and lane == self.recipe.lanes - 1
+        images = self.short if last else self.recipe.micro_batch or 0
+        return random_batch(100 * step + lane, images, self.recipe.image_size or 0, lane)
+
+
+def nothing(*_: object) -> None:
+    """Hear of a step or an epoch, and do nothing."""
+
+
+def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) -> dict[str, Any]:
+    """A whole run of one epoch: what every step and the epoch's end said, as JSON."""
+    batches = FixedBatches(recipe, seen, rank, workers)
+    state, sums = new_state(recipe), []
+    reports: list[EpochReport] = []
+    fit(
+        state,
+        recipe,
+        batches.shape(),
+        batches,
+        on_step=lambda state: sums.append(state.tally.sums.tolist()),
+        on_epoch=lambda report, _: reports.append(report),
+    )
+    buffers = [b for n, b in state.network.named_buffers() if n.endswith(("_mean", "_var"))]
+    untrained = evaluate(new_state(recipe).network, batches.eval())
+    return {
+        "sums": sums,
+        "statistics": torch.cat([b.flatten() for b in buffers]).tolist(),
+        "eval": untrained.sums.tolist(),
+        "reports": len(reports),
+    }
+
+
+def scenarios() -> dict[str, Recipe]:
+    """What every world trains: 4 lanes without BatchNorm's batches, and 2 lanes with them."""
+    return {
+        "frozen": settled(micro_batch=2),
+        "train": settled(micro_batch=4, batchnorm="train", image_size=64),
+    }
+
+
+def worker(rank: int, folder: str) -> None:
+    """One spawned process: as every world it belongs to, runs all scenarios; rank 0 writes."""
+    torch.set_num_threads(1)
+    for workers in WORLDS:
+        if rank >= workers:
+            continue
+        if workers > 1:
+            meeting = f"file://{folder}/meeting-{workers}"
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+        for name, recipe in scenarios().items():
+            found = train(recipe, rank, workers)
+            if rank == 0:
+                Path(folder, f"{name}-{workers}.json").write_text(json.dumps(found))
+        if workers > 1:
+            dist.destroy_process_group()

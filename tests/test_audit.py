@@ -1,0 +1,57 @@
+"""The audit: one row per image and step, and a resumed run forgets what it will do again."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from effnet_ray.train import audit
+
+STEPS, RANKS = range(12), range(3)
+
+
+def fill(folder: Path) -> None:
+    for step in STEPS:
+        for rank in RANKS:
+            images = {100 * step + rank: 1.0, 100 * step + 50 + rank: 0.0}
+            audit.write(str(folder), epoch=step // 5, step=step, rank=rank, images=images)
+
+
+def places(folder: Path) -> set[tuple[int, int]]:
+    """Step and rank of every row."""
+    rows = pq.read_table(folder).to_pylist() if any(folder.iterdir()) else []
+    return {(row["step"], row["rank"]) for row in rows}
+
+
+def test_a_row_is_an_image_in_a_step(tmp_path: Path) -> None:
+    audit.write(str(tmp_path), epoch=2, step=11, rank=1, images={70: 1.0, 3: 0.0})
+    table = pq.read_table(tmp_path)
+    assert table.schema.equals(audit.SCHEMA)
+    assert table.to_pylist() == [
+        {"epoch": 2, "step": 11, "rank": 1, "id": 70, "weight": 1.0},
+        {"epoch": 2, "step": 11, "rank": 1, "id": 3, "weight": 0.0},
+    ]
+
+
+def test_a_worker_without_images_leaves_no_row(tmp_path: Path) -> None:
+    audit.write(str(tmp_path), epoch=0, step=0, rank=2, images={})
+    assert pq.read_table(tmp_path).num_rows == 0
+
+
+def test_a_step_taken_again_replaces_its_rows(tmp_path: Path) -> None:
+    for weight in (0.0, 1.0):
+        audit.write(str(tmp_path), epoch=0, step=3, rank=0, images={5: weight})
+    assert pq.read_table(tmp_path).column("weight").to_pylist() == [1.0]
+
+
+@pytest.mark.parametrize("step", [0, 1, 10, 11, 12])
+def test_everything_at_or_after_a_step_is_removed_for_every_rank(
+    tmp_path: Path, step: int
+) -> None:
+    fill(tmp_path)
+    audit.remove_from(str(tmp_path), step)
+    assert places(tmp_path) == {(s, rank) for s in STEPS if s < step for rank in RANKS}
+
+
+def test_where_no_audit_is_there_is_nothing_to_remove(tmp_path: Path) -> None:
+    audit.remove_from(str(tmp_path / "absent"), 0)

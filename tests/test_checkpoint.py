@@ -1,0 +1,252 @@
+"""Checkpoints: complete or absent, found or passed over, and resuming equals never stopping."""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from loop_worker import FixedBatches, new_state, nothing, random_batch, settled
+from safetensors import safe_open
+from torch import Tensor
+
+from effnet_ray.errors import CheckpointError
+from effnet_ray.recipe import Recipe
+from effnet_ray.train import checkpoint
+from effnet_ray.train.loop import TrainState, Worker, fit, train_step
+from effnet_ray.train.metrics import Tally
+from effnet_ray.train.reports import EpochReport
+
+RECIPE = settled(batchnorm="train")
+REPORT = EpochReport(
+    epoch=0, step=1, train_loss=1.5, train_top1=0.1, train_images=8, eval_loss=1 / 3,
+    eval_top1=0.7, eval_top5=0.9, eval_images=5, quarantined=1,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bit-equality wants one order of additions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainState:
+    """A state after one step, with a past. Read only: copy it with `at`."""
+    state = new_state(RECIPE)
+    lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
+    state.tally = train_step(Worker(state, RECIPE), lanes, 1e-3, 0)
+    state.step, state.history = 7, [REPORT]
+    return state
+
+
+def at(state: TrainState, step: int, *tops: float) -> TrainState:
+    """The state at another step, its epochs ended with these eval top-1 at steps 1, 2, …"""
+    history = [replace(REPORT, epoch=n, step=n + 1, eval_top1=top) for n, top in enumerate(tops)]
+    return TrainState(state.network, state.optimizer, step, state.tally, history)
+
+
+def tensors(state: TrainState) -> dict[str, Tensor]:
+    """All of a state's tensors, by name."""
+    found = dict(state.network.state_dict())
+    for index, values in state.optimizer.state_dict()["state"].items():
+        found |= {f"{index}.{name}": value for name, value in values.items()}
+    return found
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def write(state: TrainState, folder: Path) -> Path:
+    return Path(checkpoint.write(checkpoint.snapshot(state), str(folder)))
+
+
+def flip(path: Path, position: int = -5) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+# --- there and back
+
+
+def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: Path) -> None:
+    write(trained, tmp_path)
+    found, state = checkpoint.newest(str(tmp_path)), new_state(replace(RECIPE, seed=5))
+    assert found and not same(state, TrainState(trained.network, state.optimizer))
+    found.load_into(state)
+    assert same(state, trained)
+    assert (state.step, state.history) == (7, [REPORT])
+    assert torch.equal(state.tally.sums, trained.tally.sums)
+
+
+def test_a_snapshot_is_a_copy(trained: TrainState, tmp_path: Path) -> None:
+    state = new_state(RECIPE)
+    kept = copy.deepcopy(state.network.backbone.state_dict())
+    taken = checkpoint.snapshot(state)
+    with torch.no_grad():
+        for parameter in state.network.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(taken.tensors[checkpoint.WEIGHTS][name], kept[name]) for name in kept)
+
+
+def test_its_files_are_safetensors_and_json_only(trained: TrainState, tmp_path: Path) -> None:
+    uri = write(trained, tmp_path)
+    assert uri.name == "step-00000007"
+    names = {checkpoint.RECORD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER}
+    assert {path.name for path in uri.iterdir()} == names
+    assert json.loads((uri / checkpoint.RECORD).read_text())["step"] == 7
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+        with safe_open(str(uri / name), framework="pt") as file:
+            assert list(file.keys())
+
+
+def test_another_networks_checkpoint_is_refused(trained: TrainState, tmp_path: Path) -> None:
+    write(trained, tmp_path)
+    found = checkpoint.newest(str(tmp_path))
+    frozen = new_state(replace(RECIPE, batchnorm="frozen"))  # an optimizer of fewer parameters
+    frozen.network.backbone.reset_classifier(9)
+    assert found
+    with pytest.raises(CheckpointError, match="does not fit this recipe"):
+        found.load_into(frozen)
+
+
+# --- resuming equals never stopping
+
+
+class Killed(Exception):
+    """The run's machine is gone."""
+
+
+def trained_to_the_end(recipe: Recipe, state: TrainState, folder: Path, kill: int = 0) -> None:
+    batches = FixedBatches(recipe, steps=3)
+
+    def on_step(state: TrainState) -> None:
+        if state.step == kill:
+            write(state, folder)
+            raise Killed
+
+    fit(state, recipe, batches.shape(), batches, on_step=on_step, on_epoch=nothing)
+
+
+@pytest.mark.parametrize("kill", [1, 4])
+@pytest.mark.parametrize("batchnorm", ["train", "frozen"])
+def test_resuming_equals_never_stopping(tmp_path: Path, batchnorm: str, kill: int) -> None:
+    recipe = settled(epochs=2, batchnorm=batchnorm)
+    straight, stopped = new_state(recipe), new_state(recipe)
+    trained_to_the_end(recipe, straight, tmp_path)
+    with pytest.raises(Killed):
+        trained_to_the_end(recipe, stopped, tmp_path, kill)
+    resumed, found = new_state(recipe), checkpoint.newest(str(tmp_path))
+    assert found and found.step == kill
+    found.load_into(resumed)
+    trained_to_the_end(recipe, resumed, tmp_path)
+    assert resumed.step == straight.step == 6
+    assert same(resumed, straight)
+    assert resumed.history == straight.history
+
+
+# --- complete or absent
+
+
+def test_a_checkpoint_without_its_record_is_not_seen(trained: TrainState, tmp_path: Path) -> None:
+    write(at(trained, 1), tmp_path)
+    (write(at(trained, 2), tmp_path) / checkpoint.RECORD).unlink()
+    found = checkpoint.newest(str(tmp_path))
+    assert found and found.step == 1
+
+
+def test_where_nothing_is_there_is_no_newest(tmp_path: Path) -> None:
+    assert checkpoint.newest(str(tmp_path / "absent")) is None
+
+
+NAMES = (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.RECORD)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flipped_byte_is_said_and_the_one_before_is_used(
+    trained: TrainState, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(at(trained, 1), tmp_path)
+    uri = write(at(trained, 2), tmp_path)
+    position = (uri / name).read_bytes().find(b'"step": 2') + 8 if name.endswith("json") else -5
+    flip(uri / name, position)
+    found = checkpoint.newest(str(tmp_path))
+    assert found and found.step == 1 and found.uri.endswith("step-00000001")
+    assert str(uri) in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_file_is_said_and_the_one_before_is_used(
+    trained: TrainState, tmp_path: Path, name: str
+) -> None:
+    write(at(trained, 1), tmp_path)
+    file = write(at(trained, 2), tmp_path) / name
+    file.write_bytes(file.read_bytes()[:-30])
+    found = checkpoint.newest(str(tmp_path))
+    assert found and found.step == 1
+
+
+def test_a_missing_file_is_said_and_the_one_before_is_used(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    write(at(trained, 1), tmp_path)
+    (write(at(trained, 2), tmp_path) / checkpoint.OPTIMIZER).unlink()
+    found = checkpoint.newest(str(tmp_path))
+    assert found and found.step == 1
+
+
+def test_damage_after_it_was_found_is_refused(trained: TrainState, tmp_path: Path) -> None:
+    uri = write(trained, tmp_path)
+    found = checkpoint.open_checkpoint(str(uri))
+    flip(uri / checkpoint.WEIGHTS)
+    with pytest.raises(CheckpointError, match="does not match its SHA-256"):
+        found.load_into(new_state(RECIPE))
+
+
+def test_a_changed_figure_in_the_record_is_not_believed(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    record = write(at(trained, 1, 0.7), tmp_path) / checkpoint.RECORD
+    record.write_text(record.read_text().replace('"eval_top1": 0.7', '"eval_top1": 0.9'))
+    assert checkpoint.newest(str(tmp_path)) is None
+
+
+# --- the writer
+
+
+def test_the_writer_keeps_the_newest_and_the_best(trained: TrainState, tmp_path: Path) -> None:
+    writer = checkpoint.Writer(str(tmp_path), keep=2)
+    tops = [0.5, 0.9, 0.6, 0.7, 0.8]
+    for step in range(1, 6):
+        writer.save(at(trained, step, *tops[:step]))
+    writer.wait()
+    assert [c.step for c in checkpoint.complete(str(tmp_path))] == [5, 4, 2]
+
+
+def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_path: Path) -> None:
+    writer = checkpoint.Writer(str(tmp_path), keep=1)
+    for step in (1, 2, 3):
+        writer.save(at(trained, step))
+    writer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    writer = checkpoint.Writer(str(tmp_path / "file"), keep=1)
+    writer.save(trained)
+    with pytest.raises(Exception, match="file"):
+        writer.wait()
+
+
+def test_the_tally_of_a_new_state_is_zero() -> None:
+    assert torch.equal(new_state(RECIPE).tally.sums, Tally.zero().sums)

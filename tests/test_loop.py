@@ -1,0 +1,252 @@
+"""The loop: the same recipe takes the same steps on any number of workers."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from loop_worker import (
+    STEPS,
+    WORLDS,
+    FixedBatches,
+    new_state,
+    nothing,
+    random_batch,
+    scenarios,
+    settled,
+    train,
+    worker,
+)
+
+from effnet_ray.errors import TrainingError
+from effnet_ray.recipe import Recipe
+from effnet_ray.train.loop import TrainState, Worker, evaluate, fit, gradients, lane_seed
+from effnet_ray.train.reports import EpochReport
+
+Found = dict[tuple[str, int], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What one, two and three worker processes found in every scenario."""
+    folder = tmp_path_factory.mktemp("worlds")
+    mp.spawn(worker, args=(str(folder),), nprocs=max(WORLDS))
+    return {
+        (name, workers): json.loads((folder / f"{name}-{workers}.json").read_text())
+        for name in scenarios()
+        for workers in WORLDS
+    }
+
+
+# --- placement is not a hyper-parameter
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("scenario", scenarios())
+def test_every_steps_loss_is_the_same_on_any_number_of_workers(
+    worlds: Found, scenario: str, workers: int
+) -> None:
+    """Three workers share 4 lanes unevenly ("frozen"), and 2 lanes leave one idle ("train")."""
+    one, many = (torch.tensor(worlds[scenario, w]["sums"]) for w in (1, workers))
+    assert len(one) == STEPS
+    assert torch.equal(one[:, 3:], many[:, 3:])
+    assert torch.allclose(many[:, 0] / many[:, 3], one[:, 0] / one[:, 3], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+def test_running_statistics_are_the_same_on_any_number_of_workers(
+    worlds: Found, workers: int
+) -> None:
+    one, many = (torch.tensor(worlds["train", w]["statistics"]) for w in (1, workers))
+    assert torch.allclose(many, one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("scenario", scenarios())
+def test_an_evaluation_counts_every_image_once_on_any_number_of_workers(
+    worlds: Found, scenario: str, workers: int
+) -> None:
+    one, many = (worlds[scenario, w]["eval"] for w in (1, workers))
+    assert many[1:] == one[1:]
+    assert many[0] == pytest.approx(one[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("scenario", scenarios())
+def test_every_number_of_workers_ends_with_one_report(worlds: Found, scenario: str) -> None:
+    assert [worlds[scenario, workers]["reports"] for workers in WORLDS] == [1, 1, 1]
+
+
+# --- steps and epochs
+
+
+class Ear:
+    """Hears what the loop says."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.epochs: list[EpochReport] = []
+
+    def step(self, state: TrainState) -> None:
+        """A step was taken."""
+        self.steps.append(state.step)
+
+    def epoch(self, report: EpochReport, state: TrainState) -> None:
+        """An epoch has ended."""
+        assert state.history[-1] == report
+        self.epochs.append(report)
+
+
+def run(recipe: Recipe, state: TrainState, batches: FixedBatches, ear: Ear) -> None:
+    shape = batches.shape()
+    fit(state, recipe, shape, batches, on_step=ear.step, on_epoch=ear.epoch)
+
+
+def test_fit_takes_the_planned_steps_and_reports_once_an_epoch() -> None:
+    recipe, ear = settled(epochs=2), Ear()
+    state = new_state(recipe)
+    run(recipe, state, FixedBatches(recipe), ear)
+    assert ear.steps == [1, 2, 3, 4]
+    assert [(e.epoch, e.step) for e in ear.epochs] == [(0, 2), (1, 4)]
+    assert [e.train_images for e in ear.epochs] == [13, 13]
+    assert [e.eval_images for e in ear.epochs] == [15, 15]
+    assert state.tally.images == 0
+
+
+def test_a_run_that_has_ended_takes_no_step() -> None:
+    recipe, ear = settled(), Ear()
+    state = new_state(recipe)
+    state.step = STEPS
+    run(recipe, state, FixedBatches(recipe), ear)
+    assert (ear.steps, ear.epochs) == ([], [])
+
+
+def test_warming_up_changes_nothing() -> None:
+    recipe = settled(batchnorm="train")
+    state, untouched = new_state(recipe), new_state(recipe)
+    Worker(state, recipe).warm_up(32)
+    pairs = zip(
+        state.network.state_dict().values(), untouched.network.state_dict().values(), strict=True
+    )
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not state.optimizer.state
+    assert all(p.grad is None for p in state.network.parameters())
+
+
+@pytest.mark.parametrize("batchnorm", ["train", "frozen"])
+def test_a_lane_of_one_image_at_32_px_works(batchnorm: str) -> None:
+    recipe, ear = settled(batchnorm=batchnorm, batch_size=2, micro_batch=1), Ear()
+    run(recipe, new_state(recipe), FixedBatches(recipe), ear)
+    assert ear.steps == [1, 2]
+
+
+@pytest.mark.parametrize("size", [33, 64])
+def test_a_lane_of_one_larger_image_works_too(size: int) -> None:
+    recipe = settled(batchnorm="train", batch_size=1, micro_batch=1, image_size=size)
+    ear = Ear()
+    run(recipe, new_state(recipe), FixedBatches(recipe, steps=1), ear)
+    assert ear.steps == [1]
+
+
+def test_an_empty_lane_adds_nothing_to_a_step() -> None:
+    recipe = settled(batchnorm="train")
+    with_it, without = new_state(recipe), new_state(recipe)
+    run(recipe, with_it, FixedBatches(recipe, steps=1, short=0), Ear())
+    lone = replace(recipe, batch_size=4)
+    run(lone, without, FixedBatches(lone, steps=1, short=4), Ear())
+    pairs = zip(with_it.network.parameters(), without.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_bfloat16_trains() -> None:
+    recipe, ear = settled(precision="bfloat16"), Ear()
+    run(recipe, new_state(recipe), FixedBatches(recipe, steps=1), ear)
+    assert ear.epochs[0].train_loss > 0
+
+
+def test_a_network_learns_what_it_is_shown_again_and_again() -> None:
+    recipe, ear = settled(epochs=8, lr=3e-3, batchnorm="train", drop_path=0.0, dropout=0.0), Ear()
+    run(recipe, new_state(recipe), FixedBatches(recipe), ear)
+    assert ear.epochs[-1].train_loss < 0.5 * ear.epochs[0].train_loss
+
+
+# --- what ends a run
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step() -> None:
+    recipe = settled()
+    state = new_state(recipe)
+
+    def poison(state: TrainState) -> None:
+        with torch.no_grad():
+            state.network.backbone.get_classifier().bias.fill_(float("nan"))
+
+    batches = FixedBatches(recipe)
+    with pytest.raises(TrainingError, match=r"not finite at step 1 .*lower --lr"):
+        fit(state, recipe, batches.shape(), batches, on_step=poison, on_epoch=nothing)
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_images_that_are_not_the_planned_number_end_the_run(split: str, change: int) -> None:
+    recipe = settled()
+    batches = FixedBatches(recipe, steps=1)
+    right = batches.shape()
+    wrong = replace(right, **{f"{split}_images": getattr(right, f"{split}_images") + change})
+    with pytest.raises(TrainingError, match=rf"epoch 0 used \d+ {split} images, the plan has"):
+        fit(new_state(recipe), recipe, wrong, batches, on_step=nothing, on_epoch=nothing)
+
+
+def test_batches_that_end_early_end_the_run() -> None:
+    recipe = settled()
+    batches = FixedBatches(recipe, steps=1)
+    shape = FixedBatches(recipe, steps=2).shape()
+    with pytest.raises(TrainingError, match="epoch 0 used"):
+        fit(new_state(recipe), recipe, shape, batches, on_step=nothing, on_epoch=nothing)
+
+
+# --- random draws
+
+
+def draws(step: int, lane: int, seed: int = 0, before: int = 0) -> list[float]:
+    """The last layer's gradient after one lane: it tells which units were dropped."""
+    recipe = settled(seed=seed, dropout=0.5, drop_path=0.0)
+    state = new_state(replace(recipe, seed=0))
+    torch.manual_seed(before)
+    made = Worker(state, recipe)
+    state.network.train()
+    batch = replace(random_batch(1, 2, 32), lane=lane)
+    gradients(made, [batch], step, torch.tensor([2.0]))
+    found: list[float] = state.network.backbone.get_classifier().weight.grad.flatten().tolist()
+    return found
+
+
+def test_dropouts_draws_depend_on_seed_step_and_lane_and_on_nothing_else() -> None:
+    torch.set_num_threads(1)
+    first = draws(step=1, lane=1)
+    assert draws(step=1, lane=1, before=99) == first
+    others = [draws(step=2, lane=1), draws(step=1, lane=2), draws(step=1, lane=1, seed=1)]
+    assert all(other != first for other in others)
+
+
+def test_no_two_lanes_of_a_run_share_a_seed() -> None:
+    grid = [(s, t, k) for s in range(3) for t in range(200) for k in range(-1, 30)]
+    assert len({lane_seed(*place) for place in grid}) == len(grid)
+    assert all(0 <= lane_seed(*place) < 2**63 for place in grid)
+
+
+def test_the_same_run_twice_is_bit_equal() -> None:
+    torch.set_num_threads(1)
+    recipe = scenarios()["frozen"]
+    assert train(recipe, seen=1) == train(recipe, seen=1)
+
+
+def test_an_evaluation_leaves_the_network_as_it_was() -> None:
+    recipe = settled(batchnorm="train")
+    network, untouched = new_state(recipe).network, new_state(recipe).network
+    tally = evaluate(network, FixedBatches(recipe).eval())
+    pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
+    assert tally.images == 15
+    assert all(torch.equal(a, b) for a, b in pairs)
