@@ -1,5 +1,6 @@
 """What the loop's tests share: fixed batches in lanes, and one process of a group of workers."""
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def random_batch(seed: int, images: int, size: int, lane: int = 0) -> Batch:
     image = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=draws)
     label = torch.randint(0, CLASSES, (images,), generator=draws)
     weight = (torch.rand(images, generator=draws) > 1 / 8).float()
-    weight[0] = 1
+    weight[:1] = 1
     return Batch(image.contiguous(memory_format=torch.channels_last), label, weight, lane)
 
 
@@ -125,4 +126,6 @@ def worker(rank: int, folder: str) -> None:
             if rank == 0:
                 Path(folder, f"{name}-{workers}.json").write_text(json.dumps(found))
         if workers > 1:
+            gc.collect()  # DDP's reducers go before their group
+            dist.barrier()  # nobody leaves while another still listens
             dist.destroy_process_group()

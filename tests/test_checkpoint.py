@@ -26,7 +26,7 @@ REPORT = EpochReport(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Bit-equality wants one order of additions."""
     before = torch.get_num_threads()

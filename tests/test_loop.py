@@ -1,6 +1,7 @@
 """The loop: the same recipe takes the same steps on any number of workers."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,15 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Found:
         for name in scenarios()
         for workers in WORLDS
     }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Bit-equality wants one order of additions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # --- placement is not a hyper-parameter
@@ -224,7 +234,6 @@ def draws(step: int, lane: int, seed: int = 0, before: int = 0) -> list[float]:
 
 
 def test_dropouts_draws_depend_on_seed_step_and_lane_and_on_nothing_else() -> None:
-    torch.set_num_threads(1)
     first = draws(step=1, lane=1)
     assert draws(step=1, lane=1, before=99) == first
     others = [draws(step=2, lane=1), draws(step=1, lane=2), draws(step=1, lane=1, seed=1)]
@@ -238,7 +247,6 @@ def test_no_two_lanes_of_a_run_share_a_seed() -> None:
 
 
 def test_the_same_run_twice_is_bit_equal() -> None:
-    torch.set_num_threads(1)
     recipe = scenarios()["frozen"]
     assert train(recipe, seen=1) == train(recipe, seen=1)
 

@@ -1,6 +1,7 @@
 """The network: it normalises by itself, and BatchNorm knows lanes, not workers."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,15 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
 
 CLASSES = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Bit-equality wants one order of additions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def settled(**given: object) -> Recipe:

@@ -265,18 +265,18 @@ def _blocks(
     starter = ThreadPoolExecutor(1, thread_name_prefix="next-window")
 
     def start(window: list[Task]) -> Iterator[Block]:
-        execution = iter(_execute(dataset, window, decode_tasks, prefetch_mb))
-        return itertools.chain([next(execution)], execution)  # the first block is there
+        execution = _execute(dataset, window, decode_tasks, prefetch_mb)
+        first = list(itertools.islice(execution, 1))  # waits until it is there
+        return itertools.chain(first, execution)
 
     try:
         upcoming: Future[Iterator[Block]] | None = None
         window = list(itertools.islice(tasks, WINDOW_CHUNKS))
         while window:
             current = upcoming.result() if upcoming else start(window)
-            window, upcoming, wanted = list(itertools.islice(tasks, WINDOW_CHUNKS)), None, 0
-            for number, block in enumerate(current):
-                wanted = number
-                if window and not upcoming and wanted >= WINDOW_CHUNKS - LEAD_CHUNKS:
+            window, upcoming = list(itertools.islice(tasks, WINDOW_CHUNKS)), None
+            for count, block in enumerate(current, start=1):
+                if window and not upcoming and count >= WINDOW_CHUNKS - LEAD_CHUNKS:
                     upcoming = starter.submit(start, window)
                 yield block
             if window and not upcoming:
