@@ -6,6 +6,7 @@ In a job's log, where there is no terminal, the live line becomes plain lines no
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TextIO
 
 from rich.console import Console
@@ -33,7 +34,8 @@ class People:
             transient=True,
         )
         self._task: TaskID | None = None
-        self._last_plain = time.monotonic()
+        self._last_plain = self._began = time.monotonic()
+        self._begin = Started(workers=0, step=0, steps=0, device="")
         self.trained = False
         """Whether any worker has started since."""
 
@@ -78,6 +80,7 @@ class People:
 
     def _started(self, event: Started) -> None:
         self.trained = True
+        self._begin, self._began = event, time.monotonic()
         begin = f"resuming at step {event.step} of" if event.step else "training for"
         workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
         self.say(f"{begin} {event.steps} steps on {workers} ({event.device})")
@@ -94,7 +97,12 @@ class People:
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now
-            self.say(f"step {event.step}  {figures}")
+            self.say(f"step {event.step}/{self._begin.steps}  {figures}  ETA {self._eta(event)}")
+
+    def _eta(self, event: Stepped) -> str:
+        """Time left at the pace since the workers started, evaluations left out."""
+        pace = (time.monotonic() - self._began) / max(1, event.step - self._begin.step)
+        return str(timedelta(seconds=round(pace * (self._begin.steps - event.step))))
 
     def _epoch(self, event: EpochDone) -> None:
         report = event.report

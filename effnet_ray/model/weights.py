@@ -87,10 +87,19 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
     if weights.name == "none":
         return None
     if "/" in weights.name:
-        return _checked(storage.read_bytes(storage.join(weights.name, FILE)), weights.name)
+        return _from_release(weights.name)
     if mirror:
         return _from_mirror(weights.name, storage.absolute(mirror))
     return _from_hub(weights.name)
+
+
+def _from_release(uri: str) -> bytes:
+    try:
+        return _checked(storage.read_bytes(storage.join(uri, FILE)), uri)
+    except StorageError as error:
+        raise WeightsError(
+            f"release {uri} has no weights ({error}): restore it, or use another"
+        ) from error
 
 
 def _from_mirror(name: str, mirror: str) -> bytes:

@@ -35,7 +35,7 @@ class Tally:
         """The tally of some images: logits [B, K], label [B] int64, weight [B], 0 or 1."""
         logits = logits.detach().float()
         loss = F.cross_entropy(logits, label, reduction="none")
-        rank = (logits > logits.gather(1, label[:, None])).sum(1)  # classes scored above the truth
+        rank = _rank(logits, label)
         columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
         kept = [(column.double() * weight).sum() for column in columns]
         return cls(torch.stack([*kept, torch.full_like(kept[0], len(label))]))
@@ -74,6 +74,18 @@ class Tally:
 
     def _mean(self, index: int) -> float:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
+
+
+def _rank(logits: Tensor, label: Tensor) -> Tensor:
+    """[B]: classes that stand before the label's, 0 for a top-1 hit.
+
+    Ties go to the lower class and NaN stands above all, as in `argmax`: a network that says the
+    same of every class must not be right about every image.
+    """
+    logits = logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    truth = logits.gather(1, label[:, None])
+    lower = torch.arange(logits.shape[1], device=label.device) < label[:, None]
+    return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
 def epoch_report(epoch: int, step: int, train: Tally, evaluated: Tally) -> EpochReport:

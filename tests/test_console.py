@@ -1,0 +1,34 @@
+"""What people read in a log without a terminal."""
+
+import io
+
+import pytest
+
+from effnet_ray import console
+from effnet_ray.console import People
+from effnet_ray.train.progress import EpochDone, Quarantined, Started, Stepped
+from effnet_ray.train.reports import EpochReport
+
+REPORT = EpochReport(
+    epoch=1, step=20, train_loss=0.5, train_top1=0.9, train_images=80, eval_loss=0.25,
+    eval_top1=0.975, eval_top5=1.0, eval_images=20, quarantined=0,
+)  # fmt: skip
+
+
+def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
+    log = io.StringIO()
+    with People(log) as people:
+        people.hear(Started(workers=2, step=10, steps=30, device="cpu"))
+        people.hear(Stepped(step=12, loss=0.75, images_per_s=150.0))
+        people.hear(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
+                              data_wait_s=0.1))  # fmt: skip
+        people.hear(Quarantined({7: "cat/7.jpg: truncated"}))
+        people.table("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
+    text = log.getvalue()
+    assert "resuming at step 10 of 30 steps on 2 workers (cpu)" in text
+    assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
+    assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
+    assert "quarantined image 7: cat/7.jpg: truncated" in text
+    assert f"  run      {'x' * 200}\n" in text  # never folded: it is there to be copied
+    assert "\x1b" not in text
