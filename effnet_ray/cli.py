@@ -7,6 +7,7 @@ line of stdout is one JSON object. Exit 2 for a person's mistake, 1 for a run th
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -171,8 +172,12 @@ def _environment() -> Finetune:
     placement: dict[str, Any] = {}
     if get("EFFNET_WORKERS"):
         placement["workers"] = get("EFFNET_WORKERS")
-    if get("EFFNET_GPUS_PER_WORKER"):
-        placement["gpus_per_worker"] = float(get("EFFNET_GPUS_PER_WORKER", "0"))
+    gpus = get("EFFNET_GPUS_PER_WORKER")
+    if gpus:
+        try:
+            placement["gpus_per_worker"] = float(gpus)
+        except ValueError:
+            raise RecipeError(f"EFFNET_GPUS_PER_WORKER is {gpus!r}: expected a number") from None
     return Finetune(
         placement=Placement(**placement),
         where=Where(
@@ -247,5 +252,10 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    print(json.dumps(answer), flush=True)
+    print(json.dumps({name: _json(value) for name, value in answer.items()}), flush=True)
     return 0
+
+
+def _json(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

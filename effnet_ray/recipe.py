@@ -181,16 +181,18 @@ class Recipe:
 
     def agrees_with(self, recorded: Self) -> bool:
         """Whether every field given here is what `recorded` (a settled recipe) holds."""
-        mine, theirs = asdict(self), asdict(recorded)
-        return all(value is None or value == theirs[name] for name, value in mine.items())
+        return not self.differences(recorded)
 
     def differences(self, recorded: Self) -> str:
-        """The given fields that differ from `recorded`, for a person to read."""
+        """The given fields that differ from `recorded`, for a person to read.
+
+        None agrees with whatever it was settled to; but a `limit` of None means every image.
+        """
         mine, theirs = asdict(self), asdict(recorded)
         return ", ".join(
             f"{name} {value!r} (recorded: {theirs[name]!r})"
             for name, value in mine.items()
-            if value is not None and value != theirs[name]
+            if value != theirs[name] and (value is not None or name == "limit")
         )
 
 

@@ -1,4 +1,9 @@
-"""The run that the laws are tried on."""
+"""The run that the laws are tried on, and how to meet it at a step."""
+
+import time
+from pathlib import Path
+
+import psutil
 
 from effnet_ray import Recipe
 
@@ -9,3 +14,19 @@ RECIPE = Recipe(
 """6 steps an epoch, the last one short; 4 lanes, so 3 workers share them unevenly."""
 
 STEPS = 6
+
+
+def await_step(audit_folder: Path, step: int) -> None:
+    """Until some worker has begun a step."""
+    until = time.monotonic() + 180
+    while not any(audit_folder.glob(f"step-{step:08d}-*")):
+        assert time.monotonic() < until, f"no worker came to step {step}"
+        time.sleep(0.005)
+
+
+def train_workers(driver: psutil.Process) -> list[psutil.Process]:
+    """Ray Train's workers of a driver that started its own Ray."""
+    below = driver.children(recursive=True)
+    found = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert found, "the run has no workers"
+    return found

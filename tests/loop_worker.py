@@ -86,6 +86,8 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
     batches = FixedBatches(recipe, seen, rank, workers)
     state, sums, moved = new_state(recipe), [], []
     reports: list[EpochReport] = []
+    norms: list[list[float]] = []
+    state.optimizer.register_step_pre_hook(lambda *_: norms.append(_gradient_norms(state)))
     fit(
         state,
         recipe,
@@ -101,6 +103,7 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
     return {
         "sums": sums,
         "statistics": moved,
+        "gradients": norms,
         "eval": untrained.sums.tolist(),
         "reports": len(reports),
     }
@@ -110,6 +113,10 @@ def _statistics(state: TrainState) -> list[float]:
     buffers = [b for n, b in state.network.named_buffers() if n.endswith(("_mean", "_var"))]
     found: list[float] = torch.cat([b.flatten() for b in buffers]).tolist()
     return found
+
+
+def _gradient_norms(state: TrainState) -> list[float]:
+    return [float(p.grad.norm()) for p in state.network.parameters() if p.grad is not None]
 
 
 def scenarios() -> dict[str, Recipe]:

@@ -53,5 +53,13 @@ def test_everything_at_or_after_a_step_is_removed_for_every_rank(
     assert places(tmp_path) == {(s, rank) for s in STEPS if s < step for rank in RANKS}
 
 
+def test_files_that_are_not_the_audits_are_left_alone(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("notes.txt", "step-notes.parquet", "step-00000003-rank-0000.parquet.bak"):
+        (tmp_path / name).touch()
+    audit.remove_from(str(tmp_path), 0)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_where_no_audit_is_there_is_nothing_to_remove(tmp_path: Path) -> None:
     audit.remove_from(str(tmp_path / "absent"), 0)

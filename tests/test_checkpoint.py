@@ -119,6 +119,24 @@ def test_another_networks_checkpoint_is_refused(trained: TrainState, tmp_path: P
         found.load_into(frozen)
 
 
+@pytest.mark.parametrize("change", ["shape", "index", "missing"])
+def test_moments_that_do_not_fit_are_refused(
+    trained: TrainState, tmp_path: Path, change: str
+) -> None:
+    taken = checkpoint.snapshot(trained)
+    moments = taken.tensors[checkpoint.OPTIMIZER]
+    if change == "shape":
+        moments["0.exp_avg"] = moments["0.exp_avg"][:1]
+    elif change == "index":
+        moments["9999.exp_avg"] = moments["0.exp_avg"].clone()
+    else:
+        for name in [name for name in moments if name.startswith("0.")]:
+            del moments[name]
+    found = checkpoint.open_checkpoint(checkpoint.write(taken, str(tmp_path)))
+    with pytest.raises(CheckpointError, match="does not fit this recipe"):
+        found.load_into(new_state(RECIPE))
+
+
 # --- resuming equals never stopping
 
 
@@ -230,6 +248,19 @@ def test_the_writer_keeps_the_newest_and_the_best(trained: TrainState, tmp_path:
         writer.save(at(trained, step, *tops[:step]))
     writer.wait()
     assert [c.step for c in checkpoint.complete(str(tmp_path))] == [5, 4, 2]
+
+
+def test_the_writer_does_not_count_what_was_never_finished(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        write(at(trained, step), tmp_path)
+    (tmp_path / "step-00000003" / checkpoint.RECORD).unlink()
+    writer = checkpoint.Writer(str(tmp_path), keep=2)
+    writer.save(at(trained, 4))
+    writer.wait()
+    assert [c.step for c in checkpoint.complete(str(tmp_path))] == [4, 2]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_path: Path) -> None:

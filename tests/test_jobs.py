@@ -2,17 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from laws import RECIPE, STEPS
+from laws import RECIPE, STEPS, await_step, train_workers
 from test_laws import assert_once_each, audit, planned, weights
 
 from effnet_ray.train import record
@@ -50,10 +49,7 @@ def test_resume_after_a_killed_driver_equals_never_stopping(
     recipe.write_text(json.dumps(asdict(RECIPE)))
     where = ["--recipe", str(recipe), "--data", digits, "--runs", f"{tmp_path}/runs"]
     where += ["--store", f"{tmp_path}/store"]
-    first = job("finetune", *FLAGS, *where)
-    await_step(tmp_path / "runs/killed/audit", STEPS + 3)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    kill_at(STEPS + 1, tmp_path / "runs/killed/audit", job("finetune", *FLAGS, *where))
     answered = answer(job("finetune", *FLAGS, *where))
     assert 0 < answered["resumed_from_step"] < 2 * STEPS
     result = record.load_result(answered["run_uri"])
@@ -66,11 +62,17 @@ def test_resume_after_a_killed_driver_equals_never_stopping(
     assert again == answered  # reported, not redone
 
 
-def await_step(folder: Path, step: int) -> None:
-    until = time.monotonic() + 180
-    while not any(folder.glob(f"step-{step:08d}-*")):
-        assert time.monotonic() < until, "the run took no steps"
-        time.sleep(0.01)
+def kill_at(step: int, audit_folder: Path, driver: subprocess.Popen[str]) -> None:
+    """SIGKILL a job's driver; its workers are held, since they may outlive it by some steps."""
+    await_step(audit_folder, 0)
+    workers = train_workers(psutil.Process(driver.pid))
+    await_step(audit_folder, step)
+    for worker in workers:
+        worker.suspend()
+    driver.kill()
+    driver.communicate()
+    for worker in workers:
+        worker.kill()
 
 
 def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:

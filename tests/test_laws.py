@@ -1,10 +1,7 @@
 """The laws that need Ray: real clusters, real workers, real kills, on 1, 2 and 3 workers."""
 
 import hashlib
-import os
-import signal
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +10,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE, STEPS
+from laws import RECIPE, STEPS, await_step, train_workers
 
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.data import manifest as manifests
@@ -100,17 +97,13 @@ def test_eval_counts_every_image_once_on_any_number_of_workers(
 
 
 def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
-    """SIGKILL one Ray Train worker of this session as soon as `step` was taken."""
+    """SIGKILL one Ray Train worker of this session as soon as `step` has begun."""
 
     def watch() -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            if any(audit_folder.glob(f"step-{step:08d}-*")):
-                mine = psutil.Process().children(recursive=True)
-                train = [p for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
-                os.kill(max(p.pid for p in train), signal.SIGKILL)
-                return
-            time.sleep(0.01)
+        await_step(audit_folder, 0)
+        worker = train_workers(psutil.Process())[-1]  # found early: looking takes some steps
+        await_step(audit_folder, step)
+        worker.kill()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -121,7 +114,7 @@ def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
 def test_resume_after_a_killed_worker_equals_never_stopping(
     undisturbed: Callable[[int], Result], digits: str, tmp_path: Path, workers: int
 ) -> None:
-    killer = kill_a_worker_at(STEPS + 3, tmp_path / "killed" / "audit")
+    killer = kill_a_worker_at(STEPS + 1, tmp_path / "killed" / "audit")
     placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
     result = finetune(RECIPE, placement, digits, runs=str(tmp_path), name="killed")
     killer.join()

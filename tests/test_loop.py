@@ -66,6 +66,17 @@ def test_every_steps_loss_is_the_same_on_any_number_of_workers(
 
 
 @pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("scenario", scenarios())
+def test_the_first_gradients_are_as_long_on_any_number_of_workers(
+    worlds: Found, scenario: str, workers: int
+) -> None:
+    """Losses cannot tell: AdamW takes the same steps from gradients of any common scale."""
+    one, many = (torch.tensor(worlds[scenario, w]["gradients"][0]) for w in (1, workers))
+    assert one.max() > 0
+    assert torch.allclose(many, one, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
 def test_running_statistics_are_the_same_on_any_number_of_workers(
     worlds: Found, workers: int
 ) -> None:
@@ -200,6 +211,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step() -> None:
     assert state.step == 1
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
+    recipe = settled()
+    state = new_state(recipe)
+    bias = state.network.backbone.get_classifier().bias
+    bias.register_hook(lambda gradient: gradient / 0)
+    before = [p.detach().clone() for p in state.network.parameters()]
+    batches = FixedBatches(recipe)
+    with pytest.raises(TrainingError, match=r"the gradient is not finite at step 0"):
+        fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+    assert all(map(torch.equal, state.network.parameters(), before))
+
+
 @pytest.mark.parametrize("split", ["train", "eval"])
 @pytest.mark.parametrize("change", [-1, 1])
 def test_images_that_are_not_the_planned_number_end_the_run(split: str, change: int) -> None:
@@ -222,9 +245,9 @@ def test_batches_that_end_early_end_the_run() -> None:
 # --- random draws
 
 
-def draws(step: int, lane: int, seed: int = 0, before: int = 0) -> list[float]:
-    """The last layer's gradient after one lane: it tells which units were dropped."""
-    recipe = settled(seed=seed, dropout=0.5, drop_path=0.0)
+def draws(kind: str, step: int, lane: int, seed: int = 0, before: int = 0) -> list[float]:
+    """The last layer's gradient after one lane: it tells what was dropped."""
+    recipe = settled(seed=seed, **({"dropout": 0.0, "drop_path": 0.0} | {kind: 0.5}))
     state = new_state(replace(recipe, seed=0))
     torch.manual_seed(before)
     made = Worker(state, recipe)
@@ -235,10 +258,15 @@ def draws(step: int, lane: int, seed: int = 0, before: int = 0) -> list[float]:
     return found
 
 
-def test_dropouts_draws_depend_on_seed_step_and_lane_and_on_nothing_else() -> None:
-    first = draws(step=1, lane=1)
-    assert draws(step=1, lane=1, before=99) == first
-    others = [draws(step=2, lane=1), draws(step=1, lane=2), draws(step=1, lane=1, seed=1)]
+@pytest.mark.parametrize("kind", ["dropout", "drop_path"])
+def test_what_is_dropped_depends_on_seed_step_and_lane_and_on_nothing_else(kind: str) -> None:
+    first = draws(kind, step=1, lane=1)
+    assert draws(kind, step=1, lane=1, before=99) == first
+    others = [
+        draws(kind, step=2, lane=1),
+        draws(kind, step=1, lane=2),
+        draws(kind, step=1, lane=1, seed=1),
+    ]
     assert all(other != first for other in others)
 
 

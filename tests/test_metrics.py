@@ -109,6 +109,11 @@ def test_best_is_the_highest_top1_then_the_lowest_loss_then_the_earliest(
     assert found and found.epoch == winner
 
 
+def test_a_loss_that_is_no_number_is_the_highest() -> None:
+    found = best(epochs((0.5, float("nan")), (0.5, 2.0)))
+    assert found and found.eval_loss == 2.0
+
+
 def test_without_epochs_there_is_no_best() -> None:
     assert best([]) is None
 

@@ -156,6 +156,18 @@ def test_running_statistics_are_the_same_however_many_workers_shared_the_lanes()
             assert_close(many, one, rtol=1e-5, atol=1e-6)
 
 
+def test_a_step_of_two_lanes_is_counted_once() -> None:
+    network = fresh(settled(batchnorm="train"))
+    running, counters = RunningStatistics(network), network.backbone.bn1.num_batches_tracked
+    for _ in range(3):
+        running.begin_step()
+        for seed in (4, 5):
+            network.train()(photographs(2, seed))
+            running.end_lane(2)
+        running.end_step(same)
+    assert int(counters) == 3
+
+
 def test_a_step_without_images_leaves_the_statistics_alone() -> None:
     network = fresh(settled(batchnorm="train"))
     before = snapshot(network)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from effnet_ray.errors import RunExistsError
+from effnet_ray.errors import RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import record
 from effnet_ray.train.record import Result, Run
@@ -86,6 +86,26 @@ def test_another_recipe_is_refused_and_the_field_named(change: dict[str, object]
     other = replace(GIVEN, **change)  # type: ignore[arg-type]  # a field's name and value
     with pytest.raises(RunExistsError, match=rf"another recipe: asked for {name} {value!r} \(rec"):
         record.check_same(RUN, other, RUN.fingerprint)
+
+
+def test_every_image_is_another_recipe_than_a_limit() -> None:
+    limited = replace(RUN, recipe=replace(SETTLED, limit=24))
+    with pytest.raises(RunExistsError, match=r"asked for limit None \(recorded: 24\)"):
+        record.check_same(limited, GIVEN, RUN.fingerprint)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', '{"recipe": {"lrr": 1}}'])
+def test_a_damaged_record_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / record.RUN).write_text(text)
+    with pytest.raises(StorageError, match=r"run\.json is damaged .*choose another --name"):
+        record.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": "many"}'])
+def test_a_damaged_result_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / record.RESULT).write_text(text)
+    with pytest.raises(StorageError, match=r"result\.json is damaged"):
+        record.load_result(str(tmp_path))
 
 
 def test_a_refusal_names_only_the_fields_that_differ() -> None:

@@ -78,7 +78,14 @@ def test_a_mirrors_weights_are_loaded_exactly_and_the_head_is_new(
     assert head_is(network, scratch.backbone.state_dict())  # seeded by the recipe alone
 
 
-def test_imagenets_own_thousand_classes_keep_their_head(mirror: Path, tmp_path: Path) -> None:
+def test_a_thousand_classes_of_your_own_are_not_imagenets() -> None:
+    start = weights.resolve(settled(weights="ns"))
+    assert weights.head_classes(start, tuple(map(str, range(1000)))) == -1
+
+
+def test_a_head_of_as_many_outputs_is_loaded_where_it_is_asked_for(
+    mirror: Path, tmp_path: Path
+) -> None:
     data = (mirror / f"{NAME}.safetensors").read_bytes()
     network = loaded(data, tmp_path, settled(weights="ns"), classes=1000)
     assert body_is(network, load(data)) and head_is(network, load(data))
@@ -134,15 +141,17 @@ def test_the_input_spec_takes_the_recipes_resolution() -> None:
 
 
 @contextmanager
-def hub(file: Path) -> Iterator[str]:
-    """Serve one model's file as the hub does; yields the endpoint."""
+def hub(file: Path, busy: int = 0) -> Iterator[str]:
+    """Serve one model's file as the hub does, after `busy` refusals; yields the endpoint."""
     data = file.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
+    refusals = iter(range(busy))
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             found = self.path == f"/timm/{NAME}/resolve/main/model.safetensors"
-            self.send_response(200 if found else 404)
+            status = 200 if found else 404
+            self.send_response(503 if next(refusals, None) is not None else status)
             self.send_header("Content-Length", str(len(data) if found else 0))
             self.send_header("ETag", f'"{digest}"')
             self.send_header("X-Linked-Etag", f'"{digest}"')
@@ -168,8 +177,7 @@ def hub(file: Path) -> Iterator[str]:
 
 
 FETCH = """
-import sys, time
-time.sleep = lambda seconds: None  # the hub's client waits 23 s between its tries
+import sys
 from effnet_ray.errors import WeightsError
 from effnet_ray.model import weights
 from effnet_ray.recipe import Recipe
@@ -196,9 +204,9 @@ def fetch_from(endpoint: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_weights_come_from_the_hub_whole_and_load(mirror: Path, tmp_path: Path) -> None:
+def test_weights_come_from_a_busy_hub_whole_and_load(mirror: Path, tmp_path: Path) -> None:
     source = mirror / f"{NAME}.safetensors"
-    with hub(source) as endpoint:
+    with hub(source, busy=2) as endpoint:
         ended = fetch_from(endpoint, tmp_path)
     assert ended.returncode == 0, ended.stderr
     data = (tmp_path / "fetched.safetensors").read_bytes()

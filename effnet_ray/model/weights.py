@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from effnet_ray import storage
@@ -66,7 +72,8 @@ def _release(uri: str, recipe: Recipe) -> Weights:
             std=tuple(seen["std"]),
         )
         found, names = config["architecture"], tuple(config.get("label_names", ()))
-    except (StorageError, ValueError, KeyError, TypeError) as error:
+        outputs = int(config["num_classes"])
+    except (StorageError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(
             f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
             "folder with model.safetensors and config.json"
@@ -76,7 +83,7 @@ def _release(uri: str, recipe: Recipe) -> Weights:
             f"weights {uri} are a {found}, the recipe wants {recipe.row.architecture}: choose the "
             "variant of the release"
         )
-    return Weights(uri, spec, names or None, config["num_classes"])
+    return Weights(uri, spec, names or None, outputs)
 
 
 def fetch(weights: Weights, mirror: str | None) -> bytes | None:
@@ -114,8 +121,11 @@ def _from_mirror(name: str, mirror: str) -> bytes:
 
 
 def _from_hub(name: str) -> bytes:
+    repository = f"{HUB_OWNER}/{name}"
     try:
-        path = Path(hf_hub_download(f"{HUB_OWNER}/{name}", FILE))
+        if not isinstance(try_to_load_from_cache(repository, FILE), str):
+            _answers(hf_hub_url(repository, FILE))
+        path = Path(hf_hub_download(repository, FILE))
     except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
         raise WeightsError(
             f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
@@ -123,6 +133,14 @@ def _from_hub(name: str) -> bytes:
             f"{name}.safetensors, or train from scratch with --weights none"
         ) from error
     return _checked(path.read_bytes(), f"of {name} from the hub")
+
+
+def _answers(url: str) -> None:
+    """Raise at once where no server is reached: the download alone retries for 25 s then."""
+    try:
+        get_hf_file_metadata(url)
+    except HfHubHTTPError:
+        pass  # it answers: the download retries a busy server, and names what is absent
 
 
 def _first_line(error: BaseException) -> str:
@@ -147,10 +165,10 @@ def _checked(data: bytes, where: str) -> bytes:
 def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
     """Outputs of the checkpoint's head, as timm should see it.
 
-    Where the class names differ the head must be new, also when their number is the same: a
-    count that matches nothing makes timm leave it out.
+    Where the class names differ (the hub's are unknown) the head must be new, also when their
+    number is the same: a count that matches nothing makes timm leave it out.
     """
-    if weights.classes and weights.classes != classes and weights.num_classes == len(classes):
+    if weights.classes != classes and weights.num_classes == len(classes):
         return -1
     return weights.num_classes
 

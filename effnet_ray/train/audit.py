@@ -1,14 +1,18 @@
 """The audit: which images every step used, one Parquet row per image.
 
-One file per step and rank, written when the step is taken, so that a killed run leaves the truth
-behind; a resumed run first removes everything at or after the step it resumes from.
+One file per step and rank, written before the worker gives its gradients to the step: a step that
+was taken, and so any checkpoint after it, has the rows of every rank. A resumed run first removes
+everything at or after the step it resumes from.
 """
+
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
 
+NAME = re.compile(r"step-(\d{8})-rank-\d{4}\.parquet")
 SCHEMA = pa.schema(
     [pa.field(name, pa.int64()) for name in ("epoch", "step", "rank", "id")]
     + [pa.field("weight", pa.float32())]
@@ -37,5 +41,6 @@ def write(audit: str, *, epoch: int, step: int, rank: int, images: dict[int, flo
 def remove_from(audit: str, step: int) -> None:
     """Remove what any rank recorded at or after `step`."""
     for name in storage.sizes(audit):
-        if int(name.split("-")[1]) >= step:
+        recorded = NAME.fullmatch(name)
+        if recorded and int(recorded[1]) >= step:
             storage.delete(storage.join(audit, name))

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from effnet_ray import storage
-from effnet_ray.errors import CheckpointError, StorageError
+from effnet_ray.errors import CheckpointError, RecipeError, StorageError
 from effnet_ray.recipe import from_dict
 from effnet_ray.train.loop import TrainState
 from effnet_ray.train.metrics import Tally
@@ -122,7 +122,7 @@ class Checkpoint:
         try:
             state.network.backbone.load_state_dict(weights)
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
         state.step = self.step
         state.history = list(self.history)
@@ -140,9 +140,13 @@ def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str,
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
+        if tensor.dim():  # all but the step's counter
+            if tensor.shape != parameter.shape:
+                raise ValueError(f"{key} is {list(tensor.shape)}, not {list(parameter.shape)}")
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         values.setdefault(int(index), {})[name] = tensor
+    if values and len(values) != len(parameters):
+        raise ValueError(f"moments of {len(values)} parameters, not of {len(parameters)}")
     return {"state": values, "param_groups": state.optimizer.state_dict()["param_groups"]}
 
 
@@ -159,7 +163,14 @@ def open_checkpoint(uri: str) -> Checkpoint:
             tally=record["tally"],
             files=record["files"],
         )
-    except (StorageError, ValueError, KeyError, TypeError) as error:
+    except (
+        StorageError,
+        RecipeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(f"{uri} is no complete checkpoint: {error}") from error
 
 
@@ -209,10 +220,14 @@ class Writer:
     def _write(self, taken: Snapshot) -> None:
         write(taken, self._checkpoints)
         winner = best(taken.history)
-        names = [n for n in storage.folders(self._checkpoints) if n <= folder(taken.step)]
-        kept = {*names[-self._keep :], folder(winner.step) if winner else ""}
-        for name in names:
-            if name not in kept:
-                # The record goes first: a half-deleted checkpoint must not look complete.
-                storage.delete(storage.join(self._checkpoints, name, RECORD))
-                storage.delete(storage.join(self._checkpoints, name))
+        records = {
+            name: storage.join(self._checkpoints, name, RECORD)
+            for name in storage.folders(self._checkpoints)
+            if name <= folder(taken.step)
+        }
+        finished = [name for name, record in records.items() if storage.exists(record)]
+        kept = {*finished[-self._keep :], folder(winner.step) if winner else ""}
+        for name in records.keys() - kept:
+            # The record goes first: a half-deleted checkpoint must not look complete.
+            storage.delete(records[name])
+            storage.delete(storage.join(self._checkpoints, name))

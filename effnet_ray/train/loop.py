@@ -85,8 +85,9 @@ def fit(
 ) -> None:
     """Train from `state.step` to the recipe's end; every worker calls it alike.
 
-    `on_step` follows every step, `on_epoch` every evaluation. Raises TrainingError where the
-    images used are not those planned, or the loss is not finite.
+    `on_step` follows every step, `on_epoch` every evaluation. A state saved by `on_step` after an
+    epoch's last step lacks that epoch's evaluation: save it in `on_epoch`. Raises TrainingError
+    where the images used are not those planned, or loss or gradients are not finite.
     """
     worker = Worker(state, recipe)
     state.tally = Tally(state.tally.sums.to(worker.device))
@@ -118,7 +119,7 @@ class Worker:
         if self.workers > 1:
             # BatchNorm's buffers are kept equal by RunningStatistics, not by broadcasts.
             self.model = DistributedDataParallel(
-                state.network, broadcast_buffers=False, gradient_as_bucket_view=True
+                state.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         trains = recipe.batchnorm == "train"
         self.statistics = RunningStatistics(state.network) if trains else None
@@ -134,6 +135,11 @@ class Worker:
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
+
+    def gradient_norm(self) -> Tensor:
+        """2-norm of all gradients, [] float32."""
+        found = (p.grad for p in self.network.parameters() if p.grad is not None)
+        return torch.nn.utils.get_total_norm(found)
 
     def empty_batch(self, size: int) -> Batch:
         """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
@@ -161,15 +167,21 @@ def train_step(worker: Worker, lanes: Sequence[Batch], rate: float, step: int) -
     if not filled:
         filled = [worker.empty_batch(worker.recipe.image_size or 0)]
     tally = gradients(worker, filled, step, count).over_workers()
-    if not torch.isfinite(tally.sums[0]):
-        raise TrainingError(
-            f"the loss is not finite at step {step} (learning rate {rate:.2g}): lower --lr, or "
-            "look at the images of that step with --audit"
-        )
+    _check_finite("loss", tally.sums[0], step, rate)
+    _check_finite("gradient", worker.gradient_norm(), step, rate)
     set_learning_rate(worker.optimizer, rate)
     worker.optimizer.step()
     worker.optimizer.zero_grad()
     return tally
+
+
+def _check_finite(name: str, value: Tensor, step: int, rate: float) -> None:
+    """The value is the same on every worker, so all of them stop, before the update."""
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the {name} is not finite at step {step} (learning rate {rate:.2g}): lower --lr, or "
+            "look at the images of that step with --audit"
+        )
 
 
 def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) -> Tally:

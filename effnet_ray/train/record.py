@@ -11,11 +11,13 @@ Resuming reads these and the checkpoints, nothing else: Ray's run state is dispo
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import RunExistsError
+from effnet_ray.errors import RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe, from_dict
 from effnet_ray.variants import InputSpec
 
@@ -82,10 +84,22 @@ def load(run_uri: str) -> Run | None:
     uri = storage.join(run_uri, RUN)
     if not storage.exists(uri):
         return None
-    record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-    record["recipe"] = from_dict(Recipe, record["recipe"])
-    record["spec"] = from_dict(InputSpec, record["spec"])
-    return from_dict(Run, record)
+    with _readable(uri):
+        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        record["recipe"] = from_dict(Recipe, record["recipe"])
+        record["spec"] = from_dict(InputSpec, record["spec"])
+        return from_dict(Run, record)
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Say of a record that cannot be read what to do about it."""
+    try:
+        yield
+    except (RecipeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{uri} is damaged ({error}): restore it, or choose another --name"
+        ) from error
 
 
 def create(run: Run, run_uri: str) -> None:
@@ -121,7 +135,10 @@ def write_result(result: Result) -> None:
 def load_result(run_uri: str) -> Result | None:
     """How the run ended, or None while it has not."""
     uri = storage.join(run_uri, RESULT)
-    return from_dict(Result, json.loads(storage.read_bytes(uri))) if storage.exists(uri) else None
+    if not storage.exists(uri):
+        return None
+    with _readable(uri):
+        return from_dict(Result, json.loads(storage.read_bytes(uri)))
 
 
 def _json(record: Run | Result) -> bytes:

@@ -1,5 +1,6 @@
 """What an epoch says to the world. Without torch: drivers and actors that carry it stay light."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -23,5 +24,13 @@ class EpochReport:
 
 
 def best(history: list[EpochReport]) -> EpochReport | None:
-    """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest."""
-    return min(history, key=lambda e: (-e.eval_top1, e.eval_loss, e.epoch), default=None)
+    """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest.
+
+    A loss that is no number counts as the highest.
+    """
+
+    def order(epoch: EpochReport) -> tuple[float, float, int]:
+        loss = math.inf if math.isnan(epoch.eval_loss) else epoch.eval_loss
+        return -epoch.eval_top1, loss, epoch.epoch
+
+    return min(history, key=order, default=None)

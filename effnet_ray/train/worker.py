@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,7 @@ def train(config: dict[str, Job]) -> None:
         prefetch_mb=job.placement.prefetch_mb,
     )
     batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
-    _Reporter(job, rank, workers, batches, state).run(state)
+    _Reporter(job, rank, workers, batches, state).run()
 
 
 def _state(job: Job, device: torch.device) -> TrainState:
@@ -102,8 +102,8 @@ class DeviceBatches:
 
     def __init__(self, stream: Stream, lanes: Sequence[int], device: torch.device) -> None:
         self._stream, self._lanes, self._device = stream, lanes, device
-        self.current: list[Images] = []
-        """The images of the step under way, for the audit."""
+        self.before_step: Callable[[list[Images]], None] = lambda images: None
+        """Called with a step's images before the step begins."""
         self.bad: dict[int, str] = {}
         """Quarantined since last emptied: id → path and reason."""
         self.waited_s = 0.0
@@ -114,7 +114,7 @@ class DeviceBatches:
         """The epoch's steps from `step` on, as this worker's lanes."""
         self.waited_s, self.first_s = 0.0, math.nan
         for images in self._waiting(self._stream.train(step)):
-            self.current = images
+            self.before_step(images)
             yield [self._batch(part, lane) for part, lane in zip(images, self._lanes, strict=True)]
 
     def eval(self) -> Iterator[Batch]:
@@ -154,6 +154,9 @@ class _Reporter:
         self, job: Job, rank: int, workers: int, batches: DeviceBatches, state: TrainState
     ) -> None:
         self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
+        self._state = state
+        if job.placement.audit:
+            batches.before_step = self._audit
         plan = job.dataset.plan
         self._shape = Shape(plan.steps_per_epoch, plan.images, job.dataset.eval_plan.images)
         folder = storage.join(job.run_uri, record.CHECKPOINTS)
@@ -165,11 +168,11 @@ class _Reporter:
             device = next(state.network.parameters()).device.type
             job.board.post.remote(Started(workers, state.step, total, device))
 
-    def run(self, state: TrainState) -> None:
+    def run(self) -> None:
         """Train to the end. A failure that all workers share ends the run without retries."""
         try:
             fit(
-                state,
+                self._state,
                 self._job.run.recipe,
                 self._shape,
                 self._batches,
@@ -182,8 +185,6 @@ class _Reporter:
 
     def _on_step(self, state: TrainState) -> None:
         self._last_step = time.perf_counter()
-        if self._job.placement.audit:
-            self._audit(state.step - 1)
         every = self._job.placement.checkpoint_every
         ends_epoch = state.step % self._shape.steps_per_epoch == 0
         if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
@@ -196,10 +197,11 @@ class _Reporter:
         seconds = max(1e-9, self._last_step - self._begin)
         return (state.tally.images - self._first_image) / seconds
 
-    def _audit(self, step: int) -> None:
+    def _audit(self, parts: list[Images]) -> None:
+        step = self._state.step
         images = {
             int(image): float(weight)
-            for part in self._batches.current
+            for part in parts
             for image, weight in zip(part.id, part.weight, strict=True)
         }
         audit.write(
