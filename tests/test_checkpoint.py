@@ -271,6 +271,18 @@ def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
+def test_the_writer_passes_over_weights_that_are_not_finite(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    writer, state = checkpoint.Writer(str(tmp_path), keep=2), at(copy.deepcopy(trained), 2)
+    writer.save(at(trained, 1))
+    with torch.no_grad():
+        next(state.network.backbone.parameters()).fill_(torch.inf)
+    writer.save(state)
+    writer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     writer = checkpoint.Writer(str(tmp_path / "file"), keep=1)

@@ -211,16 +211,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step() -> None:
     assert state.step == 1
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_gradient_that_is_not_finite_ends_the_run_at_the_next_loss(steps: int) -> None:
     recipe = settled()
     state = new_state(recipe)
     bias = state.network.backbone.get_classifier().bias
     bias.register_hook(lambda gradient: gradient / 0)
-    before = [p.detach().clone() for p in state.network.parameters()]
-    batches = FixedBatches(recipe)
-    with pytest.raises(TrainingError, match=r"the gradient is not finite at step 0"):
+    batches = FixedBatches(recipe, steps)
+    where = "at step 1" if steps == 2 else "at the evaluation after step 0"
+    with pytest.raises(TrainingError, match=rf"not finite {where}"):
         fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
-    assert all(map(torch.equal, state.network.parameters(), before))
+    assert not state.history
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])

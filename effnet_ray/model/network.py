@@ -5,7 +5,7 @@ worker runs it, and its running statistics take one step per optimizer step, fro
 that neither depends on how many workers there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import timm
 import torch
@@ -85,51 +85,46 @@ class RunningStatistics:
     """
 
     def __init__(self, network: Network) -> None:
-        """`network`'s BatchNorm buffers are changed in place from now on."""
-        self._layers = _batchnorms(network)
-        self._live = [
-            buffer
-            for layer in self._layers
-            for buffer in (layer.running_mean, layer.running_var)
-            if buffer is not None
-        ]
-        self._steps = [
-            layer.num_batches_tracked
-            for layer in self._layers
-            if layer.num_batches_tracked is not None
-        ]
-        self._taken = int(self._steps[0]) if self._steps else 0
-        self._before = [buffer.clone() for buffer in self._live]
-        self._sum = [torch.zeros_like(buffer) for buffer in self._live]
-        self._count = torch.zeros(1, dtype=torch.float32)
+        """`network`'s BatchNorm buffers become views of one tensor, and are changed in place."""
+        layers = _batchnorms(network)
+        self._live = _as_one(layers, ("running_mean", "running_var"))
+        self._steps = _as_one(layers, ("num_batches_tracked",))
+        self._taken = int(self._steps[0])
+        self._before = self._live.clone()
+        # The last number is the count of images, so that one sum over workers is enough.
+        self._sum = torch.zeros(len(self._live) + 1, device=self._live.device)
 
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember where every lane of this step starts."""
-        torch._foreach_copy_(self._before, self._live)
-        torch._foreach_zero_(self._sum)
-        self._count.zero_()
+        self._before.copy_(self._live)
+        self._sum.zero_()
 
     @torch.no_grad()
     def end_lane(self, images: int) -> None:
         """Keep what a lane of `images` images made of the statistics, and undo it."""
-        torch._foreach_add_(self._sum, self._live, alpha=float(images))
-        torch._foreach_copy_(self._live, self._before)
-        for steps in self._steps:  # counted once a step, as all else
-            steps.fill_(self._taken)
-        self._count += images
+        self._sum[:-1].add_(self._live, alpha=images)
+        self._sum[-1] += images
+        self._live.copy_(self._before)
+        self._steps.fill_(self._taken)  # counted once a step, as all else
 
     @torch.no_grad()
     def end_step(self, sum_over_workers: Callable[[Tensor], Tensor]) -> None:
         """Take the mean over the lanes of all workers."""
-        device = self._live[0].device
-        flat = torch.cat([t.flatten() for t in self._sum] + [self._count.to(device)])
-        flat = sum_over_workers(flat)
-        count = flat[-1]
-        if count == 0:
+        sums = sum_over_workers(self._sum)
+        if sums[-1] == 0:
             return
-        means = torch.split(flat[:-1] / count, [buffer.numel() for buffer in self._live])
-        torch._foreach_copy_(self._live, list(means))
+        torch.div(sums[:-1], sums[-1], out=self._live)
         self._taken += 1
-        for steps in self._steps:
-            steps.fill_(self._taken)
+        self._steps.fill_(self._taken)
+
+
+def _as_one(layers: Sequence[nn.Module], names: Sequence[str]) -> Tensor:
+    """Lay the layers' buffers of these names side by side in one tensor: one call moves all."""
+    buffers = [layer.get_buffer(name) for layer in layers for name in names]
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    parts = iter(torch.split(flat, [buffer.numel() for buffer in buffers]))
+    for layer in layers:
+        for name in names:
+            setattr(layer, name, next(parts).view_as(layer.get_buffer(name)))
+    return flat

@@ -218,6 +218,8 @@ class Writer:
             self._pending = None
 
     def _write(self, taken: Snapshot) -> None:
+        if not all(bool(t.isfinite().all()) for t in taken.tensors[WEIGHTS].values()):
+            return  # the loop ends at its next loss; what resumes must start before
         write(taken, self._checkpoints)
         winner = best(taken.history)
         records = {

@@ -87,7 +87,7 @@ def fit(
 
     `on_step` follows every step, `on_epoch` every evaluation. A state saved by `on_step` after an
     epoch's last step lacks that epoch's evaluation: save it in `on_epoch`. Raises TrainingError
-    where the images used are not those planned, or loss or gradients are not finite.
+    where the images used are not those planned, or a loss is not finite.
     """
     worker = Worker(state, recipe)
     state.tally = Tally(state.tally.sums.to(worker.device))
@@ -102,6 +102,7 @@ def fit(
             on_step(state)
         evaluated = evaluate(state.network, batches.eval(), worker.autocast)
         _reconcile(epoch, shape, state.tally, evaluated)
+        _check_finite(evaluated, f"the evaluation after step {state.step - 1}")
         report = epoch_report(epoch, state.step, state.tally, evaluated)
         state.history.append(report)
         state.tally = Tally.zero(worker.device)
@@ -136,11 +137,6 @@ class Worker:
             return nullcontext()
         return self.model.no_sync()
 
-    def gradient_norm(self) -> Tensor:
-        """2-norm of all gradients, [] float32."""
-        found = (p.grad for p in self.network.parameters() if p.grad is not None)
-        return torch.nn.utils.get_total_norm(found)
-
     def empty_batch(self, size: int) -> Batch:
         """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
         image = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=self.device)
@@ -167,20 +163,19 @@ def train_step(worker: Worker, lanes: Sequence[Batch], rate: float, step: int) -
     if not filled:
         filled = [worker.empty_batch(worker.recipe.image_size or 0)]
     tally = gradients(worker, filled, step, count).over_workers()
-    _check_finite("loss", tally.sums[0], step, rate)
-    _check_finite("gradient", worker.gradient_norm(), step, rate)
+    _check_finite(tally, f"step {step} (learning rate {rate:.2g})")
     set_learning_rate(worker.optimizer, rate)
     worker.optimizer.step()
     worker.optimizer.zero_grad()
     return tally
 
 
-def _check_finite(name: str, value: Tensor, step: int, rate: float) -> None:
-    """The value is the same on every worker, so all of them stop, before the update."""
-    if not torch.isfinite(value):
+def _check_finite(tally: Tally, when: str) -> None:
+    """The tally is the same on every worker, so all of them stop."""
+    if not torch.isfinite(tally.sums[0]):
         raise TrainingError(
-            f"the {name} is not finite at step {step} (learning rate {rate:.2g}): lower --lr, or "
-            "look at the images of that step with --audit"
+            f"the loss is not finite at {when}: lower --lr, or look at the images of that step "
+            "with --audit"
         )
 
 
