@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,18 @@ def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
     model = timm.create_model(f"local-dir:{answered['release_uri']}", pretrained=True)
     assert model.num_classes == 10
     assert list(model.pretrained_cfg["label_names"]) == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_a_run_in_one_sentence(digits: str, tmp_path: Path) -> None:
+    flags = ["--local", "--epochs", "50", "--data", digits, "--audit", "--name", "stopped"]
+    driver = job("finetune", *flags, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store")
+    await_step(tmp_path / "runs/stopped/audit", 3)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (130, "")
+    assert err.endswith("stopped; run the same command again to resume\n")
+    assert "Traceback" not in err
 
 
 TWO_NODES = """

@@ -2,9 +2,12 @@
 
 import hashlib
 import re
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -161,12 +164,29 @@ def _train(job: Job, lease: session.Lease, placement: Placement) -> None:
             ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(
                 f"run {job.run.name!r} failed: {_cause(error)}: run the same command again to "
                 "resume it from its newest checkpoint"
             ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt here as everywhere.
+
+    Ray Train takes SIGINT for itself: it aborts its workers and leaves by SystemExit.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as left:
+        raise KeyboardInterrupt from left
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
