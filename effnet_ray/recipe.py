@@ -211,7 +211,7 @@ class Placement:
     max_failures: int = 3
     """Worker failures to recover from before the run is given up."""
     decode_tasks: int | None = None
-    """Parallel decode tasks per worker; not given: the machine's cores over the workers."""
+    """Parallel decode tasks per worker; not given: the machine's cores + 1, over its workers."""
     prefetch_mb: int = 256
     """Decoded images to hold ahead of each worker, MB."""
     audit: bool = False

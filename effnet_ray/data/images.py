@@ -6,12 +6,14 @@ quarter of the bytes of float32. Normalising happens in the network, on the devi
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
@@ -37,32 +39,66 @@ cv2.setNumThreads(1)
 
 
 def decode(data: bytes) -> Pixels:
-    """RGB pixels [H, W, 3] of a JPEG, PNG, WebP, BMP, GIF or TIFF.
+    """RGB pixels [H, W, 3], upright, of a JPEG, PNG, WebP, BMP, GIF or TIFF.
 
     Raises ImageError with the reason for anything else, truncated data and images too large.
     """
+    with _blaming_the_image():
+        return _decode_jpeg(data) if _plain_jpeg_size(data) else _decode_other(data)
+
+
+@contextmanager
+def _blaming_the_image() -> Iterator[None]:
+    """Decoders raise whatever they like: it becomes an ImageError with the reason."""
     try:
-        if data[:2] == b"\xff\xd8":
-            return _decode_jpeg(data)
-        return _decode_other(data)
+        yield
     except ImageError:
         raise
-    except Exception as error:  # decoders raise whatever they like; the image is at fault
+    except Exception as error:
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _decode_jpeg(data: bytes) -> Pixels:
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that libjpeg-turbo alone makes upright RGB of; else None."""
+    if data[:2] != b"\xff\xd8":
+        return None
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height)
-    if colorspace in ("CMYK", "YCCK"):  # libjpeg-turbo leaves the inversion to the caller
-        return _decode_other(data)
-    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    # libjpeg-turbo leaves CMYK's inversion and EXIF's orientation to its caller.
+    if colorspace in ("CMYK", "YCCK") or _is_turned(data):
+        return None
+    return height, width
+
+
+def _is_turned(jpeg: bytes) -> bool:
+    """Whether EXIF says that the picture is to be turned or mirrored."""
+    if b"Exif\x00\x00" not in jpeg[:65536]:
+        return False
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+def _decode_jpeg(data: bytes, shrink: int = 1, *, fast: bool = False) -> Pixels:
+    """Pixels of a plain JPEG, its sides divided by 1, 2, 4 or 8 and rounded up.
+
+    `fast` takes libjpeg's simpler colour upsampling, 1.6 of 255 levels away on average
+    (measured on the benchmark's photographs) for 0.7 of the time.
+    """
+    height, width, *_ = simplejpeg.decode_jpeg_header(data) if shrink > 1 else (0, 0)
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        data,
+        colorspace="RGB",
+        fastupsample=fast,
+        min_height=-(-height // shrink),
+        min_width=-(-width // shrink),
+    )
     return pixels
 
 
 def _decode_other(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(*image.size)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -92,30 +128,52 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
 
 
 def train_view(
-    pixels: Pixels, spec: InputSpec, recipe: Recipe, random: np.random.Generator
+    data: bytes, spec: InputSpec, recipe: Recipe, random: np.random.Generator
 ) -> Pixels:
-    """A random resized crop, mirrored with probability `recipe.flip`.
+    """A random resized crop of an encoded image, mirrored with probability `recipe.flip`.
 
     Crops are drawn as torchvision's RandomResizedCrop draws them (area uniform, log aspect
-    uniform, ten tries, then the centre); every draw comes from `random`.
+    uniform, ten tries, then the centre); every draw comes from `random`. A JPEG is decoded no
+    finer than its crop needs: at 1/2, 1/4 or 1/8 where that still has R pixels a side.
+    Raises ImageError as `decode` does.
     """
-    top, left, height, width = _crop_box(pixels.shape[0], pixels.shape[1], recipe, random)
+    with _blaming_the_image():
+        size = _plain_jpeg_size(data)
+        if size:
+            box = _crop_box(*size, recipe, random)
+            shrink = max(s for s in (1, 2, 4, 8) if s == 1 or min(box[2:]) // s >= spec.resolution)
+            pixels = _decode_jpeg(data, shrink, fast=True)
+            box = tuple(side // shrink for side in box)
+        else:
+            pixels = _decode_other(data)
+            box = _crop_box(pixels.shape[0], pixels.shape[1], recipe, random)
+    view = _resized(pixels, box, spec.resolution)
+    return cv2.flip(view, 1) if random.random() < recipe.flip else view
+
+
+Box = tuple[int, ...]
+"""(top, left, height, width), px."""
+
+
+def _resized(pixels: Pixels, box: Box, size: int) -> Pixels:
+    """The box of the pixels at size × size.
+
+    Bilinear by itself skips pixels from a half on: there areas are averaged. Below, it is 1.7 of
+    255 levels from Pillow's antialiased bicubic, which is itself 1.4 from its bilinear, in a fifth
+    of the time that averaging takes (measured on the benchmark's photographs).
+    """
+    top, left, height, width = box
+    if max(height, width) >= 2 * size:
+        method = cv2.INTER_AREA
+    else:
+        method = cv2.INTER_LINEAR if min(height, width) >= size else cv2.INTER_CUBIC
     crop = pixels[top : top + height, left : left + width]
-    shrinks = min(height, width) >= spec.resolution
-    view = cv2.resize(
-        crop,
-        (spec.resolution, spec.resolution),
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
-    )
-    if random.random() < recipe.flip:
-        view = view[:, ::-1]
-    return np.ascontiguousarray(view, dtype=np.uint8)
+    view: Pixels = cv2.resize(crop, (size, size), interpolation=method)
+    return view
 
 
-def _crop_box(
-    height: int, width: int, recipe: Recipe, random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a training crop, px."""
+def _crop_box(height: int, width: int, recipe: Recipe, random: np.random.Generator) -> Box:
+    """Where a training crop lies."""
     widest = math.log(recipe.crop_ratio)
     for _ in range(10):
         area = height * width * random.uniform(recipe.crop_scale, 1.0)

@@ -137,11 +137,10 @@ def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[n
     data = record["image"]["bytes"]
     if hashlib.sha256(data).hexdigest() != record["digest"]:
         raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
-    pixels = decode(data)
     if task.split != "train":
-        return eval_view(pixels, dataset.spec)
+        return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.epoch, record["id"])
-    return train_view(pixels, dataset.spec, dataset.recipe, random)
+    return train_view(data, dataset.spec, dataset.recipe, random)
 
 
 @lru_cache(maxsize=64)
@@ -252,7 +251,12 @@ def _images(parts: Sequence[Block]) -> Images:
     if not parts:
         empty = np.empty(0, np.int64)
         return Images(np.empty((0, 0, 0, 3), np.uint8), empty, np.empty(0, np.float32), empty, {})
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # What lies in one block stays in the object store's memory: no copy on the way to torch.
+    joined = (
+        parts[0]
+        if len(parts) == 1
+        else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    )
     bad = {int(i): str(why) for i, why in zip(joined["id"], joined["bad"], strict=True) if why}
     weight = np.asarray([0.0 if why else 1.0 for why in joined["bad"]], np.float32)
     return Images(joined["image"], joined["label"], weight, joined["id"], bad)

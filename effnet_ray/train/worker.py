@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from effnet_ray.train.reports import EpochReport
 
 POST_EVERY_S = 0.5
 
+# Batches are views of the object store, which is read-only; nothing writes to them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -47,10 +51,10 @@ def train(config: dict[str, Job]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    cores, neighbours = os.cpu_count() or 1, context.get_local_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(share)
+        torch.set_num_threads(max(1, cores // neighbours))
     state = _state(job, device)
     _resume(state, job, rank)
     stream = Stream(
@@ -58,7 +62,8 @@ def train(config: dict[str, Job]) -> None:
         rank=rank,
         workers=workers,
         first_step=state.step,
-        decode_tasks=job.placement.decode_tasks or share,
+        # One more than there are cores, so that none waits while Ray hands out the next task.
+        decode_tasks=job.placement.decode_tasks or max(1, (cores + 1) // neighbours),
         prefetch_mb=job.placement.prefetch_mb,
     )
     batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
