@@ -45,7 +45,8 @@ class People:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        if self.console.is_terminal:  # stopping prints an empty line
+            self._live.stop()
 
     def say(self, sentence: str) -> None:
         """One plain sentence."""

@@ -21,6 +21,7 @@ import s3fs
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    EndpointConnectionError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
@@ -31,8 +32,8 @@ from effnet_ray.errors import StorageError
 DEFAULT_REGION = "us-east-1"
 """What S3 servers that have no regions accept."""
 
-ATTEMPTS = 8
-"""Tries per request, with the SDKs' own exponential back-off between them."""
+ATTEMPTS = 7
+"""Tries per request, with the SDKs' own exponential back-off between them: half a minute in all."""
 
 
 def is_remote(uri: str) -> bool:
@@ -110,6 +111,11 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(
             f"cannot {verb} {uri}: access denied ({error}): check the keys and their rights"
+        ) from error
+    except EndpointConnectionError as error:
+        raise StorageError(
+            f"cannot {verb} {uri}: no answer from "
+            f"{error.kwargs.get('endpoint_url', 'S3')}: check AWS_ENDPOINT_URL and the network"
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
         raise StorageError(f"cannot {verb} {uri}: {_one_line(error)}") from error
@@ -229,9 +235,9 @@ def sizes(uri: str) -> dict[str, int]:
 def _remote_sizes(uri: str) -> dict[str, int]:
     prefix = uri.removeprefix("s3://")
     bucket = prefix.split("/")[0]
-    if not _s3().exists(bucket):
-        raise FileNotFoundError(uri)
     found = _s3().find(prefix, detail=True)
+    if not found and not _s3().exists(bucket):
+        raise FileNotFoundError(uri)
     return _visible(
         {
             name[len(prefix) :].lstrip("/"): int(info["size"] or 0)

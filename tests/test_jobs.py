@@ -130,3 +130,4 @@ def test_local_folders_on_two_nodes_are_refused(digits: str, tmp_path: Path) -> 
     )
     assert done.returncode == 2
     assert "the cluster has 2 nodes: use an s3:// URI" in done.stderr
+    assert not (tmp_path / "runs").exists()  # nothing is settled by what cannot run

@@ -253,3 +253,8 @@ def test_fractions_that_leave_nothing_are_refused(
         pack(
             str(photographs), str(tmp_path), eval_fraction=fractions[0], test_fraction=fractions[1]
         )
+
+
+def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="source .* does not exist: check the path"):
+        pack(str(tmp_path / "absent"), str(tmp_path / "out"))

@@ -112,6 +112,8 @@ def _check_fractions(eval_fraction: float, test_fraction: float) -> None:
 def _listing(source: str) -> tuple[tuple[str, ...], list[Source]]:
     """Class names, sorted, and every image file below their folders, sorted by path."""
     found = storage.sizes(source)
+    if not found and not storage.exists(source):
+        raise DatasetError(f"source {source} does not exist: check the path")
     images = {
         path: size
         for path, size in found.items()

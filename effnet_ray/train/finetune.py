@@ -61,11 +61,14 @@ def finetune(
         if ended:
             return ended
     manifests.check(manifest.limited(recipe.limit), data)
+    new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
     connect(placement)
+    lease = session.lease(placement, [data, runs])
+    if new:  # not before: what was settled for a cluster that cannot be had must not stay
+        record.create(run, run_uri)
     job = _job(run, run_uri, manifest, data, placement, weights_uri)
     ending = _Ending(hear)
-    lease = session.lease(placement, [data, runs])
     with progress.listening(job.board, ending.hear):
         _train(job, lease, placement)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
@@ -92,7 +95,7 @@ def _begin(
     name: str,
     mirror: str | None,
 ) -> tuple[Run, str | None]:
-    """The run's record, made if it is new, and where its pretrained file lies."""
+    """The run, settled if it is new, and where its pretrained file lies."""
     if run:
         return run, _weights_uri(runs, run.weights_sha256)
     weights = pretrained.resolve(recipe)
@@ -117,7 +120,6 @@ def _begin(
         weights_sha256=digest,
         weights_head=pretrained.head_classes(weights, manifest.classes),
     )
-    record.create(run, storage.join(runs, name))
     return run, uri
 
 
