@@ -33,7 +33,7 @@ DEFAULT_REGION = "us-east-1"
 """What S3 servers that have no regions accept."""
 
 ATTEMPTS = 7
-"""Tries per request, with the SDKs' own exponential back-off between them: half a minute in all."""
+"""Tries per request; the SDKs' own exponential back-off makes them half a minute in all."""
 
 
 def is_remote(uri: str) -> bool:

@@ -256,5 +256,5 @@ def test_fractions_that_leave_nothing_are_refused(
 
 
 def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="source .* does not exist: check the path"):
+    with pytest.raises(DatasetError, match=r"source .* does not exist: check the path"):
         pack(str(tmp_path / "absent"), str(tmp_path / "out"))
