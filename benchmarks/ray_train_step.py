@@ -1,6 +1,6 @@
 """Our step inside Ray Train on one worker ÷ a bare torch loop, on the same batches in memory.
 
-    python benchmarks/ray_train_step.py [--variant b0] [--size 64] [--batch 32] [--rounds 41]
+    python benchmarks/ray_train_step.py [--variant b0] [--size 64] [--batch 32] [--rounds 81]
 
 Both train the same network with AdamW; the bare loop is forward, loss, backward, step and nothing
 else. The two processes take turns, so that both see the same machine. Prints a table and, last,
@@ -43,9 +43,9 @@ class Settings:
     """px"""
     batch: int = 32
     """images per step"""
-    steps: int = 8
+    steps: int = 4
     """steps per round"""
-    rounds: int = 41
+    rounds: int = 81
     """rounds of each contestant"""
 
 

@@ -310,7 +310,7 @@ def _execute(
 
     # from_items makes its blocks in this process; from_arrow and range would wait for a CPU.
     blocks = ray.data.from_items(described, override_num_blocks=len(described)).map_batches(
-        fetch, batch_size=None, num_cpus=0, concurrency=decode_tasks
+        fetch, batch_size=None, num_cpus=0, concurrency=min(decode_tasks, len(described))
     )
     iterator: Iterator[Block] = iter(
         blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
