@@ -41,7 +41,7 @@ import tyro
 from PIL import Image
 from torchvision import transforms
 
-from effnet_ray import Recipe, pack
+from effnet_ray import Packing, Recipe, pack
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.ingest import Dataset, Stream, Task, load_chunk
 
@@ -168,7 +168,7 @@ def made(folder: Path, count: int, batch: int) -> Set:
     """A set of `count` JPEGs."""
     photographs.make(folder / "files", count, 500, 375)
     data = folder / "data"
-    pack(str(folder / "files"), str(data), eval_fraction=0.01)
+    pack(str(folder / "files"), str(data), Packing(eval_fraction=0.01))
     recipe = Recipe(weights="none", epochs=1, batch_size=batch)
     spec = recipe.row.input_spec()
     settled = recipe.settled(spec, workers=1, on_gpu=False)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 from effnet_ray.recipe import Placement, Recipe
 
 if TYPE_CHECKING:
-    from effnet_ray.data.pack import pack
+    from effnet_ray.data.pack import Packing, pack
     from effnet_ray.store.releases import ModelStore
     from effnet_ray.train.finetune import finetune
 
 __version__ = "0.1.0"
-__all__ = ["ModelStore", "Placement", "Recipe", "finetune", "pack"]
+__all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack"]
 
 _HOMES = {
     "ModelStore": "effnet_ray.store.releases",
+    "Packing": "effnet_ray.data.pack",
     "finetune": "effnet_ray.train.finetune",
     "pack": "effnet_ray.data.pack",
 }

@@ -19,9 +19,10 @@ import tyro
 
 from effnet_ray import storage
 from effnet_ray.console import People
-from effnet_ray.data import manifest as manifests
-from effnet_ray.data.pack import pack
+from effnet_ray.data import manifest as manifests, report, spread
+from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.sample import pack_sample
+from effnet_ray.data.sources import Each
 from effnet_ray.errors import EffnetRayError, RecipeError
 from effnet_ray.recipe import Placement, Recipe, from_dict
 from effnet_ray.store.release_run import release_run
@@ -82,18 +83,20 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Pack:
-    """Pack a folder of class folders into Parquet shards and a manifest."""
+    """Pack labelled images into Parquet shards and a manifest.
+
+    The source is a folder of class folders (also below train/, val/ and test/), a CSV, TSV or
+    Parquet table of paths and labels, Parquet in Hugging Face's image layout, or WebDataset tars.
+    Packing again continues what was interrupted.
+    """
 
     source: str
-    """URI of the folder: one folder per class, each with images."""
+    """URI of the folder or table."""
     out: str
     """URI of the data set to write."""
-    eval_fraction: float = 0.2
-    """Share of every class for the eval split, 0 to 1."""
-    test_fraction: float = 0.0
-    """Share of every class for the test split, 0 to 1."""
-    seed: int = 0
-    """Seeds the split and the shuffle."""
+    packing: tyro.conf.OmitArgPrefixes[Packing] = field(default_factory=Packing)
+    verbose: bool = False
+    """Show Ray's own logs."""
 
 
 def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
@@ -211,24 +214,9 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = tyro.cli(Pack, args=argv)
     out = storage.absolute(flags.out)
     with People() as people:
-        manifest = pack(
-            flags.source,
-            out,
-            eval_fraction=flags.eval_fraction,
-            test_fraction=flags.test_fraction,
-            seed=flags.seed,
-            progress=people.packed,
-        )
-        images = ", ".join(f"{split} {count:,}" for split, count in manifest.images.items())
-        people.table(
-            f"{len(manifest.classes)} classes",
-            {
-                "images": images,
-                "quarantined": f"{manifest.quarantined:,}",
-                "data": out,
-                "next": f"python jobs/finetune.py --data {out} --variant b0",
-            },
-        )
+        each = _each([storage.absolute(flags.source), out], people, verbose=flags.verbose)
+        manifest = pack(flags.source, out, flags.packing, progress=people.packed, each=each)
+        people.data_set(manifest, report.load(out), out)
     return {
         "manifest": storage.join(out, manifests.NAME),
         "fingerprint": manifest.fingerprint,
@@ -236,6 +224,15 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
         "classes": list(manifest.classes),
         "quarantined": manifest.quarantined,
     }
+
+
+def _each(uris: Sequence[str], people: People, *, verbose: bool) -> Each:
+    """All over the cluster that the job was submitted to; else here, where threads are enough."""
+    if not session.submitted():
+        return map
+    people.say("Ray: " + session.connect(Placement(), local=False, verbose=verbose))
+    session.check_reach(uris)
+    return spread.each
 
 
 def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> int:

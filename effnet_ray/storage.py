@@ -121,6 +121,10 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
         raise StorageError(f"cannot {verb} {uri}: {_one_line(error)}") from error
 
 
+translated = _translated
+"""For the libraries that read a URI by themselves, through `arrow_filesystem`."""
+
+
 def _missing(uri: str) -> str:
     if not is_remote(uri):
         return "it does not exist: check the path"
@@ -146,6 +150,20 @@ def read_bytes(uri: str) -> bytes:
             data: bytes = _s3().cat_file(uri)
             return data
         return Path(uri).read_bytes()
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """`size` bytes of the object from `start` on. Raises StorageError."""
+    with _translated(uri, "read"):
+        if is_remote(uri):
+            data: bytes = _s3().cat_file(uri, start=start, end=start + size)
+        else:
+            with open(uri, "rb") as file:
+                file.seek(start)
+                data = file.read(size)
+    if len(data) != size:
+        raise StorageError(f"cannot read {uri}: it ends before byte {start + size:,}")
+    return data
 
 
 def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
 
-from effnet_ray.data.pack import pack
+from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.sample import pack_sample
 from effnet_ray.train.record import Result
 
@@ -75,7 +75,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photographs as a data set: 18 train, 6 eval. Read only."""
     out = tmp_path_factory.mktemp("packed")
-    pack(str(photographs), str(out), eval_fraction=0.25)
+    pack(str(photographs), str(out), Packing(eval_fraction=0.25))
     return out
 
 

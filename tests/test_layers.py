@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
     "errors variants recipe storage "
-    "data.manifest data.images data.pack data.sample data.order data.ingest "
+    "data.manifest data.images data.archives data.sources data.splits data.duplicates "
+    "data.shards data.report data.pack data.sample data.order data.spread data.ingest "
     "model.network model.weights model.optim "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.record "
     "train.progress train.worker train.session train.finetune "
@@ -19,7 +20,7 @@ ORDER = (
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "data.ingest train.progress train.session train.worker train.finetune cli",
+    "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune cli",
     "timm": "model.",
     "s3fs": "storage",
     "torch": "model. train.",

@@ -5,20 +5,20 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests
+from effnet_ray.data import manifest as manifests, report, spread
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.pack import QUARANTINE, Source, _split, pack
+from effnet_ray.data.pack import DUPLICATES, QUARANTINE, Packing, pack
+from effnet_ray.data.sources import WORK
 from effnet_ray.errors import DatasetError
 
 
@@ -50,7 +50,7 @@ def test_packing_anywhere_is_the_same_data_set(photographs: Path, packed: Path, 
     source, out = storage.join(s3, "images"), storage.join(s3, "out")
     for file in photographs.rglob("*.*"):
         storage.upload(file, storage.join(source, file.relative_to(photographs).as_posix()))
-    remote = pack(source, out, eval_fraction=0.25)
+    remote = pack(source, out, Packing(eval_fraction=0.25))
     assert remote.fingerprint == manifests.load(str(packed)).fingerprint
     assert manifests.load(out) == remote
     manifests.check(remote, out)
@@ -60,7 +60,7 @@ def test_packing_anywhere_is_the_same_data_set(photographs: Path, packed: Path, 
 def test_packing_twice_writes_the_same_bytes(
     photographs: Path, packed: Path, tmp_path: Path
 ) -> None:
-    again = pack(str(photographs), str(tmp_path), eval_fraction=0.25)
+    again = pack(str(photographs), str(tmp_path), Packing(eval_fraction=0.25))
     assert again == manifests.load(str(packed))
     for file in packed.rglob("*.*"):
         assert (tmp_path / file.relative_to(packed)).read_bytes() == file.read_bytes()
@@ -69,7 +69,7 @@ def test_packing_twice_writes_the_same_bytes(
 def test_another_seed_is_another_data_set_of_the_same_images(
     photographs: Path, packed: Path, tmp_path: Path
 ) -> None:
-    other = pack(str(photographs), str(tmp_path), eval_fraction=0.25, seed=1)
+    other = pack(str(photographs), str(tmp_path), Packing(eval_fraction=0.25, seed=1))
     assert other.fingerprint != manifests.load(str(packed)).fingerprint
     digests = [sorted((row["id"], row["digest"]) for row in rows(f)) for f in (packed, tmp_path)]
     assert digests[0] == digests[1]
@@ -79,7 +79,7 @@ def test_hidden_files_change_nothing(images: Path, packed: Path, tmp_path: Path)
     (images / "roof/._1.jpg").write_bytes(b"a Mac's notes")
     (images / ".trash").mkdir()
     shutil.copy(images / "roof/0.jpg", images / ".trash/0.jpg")
-    manifest = pack(str(images), str(tmp_path / "out"), eval_fraction=0.25)
+    manifest = pack(str(images), str(tmp_path / "out"), Packing(eval_fraction=0.25))
     assert manifest.fingerprint == manifests.load(str(packed)).fingerprint
 
 
@@ -92,33 +92,10 @@ def test_progress_counts_every_file(photographs: Path, tmp_path: Path) -> None:
 # --- splits
 
 
-@given(
-    st.lists(st.integers(3, 60), min_size=2, max_size=6),
-    st.floats(0.01, 0.45),
-    st.just(0.0) | st.floats(0.01, 0.45),
-    st.integers(0, 2**31),
-)
-def test_every_file_is_in_one_split_and_every_class_in_each(
-    counts: Sequence[int], eval_fraction: float, test_fraction: float, seed: int
-) -> None:
-    labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    files = [
-        Source(id=i, path=f"{label}/{i}", label=label, bytes=1) for i, label in enumerate(labels)
-    ]
-    fractions = {"eval": eval_fraction, "test": test_fraction}
-    splits = _split(files, [f"class {label}" for label in range(len(counts))], fractions, seed)
-    assert sorted(file.id for split in splits.values() for file in split) == list(
-        range(len(files))
-    )
-    for name, fraction in fractions.items():
-        found = Counter(file.label for file in splits.get(name, ()))
-        share = {label: abs(found[label] - fraction * count) for label, count in enumerate(counts)}
-        assert max(share.values()) <= (1 if fraction else 0)
-    assert {file.label for file in splits["train"]} == set(range(len(counts)))
-
-
 def test_every_image_is_in_one_split_under_one_id(photographs: Path, tmp_path: Path) -> None:
-    manifest = pack(str(photographs), str(tmp_path), eval_fraction=0.25, test_fraction=0.25)
+    manifest = pack(
+        str(photographs), str(tmp_path), Packing(eval_fraction=0.25, test_fraction=0.25)
+    )
     assert manifest.images == {"train": 12, "eval": 4 + 2, "test": 4 + 2}
     assert sorted(row["id"] for row in rows(tmp_path)) == list(range(24))
     files = {file.relative_to(photographs).as_posix() for file in photographs.rglob("*.*")}
@@ -171,6 +148,182 @@ def test_shards_carry_class_names_for_hugging_face(packed: Path) -> None:
     assert json.loads(metadata[b"classes"]) == classes == ["dahlia", "garden", "roof"]
 
 
+# --- looked at while packing
+
+
+def picture(index: int = 0) -> Image.Image:
+    """A part of a photograph."""
+    photograph = Image.fromarray(load_sample_images().images[index % 2])
+    return photograph.crop((10 * index, 5 * index, 10 * index + 160, 5 * index + 120))
+
+
+def test_equal_images_are_moved_to_one_split_and_told(images: Path, tmp_path: Path) -> None:
+    for name in ("roof", "garden"):
+        for index in range(8):
+            original = next(images.glob(f"{name}/{index}.*"))
+            shutil.copy(original, images / name / f"again {index}{original.suffix}")
+    out = tmp_path / "out"
+    manifest = pack(str(images), str(out), Packing(eval_fraction=0.4))
+    assert sum(manifest.images.values()) == 24 + 16
+    where: dict[str, set[str]] = {}
+    for split in manifest.splits:
+        for row in rows(out, split):
+            where.setdefault(row["digest"], set()).add(split)
+    assert set(map(len, where.values())) == {1}
+    told = report.load(str(out))
+    assert told.duplicates == 32 and told.moved > 0
+    pairs = pq.read_table(out / DUPLICATES).to_pylist()
+    assert sum(pair["distance"] == 0 for pair in pairs) == 16
+    assert {pair["split"] == pair["other_split"] for pair in pairs if not pair["distance"]} == {
+        True
+    }
+    manifests.check(manifest, str(out))
+    assert sorted(row["id"] for row in rows(out)) == list(range(40))
+
+
+def test_equal_images_across_splits_are_refused_on_request_and_can_be_moved_then(
+    images: Path, tmp_path: Path
+) -> None:
+    for file in sorted(images.glob("*/*.*")):
+        shutil.copy(file, file.with_stem(f"again {file.stem}"))
+    out, reads = str(tmp_path / "out"), len(list(images.glob("*/*.*")))
+    with pytest.raises(DatasetError, match=r"have an equal one in another split, among them .*"
+                       r"--duplicates move"):  # fmt: skip
+        pack(str(images), out, Packing(duplicates="refuse"))
+    assert not (tmp_path / "out" / manifests.NAME).exists()
+    manifest = pack(str(images), out)
+    assert sum(manifest.images.values()) == reads
+    assert manifest.fingerprint == pack(str(images), str(tmp_path / "other")).fingerprint
+
+
+def test_nearly_equal_images_across_splits_are_told(tmp_path: Path) -> None:
+    for index in range(12):
+        for split, quality in (("train", 90), ("val", 60)):
+            target = tmp_path / "images" / split / str(index % 2) / f"{index}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture(index).save(target, quality=quality)
+    pack(str(tmp_path / "images"), str(tmp_path / "out"))
+    pairs = pq.read_table(tmp_path / "out" / DUPLICATES).to_pylist()
+    found = {(pair["path"][-8:], pair["other_path"][-8:]) for pair in pairs}
+    assert {(f"/{i % 2}/{i}.jpg"[-8:],) * 2 for i in range(12)} <= found
+    assert report.load(str(tmp_path / "out")).near_duplicates >= 12
+
+
+def test_equal_images_with_different_labels_are_counted(images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "roof/0.jpg", images / "garden/roof.jpg")
+    pack(str(images), str(tmp_path / "out"))
+    assert report.load(str(tmp_path / "out")).contradictions == 1
+
+
+def test_large_images_are_made_smaller_once_and_small_ones_keep_their_bytes(
+    images: Path, tmp_path: Path
+) -> None:
+    large = Image.fromarray(load_sample_images().images[0])
+    large.save(images / "roof/large.jpg", quality=95)
+    manifest = pack(str(images), str(tmp_path / "out"), Packing(max_side=200))
+    for row in rows(tmp_path / "out"):
+        data = row["image"]["bytes"]
+        assert row["digest"] == hashlib.sha256(data).hexdigest()
+        if row["image"]["path"] == "roof/large.jpg":
+            small = Image.open(io.BytesIO(data))
+            assert small.size == (200, 133)
+            off = np.asarray(small, float) - np.asarray(large.resize((200, 133), Image.LANCZOS))
+            assert np.abs(off).mean() < 3
+        else:
+            assert data == (images / row["image"]["path"]).read_bytes()
+    again = pack(str(images), str(tmp_path / "again"), Packing(max_side=200))
+    assert again.fingerprint == manifest.fingerprint
+    assert report.load(str(tmp_path / "out")).width[2] == 640  # as they were
+
+
+def test_the_report_tells_counts_bytes_sizes_and_tiny_classes(
+    images: Path, tmp_path: Path
+) -> None:
+    (images / "roof/3.png").write_bytes(b"no image")
+    manifest = pack(str(images), str(tmp_path / "out"))
+    told = report.load(str(tmp_path / "out"))
+    every = rows(tmp_path / "out")
+    for index, name in enumerate(manifest.classes):
+        found = [row for row in every if row["label"] == index]
+        assert sum(told.images[split][index] for split in told.images) == len(found)
+        weight = sum(len(row["image"]["bytes"]) for row in found)
+        assert sum(told.bytes[split][index] for split in told.bytes) == weight
+        assert told.tiny[name] == told.images["train"][index] < 10
+    assert (told.width, told.height) == ((120,) * 3, (90,) * 3)
+    assert sum(told.quarantined.values()) == 1
+
+
+# --- interrupted, parallel
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_an_interrupted_packing_is_continued(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("effnet_ray.data.pack.SHARD_BYTES", 20_000)
+    whole = pack(str(images), str(tmp_path / "whole"))
+    assert len(whole.splits["train"]) > 3
+
+    def dies(done: int, total: int) -> None:
+        if done > total / 3:
+            raise Killed
+
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        pack(str(images), str(out), progress=dies)
+    assert not (out / manifests.NAME).exists()
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*/*.parquet")}
+    assert before
+    assert pack(str(images), str(out)).fingerprint == whole.fingerprint
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert not (out / WORK).exists()
+    assert {f.relative_to(out) for f in out.rglob("*")} == {
+        f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*")
+    }
+
+
+def test_what_another_packing_left_behind_does_not_mix_in(images: Path, tmp_path: Path) -> None:
+    def dies(done: int, total: int) -> None:
+        raise Killed
+
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        pack(str(images), str(out), Packing(seed=1), progress=dies)
+    assert list(out.glob("*/*.parquet"))
+    clean = pack(str(images), str(tmp_path / "clean"))
+    assert pack(str(images), str(out)) == clean
+    assert {f.relative_to(out) for f in out.rglob("*")} == {
+        f.relative_to(tmp_path / "clean") for f in (tmp_path / "clean").rglob("*")
+    }
+
+
+def test_files_of_unknown_origin_are_in_the_way(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out/train").mkdir(parents=True)
+    (tmp_path / "out/train/mine.parquet").write_bytes(b"precious")
+    with pytest.raises(DatasetError, match=r"files in the way \(train/mine.parquet\)"):
+        pack(str(images), str(tmp_path / "out"))
+    assert (tmp_path / "out/train/mine.parquet").read_bytes() == b"precious"
+
+
+@pytest.mark.ray
+def test_packing_on_a_cluster_is_the_same_data_set(
+    images: Path, packed: Path, tmp_path: Path, cluster: None
+) -> None:
+    manifest = pack(str(images), str(tmp_path / "out"), Packing(eval_fraction=0.25),
+                    each=spread.each)  # fmt: skip
+    assert manifest.fingerprint == manifests.load(str(packed)).fingerprint
+
+
+@pytest.mark.ray
+def test_a_mistake_found_on_a_cluster_is_told_as_here(tmp_path: Path, cluster: None) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(DatasetError, match=r"a.tar is damaged"):
+        pack(str(tmp_path), str(tmp_path / "out"), each=spread.each)
+
+
 # --- what is set aside, reported or refused
 
 
@@ -209,13 +362,13 @@ def test_another_data_set_is_never_replaced(
     photographs: Path, packed: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(DatasetError, match=f"{packed} holds another data set .*another --out"):
-        pack(str(photographs), str(packed), **({"eval_fraction": 0.25} | change))
+        pack(str(photographs), str(packed), Packing(**({"eval_fraction": 0.25} | change)))
 
 
 def test_another_source_at_the_same_place_is_refused(images: Path, packed: Path) -> None:
     (images / "roof/0.jpg").unlink()
     with pytest.raises(DatasetError, match="holds another data set"):
-        pack(str(images), str(packed), eval_fraction=0.25)
+        pack(str(images), str(packed), Packing(eval_fraction=0.25))
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -228,7 +381,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write_colours(tmp_path / "images", classes=1, each=4)
-    with pytest.raises(DatasetError, match=r"one class folder \(0\)"):
+    with pytest.raises(DatasetError, match=r"has one class \(0\)"):
         pack(str(tmp_path / "images"), str(tmp_path / "out"))
 
 
@@ -238,7 +391,7 @@ def test_a_class_too_small_to_split_is_refused_by_name(
 ) -> None:
     write_colours(tmp_path / "images", classes=2, each=each)
     with pytest.raises(DatasetError, match=f"class '0' has {each} images, too few"):
-        pack(str(tmp_path / "images"), str(tmp_path / "out"), test_fraction=test_fraction)
+        pack(str(tmp_path / "images"), str(tmp_path / "out"), Packing(test_fraction=test_fraction))
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +404,9 @@ def test_fractions_that_leave_nothing_are_refused(
 ) -> None:
     with pytest.raises(DatasetError, match="leave no train images"):
         pack(
-            str(photographs), str(tmp_path), eval_fraction=fractions[0], test_fraction=fractions[1]
+            str(photographs),
+            str(tmp_path),
+            Packing(eval_fraction=fractions[0], test_fraction=fractions[1]),
         )
 
 

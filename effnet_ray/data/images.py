@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
@@ -54,6 +54,8 @@ def _blaming_the_image() -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"it is no {', '.join(FORMATS)}") from error
     except Exception as error:
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -141,6 +143,15 @@ def train_view(
             box = _crop_box(pixels.shape[0], pixels.shape[1], recipe, random)
     view = _resized(pixels, box, spec.resolution)
     return cv2.flip(view, 1) if random.random() < recipe.flip else view
+
+
+def shrunk(pixels: Pixels, max_side: int) -> bytes:
+    """The pixels as a JPEG of quality 92 whose longer side is `max_side` px."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=92, subsampling=0)
+    return sink.getvalue()
 
 
 Box = tuple[int, ...]

@@ -1,153 +1,127 @@
-"""Images in class folders → Parquet shards and, last of all, manifest.json.
+"""Labelled images in any common form → Parquet shards and, last of all, manifest.json.
 
 Packing shuffles globally, so that every row group is a fair sample of the classes, and is
 deterministic: the same source and seed give the same ids, shards and fingerprint, for any
-parallelism and destination. Shards follow the Hugging Face image layout: `image` (struct of
-`bytes` and `path`), `label`, beside our `id` and the SHA-256 `digest` of the bytes.
+parallelism and destination. Every shard is a job of its own that any machine can do; what was
+done is found again when packing is run again.
 """
 
-import hashlib
+import io
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests
-from effnet_ray.data.images import SUFFIXES, decode
+from effnet_ray.data import duplicates, manifest as manifests, report, shards, sources, splits
+from effnet_ray.data.archives import values
 from effnet_ray.data.manifest import Manifest, Shard
-from effnet_ray.errors import DatasetError, ImageError, StorageError
+from effnet_ray.data.shards import ShardJob, Written
+from effnet_ray.data.sources import SPLITS, WORK, Columns, Each, Listing
+from effnet_ray.data.splits import Ints
+from effnet_ray.errors import DatasetError
 
 SHARD_BYTES = 128 * 1024**2
-ROW_GROUP_IMAGES = 64
-ROW_GROUP_BYTES = 16 * 1024**2
-"""A row group is the unit of a range read: ≤ 64 images and about ≤ 16 MB."""
-
-READERS = 8
-"""Parallel reads of source images per shard; decoders and S3 clients release the GIL."""
 
 QUARANTINE = "quarantine.parquet"
+DUPLICATES = "duplicates.parquet"
+BEGUN = "begun.json"
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One image file of the source."""
-
-    id: int
-    """Its place among all source files, sorted by path."""
-    path: str
-    """Relative to the source."""
-    label: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What became of one source file: its bytes, or the reason it is unusable."""
-
-    source: Source
-    data: bytes
-    digest: str
-    reason: str
-
+NAMED_PAIRS = 100_000
+"""So many duplicates are listed at most."""
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packing(Columns):
+    """How a source is read and what is made of it."""
+
+    eval_fraction: float = 0.2
+    """Share of every class for the eval split, 0 to 1. Not used where the source has one."""
+    test_fraction: float = 0.0
+    """Share of every class for the test split, 0 to 1. Not used where the source has one."""
+    seed: int = 0
+    """Seeds the split and the shuffle."""
+    max_side: int | None = None
+    """px: larger photographs are encoded again (JPEG, quality 92) with this longer side."""
+    duplicates: Literal["move", "refuse"] = "move"
+    """Images equal byte for byte that would be in different splits: `move` them to the same one
+    (the first of train, eval, test), or `refuse`."""
+
+    def __post_init__(self) -> None:
+        """Raises DatasetError for values that cannot be."""
+        low, high = self.eval_fraction, self.test_fraction
+        if not (0 < low < 1 and 0 <= high and low + high < 1):
+            raise DatasetError(
+                f"eval-fraction {low:g} and test-fraction {high:g} leave no train images: "
+                "expected 0 < eval-fraction, and a sum below 1"
+            )
+        if self.max_side is not None and self.max_side < 32:
+            raise DatasetError(f"max-side is {self.max_side} px: expected 32 or more")
+        if self.duplicates not in ("move", "refuse"):
+            raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")
+
+
 def pack(
     source: str,
     out: str,
+    packing: Packing | None = None,
     *,
-    eval_fraction: float = 0.2,
-    test_fraction: float = 0.0,
-    seed: int = 0,
     progress: Progress = lambda done, total: None,
+    each: Each = map,
 ) -> Manifest:
-    """Pack a folder of class folders (local or s3://) into shards and a manifest under `out`.
+    """Pack the images of `source` (local or s3://) into shards and a manifest under `out`.
 
-    Splits are stratified by class. Unreadable files are left out and named, with the reason, in
-    `out`/quarantine.parquet. Packing the same source again is reported, not redone. Raises
-    DatasetError for no images, one class, a class too small to split, or another data set at
-    `out`; StorageError where a URI cannot be used.
+    Unreadable images are left out and named, with the reason, in `out`/quarantine.parquet;
+    equal and nearly equal ones in duplicates.parquet; counts are in report.json. `each` runs the
+    shards' jobs: here, or all over a cluster. An interrupted packing is continued; a finished one
+    is reported, not redone. Raises DatasetError for a source that cannot be packed, or another
+    data set at `out`; StorageError where a URI cannot be used.
     """
+    packing = packing or Packing()
     source, out = storage.absolute(source), storage.absolute(out)
-    _check_fractions(eval_fraction, test_fraction)
-    classes, files = _listing(source)
-    made_from: dict[str, str | int | float] = {
-        "source": source,
-        "listing": _listing_digest(files),
-        "seed": seed,
-        "eval_fraction": eval_fraction,
-        "test_fraction": test_fraction,
-    }
+    work = storage.join(out, WORK)
+    listing = sources.find(source, packing, out, each)
+    made_from = _made_from(source, listing, packing)
     done = _already_packed(out, made_from)
     if done:
         return done
-    splits = _split(files, classes, {"eval": eval_fraction, "test": test_fraction}, seed)
-    packed, quarantined = _write_splits(splits, classes, source, out, progress, len(files))
-    _write_quarantine(quarantined, out)
-    manifest = Manifest(
-        classes=classes, splits=packed, quarantined=len(quarantined), made_from=made_from
-    )
-    manifests.write(manifest, out)
+    split = _assigned(listing, packing)
+    _begin(out, made_from)
+    job = _Packer(listing, packing, out, progress, each)
+    written = job.write(split, splits.shuffled(split, packing.seed))
+    final = _together(written, listing, split, packing, source)
+    if (final != split).any():
+        written = job.rewrite(split, final)
+    manifest = _conclude(listing, written, split, final, made_from, out)
+    storage.delete(work)
     return manifest
 
 
-def _check_fractions(eval_fraction: float, test_fraction: float) -> None:
-    if not (0 < eval_fraction < 1 and 0 <= test_fraction and eval_fraction + test_fraction < 1):
-        raise DatasetError(
-            f"eval-fraction {eval_fraction:g} and test-fraction {test_fraction:g} leave no train "
-            "images: expected 0 < eval-fraction, and a sum below 1"
-        )
-
-
-def _listing(source: str) -> tuple[tuple[str, ...], list[Source]]:
-    """Class names, sorted, and every image file below their folders, sorted by path."""
-    found = storage.sizes(source)
-    if not found and not storage.exists(source):
-        raise DatasetError(f"source {source} does not exist: check the path")
-    images = {
-        path: size
-        for path, size in found.items()
-        if "/" in path and path.lower().endswith(SUFFIXES)
+def _made_from(source: str, listing: Listing, packing: Packing) -> dict[str, str | int | float]:
+    """What decides the data set, for people and for packing again."""
+    told: dict[str, str | int | float] = {"source": source, "listing": listing.digest}
+    named = {field.name for field in fields(Columns)}  # their outcome is in the listing
+    return told | {
+        name: value
+        for name, value in asdict(packing).items()
+        if name not in named and value is not None
     }
-    classes = tuple(sorted({path.split("/")[0] for path in images}))
-    if not images:
-        raise DatasetError(
-            f"no images in {source} ({len(found)} files): expected one folder per class, each "
-            f"with {', '.join(SUFFIXES)} files"
-        )
-    if len(classes) < 2:
-        raise DatasetError(
-            f"{source} has one class folder ({classes[0]}): a classifier needs two or more"
-        )
-    label = {name: index for index, name in enumerate(classes)}
-    return classes, [
-        Source(id=index, path=path, label=label[path.split("/")[0]], bytes=images[path])
-        for index, path in enumerate(sorted(images))
-    ]
-
-
-def _listing_digest(files: Sequence[Source]) -> str:
-    lines = (f"{file.path}\t{file.bytes}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _already_packed(out: str, made_from: dict[str, str | int | float]) -> Manifest | None:
-    """The manifest at `out` if it came from the same listing and seed; None if there is none."""
+    """The manifest at `out` if it has the same listing and choices; None if none is there."""
     if not storage.exists(storage.join(out, manifests.NAME)):
         return None
     there = manifests.load(out)
-    here = {name: value for name, value in made_from.items() if name != "source"}
-    if here.items() <= there.made_from.items():
+    defaults = {k: v for k, v in asdict(Packing()).items() if v is not None}
+    if _choices(made_from) == _choices(defaults | there.made_from):
         return there
     raise DatasetError(
         f"{out} holds another data set (from {there.made_from.get('source', 'elsewhere')}, seed "
@@ -155,166 +129,187 @@ def _already_packed(out: str, made_from: dict[str, str | int | float]) -> Manife
     )
 
 
-def _split(
-    files: Sequence[Source], classes: Sequence[str], fractions: dict[str, float], seed: int
-) -> dict[str, list[Source]]:
-    """Shuffled files per split, the same share of every class in each."""
-    splits: dict[str, list[Source]] = {"train": [], **{name: [] for name in fractions}}
-    for label, name in enumerate(classes):
-        mine = [file for file in files if file.label == label]
-        order = np.random.default_rng([seed, label]).permutation(len(mine))
-        taken = 0
-        for split, fraction in fractions.items():
-            count = max(1, round(fraction * len(mine))) if fraction else 0
-            splits[split] += [mine[i] for i in order[taken : taken + count]]
-            taken += count
-        if taken >= len(mine):
+def _choices(made_from: dict[str, str | int | float]) -> dict[str, str | int | float]:
+    """What must agree: everything but where the source lies and how it was read."""
+    without = {"source", *(field.name for field in fields(Columns))}
+    return {name: value for name, value in made_from.items() if name not in without}
+
+
+def _begin(out: str, made_from: dict[str, str | int | float]) -> None:
+    """Make room: what another, interrupted packing left goes; anything else is refused."""
+    uri = storage.join(out, WORK, BEGUN)
+    # What is done about duplicates comes after the shards: it may change in between.
+    begun = json.dumps({k: v for k, v in made_from.items() if k != "duplicates"}).encode()
+    if storage.exists(uri):
+        if storage.read_bytes(uri) == begun:
+            return
+        for split in SPLITS:
+            storage.delete(storage.join(out, split))
+    else:
+        foreign = [path for path in storage.sizes(out) if path.split("/")[0] in SPLITS]
+        if foreign:
             raise DatasetError(
-                f"class {name!r} has {len(mine)} images, too few for every split: add images or "
-                "remove the class"
+                f"{out} has files in the way ({foreign[0]}) that are no data set of ours: choose "
+                "another --out, or delete them"
             )
-        splits["train"] += [mine[i] for i in order[taken:]]
-    for index, split in enumerate(splits):
-        order = np.random.default_rng([seed, len(classes), index]).permutation(len(splits[split]))
-        splits[split] = [splits[split][i] for i in order]
-    return {name: split for name, split in splits.items() if split}
+    storage.write_bytes(uri, begun)
 
 
-def _write_splits(
-    splits: dict[str, list[Source]],
-    classes: Sequence[str],
-    source: str,
-    out: str,
-    progress: Progress,
-    total: int,
-) -> tuple[dict[str, tuple[Shard, ...]], list[Packed]]:
-    done = 0
-    written: dict[str, tuple[Shard, ...]] = {}
-    quarantined: list[Packed] = []
-    for split, files in splits.items():
-        shards = []
-        for index, part in enumerate(_parts(files)):
-            images = _read_all(part, source)
-            good = [image for image in images if not image.reason]
-            quarantined += [image for image in images if image.reason]
-            if good:
-                path = f"{split}/{index:05d}.parquet"
-                shards.append(_write_shard(good, classes, path, out))
-            done += len(part)
-            progress(done, total)
-        written[split] = tuple(shards)
-    return written, quarantined
+def _assigned(listing: Listing, packing: Packing) -> Ints:
+    """Every image's split before anything is known of its bytes."""
+    given = [splits.UNASSIGNED if name is None else SPLITS.index(name)
+             for name in values(listing.images, "split")]  # fmt: skip
+    return splits.assign(
+        listing.images["label"].to_numpy(),
+        splits.codes(values(listing.images, "group")),
+        np.asarray(given, np.int64),
+        listing.classes,
+        {"eval": packing.eval_fraction, "test": packing.test_fraction},
+        packing.seed,
+    )
 
 
-def _parts(files: Sequence[Source]) -> Iterator[list[Source]]:
-    """Files of one shard at a time; cut by listed sizes, so that reading decides nothing."""
-    part: list[Source] = []
-    size = 0
-    for file in files:
-        part.append(file)
-        size += file.bytes
-        if size >= SHARD_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+class _Packer:
+    """Plans shards and has them written."""
+
+    def __init__(
+        self, listing: Listing, packing: Packing, out: str, progress: Progress, each: Each
+    ) -> None:
+        ids = pa.array(range(len(listing.images)), pa.int64())
+        self._images = listing.images.append_column("id", ids)
+        self._classes, self._packing, self._out = listing.classes, packing, out
+        self._progress, self._each = progress, each
+        self._planned: dict[str, Ints] = {}
+
+    def write(self, split: Ints, order: dict[str, Ints]) -> dict[str, Written]:
+        """Write every shard; its path → what was written."""
+        sizes = self._images["bytes"].to_numpy()
+        self._planned = {
+            f"{name}/{index:05d}.parquet": ids
+            for name in order
+            for index, ids in enumerate(splits.parts(order[name], sizes, SHARD_BYTES))
+        }
+        return self._written(self._planned)
+
+    def rewrite(self, before: Ints, after: Ints) -> dict[str, Written]:
+        """Write again the shards that lose images; those go to further shards, at the end."""
+        moved = np.flatnonzero(before != after)
+        kept = {path: ids[~np.isin(ids, moved)] for path, ids in self._planned.items()}
+        sizes = self._images["bytes"].to_numpy()
+        for index, name in enumerate(SPLITS):
+            taken = sum(path.startswith(f"{name}/") for path in kept)
+            here = moved[after[moved] == index]
+            for number, ids in enumerate(splits.parts(here, sizes, SHARD_BYTES), start=taken):
+                kept[f"{name}/{number:05d}.parquet"] = ids
+        return self._written(kept)
+
+    def _written(self, planned: dict[str, Ints]) -> dict[str, Written]:
+        jobs = [self._job(path, ids) for path, ids in planned.items()]
+        done, total, written = 0, sum(map(len, planned.values())), {}
+        for job, result in zip(jobs, self._each(shards.write, jobs), strict=True):
+            written[job.path] = result
+            done += len(planned[job.path])
+            self._progress(done, total)
+        return written
+
+    def _job(self, path: str, ids: Ints) -> ShardJob:
+        return ShardJob(
+            out=self._out,
+            path=path,
+            classes=self._classes,
+            images=self._images.take(ids),
+            max_side=self._packing.max_side,
+            records=storage.join(self._out, WORK, "shards"),
+        )
 
 
-def _read_all(part: Sequence[Source], source: str) -> list[Packed]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda file: _read(file, source), part))
+def _seen(written: dict[str, Written]) -> pa.Table:
+    """All that was seen, by id."""
+    return pa.concat_tables([w.seen for w in written.values()]).sort_by("id")
 
 
-def _read(file: Source, source: str) -> Packed:
-    """Read and decode one file; a file that is no image is a Packed with a reason."""
-    try:
-        data = storage.read_bytes(storage.join(source, file.path))
-    except StorageError as error:
+def _together(
+    written: dict[str, Written], listing: Listing, split: Ints, packing: Packing, source: str
+) -> Ints:
+    """The splits with equal images together. Raises DatasetError where that was not wanted."""
+    seen = _seen(written)
+    # An image that is left out, empty files above all, is nobody's duplicate.
+    pairs = zip(values(seen, "digest"), values(seen, "reason"), strict=True)
+    digests = splits.codes([None if reason else digest for digest, reason in pairs])
+    unit = splits.codes(values(listing.images, "group"))
+    final = splits.together(digests, unit, split)
+    if packing.duplicates == "refuse" and (final != split).any():
+        one = int(np.flatnonzero(final != split)[0])
+        other = int(np.flatnonzero((digests == digests[one]) & (split != split[one]))[0])
+        paths = seen["path"]
         raise DatasetError(
-            f"{file.path} vanished or is unreadable while packing: {error}"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        decode(data)
-    except ImageError as error:
-        return Packed(file, data, digest, str(error))
-    return Packed(file, data, digest, "")
+            f"{int((final != split).sum()):,} images of {source} have an equal one in another "
+            f"split, among them {paths[one]} ({SPLITS[split[one]]}) and {paths[other]} "
+            f"({SPLITS[split[other]]}): remove them, or run again with --duplicates move"
+        )
+    return final
 
 
-def _schema(classes: Sequence[str]) -> pa.Schema:
-    """Our columns, with class names where Hugging Face's `datasets` looks for them."""
-    features = {
-        "id": {"dtype": "int64", "_type": "Value"},
-        "image": {"_type": "Image"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
-        "digest": {"dtype": "string", "_type": "Value"},
+def _conclude(
+    listing: Listing,
+    written: dict[str, Written],
+    before: Ints,
+    split: Ints,
+    made_from: dict[str, str | int | float],
+    out: str,
+) -> Manifest:
+    """Write the lists, the report and, last, the manifest."""
+    seen = _seen(written)
+    bad = seen.take(np.flatnonzero([bool(reason) for reason in values(seen, "reason")]))
+    _write_table(bad.select(["path", "reason", "digest"]), storage.join(out, QUARANTINE))
+    twice = _duplicates(seen, split, listing.classes)
+    _write_table(twice, storage.join(out, DUPLICATES))
+    manifest = Manifest(
+        classes=listing.classes,
+        splits=_by_split(written),
+        quarantined=len(bad),
+        made_from=made_from,
+    )
+    moved = int((before != split).sum())
+    report.write(report.made(manifest, seen, split, twice, moved), out)
+    manifests.write(manifest, out)
+    return manifest
+
+
+def _by_split(written: dict[str, Written]) -> dict[str, tuple[Shard, ...]]:
+    found = {
+        name: tuple(
+            w.shard for path, w in written.items() if path.startswith(f"{name}/") and w.shard.rows
+        )
+        for name in SPLITS
     }
-    return pa.schema(
-        [
-            ("id", pa.int64()),
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("label", pa.int64()),
-            ("digest", pa.string()),
-        ],
-        metadata={
-            "huggingface": json.dumps({"info": {"features": features}}),
-            "classes": json.dumps(list(classes)),
-        },
-    )
+    return {name: there for name, there in found.items() if there}
 
 
-def _write_shard(images: Sequence[Packed], classes: Sequence[str], path: str, out: str) -> Shard:
-    schema = _schema(classes)
-    groups = list(_row_groups(images))
-    with tempfile.TemporaryDirectory(prefix="effnet-pack-") as folder:
-        local = Path(folder) / "shard.parquet"
-        # Images are compressed already; page checksums let any Parquet reader find bit flips.
-        options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
-        with pq.ParquetWriter(local, schema, write_page_checksum=True, **options) as writer:
-            for group in groups:
-                writer.write_table(_table(group, schema), row_group_size=len(group))
-        raw = local.read_bytes()
-        storage.upload(local, storage.join(out, path))
-    return Shard(
-        path=path,
-        row_groups=tuple(len(group) for group in groups),
-        bytes=len(raw),
-        sha256=hashlib.sha256(raw).hexdigest(),
-    )
+def _duplicates(seen: pa.Table, split: Ints, classes: Sequence[str]) -> pa.Table:
+    """Pairs of equal (distance 0) and nearly equal images (differing bits of their hashes, at
+    least 1), at most NAMED_PAIRS."""
+    good = np.flatnonzero([not reason for reason in values(seen, "reason")])
+    digest = splits.codes(values(seen.take(good), "digest"))
+    order = np.argsort(digest, kind="stable")
+    same = digest[order[:-1]] == digest[order[1:]]
+    exact = np.stack([order[:-1][same], order[1:][same]], axis=1)
+    hashes = seen["phash"].to_numpy()[good]
+    near = duplicates.near_pairs(hashes)
+    near = near[digest[near[:, 0]] != digest[near[:, 1]]]
+    far = np.maximum(1, duplicates.distance(hashes, near))
+    pairs = good[np.concatenate([exact, near])][:NAMED_PAIRS]
+    columns: dict[str, list[str]] = {}
+    for prefix, ids in (("", pairs[:, 0]), ("other_", pairs[:, 1])):
+        these = seen.take(ids)
+        columns[f"{prefix}path"] = values(these, "path")
+        columns[f"{prefix}split"] = [SPLITS[split[i]] for i in ids]
+        columns[f"{prefix}label"] = [classes[i] for i in values(these, "label")]
+    distance = np.concatenate([np.zeros(len(exact), np.int64), far.astype(np.int64)])
+    return pa.table({**columns, "distance": distance[:NAMED_PAIRS]})
 
 
-def _row_groups(images: Sequence[Packed]) -> Iterator[list[Packed]]:
-    group: list[Packed] = []
-    size = 0
-    for image in images:
-        group.append(image)
-        size += len(image.data)
-        if len(group) == ROW_GROUP_IMAGES or size >= ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _table(images: Sequence[Packed], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "id": image.source.id,
-                "image": {"bytes": image.data, "path": image.source.path},
-                "label": image.source.label,
-                "digest": image.digest,
-            }
-            for image in images
-        ],
-        schema=schema,
-    )
-
-
-def _write_quarantine(quarantined: Sequence[Packed], out: str) -> None:
-    """Name every unusable file; the table is there, empty, when there was none."""
-    schema = pa.schema([(name, pa.string()) for name in ("path", "reason", "digest")])
-    rows = [{"path": q.source.path, "reason": q.reason, "digest": q.digest} for q in quarantined]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-    storage.write_bytes(storage.join(out, QUARANTINE), sink.getvalue().to_pybytes())
+def _write_table(table: pa.Table, uri: str) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(uri, sink.getvalue())

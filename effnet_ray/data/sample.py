@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.pack import pack
+from effnet_ray.data.pack import Packing, pack
 
 
 def write_images(folder: Path) -> None:
@@ -30,4 +30,4 @@ def pack_sample(out: str) -> Manifest:
     """Pack the digits into `out`, one in five into the eval split."""
     with tempfile.TemporaryDirectory(prefix="effnet-digits-") as folder:
         write_images(Path(folder))
-        return pack(folder, out, eval_fraction=0.2)
+        return pack(folder, out, Packing(eval_fraction=0.2))

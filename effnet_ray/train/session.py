@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -27,6 +28,11 @@ class Lease:
     backend: str
 
 
+def submitted() -> bool:
+    """Whether this process is a job on a cluster, which `ray job submit` says by RAY_ADDRESS."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
     """Join the cluster this job was submitted to, else start Ray here; say which.
 
@@ -35,7 +41,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
     """
     if ray.is_initialized():
         return "the Ray this process is connected to"
-    joins = not local and bool(os.environ.get("RAY_ADDRESS"))
+    joins = not local and submitted()
     if not verbose:
         # Ray decides about its dashboards' and workers' noise from these, when it starts.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -59,14 +65,8 @@ def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
 
 def lease(placement: Placement, uris: Sequence[str]) -> Lease:
     """What to ask for. Raises ClusterError where this cluster can never give it."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1:
-        for uri in uris:
-            if not storage.is_remote(uri):
-                raise ClusterError(
-                    f"{uri} is a folder of one machine, but the cluster has {len(nodes)} nodes: "
-                    "use an s3:// URI that all of them can reach"
-                )
+    check_reach(uris)
+    nodes = _nodes()
     low, high = placement.worker_range
     _check_capacity(placement, low)
     shared = placement.gpus_per_worker and placement.gpus_per_worker < 1
@@ -80,6 +80,20 @@ def lease(placement: Placement, uris: Sequence[str]) -> Lease:
         # NCCL refuses two workers on one GPU.
         backend=NCCL if placement.gpus_per_worker and not shared else GLOO,
     )
+
+
+def check_reach(uris: Sequence[str]) -> None:
+    """Raises ClusterError for a local path where the cluster has several nodes."""
+    for uri in uris:
+        if not storage.is_remote(uri) and len(_nodes()) > 1:
+            raise ClusterError(
+                f"{uri} is a folder of one machine, but the cluster has {len(_nodes())} nodes: "
+                "use an s3:// URI that all of them can reach"
+            )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _cpus_per_worker(nodes: Sequence[dict[str, dict[str, float]]], workers: int) -> float:

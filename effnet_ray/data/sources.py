@@ -1,0 +1,318 @@
+"""What a source holds: an index with one row per image, in whatever form the images come.
+
+    a folder of class folders            cats/1.jpg, or train/cats/1.jpg
+    a CSV or Parquet table               of paths and labels
+    Parquet with the images in it        Hugging Face's layout: `image` {bytes, path}, `label`
+    WebDataset tars                      0001.jpg beside 0001.cls or 0001.json
+
+The index says where each image's bytes lie; nothing but archives is read for it.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from effnet_ray import storage
+from effnet_ray.data import archives
+from effnet_ray.data.archives import table, values
+from effnet_ray.data.images import SUFFIXES
+from effnet_ray.errors import DatasetError, StorageError
+
+SPLITS = ("train", "eval", "test")
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("eval", "val", "valid", "validation", "dev"), "eval"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What people call the splits."""
+
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Applies a function to items, here or all over a cluster; results in the items' order."""
+
+WORK = "packing"
+"""Folder of a data set with what packing needs only until the manifest stands."""
+
+TABLES = (".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What the columns of a table, the features of Parquet rows or the keys of a WebDataset's
+    JSON are called."""
+
+    path_column: str = "path"
+    """Column of a table with each image's path, relative to the table, or URI."""
+    label_column: str = "label"
+    """Column with the class: a name, or a number."""
+    group_column: str = ""
+    """Column whose equal values stay in one split: the patient, the product, the camera trap."""
+    split_column: str = ""
+    """Column that says train, eval (val, validation) or test. Default: as folders or files are
+    named, where they are named so."""
+    classes: str = ""
+    """URI of a file with one class name per line, in the order of the labels. Default: the names
+    found, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A source's index."""
+
+    classes: tuple[str, ...]
+    images: pa.Table
+    """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class), `group`
+    and `split` (null where not given). A row's number is its image's id."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is listed, wherever it lies."""
+        sha = hashlib.sha256()
+        for name in ("path", "bytes", "label", "group", "split"):
+            sha.update(json.dumps(values(self.images, name)).encode())
+        return sha.hexdigest()
+
+
+def find(source: str, columns: Columns, out: str, each: Each) -> Listing:
+    """Index the source. `out` is where the data set will be: what lies there is no source.
+
+    Raises DatasetError for a source without images, or whose labels or splits cannot be read.
+    """
+    if source.lower().endswith(TABLES):
+        images = _table(source, columns, out)
+        known: Sequence[str] | None = None
+    else:
+        images, known = _folder(source, columns, out, each)
+    if columns.classes:
+        known = _class_names(columns.classes)
+    images = images.sort_by("path")
+    _check_unique(values(images, "path"), source)
+    classes, label = _labelled(values(images, "label"), known, source)
+    if len(classes) < 2:
+        raise DatasetError(
+            f"{source} has one class ({classes[0]}): a classifier needs two or more"
+        )
+    split = _splits(values(images, "split"), source)
+    images = _replaced(_replaced(images, "label", pa.array(label)), "split", split)
+    return Listing(classes, images)
+
+
+def _replaced(images: pa.Table, name: str, column: Any) -> pa.Table:
+    return images.set_column(images.schema.get_field_index(name), name, column)
+
+
+def _folder(
+    source: str, columns: Columns, out: str, each: Each
+) -> tuple[pa.Table, Sequence[str] | None]:
+    """Index of a folder, and the class names where its files tell them."""
+    found = storage.sizes(source)
+    if not found and not storage.exists(source):
+        raise DatasetError(f"source {source} does not exist: check the path")
+    found = {p: size for p, size in found.items() if not f"{source}/{p}".startswith(f"{out}/")}
+    packs = [path for path in found if path.lower().endswith(archives.SUFFIXES)]
+    if not packs:
+        _only_in_tables(columns, source)
+        return _class_folders(source, found), None
+    names = archives.class_names(source, packs, columns.label_column)
+    jobs = [
+        archives.Job(
+            source, path, found[path], columns.label_column, columns.group_column,
+            columns.split_column, names, storage.join(out, WORK, "spool"),
+        )
+        for path in packs
+    ]  # fmt: skip
+    images = pa.concat_tables(each(archives.index, jobs))
+    if not len(images):
+        raise DatasetError(f"no images in the {len(packs)} archives of {source}")
+    return images if columns.split_column else _split_by_file(images), names
+
+
+def _only_in_tables(columns: Columns, source: str) -> None:
+    for flag in ("group_column", "split_column"):
+        if getattr(columns, flag):
+            raise DatasetError(
+                f"--{flag.replace('_', '-')} needs a table, but {source} is a folder of class "
+                "folders: give a CSV of paths and labels as --source"
+            )
+
+
+def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
+    """One folder per class, or one per split with one per class in each."""
+    paths = [p for p in found if "/" in p and p.lower().endswith(SUFFIXES)]
+    if not paths:
+        raise DatasetError(
+            f"no images in {source} ({len(found)} files): expected one folder per class, each "
+            f"with {', '.join(SUFFIXES)} files; or a CSV table, Parquet or WebDataset tars"
+        )
+    parts = [path.split("/") for path in paths]
+    by_split = all(p[0].lower() in SPLIT_NAMES and len(p) > 2 for p in parts)
+    return table(
+        {
+            "path": paths,
+            "file": [storage.join(source, path) for path in paths],
+            "bytes": [found[path] for path in paths],
+            "label": [p[1 if by_split else 0] for p in parts],
+            "split": [p[0] for p in parts] if by_split else None,
+        }
+    )
+
+
+def _table(source: str, columns: Columns, out: str) -> pa.Table:
+    """A table of paths and labels; or one Parquet file of images."""
+    if source.lower().endswith(".parquet"):
+        filesystem, path = storage.arrow_filesystem(source)
+        with storage.translated(source, "read"):
+            schema = pq.read_schema(path, filesystem=filesystem)
+        if archives.holds_images(schema):
+            folder, _, name = source.rpartition("/")
+            images, _names = _folder(folder, columns, out, map)
+            return images.filter(pc.starts_with(images["path"], f"{name}#"))
+        with storage.translated(source, "read"):
+            rows = pq.read_table(path, filesystem=filesystem)
+    else:
+        rows = _csv(source)
+    wanted = {
+        "path": columns.path_column,
+        "label": columns.label_column,
+        "group": columns.group_column,
+        "split": columns.split_column,
+    }
+    for name in filter(None, wanted.values()):
+        if name not in rows.column_names:
+            raise DatasetError(
+                f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: name the "
+                "right one with --path-column, --label-column, --group-column or --split-column"
+            )
+    taken = {key: _texts(rows, name) for key, name in wanted.items() if name}
+    for key, texts in taken.items():
+        if not all(texts) and key != "group":
+            raise DatasetError(f"{source} has rows without a value in {wanted[key]!r}: fill them")
+    paths = taken["path"]
+    folder = source.rpartition("/")[0]
+    files = [p if "://" in p or p.startswith("/") else storage.join(folder, p) for p in paths]
+    return table({**taken, "file": files, "bytes": _sizes(files, source)})
+
+
+def _texts(rows: pa.Table, name: str) -> list[Any]:
+    """A column's values as text; empty ones are None."""
+    return [None if v is None or v == "" else str(v) for v in values(rows, name)]
+
+
+def _csv(source: str) -> pa.Table:
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if source.lower().endswith(".tsv") else ",")
+    try:
+        return pyarrow.csv.read_csv(io.BytesIO(storage.read_bytes(source)), parse_options=parse)
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{source} is no CSV table ({error}): check its first lines") from error
+
+
+def _sizes(files: Sequence[str], source: str) -> list[int]:
+    """Bytes of each file, by listing the folders that hold them."""
+    sizes: dict[str, int] = {}
+    for root in _roots(files):
+        found = storage.sizes(root)
+        sizes |= {storage.join(root, path): size for path, size in found.items()}
+    missing = [file for file in files if file not in sizes]
+    if missing:
+        raise DatasetError(
+            f"{len(missing):,} of the {len(files):,} images that {source} names do not exist, "
+            f"among them {', '.join(missing[:3])}: correct the table"
+        )
+    return [sizes[file] for file in files]
+
+
+def _roots(files: Sequence[str]) -> list[str]:
+    """The deepest common folder of the local files, and of each bucket's."""
+    buckets: dict[str, list[str]] = {}
+    for file in files:
+        folder = file.rpartition("/")[0]
+        buckets.setdefault("/".join(folder.split("/")[:3]) if "://" in folder else "", []).append(
+            folder
+        )
+    return [posixpath.commonprefix([f"{f}/" for f in set(b)]).rpartition("/")[0]
+            for b in buckets.values()]  # fmt: skip
+
+
+def _split_by_file(images: pa.Table) -> pa.Table:
+    """The split that an archive's name tells, as train-00000.parquet does."""
+    pattern = re.compile(rf"(?:^|[/_.-])({'|'.join(SPLIT_NAMES)})(?=[/_.-])")
+    named = [pattern.findall(path.partition("#")[0].lower()) for path in
+             values(images, "path")]  # fmt: skip
+    if not all(named):
+        return images
+    column = pa.array([names[-1] for names in named], pa.string())
+    return _replaced(images, "split", column)
+
+
+def _splits(given: Sequence[str | None], source: str) -> Any:
+    """Splits by our names."""
+    names = [name and name.strip().lower() for name in given]
+    unknown = sorted({name for name in names if name and name not in SPLIT_NAMES})
+    if unknown:
+        raise DatasetError(
+            f"{source} names the split {unknown[0]!r}: expected train, eval (val, validation) or "
+            "test"
+        )
+    return pa.array([SPLIT_NAMES[name] if name else None for name in names], pa.string())
+
+
+def _class_names(uri: str) -> tuple[str, ...]:
+    """Names from a file, one a line, or a JSON list."""
+    text = storage.read_bytes(storage.absolute(uri)).decode()
+    names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    stripped = tuple(str(name).strip() for name in names if str(name).strip())
+    if len(set(stripped)) < len(stripped):
+        raise DatasetError(f"{uri} names a class twice: give each of the classes one line")
+    return stripped
+
+
+def _labelled(
+    found: Sequence[str], known: Sequence[str] | None, source: str
+) -> tuple[tuple[str, ...], list[int]]:
+    """Class names, and every image's index into them."""
+    distinct = sorted(set(found))
+    numbers = _plain(distinct)
+    if not known:
+        known = sorted(distinct, key=int) if numbers else distinct
+    if numbers and not set(distinct) <= set(known):
+        index = {name: int(name) for name in distinct}  # numbers that count the known names
+    else:
+        index = {name: place for place, name in enumerate(known)}
+    wrong = [name for name in distinct if index.get(name, len(known)) >= len(known)]
+    if wrong:
+        raise DatasetError(
+            f"{source} has the label {wrong[0]!r}, which is none of the {len(known)} classes: "
+            "correct the labels or the file of class names"
+        )
+    return tuple(known), [index[name] for name in found]
+
+
+def _plain(names: Iterable[str]) -> bool:
+    """Whether all are numbers, written without leading zeros."""
+    return all(re.fullmatch(r"0|[1-9]\d{0,8}", name) for name in names)
+
+
+def _check_unique(paths: Sequence[str], source: str) -> None:
+    """Paths are sorted."""
+    for path, after in itertools.pairwise(paths):
+        if path == after:
+            raise DatasetError(f"{source} names {path} twice: name each image once")
+
+
+def read(file: str, offset: int, size: int) -> bytes:
+    """An image's bytes. Raises DatasetError where the source changed meanwhile."""
+    try:
+        return storage.read_range(file, offset, size) if offset >= 0 else storage.read_bytes(file)
+    except StorageError as error:
+        raise DatasetError(f"{file} vanished or is unreadable while packing: {error}") from error

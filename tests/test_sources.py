@@ -1,0 +1,298 @@
+"""Every form a source can have gives the same images and labels; what cannot be read is told."""
+
+import csv
+import io
+import json
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from effnet_ray import storage
+from effnet_ray.data import sources
+from effnet_ray.data.pack import Packing, pack
+from effnet_ray.data.sources import Columns, Listing, find
+from effnet_ray.errors import DatasetError
+
+Write = Callable[[Path, Path], str]
+"""(class folders, empty folder) → URI of the same images in another form."""
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.*") if path.is_file())
+
+
+def write_csv(images: Path, out: Path, name: str = "table.csv", **more: Any) -> str:
+    """Paths relative to the table, whose folder holds the images."""
+    with (images / name).open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",")
+        writer.writerow(["path", "label", *more])
+        for number, path in enumerate(f for f in files(images) if f.parent != images):
+            values = [make(number, path) for make in more.values()]
+            writer.writerow([path.relative_to(images), path.parent.name, *values])
+    return str(images / name)
+
+
+def write_parquet_table(images: Path, out: Path) -> str:
+    """Absolute paths, elsewhere."""
+    found = files(images)
+    columns = {"path": [str(f) for f in found], "label": [f.parent.name for f in found]}
+    pq.write_table(pa.table(columns), out / "table.parquet")
+    return str(out / "table.parquet")
+
+
+def write_hugging_face(images: Path, out: Path, *, splits: tuple[str, ...] = ("train",)) -> str:
+    """As `datasets` writes it: ClassLabel numbers, names in the metadata."""
+    classes = sorted({f.parent.name for f in files(images)})
+    features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
+    (out / "data").mkdir()
+    for index, split in enumerate(splits):
+        mine = files(images)[index :: len(splits)]
+        rows = {
+            "image": [{"bytes": f.read_bytes(), "path": f.name} for f in mine],
+            "label": [classes.index(f.parent.name) for f in mine],
+            "camera": [f.stem for f in mine],
+        }
+        table = pa.table(rows).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        name = out / f"data/{split}-00000-of-00001.parquet"
+        pq.write_table(table, name, row_group_size=5)
+    return str(out)
+
+
+def write_tar(images: Path, out: Path, name: str = "000.tar", kind: str = "cls") -> str:
+    """Samples with a label beside each image."""
+    with tarfile.open(out / name, "w:gz" if name.endswith("gz") else "w") as tar:
+        for number, path in enumerate(files(images)):
+            label = path.parent.name
+            beside = {
+                "cls": label.encode(),
+                "json": json.dumps({"label": label, "camera": number % 5}).encode(),
+                "pkl": pickle.dumps(label),
+            }[kind]
+            for suffix, data in ((path.suffix, path.read_bytes()), (f".{kind}", beside)):
+                info = tarfile.TarInfo(f"shard/{number:05d}{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(out)
+
+
+FORMS: dict[str, Write] = {
+    "csv": write_csv,
+    "tsv": lambda images, out: write_csv(images, out, "table.tsv"),
+    "Parquet table": write_parquet_table,
+    "Hugging Face": write_hugging_face,
+    "one Parquet file": lambda i, o: (
+        f"{write_hugging_face(i, o)}/data/train-00000-of-00001.parquet"
+    ),
+    "tar": write_tar,
+    "tar with JSON": lambda images, out: write_tar(images, out, kind="json"),
+    "tar.gz": lambda images, out: write_tar(images, out, "000.tar.gz"),
+}
+
+
+@pytest.fixture
+def images(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs, to write beside."""
+    for path in files(photographs):
+        target = tmp_path / "images" / path.relative_to(photographs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def listed(source: str, out: Path, columns: Columns | None = None) -> Listing:
+    return find(source, columns or Columns(), str(out.parent / "data"), map)
+
+
+def contents(listing: Listing) -> Counter[tuple[str, bytes]]:
+    """(class, bytes) of every image, read as the index says."""
+    rows = listing.images.to_pylist()
+    return Counter(
+        (listing.classes[r["label"]], sources.read(r["file"], r["offset"], r["bytes"]))
+        for r in rows
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_tells_the_same_images_and_labels(images: Path, out: Path, form: str) -> None:
+    expected = contents(listed(str(images), out))
+    listing = listed(FORMS[form](images, out), out)
+    assert contents(listing) == expected
+    assert listing.classes == ("dahlia", "garden", "roof")
+    paths = listing.images["path"].to_pylist()
+    assert paths == sorted(set(paths))
+
+
+@pytest.mark.parametrize("form", ["csv", "Hugging Face", "tar", "tar.gz"])
+def test_every_form_can_be_packed_from_and_to_a_bucket(
+    images: Path, tmp_path: Path, out: Path, moto: str, form: str
+) -> None:
+    from servers import fresh_bucket, s3_environment
+
+    local = FORMS[form](images, out)
+    root = images if form == "csv" else out
+    with s3_environment(moto):
+        bucket = fresh_bucket()
+        for path in (p for p in root.rglob("*") if p.is_file()):
+            storage.upload(path, f"{bucket}/source/{path.relative_to(root).as_posix()}")
+        source = f"{bucket}/source{local.removeprefix(str(root))}"
+        remote = pack(source, f"{bucket}/out")
+        assert sorted(storage.folders(f"{bucket}/out")) == ["eval", "train"]
+    here = pack(local, str(tmp_path / "here"))
+    assert remote.fingerprint == here.fingerprint
+    assert sum(here.images.values()) == 24
+
+
+def test_folders_named_as_splits_are_the_splits(images: Path, tmp_path: Path, out: Path) -> None:
+    for index, path in enumerate(files(images)):
+        split = ("train", "train", "val", "test")[index % 4]
+        target = tmp_path / "source" / split / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    listing = listed(str(tmp_path / "source"), out)
+    assert listing.classes == ("dahlia", "garden", "roof")
+    assert Counter(listing.images["split"].to_pylist()) == {"train": 12, "eval": 6, "test": 6}
+    manifest = pack(str(tmp_path / "source"), str(out))
+    assert manifest.images == {"train": 12, "eval": 6, "test": 6}
+
+
+@pytest.mark.parametrize("write", [write_hugging_face, write_tar])
+def test_archives_named_as_splits_are_the_splits(images: Path, out: Path, write: Any) -> None:
+    if write is write_hugging_face:
+        write(images, out, splits=("train", "validation"))
+    else:
+        write(images, out, "dogs-train-000.tar")
+        write(images, out, "dogs-val-000.tar")
+    splits = listed(str(out), out).images["split"].to_pylist()
+    assert set(splits) == {"train", "eval"} and Counter(splits)["eval"] in (12, 24)
+
+
+def test_a_split_column_decides(images: Path, out: Path) -> None:
+    source = write_csv(images, out, part=lambda n, path: "Validation" if n % 3 == 0 else "train")
+    manifest = pack(source, str(out), Packing(split_column="part"))
+    assert manifest.images == {"train": 16, "eval": 8}
+
+
+@pytest.mark.parametrize("form", ["csv", "Hugging Face", "tar with JSON"])
+def test_a_group_stays_in_one_split(images: Path, out: Path, form: str) -> None:
+    if form == "csv":
+        source = write_csv(images, out, camera=lambda number, path: number % 5)
+    else:
+        source = FORMS[form](images, out)
+    listing = listed(source, out, Columns(group_column="camera"))
+    groups = dict(zip(*(listing.images[n].to_pylist() for n in ("path", "group")), strict=True))
+    assert len(set(groups.values())) in (5, 8)
+    pack(source, str(out / "packed"), Packing(group_column="camera", eval_fraction=0.25))
+    where: dict[str, set[str]] = {}
+    for split in ("train", "eval"):
+        for row in pq.read_table(out / "packed" / split).to_pylist():
+            where.setdefault(groups[row["image"]["path"]], set()).add(split)
+    assert set(map(len, where.values())) == {1}
+    assert {"train", "eval"} <= set.union(*where.values())
+
+
+def test_a_file_of_class_names_orders_the_classes(images: Path, out: Path) -> None:
+    (out / "names.txt").write_text("roof\n\nnothing yet\ngarden\ndahlia\n")
+    listing = listed(str(images), out, Columns(classes=str(out / "names.txt")))
+    assert listing.classes == ("roof", "nothing yet", "garden", "dahlia")
+
+
+def test_numbered_labels_take_their_names_from_the_file_and_their_order_from_the_number(
+    images: Path, out: Path
+) -> None:
+    numbers = {"dahlia": 10, "garden": 2, "roof": 0}
+    source = write_csv(images, out, number=lambda n, path: numbers[path.parent.name])
+    columns = {"label_column": "number"}
+    assert listed(source, out, Columns(**columns)).classes == ("0", "2", "10")
+    (out / "names.txt").write_text("\n".join(f"class {i}" for i in range(11)))
+    named = listed(source, out, Columns(**columns, classes=str(out / "names.txt")))
+    assert {named.classes[i] for i in named.images["label"].to_pylist()} == {
+        "class 0", "class 2", "class 10",
+    }  # fmt: skip
+
+
+def test_an_index_is_made_once(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_tar(images, out, "000.tar.gz")
+    first = listed(source, out)
+    monkeypatch.setattr(tarfile, "open", None)
+    assert listed(source, out).images.equals(first.images)
+
+
+# --- what is refused, each in one sentence
+
+
+def test_pickles_are_never_opened(images: Path, out: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"no label for shard/00000 \(beside the image: nothing"
+    ):
+        listed(write_tar(images, out, kind="pkl"), out)
+
+
+def test_columns_that_are_not_there_are_told_with_those_that_are(images: Path, out: Path) -> None:
+    with pytest.raises(DatasetError, match="no column 'file', only path, label: name the right"):
+        listed(write_csv(images, out), out, Columns(path_column="file"))
+    with pytest.raises(DatasetError, match="has the columns image, label, camera: expected"):
+        listed(write_hugging_face(images, out), out, Columns(label_column="class"))
+
+
+def test_a_table_that_names_absent_images_is_refused(images: Path, out: Path) -> None:
+    source = write_csv(images, out)
+    (images / "roof/0.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"1 of the 24 images .* do not exist.*roof/0.jpg"):
+        listed(source, out)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,label\nroof/0.jpg,\nroof/1.jpg,a\n", "rows without a value in 'label'"),
+        ("path,label\nroof/0.jpg,a\nroof/0.jpg,b\n", "names roof/0.jpg twice"),
+        ("path,label,split\nroof/0.jpg,a,x\nroof/1.jpg,b,train\n", "names the split 'x'"),
+        ("path,label\nroof/0.jpg,a\nroof/1.jpg,a\n", "has one class"),
+        ("path,label\nroof/0.jpg\n", "is no CSV table"),
+    ],
+)
+def test_a_table_that_says_nothing_clear_is_refused(
+    images: Path, out: Path, table: str, message: str
+) -> None:
+    (images / "table.csv").write_text(table)
+    columns = Columns(split_column="split" if "split" in table else "")
+    with pytest.raises(DatasetError, match=message):
+        listed(str(images / "table.csv"), out, columns)
+
+
+def test_labels_outside_the_class_names_are_refused(images: Path, out: Path) -> None:
+    (out / "names.txt").write_text("roof\ngarden\n")
+    with pytest.raises(DatasetError, match="the label 'dahlia', which is none of the 2 classes"):
+        listed(str(images), out, Columns(classes=str(out / "names.txt")))
+    (out / "names.txt").write_text("roof\nroof\n")
+    with pytest.raises(DatasetError, match="names a class twice"):
+        listed(str(images), out, Columns(classes=str(out / "names.txt")))
+
+
+def test_a_damaged_tar_is_named(images: Path, out: Path) -> None:
+    write_tar(images, out)
+    whole = (out / "000.tar").read_bytes()
+    (out / "000.tar").write_bytes(whole[:20_000])
+    with pytest.raises(DatasetError, match=r"000.tar is damaged"):
+        listed(str(out), out)
+
+
+def test_a_group_column_without_a_table_is_refused(images: Path, out: Path) -> None:
+    with pytest.raises(DatasetError, match="--group-column needs a table"):
+        listed(str(images), out, Columns(group_column="camera"))
