@@ -1,5 +1,6 @@
 """The run that the laws are tried on, and how to meet it at a step."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -24,9 +25,28 @@ def await_step(audit_folder: Path, step: int) -> None:
         time.sleep(0.005)
 
 
+def await_workers(driver: psutil.Process) -> list[psutil.Process]:
+    """Ray Train's workers of a driver, as soon as there are some."""
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
+        found = _workers(driver)
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("the run has no workers")
+
+
 def train_workers(driver: psutil.Process) -> list[psutil.Process]:
     """Ray Train's workers of a driver that started its own Ray."""
-    below = driver.children(recursive=True)
-    found = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+    found = _workers(driver)
     assert found, "the run has no workers"
+    return found
+
+
+def _workers(driver: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for process in driver.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found

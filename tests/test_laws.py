@@ -1,4 +1,4 @@
-"""The laws that need Ray: real clusters, real workers, real kills, on 1, 2 and 3 workers."""
+"""The laws that need Ray: real clusters, real workers, real kills, on 1 to 4 workers."""
 
 import hashlib
 import threading
@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE, STEPS, await_step, train_workers
+from laws import RECIPE, STEPS, await_step, await_workers
 
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.data import manifest as manifests
+from effnet_ray.errors import TrainingError
 from effnet_ray.train import checkpoint
 from effnet_ray.train.record import Result
 
@@ -64,28 +65,28 @@ def assert_once_each(result: Result, images: set[int]) -> None:
     assert all(times == 1 for step in used.values() for times in step.values())
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_train_uses_every_image_once_an_epoch(
     undisturbed: Callable[[int], Result], digits: str, workers: int
 ) -> None:
     assert_once_each(undisturbed(workers), planned(digits))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 def test_the_order_is_planned_not_placed(
     undisturbed: Callable[[int], Result], workers: int
 ) -> None:
     assert audit(undisturbed(workers)) == audit(undisturbed(1))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 def test_placement_is_not_a_hyper_parameter(
     undisturbed: Callable[[int], Result], workers: int
 ) -> None:
     assert losses(undisturbed(workers)) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 def test_eval_counts_every_image_once_on_any_number_of_workers(
     undisturbed: Callable[[int], Result], workers: int
 ) -> None:
@@ -100,8 +101,7 @@ def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
     """SIGKILL one Ray Train worker of this session as soon as `step` has begun."""
 
     def watch() -> None:
-        await_step(audit_folder, 0)
-        worker = train_workers(psutil.Process())[-1]  # found early: looking takes some steps
+        worker = await_workers(psutil.Process())[-1]  # found early: looking takes some steps
         await_step(audit_folder, step)
         worker.kill()
 
@@ -122,6 +122,27 @@ def test_resume_after_a_killed_worker_equals_never_stopping(
     assert weights(result) == weights(undisturbed(workers))
     assert audit(result) == audit(undisturbed(1))
     assert_once_each(result, planned(digits))
+
+
+def test_resizing_from_1_to_2_to_1_worker_mid_epoch_changes_nothing(
+    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
+) -> None:
+    def go(workers: int, **more: int) -> Result:
+        placement = Placement(workers=str(workers), audit=True, checkpoint_every=1, **more)
+        return finetune(RECIPE, placement, digits, runs=str(tmp_path), name="resized")
+
+    for workers, step in ((1, 3), (2, STEPS + 3)):
+        killer = kill_a_worker_at(step, tmp_path / "resized" / "audit")
+        with pytest.raises(TrainingError):
+            go(workers, max_failures=0)
+        killer.join()
+    result = go(1)
+    assert STEPS < result.resumed_from_step < 2 * STEPS
+    assert audit(result) == audit(undisturbed(1))
+    assert_once_each(result, planned(digits))
+    assert losses(result) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
+    on_two = {name.split("-")[3] for name in storage.sizes(str(tmp_path / "resized/audit"))}
+    assert len(on_two) == 2  # both of two workers took steps
 
 
 def test_three_workers_on_s3_equal_one_on_disk(
