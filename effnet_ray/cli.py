@@ -216,7 +216,10 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     with People() as people:
         each = _each([storage.absolute(flags.source), out], people, verbose=flags.verbose)
         manifest = pack(flags.source, out, flags.packing, progress=people.packed, each=each)
-        people.data_set(manifest, report.load(out), out)
+        if flags.packing.in_place:
+            people.say(f"{storage.join(out, manifests.NAME)} written, the shards left as they are")
+        else:
+            people.data_set(manifest, report.load(out), out)
     return {
         "manifest": storage.join(out, manifests.NAME),
         "fingerprint": manifest.fingerprint,

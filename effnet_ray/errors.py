@@ -12,6 +12,7 @@
     ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
     ├─ CheckpointError            saved state is damaged or does not fit this Recipe
     └─ TrainingError              a run failed after it had started: exit 1
+        └─ BadImagesError         more images than --max-bad-fraction allows cannot be read
 
 Every class takes one message, so every one of them pickles and can cross processes.
 A message says what was found, what was expected, and what to do.
@@ -68,3 +69,7 @@ class CheckpointError(EffnetRayError):
 
 class TrainingError(EffnetRayError):
     """A run failed after it had started."""
+
+
+class BadImagesError(TrainingError):
+    """More images than `--max-bad-fraction` allows cannot be read."""

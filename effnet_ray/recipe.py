@@ -214,6 +214,9 @@ class Placement:
     """Parallel decode tasks per worker; not given: the machine's cores + 1, over its workers."""
     prefetch_mb: int = 256
     """Decoded images to hold ahead of each worker, MB."""
+    max_bad_fraction: float = 0.01
+    """The run stops when more than this share of a split's images, and more than one image,
+    cannot be read in an epoch; 0 stops at the first."""
     audit: bool = False
     """Write which images every step used, as Parquet, under the run's audit/ folder."""
 
@@ -230,6 +233,8 @@ class Placement:
         _require(self.decode_tasks is None or self.decode_tasks >= 1, "decode_tasks",
                  self.decode_tasks, "1 or more")  # fmt: skip
         _require(self.prefetch_mb >= 16, "prefetch_mb", self.prefetch_mb, "16 or more")
+        _require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", self.max_bad_fraction,
+                 "0 to 1")  # fmt: skip
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -6,16 +6,18 @@ whole or absent: a temporary file and a rename on a disk, a single PUT on S3. Er
 libraries below are translated here, once.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
+import fsspec.asyn
 import pyarrow.fs as pafs
 import s3fs
 from botocore.exceptions import (
@@ -28,12 +30,15 @@ from botocore.exceptions import (
 )
 
 from effnet_ray.errors import StorageError
+from effnet_ray.retry import abandoning, is_transient, patiently
+
+T = TypeVar("T")
 
 DEFAULT_REGION = "us-east-1"
 """What S3 servers that have no regions accept."""
 
-ATTEMPTS = 7
-"""Tries per request; the SDKs' own exponential back-off makes them half a minute in all."""
+DELETED_AT_ONCE = 1000
+"""S3's own bound."""
 
 
 def is_remote(uri: str) -> bool:
@@ -56,12 +61,21 @@ def join(uri: str, *parts: str) -> str:
 
 @lru_cache(maxsize=1)
 def _s3() -> s3fs.S3FileSystem:
-    retries = {"mode": "standard", "max_attempts": ATTEMPTS}
-    return s3fs.S3FileSystem(
+    retries = {"mode": "standard", "max_attempts": 1}
+    client = s3fs.S3FileSystem(
         use_listings_cache=False,
         client_kwargs={"region_name": _region()},
-        config_kwargs={"retries": retries, "connect_timeout": 10, "read_timeout": 30},
+        config_kwargs={
+            "retries": retries,
+            "connect_timeout": 5,
+            "read_timeout": 10,
+            # Servers that are not AWS's may answer a range with the whole object's checksum
+            # (rclone 1.75 does); what must be exact carries its own digest.
+            "response_checksum_validation": "when_required",
+        },
     )
+    client.retries = 1  # `retry` decides; layers would multiply
+    return client
 
 
 def _region() -> str:
@@ -73,9 +87,9 @@ def _arrow_s3() -> pafs.S3FileSystem:
     """Arrow's own client, for range reads of Parquet without the interpreter in between."""
     settings: dict[str, Any] = {
         "region": _region(),
-        "request_timeout": 30,
-        "connect_timeout": 10,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        "request_timeout": 10,
+        "connect_timeout": 5,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2),
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
@@ -118,11 +132,45 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
             f"{error.kwargs.get('endpoint_url', 'S3')}: check AWS_ENDPOINT_URL and the network"
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
-        raise StorageError(f"cannot {verb} {uri}: {_one_line(error)}") from error
+        advice = (
+            ": object storage kept failing; look at its load and the network, then run the same "
+            "command again" if is_remote(uri) and is_transient(error) else ""
+        )  # fmt: skip
+        raise StorageError(f"cannot {verb} {uri}: {_one_line(error)}{advice}") from error
 
 
-translated = _translated
-"""For the libraries that read a URI by themselves, through `arrow_filesystem`."""
+def attempt(uri: str, operation: Callable[[], T], size: int = 0) -> T:
+    """What reading the URI by `operation` returns, tried again where it is remote.
+
+    For libraries that read by themselves through `arrow_filesystem`; `size` is in bytes. Raises
+    StorageError.
+    """
+    with _translated(uri, "read"):
+        return patiently(abandoning(operation), size) if is_remote(uri) else operation()
+
+
+def _ask(uri: str, verb: str, method: str, *args: Any, size: int = 0, **more: Any) -> Any:
+    """What s3fs's coroutine `method` returns, tried again; a try that takes long is cancelled."""
+
+    def within(seconds: float) -> Any:
+        client = _s3()
+
+        async def call() -> Any:
+            return await asyncio.wait_for(getattr(client, method)(*args, **more), seconds)
+
+        try:
+            return fsspec.asyn.sync(client.loop, call)
+        except TimeoutError as error:
+            raise TimeoutError(f"no complete answer within {seconds:.0f} s") from error
+
+    with _translated(uri, verb):
+        return patiently(within, size)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether it says that storage did not answer, and so nothing about the object."""
+    cause = error.__cause__
+    return isinstance(error, StorageError) and cause is not None and is_transient(cause)
 
 
 def _missing(uri: str) -> str:
@@ -143,27 +191,32 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole object. Raises StorageError."""
-    with _translated(uri, "read"):
-        if is_remote(uri):
-            data: bytes = _s3().cat_file(uri)
-            return data
-        return Path(uri).read_bytes()
+def read_bytes(uri: str, size: int | None = None) -> bytes:
+    """The whole object; `size`, if known, saves asking for it. Raises StorageError."""
+    if not is_remote(uri):
+        return attempt(uri, Path(uri).read_bytes)
+    if size is None:
+        size = int(_ask(uri, "read", "_info", uri)["size"])
+    data: bytes = _ask(uri, "read", "_cat_file", uri, size=size)
+    return data
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
     """`size` bytes of the object from `start` on. Raises StorageError."""
-    with _translated(uri, "read"):
-        if is_remote(uri):
-            data: bytes = _s3().cat_file(uri, start=start, end=start + size)
-        else:
-            with open(uri, "rb") as file:
-                file.seek(start)
-                data = file.read(size)
-    if len(data) != size:
+
+    def local() -> bytes:
+        with open(uri, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    if is_remote(uri):
+        end = start + size
+        found: bytes = _ask(uri, "read", "_cat_file", uri, start=start, end=end, size=size)
+    else:
+        found = attempt(uri, local)
+    if len(found) != size:
         raise StorageError(f"cannot read {uri}: it ends before byte {start + size:,}")
-    return data
+    return found
 
 
 def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
@@ -175,14 +228,18 @@ def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     if exclusive and exists(uri):
         raise FileExistsError(uri)
     try:
-        with _translated(uri, "write"):
-            if is_remote(uri):
-                _s3().pipe_file(uri, data, mode="create" if exclusive else "overwrite")
-            else:
+        if is_remote(uri):
+            mode = "create" if exclusive else "overwrite"
+            _ask(uri, "write", "_pipe_file", uri, data, mode=mode, size=len(data))
+        else:
+            with _translated(uri, "write"):
                 _write_local(Path(uri), data, exclusive)
     except StorageError as error:
         if exclusive and isinstance(error.__cause__, FileExistsError) and exists(uri):
-            raise FileExistsError(uri) from error  # somebody wrote it since the look above
+            # Somebody wrote it since the look above: we ourselves, if only the answer was lost.
+            if not is_remote(uri) or read_bytes(uri) != data:
+                raise FileExistsError(uri) from error
+            return
         raise
 
 
@@ -207,30 +264,32 @@ def _write_local(path: Path, data: bytes, exclusive: bool) -> None:
 
 def upload(local: Path, uri: str) -> None:
     """Copy a local file to the URI, whole or absent."""
-    with _translated(uri, "write"):
-        if is_remote(uri):
-            _s3().put_file(str(local), uri)
-        else:
-            target = Path(uri)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(local, partial)
-            os.replace(partial, target)
+
+    def copy() -> None:
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(local, partial)
+        os.replace(partial, target)
+
+    if is_remote(uri):
+        _ask(uri, "write", "_put_file", str(local), uri, size=local.stat().st_size)
+    else:
+        with _translated(uri, "write"):
+            copy()
 
 
 def download(uri: str, local: Path) -> None:
     """Copy the object to a local file."""
-    with _translated(uri, "read"):
-        if is_remote(uri):
-            _s3().get_file(uri, str(local))
-        else:
-            shutil.copyfile(uri, local)
+    local.write_bytes(read_bytes(uri))
 
 
 def exists(uri: str) -> bool:
     """Whether an object or a folder is there."""
+    if is_remote(uri):
+        return bool(_ask(uri, "look for", "_exists", uri))
     with _translated(uri, "look for"):
-        return bool(_s3().exists(uri)) if is_remote(uri) else Path(uri).exists()
+        return Path(uri).exists()
 
 
 def sizes(uri: str) -> dict[str, int]:
@@ -238,31 +297,36 @@ def sizes(uri: str) -> dict[str, int]:
 
     Raises StorageError where the bucket is missing or cannot be listed.
     """
+    if is_remote(uri):
+        return _visible(_objects(uri.rstrip("/")))
+
     with _translated(uri, "list"):
-        if is_remote(uri):
-            return _remote_sizes(uri.rstrip("/"))
         root = Path(uri)
-        found = {
-            path.relative_to(root).as_posix(): path.stat().st_size
-            for path in root.rglob("*")
-            if path.is_file()
-        }
-        return _visible(found)
+        return _visible(
+            {
+                path.relative_to(root).as_posix(): path.stat().st_size
+                for path in root.rglob("*")
+                if path.is_file()
+            }
+        )
 
 
-def _remote_sizes(uri: str) -> dict[str, int]:
-    prefix = uri.removeprefix("s3://")
-    bucket = prefix.split("/")[0]
-    found = _s3().find(prefix, detail=True)
-    if not found and not _s3().exists(bucket):
-        raise FileNotFoundError(uri)
-    return _visible(
-        {
-            name[len(prefix) :].lstrip("/"): int(info["size"] or 0)
-            for name, info in found.items()
-            if info["type"] == "file" and name != prefix
-        }
-    )
+def _objects(uri: str) -> dict[str, int]:
+    """Page by page, since a large bucket has thousands and any of them may fail."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    folder = f"{prefix}/" if prefix else ""
+    found: dict[str, int] = {}
+    more: dict[str, Any] = {}
+    while True:
+        page = _ask(
+            uri, "list", "_call_s3", "list_objects_v2", Bucket=bucket, Prefix=folder, **more
+        )
+        for item in page.get("Contents", ()):
+            if not item["Key"].endswith("/"):
+                found[item["Key"][len(folder) :]] = int(item["Size"])
+        if not page.get("IsTruncated"):
+            return found
+        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _visible(sizes: dict[str, int]) -> dict[str, int]:
@@ -276,22 +340,27 @@ def _visible(sizes: dict[str, int]) -> dict[str, int]:
 
 def folders(uri: str) -> list[str]:
     """Names of the folders directly below the URI, sorted; empty where nothing is."""
-    with _translated(uri, "list"):
-        if is_remote(uri):
-            try:
-                found = _s3().ls(uri.removeprefix("s3://"), detail=True)
-            except FileNotFoundError:
-                return []
-            return sorted(i["name"].rsplit("/", 1)[-1] for i in found if i["type"] == "directory")
-        root = Path(uri)
-        return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if not is_remote(uri):
+        with _translated(uri, "list"):
+            root = Path(uri)
+            return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    try:
+        found = _ask(uri, "list", "_ls", uri.removeprefix("s3://"), detail=True)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    return sorted(i["name"].rsplit("/", 1)[-1] for i in found if i["type"] == "directory")
 
 
 def delete(uri: str) -> None:
     """Delete an object, or a folder with all below it; nothing where nothing is."""
+    if is_remote(uri):
+        every = [uri, *(join(uri, name) for name in _objects(uri.rstrip("/")))]
+        for first in range(0, len(every), DELETED_AT_ONCE):
+            part = every[first : first + DELETED_AT_ONCE]
+            _ask(uri, "delete", "_bulk_delete", part)
+        return
     with _translated(uri, "delete"):
-        if not is_remote(uri):
-            path = Path(uri)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif _s3().exists(uri):
-            _s3().rm(uri, recursive=True)
+        path = Path(uri)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

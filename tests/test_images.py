@@ -1,13 +1,16 @@
 """Decoding and the two views: timm's eval view to the pixel, a seeded training view."""
 
+import contextlib
 import io
 import random as python_random
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import timm
 import torch
 from hypothesis import given, settings, strategies as st
@@ -171,6 +174,24 @@ def test_crops_and_flips_are_distributed_as_timms() -> None:
 # --- decoding
 
 
+def chunk(content: bytes) -> bytes:
+    """A PNG's chunk, from its kind and content."""
+    size, crc = struct.pack(">I", len(content) - 4), struct.pack(">I", zlib.crc32(content))
+    return size + content + crc
+
+
+def png(width: int, height: int, idat: bytes, interlace: int = 0, colour: int = 2) -> bytes:
+    """A PNG of 8 bits with these compressed pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlace)
+    chunks = (b"IHDR" + header, b"IDAT" + idat, b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, chunks))
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    return png(width, height, zlib.compress(b""))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_every_colour_mode_becomes_rgb(kind: str, mode: str) -> None:
@@ -242,19 +263,172 @@ def test_a_flipped_byte_raises_nothing_but_image_error(place: float, flip: int, 
         assert str(error)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}),
+        ("WEBP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}),
+        ("TIFF", {"compression": "jpeg"}), ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_file_cut_short_is_the_whole_picture_or_refused(
+    kind: str, options: dict[str, object], mode: str
+) -> None:
+    """A cut may take what is no pixel, such as a GIF's trailer; no pixel may be made up."""
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(PHOTOGRAPHS[1]).resize((60, 40)).convert(mode).save(
+            buffer, kind, **options
+        )
+    except (OSError, ValueError):
+        pytest.skip(f"no {mode} in a {kind}")
+    data = buffer.getvalue()
+    whole = decode(data)
+    for length in [
+        *range(0, len(data), max(1, len(data) // 40)),
+        *range(len(data) - 9, len(data)),
+    ]:
+        try:
+            assert np.array_equal(decode(data[:length]), whole)
+        except ImageError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("colour", [0, 200])
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize("rows", [0, 1, 3, 7])
+def test_a_png_with_too_few_rows_is_refused(rows: int, interlace: int, colour: int) -> None:
+    data = png(16, 8, zlib.compress((b"\0" + bytes([colour]) * 48) * rows), interlace)
+    for read in (decode, lambda d: train_view(d, SMALL, Recipe(), seeded(0))):
+        with pytest.raises(ImageError):
+            read(data)
+
+
+def test_a_black_png_with_all_its_rows_is_a_picture() -> None:
+    assert decode(encoded(Image.new("RGB", (300, 200)), "PNG")).max() == 0
+    assert decode(png(16, 8, zlib.compress((b"\0" + bytes(48)) * 8))).shape == (8, 16, 3)
+
+
+def test_an_interlaced_png_is_a_picture() -> None:
+    """Every pass of a 5×5 picture: 1, 1, 2, 2, 3, 6 and 10 pixels, as one grey of 90."""
+    sizes = ((1, 1), (1, 1), (2, 1), (1, 2), (3, 1), (2, 3), (5, 2))
+    rows = b"".join((b"\0" + b"Z" * columns) * count for columns, count in sizes)
+    assert (decode(png(5, 5, zlib.compress(rows), 1, colour=0)) == 90).all()
+    with pytest.raises(ImageError, match="truncated"):
+        decode(png(5, 5, zlib.compress(rows[:-6]), 1, colour=0))
+
+
+def test_a_png_whose_crc_differs_is_refused() -> None:
+    data = bytearray(encoded(Image.fromarray(noise((9, 9))), "PNG"))
+    data[data.index(b"IDAT") + 20] ^= 1
+    with pytest.raises(ImageError, match="CRC"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_without_its_last_scanlines_is_refused(mode: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(noise((60, 40))).convert(mode).save(buffer, "JPEG", exif=exif)
+    with pytest.raises(ImageError):
+        decode(buffer.getvalue()[:-600] + b"\xff\xd9")
+
+
+def test_a_tiff_whose_strips_end_early_is_refused() -> None:
+    data = bytearray(encoded(Image.fromarray(noise((40, 30))), "TIFF"))
+    height = data.index(struct.pack("<HHII", 257, 4, 1, 40))
+    data[height + 8] = 60
+    with pytest.raises(ImageError, match="40 of 60 rows"):
+        decode(bytes(data))
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise((16, 16))).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(ImageError, match="scans"):
+        decode(data[:last] + data[last:-2] * 101 + data[-2:])
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt"])
+def test_a_bomb_in_a_pngs_texts_is_bounded(kind: bytes) -> None:
+    """64 MB in 64 kB: refused or left packed, and never unpacked whole."""
+    whole = png(8, 8, zlib.compress((b"\0" + b"a" * 24) * 8))
+    bomb = chunk(kind + b"name\0\0" + zlib.compress(bytes(64 << 20)))
+    tracemalloc.start()
+    with contextlib.suppress(ImageError):
+        decode(whole[:33] + bomb + whole[33:])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("colorspace", ["CMYK", "YCCK"])
+def test_inks_are_inverted_as_pillow_inverts_them(colorspace: str) -> None:
+    image = Image.fromarray(PHOTOGRAPHS[0]).resize((60, 40)).convert("CMYK")
+    data = encoded(image)
+    if colorspace == "YCCK":
+        data = simplejpeg.encode_jpeg(255 - np.asarray(image), colorspace="CMYK")
+    assert simplejpeg.decode_jpeg_header(data)[2] == colorspace
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = np.asarray(stored.convert("RGB")).astype(int)
+    assert np.abs(decode(data) - expected).mean() < 1
+    assert np.abs(expected - np.asarray(image.convert("RGB"))).mean() < 30  # no negative
+
+
+def test_a_jpeg_that_only_xmp_says_is_turned_is_put_upright() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    buffer = io.BytesIO()
+    Image.fromarray(PHOTOGRAPHS[0]).resize((60, 40)).save(buffer, "JPEG", xmp=xmp)
+    with Image.open(buffer) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB")).astype(int)
+    assert decode(buffer.getvalue()).shape == expected.shape == (60, 40, 3)
+    assert np.abs(decode(buffer.getvalue()) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_is_read(kind: str) -> None:
+    frames = [Image.fromarray(p).resize((60, 40)) for p in PHOTOGRAPHS]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    with Image.open(buffer) as stored:
+        assert stored.n_frames == 2
+        stored.seek(0)
+        expected = np.asarray(stored.convert("RGB"))
+    assert np.array_equal(decode(buffer.getvalue()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images")
+def test_a_palettes_transparency_is_dropped_as_pillow_drops_it() -> None:
+    image = Image.fromarray(PHOTOGRAPHS[0]).resize((60, 40)).convert("P")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes(range(256)))
+    with Image.open(buffer) as stored:
+        expected = np.asarray(stored.convert("RGB"))
+    assert np.array_equal(decode(buffer.getvalue()), expected)
+
+
 @pytest.mark.parametrize("data", [b"<!DOCTYPE html><html></html>", b"%PDF-1.7", b"%!PS-Adobe"])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError):
         decode(data)
 
 
-def png_bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims a size."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
-    )
+def webp_bomb(kind: bytes) -> bytes:
+    """A WebP of a few bytes that claims 16,383 × 16,383 px."""
+    side = 16_382
+    head = {
+        b"VP8X": bytes(4) + side.to_bytes(3, "little") * 2,
+        b"VP8L": b"/" + (side | side << 14).to_bytes(4, "little") + bytes(5),
+        b"VP8 ": bytes(3) + b"\x9d\x01*" + struct.pack("<HH", side + 1, side + 1),
+    }[kind]
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBP" + kind + struct.pack("<I", 10) + head
 
 
 def jpeg_bomb(width: int, height: int) -> bytes:
@@ -265,7 +439,14 @@ def jpeg_bomb(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("bomb", [png_bomb(20_000, 20_000), jpeg_bomb(65_000, 65_000)])
+BOMBS = [
+    png_bomb(20_000, 20_000),
+    jpeg_bomb(65_000, 65_000),
+    *(webp_bomb(kind) for kind in (b"VP8X", b"VP8L", b"VP8 ")),
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
 def test_a_header_bomb_is_refused(bomb: bytes) -> None:
     with pytest.raises(ImageError, match=r"px is more than|exceeds limit"):
         decode(bomb)

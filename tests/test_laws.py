@@ -1,6 +1,7 @@
 """The laws that need Ray: real clusters, real workers, real kills, on 1 to 4 workers."""
 
 import hashlib
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from laws import RECIPE, STEPS, await_step, await_workers
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import TrainingError
-from effnet_ray.train import checkpoint
+from effnet_ray.train import checkpoint, progress
 from effnet_ray.train.record import Result
 
 pytestmark = pytest.mark.ray
@@ -162,35 +163,81 @@ def test_a_corrupt_image_is_quarantined_counted_and_named(
     cluster: None, digits: str, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    image = corrupted_copy(Path(digits), data)
+    (image,) = corrupted_copy(Path(digits), data, [5])
     placement = Placement(workers="2", audit=True)
     recipe = replace(RECIPE, epochs=1)
     result = finetune(recipe, placement, str(data), runs=str(tmp_path / "runs"), name="bad")
     assert result.quarantined == 1
     assert sum(images.get(image, 0) for images in audit(result).values()) == 0
-    named = [p.read_text() for p in (tmp_path / "runs/bad/quarantine").iterdir()]
-    assert any(f'"{image}"' in text for text in named)
+    named = pq.read_table(tmp_path / "runs/bad/quarantine").to_pylist()
+    assert [row["id"] for row in named] == [image]
 
 
-def corrupted_copy(digits: Path, data: Path) -> int:
-    """A data set whose manifest is true, with one train image that does not decode; its id."""
+def test_too_many_corrupt_images_end_a_run_in_one_sentence(
+    cluster: None, digits: str, tmp_path: Path
+) -> None:
+    data, starts = tmp_path / "data", []
+    corrupt = corrupted_copy(Path(digits), data, list(range(20)))
+
+    def hear(event: progress.Event) -> None:
+        starts.extend([event] if isinstance(event, progress.Started) else [])
+
+    with pytest.raises(TrainingError) as refused:
+        finetune(
+            RECIPE, Placement(workers="2"), str(data),
+            runs=str(tmp_path / "runs"), name="bad", hear=hear,
+        )  # fmt: skip
+    sentence = str(refused.value)
+    assert re.search(r"'bad' failed: \d+ of 44 train images cannot be read", sentence)
+    assert "max-bad-fraction" in sentence and "/bad/quarantine" in sentence
+    assert "\n" not in sentence and len(starts) == 1
+    named = pq.read_table(tmp_path / "runs/bad/quarantine").to_pylist()
+    assert len(named) >= 2 and {row["id"] for row in named} <= set(corrupt)
+    assert any(f"{row['path']}: {row['reason']}" in sentence for row in named)
+
+
+def test_a_damaged_shard_ends_a_run_in_one_sentence(
+    cluster: None, digits: str, tmp_path: Path
+) -> None:
+    """Its manifest is true of a file that has a row too few."""
+    data = tmp_path / "data"
+    corrupted_copy(Path(digits), data, [], rows=30)
+    with pytest.raises(TrainingError) as refused:
+        finetune(
+            RECIPE, Placement(workers="1", max_failures=0), str(data),
+            runs=str(tmp_path / "runs"), name="short",
+        )  # fmt: skip
+    sentence = str(refused.value)
+    assert re.search(r"failed: shard \S+ has 30 rows in row group 0", sentence)
+    assert "\n" not in sentence
+
+
+def corrupted_copy(
+    digits: Path, data: Path, places: list[int], rows: int | None = None
+) -> list[int]:
+    """A data set, its manifest true of its bytes, with train images that do not decode; their ids.
+
+    `rows` shortens the first row group to so many, which the manifest does not say.
+    """
     manifest = manifests.load(str(digits))
     for path in storage.sizes(str(digits)):
         storage.upload(digits / path, str(data / path))
     shard = manifest.splits["train"][0]
     table = pq.read_table(data / shard.path)
     records = table.to_pylist()
-    records[5]["image"]["bytes"] = b"\x89PNG" + b"\x00" * 40
-    records[5]["digest"] = hashlib.sha256(records[5]["image"]["bytes"]).hexdigest()
-    groups = [rows for rows in shard.row_groups]
+    for place in places:
+        records[place]["image"]["bytes"] = b"\x89PNG" + bytes(40)
+        digest = hashlib.sha256(records[place]["image"]["bytes"])
+        records[place]["digest"] = digest.hexdigest()
     altered = type(table).from_pylist(records, schema=table.schema)
     with pq.ParquetWriter(data / shard.path, table.schema) as writer:
         first = 0
-        for rows in groups:
-            writer.write_table(altered.slice(first, rows), row_group_size=rows)
-            first += rows
+        for images in shard.row_groups:
+            kept = min(images, rows or images) if first == 0 else images
+            writer.write_table(altered.slice(first, kept), row_group_size=images)
+            first += images
     raw = (data / shard.path).read_bytes()
     changed = replace(shard, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
     splits = {**manifest.splits, "train": (changed, *manifest.splits["train"][1:])}
     manifests.write(replace(manifest, splits=splits), str(data))
-    return int(records[5]["id"])
+    return [int(records[place]["id"]) for place in places]

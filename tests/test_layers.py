@@ -9,12 +9,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors variants recipe storage "
+    "errors variants recipe retry storage "
     "data.manifest data.images data.archives data.sources data.splits data.duplicates "
-    "data.shards data.report data.pack data.sample data.order data.spread data.ingest "
+    "data.shards data.report data.in_place data.pack data.sample data.order "
+    "data.spread data.ingest "
     "model.network model.weights model.optim "
-    "train.reports train.metrics train.loop train.checkpoint train.audit train.record "
-    "train.progress train.worker train.session train.finetune "
+    "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
+    "train.record train.progress train.worker train.session train.finetune "
     "store.releases store.card store.release_run console cli"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
@@ -23,6 +24,8 @@ DOORS = {
     "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune cli",
     "timm": "model.",
     "s3fs": "storage",
+    "botocore": "retry storage",
+    "tenacity": "retry",
     "torch": "model. train.",
     "PIL": "data.images data.sample",
     "pickle": "",

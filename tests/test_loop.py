@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,9 +21,9 @@ from loop_worker import (
     worker,
 )
 
-from effnet_ray.errors import TrainingError
+from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.loop import TrainState, Worker, evaluate, fit, gradients, lane_seed
+from effnet_ray.train.loop import Batch, TrainState, Worker, evaluate, fit, gradients, lane_seed
 from effnet_ray.train.reports import EpochReport
 
 Found = dict[tuple[str, int], dict[str, Any]]
@@ -289,3 +289,64 @@ def test_an_evaluation_leaves_the_network_as_it_was() -> None:
     pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
     assert tally.images == 15
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+# --- bad images
+
+
+@dataclass(frozen=True, slots=True)
+class WithBad(FixedBatches):
+    """The same plan, of whose images the first ones cannot be read."""
+
+    bad: tuple[int, ...] = ()
+    """Per step, how many of the first lane."""
+    bad_eval: int = 0
+
+    def _lane(self, step: int, lane: int) -> Batch:
+        batch = FixedBatches._lane(self, step, lane)
+        weight = torch.ones(len(batch.label))
+        weight[: self.bad[step] if lane == 0 else 0] = 0
+        return replace(batch, weight=weight)
+
+    def eval(self) -> Iterator[Batch]:
+        """The first batch has bad images, the others have none."""
+        for number, batch in enumerate(FixedBatches.eval(self)):
+            weight = torch.ones(len(batch.label))
+            weight[: self.bad_eval if number == 0 else 0] = 0
+            yield replace(batch, weight=weight)
+
+
+def steps_until_stopped(
+    fraction: float, bad: tuple[int, ...] = (0, 0), bad_eval: int = 0
+) -> tuple[int, str]:
+    """Steps taken by a run of 13 train and 15 eval images, and why it stopped."""
+    recipe = settled(batch_size=8, micro_batch=4)
+    batches = WithBad(recipe, bad=bad, bad_eval=bad_eval)
+    state = new_state(recipe)
+    try:
+        fit(
+            state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing,
+            max_bad_fraction=fraction,
+        )  # fmt: skip
+    except BadImagesError as error:
+        return state.step, str(error)
+    return state.step, ""
+
+
+def test_a_run_stops_at_the_step_at_which_too_many_images_are_bad() -> None:
+    message = "3 of 13 train images cannot be read, more than --max-bad-fraction 0.2 allows"
+    assert steps_until_stopped(0.2, bad=(3, 0)) == (1, message)
+    assert steps_until_stopped(0.2, bad=(2, 0)) == (2, "")
+    assert steps_until_stopped(0.2, bad=(2, 1)) == (2, message)
+
+
+def test_one_bad_image_is_allowed_in_a_set_of_any_size_unless_none_is() -> None:
+    assert steps_until_stopped(0.01, bad=(1, 0)) == (2, "")
+    assert steps_until_stopped(0.01, bad=(1, 1))[1]
+    assert steps_until_stopped(0, bad=(1, 0))[0] == 1
+    assert steps_until_stopped(1, bad=(4, 4)) == (2, "")
+
+
+def test_eval_images_are_counted_by_themselves() -> None:
+    assert steps_until_stopped(0.01, bad=(1, 0), bad_eval=1) == (2, "")
+    assert "2 of 15 eval images" in steps_until_stopped(0.01, bad_eval=2)[1]

@@ -47,7 +47,9 @@ def write_parquet_table(images: Path, out: Path) -> str:
     return str(out / "table.parquet")
 
 
-def write_hugging_face(images: Path, out: Path, *, splits: tuple[str, ...] = ("train",)) -> str:
+def write_hugging_face(
+    images: Path, out: Path, *, splits: tuple[str, ...] = ("train",), group: int = 5
+) -> str:
     """As `datasets` writes it: ClassLabel numbers, names in the metadata."""
     classes = sorted({f.parent.name for f in files(images)})
     features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
@@ -63,7 +65,7 @@ def write_hugging_face(images: Path, out: Path, *, splits: tuple[str, ...] = ("t
             {"huggingface": json.dumps({"info": {"features": features}})}
         )
         name = out / f"data/{split}-00000-of-00001.parquet"
-        pq.write_table(table, name, row_group_size=5)
+        pq.write_table(table, name, row_group_size=group)
     return str(out)
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +107,8 @@ def class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] 
     if not files:
         return None
     filesystem, path = storage.arrow_filesystem(storage.join(source, files[0]))
-    with storage.translated(storage.join(source, files[0]), "read"):
-        metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+    schema = storage.attempt(path, lambda: pq.read_schema(path, filesystem=filesystem))
+    metadata = schema.metadata or {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return list(map(str, features[label]["names"]))
@@ -120,20 +121,25 @@ def index(job: Job) -> pa.Table:
     kept = storage.join(job.spool, f"{job.key}.parquet")
     if storage.exists(kept):
         return pq.read_table(io.BytesIO(storage.read_bytes(kept)))
-    if job.path.endswith(".tar"):
-        found = _table(job, _samples(job, "r|"), job.uri)
-    else:
-        with tempfile.TemporaryDirectory(prefix="effnet-spool-") as folder:
-            local = Path(folder) / "images"
-            spooled = storage.join(job.spool, f"{job.key}.images")
-            with local.open("wb") as spool:
-                images = _cells(job) if job.path.endswith(".parquet") else _samples(job, "r|gz")
-                found = _table(job, _spooled(images, spool), spooled)
-            storage.upload(local, spooled)
+    found = storage.attempt(job.uri, lambda: _index(job), 3 * job.bytes)
     sink = pa.BufferOutputStream()
     pq.write_table(found, sink)
     storage.write_bytes(kept, sink.getvalue().to_pybytes())
     return found
+
+
+def _index(job: Job) -> pa.Table:
+    """Read the archive once, from its beginning to its end."""
+    if job.path.endswith(".tar"):
+        return _table(job, _samples(job, "r|"), job.uri)
+    with tempfile.TemporaryDirectory(prefix="effnet-spool-") as folder:
+        local = Path(folder) / "images"
+        spooled = storage.join(job.spool, f"{job.key}.images")
+        with local.open("wb") as spool:
+            images = _cells(job) if job.path.endswith(".parquet") else _samples(job, "r|gz")
+            found = _table(job, _spooled(images, spool), spooled)
+        storage.upload(local, spooled)
+        return found
 
 
 Sample = dict[str, Any]
@@ -163,10 +169,7 @@ def _cells(job: Job) -> Iterator[Sample]:
     """Rows of a Parquet file, a few at a time."""
     filesystem, path = storage.arrow_filesystem(job.uri)
     wanted = [name for name in ("image", job.label, job.group, job.split) if name]
-    with (
-        storage.translated(job.uri, "read"),
-        pq.ParquetFile(path, filesystem=filesystem) as file,
-    ):
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
         _check_columns(job, file.schema_arrow, wanted)
         number = 0
         for batch in file.iter_batches(batch_size=16, columns=wanted):
@@ -227,8 +230,7 @@ def _samples(job: Job, mode: str) -> Iterator[Sample]:
 def _members(job: Job, mode: str) -> Iterator[tuple[str, str, int, Any]]:
     """(key, kind, offset, bytes) of a tar's files; of a plain tar's images only the size."""
     filesystem, path = storage.arrow_filesystem(job.uri)
-    with storage.translated(job.uri, "read"):
-        stream = filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20)
+    stream = filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20)
     try:
         with stream, tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
             for member in tar:
@@ -243,7 +245,7 @@ def _members(job: Job, mode: str) -> Iterator[tuple[str, str, int, Any]]:
                     file = tar.extractfile(member)
                     data = file.read() if file else b""
                 yield f"{folder}/{stem}".lstrip("/"), kind, member.offset_data, data
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DatasetError(f"{job.uri} is damaged ({error}): copy it there again") from error
 
 

@@ -6,6 +6,8 @@ quarter of the bytes of float32. Normalising happens in the network, on the devi
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
@@ -28,6 +30,26 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 MAX_PIXELS = 89_478_485
 """Pillow's own bound against decompression bombs (`Image.MAX_IMAGE_PIXELS`)."""
+
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+
+JPEG_PIXELS_PER_BYTE = 512
+"""Huffman's shortest code is one bit, and every 8×8 block has one: less data is truncated."""
+
+WEBP_PIXELS_PER_BYTE = 4096
+"""libwebp gets 560 from a single plain colour."""
+
+DEFLATE_RATIO = 1032
+"""The most that deflate can expand (zlib's technical details)."""
+
+MAX_SCANS = 100
+"""A progressive JPEG has about ten; every scan costs a pass over all pixels."""
+
+INFLATE_BYTES = 1 << 20
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+         (0, 1, 1, 2))  # fmt: skip
+"""(left, top, step right, step down) of an interlaced PNG's passes."""
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -62,22 +84,27 @@ def _blaming_the_image() -> Iterator[None]:
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG that libjpeg-turbo alone makes upright RGB of; else None."""
-    if data[:2] != b"\xff\xd8":
+    if data[:2] != JPEG:
         return None
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height)
+    if width * height > JPEG_PIXELS_PER_BYTE * len(data):
+        raise ImageError(f"truncated: {len(data):,} bytes cannot hold {width}×{height} px")
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"more than {MAX_SCANS} scans")
     # libjpeg-turbo leaves CMYK's inversion and EXIF's orientation to its caller.
-    if colorspace in ("CMYK", "YCCK") or _is_turned(data):
+    if colorspace in ("CMYK", "YCCK") or _orientation(data) != 1:
         return None
     return height, width
 
 
-def _is_turned(jpeg: bytes) -> bool:
-    """Whether EXIF says that the picture is to be turned or mirrored."""
-    if b"Exif\x00\x00" not in jpeg[:65536]:
-        return False
+def _orientation(jpeg: bytes) -> int:
+    """How EXIF or XMP says that the picture lies, 1 to 8; 1 is upright."""
+    if b"Exif\x00\x00" not in jpeg[:65536] and b"tiff:Orientation" not in jpeg:
+        return 1
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(found) if found in range(2, 9) else 1
 
 
 def _decode_jpeg(data: bytes, shrink: int = 1) -> Pixels:
@@ -90,8 +117,20 @@ def _decode_jpeg(data: bytes, shrink: int = 1) -> Pixels:
 
 
 def _decode_other(data: bytes) -> Pixels:
+    """Pixels of what is no plain JPEG."""
+    if data[:2] == JPEG:
+        return _decode_turned_jpeg(data)
+    if data[:8] == PNG:
+        _check_png(data)
+    if data[:4] == b"RIFF":
+        _check_webp(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(*image.size)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_strips(image)
+        image.load()
+        if data[:8] == PNG:
+            _check_rows(image, data)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
             grey = (np.asarray(image) >> 8).astype(np.uint8)
@@ -99,9 +138,117 @@ def _decode_other(data: bytes) -> Pixels:
         return np.asarray(image.convert("RGB"))
 
 
+def _check_strips(image: TiffImagePlugin.TiffImageFile) -> None:
+    """A TIFF's strips reach its last row: Pillow leaves what they do not cover 0, silently."""
+    rows = int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])  # `image.height` may be turned already
+    reached = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
+    if reached < rows:
+        raise ImageError(f"truncated: its strips hold {reached} of {rows} rows")
+
+
+def _decode_turned_jpeg(data: bytes) -> Pixels:
+    """Upright RGB of a JPEG that is turned or CMYK.
+
+    Decoded by libjpeg-turbo too, since Pillow takes missing scanlines for grey ones.
+    """
+    if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+        inverted = simplejpeg.decode_jpeg(data, colorspace="CMYK")  # Adobe's way, and Pillow's
+        pixels = np.asarray(Image.fromarray(255 - inverted, "CMYK").convert("RGB"))
+    else:
+        pixels = _decode_jpeg(data)
+    return np.ascontiguousarray(_upright(pixels, _orientation(data)))
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The picture as EXIF's orientation wants it shown."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}×{height} px is more than {MAX_PIXELS:,}")
+
+
+def _check_webp(data: bytes) -> None:
+    """The size is bearable and, unless the pixels are lossless, the bytes enough for it."""
+    width, height = _webp_size(data)
+    _check_size(width, height)
+    if b"VP8L" not in data and width * height > WEBP_PIXELS_PER_BYTE * len(data):
+        raise ImageError(f"truncated: {len(data):,} bytes cannot hold {width}×{height} px")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a WebP by its header; opening one allocates its canvas. (0, 0): none."""
+    kind, head = data[12:16], data[20:30]
+    if len(head) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", head[6:10])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(kind, content) of every chunk to IEND. Raises ImageError where one is cut or altered."""
+    view, start = memoryview(data), len(PNG)
+    while True:
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        if end + 4 > len(data):
+            raise ImageError("truncated: a PNG chunk ends after the file")
+        kind = bytes(view[start + 4 : start + 8])
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ImageError(f"damaged: the CRC of PNG chunk {kind!r} differs")
+        yield kind, view[start + 8 : end]
+        if kind == b"IEND":
+            return
+        start = end + 4
+
+
+def _check_png(data: bytes) -> None:
+    """Every chunk is whole, the size bearable, and the compressed pixels enough for it."""
+    packed = sum(len(content) for kind, content in _png_chunks(data) if kind == b"IDAT")
+    width, height = struct.unpack(">II", data[16:24])
+    _check_size(width, height)
+    if _png_bytes(data) > DEFLATE_RATIO * packed:
+        raise ImageError(f"truncated: {packed:,} bytes of IDAT cannot hold {width}×{height} px")
+
+
+def _png_bytes(data: bytes) -> int:
+    """Bytes that the pixels of a PNG take before compression, filter bytes included."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    total = 0
+    for left, top, right, down in ADAM7 if interlace else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
+def _check_rows(image: Image.Image, data: bytes) -> None:
+    """Every row of a loaded PNG came from the file: Pillow leaves missing rows 0, silently.
+
+    A last row with anything in it was read, and so were those above it; the others are counted.
+    """
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    if not data[28] and np.asarray(last).any():
+        return
+    wanted, found, inflate = _png_bytes(data), 0, zlib.decompressobj()
+    for kind, content in _png_chunks(data):
+        rest: bytes | memoryview = content if kind == b"IDAT" else b""
+        while rest and found < wanted and not inflate.eof:
+            found += len(inflate.decompress(rest, INFLATE_BYTES))
+            rest = inflate.unconsumed_tail
+    found += len(inflate.flush()) if found < wanted and not inflate.eof else 0
+    if found < wanted:
+        raise ImageError(f"truncated: pixels take {wanted:,} bytes, IDAT holds {found:,}")
 
 
 def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:

@@ -12,6 +12,7 @@ which on a small machine is nothing, forever. `Placement.decode_tasks` bounds th
 
 import hashlib
 import itertools
+import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,14 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
 from effnet_ray import storage
+from effnet_ray.data import in_place
 from effnet_ray.data.images import decode, eval_view, train_view
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
-from effnet_ray.errors import ImageError
+from effnet_ray.data.sources import SPLITS
+from effnet_ray.errors import DatasetError, ImageError, InputError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
 
@@ -46,6 +50,17 @@ Block = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Bad:
+    """A quarantined image."""
+
+    path: str
+    """In the source that was packed."""
+    reason: str
+    digest: str
+    """SHA-256 of the bytes that were packed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Images:
     """Some images as arrays: what a lane gives to one step, or an eval batch."""
 
@@ -55,8 +70,8 @@ class Images:
     weight: npt.NDArray[np.float32]
     """1, or 0 for a quarantined image."""
     id: npt.NDArray[np.int64]
-    bad: dict[int, str]
-    """Quarantined here: id → path and reason."""
+    bad: dict[int, Bad]
+    """Quarantined here, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +118,31 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
     piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
     # The first step's images go ahead: at a run's start they are waited for.
     ahead = min(piece, dataset.recipe.micro_batch or piece)
-    groups: dict[int, pa.Table] = {}
+    groups: dict[int, _RowGroup] = {}
     for part in np.split(rows, range(ahead, len(rows), piece)):
-        yield _load(dataset, task, part, groups)
+        if len(part):
+            yield _load(dataset, task, part, groups)
 
 
-def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, pa.Table]) -> Block:
+def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, "_RowGroup"]) -> Block:
     """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
-    every = dataset.manifest.row_groups(task.split)
     size = dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
     for slot, (group, row) in enumerate(rows.tolist()):
         if group not in groups:
-            shard, index, _ = every[group]
-            groups[group] = _read_row_group(storage.join(dataset.data, shard.path), index)
-        record = {name: groups[group][name][row].as_py() for name in groups[group].column_names}
+            groups[group] = _RowGroup(dataset, task.split, group)
+        record = groups[group].record(row)
         columns["label"].append(record["label"])
         columns["id"].append(record["id"])
         try:
+            if not record["as_packed"]:
+                raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
             image[slot] = _view(dataset, task, record)
             columns["bad"].append("")
         except ImageError as error:
-            columns["bad"].append(f"{record['image']['path']}: {error}")
+            bad = Bad(record["image"]["path"], str(error), record["digest"])
+            columns["bad"].append(json.dumps(asdict(bad)))
     return {
         "image": image,
         "label": np.asarray(columns["label"], np.int64),
@@ -135,26 +152,144 @@ def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, pa.Table])
 
 
 def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """The planned view of one image. Raises ImageError where its bytes are not what was packed."""
+    """The planned view of one image."""
     data = record["image"]["bytes"]
-    if hashlib.sha256(data).hexdigest() != record["digest"]:
-        raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
     if task.split != "train":
         return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.epoch, record["id"])
     return train_view(data, dataset.spec, dataset.recipe, random)
 
 
+class _RowGroup:
+    """A row group of a split. Read once more where what came is not what was packed."""
+
+    def __init__(self, dataset: Dataset, split: str, group: int) -> None:
+        every = dataset.manifest.row_groups(split)
+        self._shard, self._index, self._rows = shard, _, _ = every[group]
+        self._label = dataset.manifest.label_column
+        # Ids of shards that have none: the place in the split, the splits apart.
+        self._first = (SPLITS.index(split) << 40) + sum(rows for _, _, rows in every[:group])
+        self._groups = len(shard.row_groups)
+        self._whole = dataset.recipe.limit is None
+        self._uri = storage.join(dataset.data, shard.path)
+        self._read_again = False
+        try:
+            self._table = self._read(verify=True)
+        except Exception as error:  # whatever a damaged file makes Arrow raise
+            if storage.is_outage(error):
+                raise
+            self._again()
+
+    def record(self, row: int) -> dict[str, Any]:
+        """One row, and `as_packed`: whether its bytes are, by the second read if not the first."""
+        record = self._row(row)
+        if not record["as_packed"] and not self._read_again:
+            self._again()
+            record = self._row(row)
+        return record
+
+    def _row(self, row: int) -> dict[str, Any]:
+        record = {name: self._table[name][row].as_py() for name in TYPES}
+        digest = hashlib.sha256(record["image"]["bytes"]).hexdigest()
+        return {**record, "as_packed": digest == record["digest"]}
+
+    def _again(self) -> None:
+        """Read from storage a second time; this time damage to images alone is let through."""
+        self._read_again = True
+        _footer.cache_clear()
+        try:
+            try:
+                self._table = self._read(verify=True)
+            except (OSError, StorageError):
+                self._table = self._with_damaged_images()
+        except DatasetError:
+            raise
+        except Exception as error:
+            if storage.is_outage(error):
+                raise
+            raise DatasetError(
+                f"row group {self._index} of shard {self._uri} cannot be read, twice "
+                f"({_one_line(error)}): restore the shard or pack again"
+            ) from error
+
+    def _with_damaged_images(self) -> pa.Table:
+        """The row group where all but the images' bytes is as its checksums say.
+
+        The images' own digests tell then which of them are damaged.
+        """
+        checked = self._read(verify=True, columns=["id", "image.path", "label", "digest"])
+        table = self._read(verify=False)
+        same = all(table[name].equals(checked[name]) for name in ("id", "label", "digest"))
+        paths = [pc.struct_field(found["image"], "path") for found in (table, checked)]
+        if not same or not paths[0].equals(paths[1]):
+            raise OSError("two reads differ")
+        return table
+
+    def _read_foreign(self) -> pa.Table:
+        """Of a shard that is not ours; with empty digests where it is not what was indexed."""
+        table = in_place.read(self._uri, self._index, self._label, _footer(self._uri))
+        self._reconcile(f"rows in row group {self._index}", table.num_rows, self._rows)
+        if in_place.digest_of(table) != self._shard.digests[self._index]:
+            if not self._read_again:
+                raise OSError("its digest is not the manifest's")
+            table = table.set_column(2, "digest", pa.array([""] * len(table)))
+        ids = pa.array(range(self._first, self._first + len(table)), pa.int64())
+        return table.append_column("id", ids)
+
+    def _read(self, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
+        footer = _footer(self._uri)
+        self._reconcile("row groups", footer.num_row_groups, self._groups)
+        if self._shard.digests:
+            return self._read_foreign()
+        filesystem, path = storage.arrow_filesystem(self._uri)
+
+        def read() -> pa.Table:
+            with pq.ParquetFile(
+                path,
+                filesystem=filesystem,
+                metadata=footer,
+                pre_buffer=True,
+                page_checksum_verification=verify,
+            ) as file:
+                return file.read_row_group(self._index, columns=columns)
+
+        size = footer.row_group(self._index).total_byte_size
+        table = storage.attempt(self._uri, read, size)
+        if columns is None and table.schema.names != list(TYPES):
+            raise OSError(f"its columns are {', '.join(table.schema.names)}")
+        if any(table.schema.field(name).type != TYPES[name] for name in TYPES if not columns):
+            raise OSError("its columns have other types")
+        self._reconcile(f"rows in row group {self._index}", table.num_rows, self._rows)
+        if any(column.null_count for column in table.flatten().columns):
+            raise OSError("a value is missing")
+        return table
+
+    def _reconcile(self, what: str, found: int, manifest: int) -> None:
+        """Counts are the manifest's; where a recipe's `limit` has shrunk those, no smaller."""
+        if found < manifest or (self._whole and found > manifest):
+            raise DatasetError(
+                f"shard {self._uri} has {found:,} {what}, the manifest says {manifest:,}: restore "
+                "the shard or pack again"
+            )
+
+
+TYPES = {
+    "id": pa.int64(),
+    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    "label": pa.int64(),
+    "digest": pa.string(),
+}
+"""The columns of a shard, as `pack` writes them."""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @lru_cache(maxsize=64)
 def _footer(uri: str) -> pq.FileMetaData:
     filesystem, path = storage.arrow_filesystem(uri)
-    return pq.read_metadata(path, filesystem=filesystem)
-
-
-def _read_row_group(uri: str, index: int) -> pa.Table:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with pq.ParquetFile(path, filesystem=filesystem, metadata=_footer(uri), pre_buffer=True) as f:
-        return f.read_row_group(index)
+    return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
 
 
 class Stream:
@@ -179,7 +314,8 @@ class Stream:
         self._eval_chunks = self._eval_plan.workers_chunks(rank, workers)
         self._micro_batch = dataset.recipe.micro_batch or 1
         tasks = self._tasks(first_step, dataset.recipe.epochs)
-        self._blocks = _blocks(dataset, tasks, decode_tasks, prefetch_mb)
+        here = list(itertools.islice(tasks, len(self._lanes)))
+        self._blocks = _plainly(_blocks(dataset, here, tasks, decode_tasks, prefetch_mb))
 
     def _tasks(self, first_step: int, epochs: int) -> Iterator[Task]:
         """Every chunk this worker will use, in the order in which it will."""
@@ -203,12 +339,24 @@ class Stream:
         for chunk in range(step // plan.chunk_steps, plan.chunks_per_epoch):
             first, last = chunk * plan.chunk_steps, (chunk + 1) * plan.chunk_steps
             steps = range(max(step, first), min(last, plan.steps_per_epoch))
-            for lane in self._lanes:
-                need = sum(plan.lane_rows(s, lane) for s in steps)
-                while queues[lane].rows < need:
-                    queues[lane].push(next(self._blocks))
+            coming = {lane: sum(plan.lane_rows(s, lane) for s in steps) for lane in self._lanes}
             for s in steps:
+                for lane in self._lanes:
+                    self._fill(queues, coming, lane, plan.lane_rows(s, lane))
                 yield [queues[lane].pop(plan.lane_rows(s, lane)) for lane in self._lanes]
+
+    def _fill(
+        self, queues: dict[int, "_Queue"], coming: dict[int, int], lane: int, rows: int
+    ) -> None:
+        """Take blocks until the lane's queue has so many rows.
+
+        A chunk's blocks come lane by lane; `coming` counts the rows of each that are still to.
+        """
+        while queues[lane].rows < rows:
+            block = next(self._blocks)
+            whose = next(of for of, left in coming.items() if left)
+            queues[whose].push(block)
+            coming[whose] -= len(block["label"])
 
     def eval(self) -> Iterator[Images]:
         """This worker's share of the eval split, in batches of at most one micro-batch."""
@@ -259,15 +407,26 @@ def _images(parts: Sequence[Block]) -> Images:
         if len(parts) == 1
         else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     )
-    bad = {int(i): str(why) for i, why in zip(joined["id"], joined["bad"], strict=True) if why}
+    bad = {
+        int(image): Bad(**json.loads(bad))
+        for image, bad in zip(joined["id"], joined["bad"], strict=True)
+        if bad
+    }
     weight = np.asarray([0.0 if why else 1.0 for why in joined["bad"]], np.float32)
     return Images(joined["image"], joined["label"], weight, joined["id"], bad)
 
 
 def _blocks(
-    dataset: Dataset, tasks: Iterator[Task], decode_tasks: int, prefetch_mb: int
+    dataset: Dataset,
+    here: Sequence[Task],
+    tasks: Iterator[Task],
+    decode_tasks: int,
+    prefetch_mb: int,
 ) -> Iterator[Block]:
-    """Blocks of all tasks in order, window after window without a pause between them."""
+    """Blocks of all tasks in order, window after window without a pause between them.
+
+    The tasks `here` are done in this process, which has nothing else to do while Ray starts.
+    """
     starter = ThreadPoolExecutor(1, thread_name_prefix="next-window")
 
     def start(window: list[Task]) -> Iterator[Block]:
@@ -278,6 +437,10 @@ def _blocks(
     try:
         upcoming: Future[Iterator[Block]] | None = None
         window = list(itertools.islice(tasks, WINDOW_CHUNKS))
+        if window:
+            upcoming = starter.submit(start, window)
+        for task in here:
+            yield from load_chunk(dataset, task)
         while window:
             current = upcoming.result() if upcoming else start(window)
             window, upcoming = list(itertools.islice(tasks, WINDOW_CHUNKS)), None
@@ -289,6 +452,23 @@ def _blocks(
                 upcoming = starter.submit(start, window)
     finally:
         starter.shutdown(wait=False, cancel_futures=True)
+
+
+def _plainly(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks; an InputError comes out of Ray as the sentence it was."""
+    try:
+        yield from blocks
+    except Exception as error:
+        found: InputError | None = None
+        cause: BaseException | None = error
+        while cause:
+            found = cause if isinstance(cause, InputError) else found
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if not found:
+            raise
+        # Ray Data adds lines of its own about retries.
+        kind = StorageError if isinstance(found, StorageError) else DatasetError
+        raise kind(str(found).partition("\n")[0]) from None
 
 
 def _execute(

@@ -17,7 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import duplicates, manifest as manifests, report, shards, sources, splits
+from effnet_ray.data import (
+    duplicates,
+    in_place,
+    manifest as manifests,
+    report,
+    shards,
+    sources,
+    splits,
+)
 from effnet_ray.data.archives import values
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.data.shards import ShardJob, Written
@@ -54,6 +62,10 @@ class Packing(Columns):
     """Images equal byte for byte that would be in different splits: `move` them to the same one
     (the first of train, eval, test), or `refuse`."""
 
+    in_place: bool = False
+    """Leave Parquet shards in Hugging Face's layout where they are and write only a manifest
+    beside them. Nothing is shuffled, split, looked at or set aside."""
+
     def __post_init__(self) -> None:
         """Raises DatasetError for values that cannot be."""
         low, high = self.eval_fraction, self.test_fraction
@@ -87,6 +99,10 @@ def pack(
     packing = packing or Packing()
     source, out = storage.absolute(source), storage.absolute(out)
     work = storage.join(out, WORK)
+    if packing.in_place:
+        if out != source:
+            raise DatasetError(f"--in-place leaves the shards where they are: use --out {source}")
+        return in_place.index(source, packing, each)
     listing = sources.find(source, packing, out, each)
     made_from = _made_from(source, listing, packing)
     done = _already_packed(out, made_from)

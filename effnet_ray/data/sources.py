@@ -44,6 +44,9 @@ Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 WORK = "packing"
 """Folder of a data set with what packing needs only until the manifest stands."""
 
+TABLE_BYTES = 256 * 1024**2
+"""What is allowed for when a table of paths is read."""
+
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -95,7 +98,7 @@ def find(source: str, columns: Columns, out: str, each: Each) -> Listing:
     else:
         images, known = _folder(source, columns, out, each)
     if columns.classes:
-        known = _class_names(columns.classes)
+        known = class_names(columns.classes)
     images = images.sort_by("path")
     _check_unique(values(images, "path"), source)
     classes, label = _labelled(values(images, "label"), known, source)
@@ -172,14 +175,14 @@ def _table(source: str, columns: Columns, out: str) -> pa.Table:
     """A table of paths and labels; or one Parquet file of images."""
     if source.lower().endswith(".parquet"):
         filesystem, path = storage.arrow_filesystem(source)
-        with storage.translated(source, "read"):
-            schema = pq.read_schema(path, filesystem=filesystem)
+        schema = storage.attempt(source, lambda: pq.read_schema(path, filesystem=filesystem))
         if archives.holds_images(schema):
             folder, _, name = source.rpartition("/")
             images, _names = _folder(folder, columns, out, map)
             return images.filter(pc.starts_with(images["path"], f"{name}#"))
-        with storage.translated(source, "read"):
-            rows = pq.read_table(path, filesystem=filesystem)
+        rows = storage.attempt(
+            source, lambda: pq.read_table(path, filesystem=filesystem), TABLE_BYTES
+        )
     else:
         rows = _csv(source)
     wanted = {
@@ -246,13 +249,14 @@ def _roots(files: Sequence[str]) -> list[str]:
 
 def _split_by_file(images: pa.Table) -> pa.Table:
     """The split that an archive's name tells, as train-00000.parquet does."""
-    pattern = re.compile(rf"(?:^|[/_.-])({'|'.join(SPLIT_NAMES)})(?=[/_.-])")
-    named = [pattern.findall(path.partition("#")[0].lower()) for path in
-             values(images, "path")]  # fmt: skip
-    if not all(named):
-        return images
-    column = pa.array([names[-1] for names in named], pa.string())
-    return _replaced(images, "split", column)
+    named = [split_of(path.partition("#")[0]) for path in values(images, "path")]
+    return _replaced(images, "split", pa.array(named, pa.string())) if all(named) else images
+
+
+def split_of(path: str) -> str | None:
+    """The split that a file's name, or else its folder's, tells."""
+    found = re.findall(rf"(?:^|[/_.-])({'|'.join(SPLIT_NAMES)})(?=[/_.-])", path.lower())
+    return SPLIT_NAMES[found[-1]] if found else None
 
 
 def _splits(given: Sequence[str | None], source: str) -> Any:
@@ -267,7 +271,7 @@ def _splits(given: Sequence[str | None], source: str) -> Any:
     return pa.array([SPLIT_NAMES[name] if name else None for name in names], pa.string())
 
 
-def _class_names(uri: str) -> tuple[str, ...]:
+def class_names(uri: str) -> tuple[str, ...]:
     """Names from a file, one a line, or a JSON list."""
     text = storage.read_bytes(storage.absolute(uri)).decode()
     names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
@@ -313,6 +317,10 @@ def _check_unique(paths: Sequence[str], source: str) -> None:
 def read(file: str, offset: int, size: int) -> bytes:
     """An image's bytes. Raises DatasetError where the source changed meanwhile."""
     try:
-        return storage.read_range(file, offset, size) if offset >= 0 else storage.read_bytes(file)
+        return (
+            storage.read_range(file, offset, size)
+            if offset >= 0
+            else storage.read_bytes(file, size)
+        )
     except StorageError as error:
         raise DatasetError(f"{file} vanished or is unreadable while packing: {error}") from error

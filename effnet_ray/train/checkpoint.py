@@ -107,10 +107,15 @@ class Checkpoint:
     """File name → SHA-256."""
 
     def read(self, name: str) -> bytes:
-        """One of its files. Raises CheckpointError where the bytes are not the recorded ones."""
+        """One of its files. Raises CheckpointError where the bytes are not the recorded ones.
+
+        Raises StorageError where storage does not answer, which says nothing about the bytes.
+        """
         try:
             data = storage.read_bytes(storage.join(self.uri, name))
         except StorageError as error:
+            if storage.is_outage(error):
+                raise
             raise CheckpointError(f"{self.uri} is damaged: {error}") from error
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise CheckpointError(f"{self.uri} is damaged: {name} does not match its SHA-256")
@@ -171,6 +176,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
         TypeError,
         AttributeError,
     ) as error:
+        if storage.is_outage(error):
+            raise
         raise CheckpointError(f"{uri} is no complete checkpoint: {error}") from error
 
 

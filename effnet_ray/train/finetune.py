@@ -26,6 +26,8 @@ from effnet_ray.train.reports import best
 from effnet_ray.train.worker import Job, train
 
 Hear = Callable[[progress.Event], None]
+NAMED = 3
+"""Bad images that a failed run's sentence names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -69,8 +71,12 @@ def finetune(
         record.create(run, run_uri)
     job = _job(run, run_uri, manifest, data, placement, weights_uri)
     ending = _Ending(hear)
-    with progress.listening(job.board, ending.hear):
-        _train(job, lease, placement)
+    try:
+        with progress.listening(job.board, ending.hear):
+            _train(job, lease, placement)
+    except TrainingError:
+        ending.check(run, run_uri)  # a worker's own reason, where it gave one, is the better one
+        raise
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
     record.write_result(result)
     return result
@@ -209,6 +215,7 @@ class _Ending:
         self._started: progress.Started | None = None
         self._failed: progress.Failed | None = None
         self._images = self._train_s = 0.0
+        self._bad: dict[int, str] = {}
 
     def hear(self, event: progress.Event) -> None:
         """Remember what the Result needs."""
@@ -218,14 +225,27 @@ class _Ending:
             case progress.EpochDone() if event.images_per_s:
                 self._images += event.report.train_images
                 self._train_s += event.report.train_images / event.images_per_s
+            case progress.Quarantined():
+                self._bad |= event.images
             case progress.Failed():
                 self._failed = event
         self._pass_on(event)
 
+    def check(self, run: Run, run_uri: str) -> None:
+        """Raises TrainingError where a worker gave the run up."""
+        if self._failed:
+            message = self._failed.message
+            if self._failed.bad_images:
+                message += (
+                    f" ({'; '.join(list(self._bad.values())[:NAMED])}): all are named in "
+                    f"{storage.join(run_uri, record.QUARANTINE)}: mend them and pack again, or "
+                    "raise --max-bad-fraction"
+                )
+            raise TrainingError(f"run {run.name!r} failed: {message}")
+
     def result(self, run: Run, run_uri: str, *, seconds: float) -> Result:
         """Figures of the best epoch, from the run's own record. Raises TrainingError."""
-        if self._failed:
-            raise TrainingError(f"run {run.name!r} failed: {self._failed.message}")
+        self.check(run, run_uri)
         last = checkpoint.newest(storage.join(run_uri, record.CHECKPOINTS))
         winner = best(last.history) if last else None
         if not last or not winner or len(last.history) < run.recipe.epochs:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from effnet_ray.errors import TrainingError
+from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.model.network import Network, RunningStatistics, train_mode
 from effnet_ray.model.optim import learning_rate, set_learning_rate
 from effnet_ray.recipe import Recipe
@@ -80,6 +80,7 @@ def fit(
     shape: Shape,
     batches: Batches,
     *,
+    max_bad_fraction: float = 1.0,
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
 ) -> None:
@@ -87,7 +88,8 @@ def fit(
 
     `on_step` follows every step, `on_epoch` every evaluation. A state saved by `on_step` after an
     epoch's last step lacks that epoch's evaluation: save it in `on_epoch`. Raises TrainingError
-    where the images used are not those planned, or a loss is not finite.
+    where the images used are not those planned, or a loss is not finite; BadImagesError where
+    more than `max_bad_fraction` of a split are quarantined.
     """
     worker = Worker(state, recipe)
     state.tally = Tally(state.tally.sums.to(worker.device))
@@ -99,9 +101,11 @@ def fit(
             rate = learning_rate(recipe, state.step, shape.steps_per_epoch)
             state.tally += train_step(worker, lanes, rate, state.step)
             state.step += 1
+            _check_bad("train", state.tally, shape.train_images, max_bad_fraction)
             on_step(state)
         evaluated = evaluate(state.network, batches.eval(), worker.autocast)
         _reconcile(epoch, shape, state.tally, evaluated)
+        _check_bad("eval", evaluated, shape.eval_images, max_bad_fraction)
         _check_finite(evaluated, f"the evaluation after step {state.step - 1}")
         report = epoch_report(epoch, state.step, state.tally, evaluated)
         state.history.append(report)
@@ -168,6 +172,16 @@ def train_step(worker: Worker, lanes: Sequence[Batch], rate: float, step: int) -
     worker.optimizer.step()
     worker.optimizer.zero_grad()
     return tally
+
+
+def _check_bad(split: str, tally: Tally, images: int, fraction: float) -> None:
+    """The tally is the same on every worker, so all of them stop at the same step."""
+    allowed = max(1.0, fraction * images) if fraction else 0
+    if tally.quarantined > allowed:
+        raise BadImagesError(
+            f"{tally.quarantined:,} of {images:,} {split} images cannot be read, more than "
+            f"--max-bad-fraction {fraction:g} allows"
+        )
 
 
 def _check_finite(tally: Tally, when: str) -> None:

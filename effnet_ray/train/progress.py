@@ -62,9 +62,11 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """All workers agreed to give up."""
+    """The run was given up, for a reason that trying again cannot mend."""
 
     message: str
+    bad_images: bool = False
+    """Whether too many images could not be read: `Quarantined` names some."""
 
 
 Event = Started | Stepped | EpochDone | Quarantined | Failed
@@ -75,10 +77,16 @@ class _Board:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._failed = False
 
     def post(self, event: Event) -> None:
         """Called by workers."""
         self._events.append(event)
+        self._failed |= isinstance(event, Failed)
+
+    def failed(self) -> bool:
+        """Whether a worker has given the run up."""
+        return self._failed
 
     def take(self) -> list[Event]:
         """Called by the driver: everything since it last asked, in order."""

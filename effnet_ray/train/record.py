@@ -5,7 +5,7 @@ Resuming reads these and the checkpoints, nothing else: Ray's run state is dispo
     RUNS/NAME/run.json            written once, before the first step
     RUNS/NAME/checkpoints/*/      see `checkpoint`
     RUNS/NAME/audit/*.parquet     with --audit
-    RUNS/NAME/quarantine/*.json   images that could not be read, if any
+    RUNS/NAME/quarantine/*.parquet  images that could not be read, if any
     RUNS/NAME/result.json         written after the last epoch
 """
 

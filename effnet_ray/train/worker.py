@@ -1,27 +1,27 @@
 """One Ray Train worker: it connects the loop to its stream, its checkpoints and its board."""
 
-import json
 import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
 
 from effnet_ray import storage
-from effnet_ray.data.ingest import Dataset, Images, Stream
-from effnet_ray.errors import TrainingError
+from effnet_ray.data.ingest import Bad, Dataset, Images, Stream
+from effnet_ray.errors import BadImagesError, InputError, TrainingError
 from effnet_ray.model import network, optim
 from effnet_ray.recipe import Placement
-from effnet_ray.train import audit, checkpoint, record
+from effnet_ray.train import audit, checkpoint, quarantine, record
 from effnet_ray.train.loop import Batch, Shape, TrainState, fit
 from effnet_ray.train.progress import EpochDone, Failed, Quarantined, Started, Stepped
 from effnet_ray.train.reports import EpochReport
@@ -49,6 +49,16 @@ class Job:
 def train(config: dict[str, Job]) -> None:
     """What every Ray Train worker runs; after a failure again, from the newest checkpoint."""
     job = config["job"]
+    if ray.get(job.board.failed.remote()):
+        return  # a worker has given the run up: Ray Train need not try again
+    try:
+        _train(job)
+    except InputError as error:  # data or storage that trying again will not mend
+        ray.get(job.board.post.remote(Failed(str(error))))
+        raise
+
+
+def _train(job: Job) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     cores, neighbours = os.cpu_count() or 1, context.get_local_world_size()
@@ -95,6 +105,7 @@ def _resume(state: TrainState, job: Job, rank: int) -> None:
     step = torch.tensor([found.step if found else -1])
     if rank == 0:
         audit.remove_from(storage.join(job.run_uri, record.AUDIT), max(0, int(step)))
+        quarantine.remove_from(storage.join(job.run_uri, record.QUARANTINE), max(0, int(step)))
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast(step, src=0)
     if int(step) >= 0:
@@ -109,8 +120,8 @@ class DeviceBatches:
         self._stream, self._lanes, self._device = stream, lanes, device
         self.before_step: Callable[[list[Images]], None] = lambda images: None
         """Called with a step's images before the step begins."""
-        self.bad: dict[int, str] = {}
-        """Quarantined since last emptied: id → path and reason."""
+        self.after_eval: Callable[[list[Images]], None] = lambda images: None
+        """Called after an evaluation with its batches that had bad images, without pixels."""
         self.waited_s = 0.0
         self.first_s = math.nan
         """Wait for the epoch's first batch."""
@@ -124,8 +135,12 @@ class DeviceBatches:
 
     def eval(self) -> Iterator[Batch]:
         """This worker's share of the eval split."""
+        with_bad: list[Images] = []
         for images in self._waiting(self._stream.eval()):
+            if images.bad:
+                with_bad.append(replace(images, image=images.image[:0]))
             yield self._batch(images, 0)
+        self.after_eval(with_bad)
 
     def _waiting(self, source: Iterable[Any]) -> Iterator[Any]:
         iterator = iter(source)
@@ -141,7 +156,6 @@ class DeviceBatches:
             yield item
 
     def _batch(self, images: Images, lane: int) -> Batch:
-        self.bad |= images.bad
         image = torch.from_numpy(images.image).permute(0, 3, 1, 2)  # [B, 3, R, R], channels last
         label, weight = torch.from_numpy(images.label), torch.from_numpy(images.weight)
         if self._device.type == "cuda":  # pinned memory lets the copy overlap with compute
@@ -160,8 +174,8 @@ class _Reporter:
     ) -> None:
         self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
         self._state = state
-        if job.placement.audit:
-            batches.before_step = self._audit
+        batches.before_step, batches.after_eval = self._before_step, self._after_eval
+        self._bad: dict[int, Bad] = {}
         plan = job.dataset.plan
         self._shape = Shape(plan.steps_per_epoch, plan.images, job.dataset.eval_plan.images)
         folder = storage.join(job.run_uri, record.CHECKPOINTS)
@@ -183,9 +197,12 @@ class _Reporter:
                 self._batches,
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
+                max_bad_fraction=self._job.placement.max_bad_fraction,
             )
         except TrainingError as error:
-            self._job.board.post.remote(Failed(str(error)))
+            self._tell_of_bad()
+            failed = Failed(str(error), bad_images=isinstance(error, BadImagesError))
+            self._job.board.post.remote(failed)
         self._writer.wait()
 
     def _on_step(self, state: TrainState) -> None:
@@ -201,6 +218,15 @@ class _Reporter:
     def _rate(self, state: TrainState) -> float:
         seconds = max(1e-9, self._last_step - self._begin)
         return (state.tally.images - self._first_image) / seconds
+
+    def _before_step(self, parts: list[Images]) -> None:
+        """Record what the step is about to use, before it can be taken."""
+        if self._job.placement.audit:
+            self._audit(parts)
+        self._quarantine("train", parts, self._state.step)
+
+    def _after_eval(self, parts: list[Images]) -> None:
+        self._quarantine("eval", parts, self._state.step - 1)
 
     def _audit(self, parts: list[Images]) -> None:
         step = self._state.step
@@ -231,7 +257,7 @@ class _Reporter:
         if self._rank == 0:
             self._writer.save(state)
             self._job.board.post.remote(timing)
-        self._quarantine(report.epoch)
+        self._tell_of_bad()
         ray.train.report(
             {
                 "epoch": report.epoch,
@@ -244,12 +270,24 @@ class _Reporter:
         )
         self._begin, self._first_image = time.perf_counter(), 0
 
-    def _quarantine(self, epoch: int) -> None:
-        """Name the images that this worker could not read in this epoch."""
-        bad, self._batches.bad = self._batches.bad, {}
+    def _quarantine(self, split: str, parts: list[Images], step: int) -> None:
+        """Name the images that this worker could not read in a step, or after its epoch's last."""
+        bad = {image: why for part in parts for image, why in part.bad.items()}
         if not bad:
             return
-        self._job.board.post.remote(Quarantined(bad))
-        name = f"epoch-{epoch:04d}-rank-{self._rank:04d}.json"
-        uri = storage.join(self._job.run_uri, record.QUARANTINE, name)
-        storage.write_bytes(uri, json.dumps(bad, indent=1, ensure_ascii=False).encode())
+        self._bad |= bad
+        quarantine.write(
+            storage.join(self._job.run_uri, record.QUARANTINE),
+            bad,
+            split=split,
+            epoch=step // self._shape.steps_per_epoch,
+            step=step,
+            rank=self._rank,
+        )
+
+    def _tell_of_bad(self) -> None:
+        """Tell the driver of the images quarantined since it was last told."""
+        bad, self._bad = self._bad, {}
+        if bad:
+            named = {image: f"{why.path}: {why.reason}" for image, why in bad.items()}
+            self._job.board.post.remote(Quarantined(named))

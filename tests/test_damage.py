@@ -1,0 +1,180 @@
+"""Damage in storage is found when it is read: re-read, then quarantined or a clear error."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data.ingest import Block, Dataset, Task, load_chunk
+from effnet_ray.errors import DatasetError
+from effnet_ray.recipe import Recipe
+
+FLIPS = 1000
+TRAIN = Task("train", 0, 0, 0, 0)
+
+
+@pytest.fixture
+def dataset(packed: Path, tmp_path: Path) -> Dataset:
+    """A copy of the packed photographs that may be damaged; one lane of one chunk."""
+    data = tmp_path / "data"
+    shutil.copytree(packed, data)
+    return opened(data)
+
+
+def opened(data: Path, limit: int | None = None) -> Dataset:
+    recipe = Recipe(weights="none", image_size=32, batch_size=18, micro_batch=18, limit=limit)
+    recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    spec = replace(recipe.row.input_spec(), resolution=32)
+    return Dataset(manifests.load(str(data)).limited(limit), str(data), recipe, spec)
+
+
+def shard(dataset: Dataset) -> Path:
+    return Path(dataset.data) / dataset.manifest.splits["train"][0].path
+
+
+def flipped(raw: bytes, bit: int) -> bytes:
+    data = bytearray(raw)
+    data[bit // 8] ^= 1 << bit % 8
+    return bytes(data)
+
+
+def records(dataset: Dataset) -> list[dict[str, Any]]:
+    """All rows of the train split as the data path reads them."""
+    ingest._footer.cache_clear()
+    group = ingest._RowGroup(dataset, "train", 0)
+    return [group.record(row) for row in range(dataset.plan.images)]
+
+
+def chunk(dataset: Dataset) -> Block:
+    ingest._footer.cache_clear()
+    (block,) = load_chunk(dataset, TRAIN)
+    return block
+
+
+def test_of_a_thousand_flipped_bits_none_passes_unseen(dataset: Dataset) -> None:
+    """Whatever is delivered as packed is what was packed: id, label, path, digest and bytes."""
+    file, random = shard(dataset), np.random.default_rng(0)
+    raw, whole = file.read_bytes(), records(dataset)
+    named = refused = harmless = 0
+    for bit in random.integers(8 * len(raw), size=FLIPS).tolist():
+        file.write_bytes(flipped(raw, bit))
+        try:
+            found = records(dataset)
+        except DatasetError as error:
+            assert str(file) in str(error)
+            refused += 1
+            continue
+        bad = [row for row, record in enumerate(found) if not record["as_packed"]]
+        for row, (before, after) in enumerate(zip(whole, found, strict=True)):
+            assert {**before, "image": 0} == {**after, "image": 0, "as_packed": True}
+            assert (before["image"] == after["image"]) == (row not in bad)
+            assert before["image"]["path"] == after["image"]["path"]
+        named, harmless = named + bool(bad), harmless + (not bad)
+    print(f"{named} quarantined, {refused} refused, {harmless} without effect")
+    assert named > 0.9 * FLIPS and harmless < 0.05 * FLIPS
+
+
+@pytest.mark.parametrize("part", ["first", "last"])
+def test_flipped_bits_outside_the_images_do_not_pass_unseen(dataset: Dataset, part: str) -> None:
+    """Every bit of the first and the last 2 kB would take long: every seventh."""
+    file = shard(dataset)
+    raw, whole = file.read_bytes(), records(dataset)
+    bits = 8 * len(raw)
+    for bit in range(0, 16_384, 23) if part == "first" else range(bits - 16_384, bits, 23):
+        file.write_bytes(flipped(raw, bit))
+        try:
+            found = records(dataset)
+        except DatasetError as error:
+            assert str(file) in str(error)
+            continue
+        for before, after in zip(whole, found, strict=True):
+            assert before == after or not after["as_packed"]
+            assert (before["id"], before["label"]) == (after["id"], after["label"])
+
+
+def middle_of_an_image(raw: bytes, dataset: Dataset) -> tuple[int, str]:
+    """A bit inside some image's bytes, and the image's path."""
+    record = records(dataset)[5]
+    data = record["image"]["bytes"]
+    return 8 * (raw.index(data) + len(data) // 2), record["image"]["path"]
+
+
+def test_a_damaged_image_is_quarantined_by_name_and_the_others_are_read(dataset: Dataset) -> None:
+    file, whole = shard(dataset), chunk(dataset)
+    raw = file.read_bytes()
+    bit, path = middle_of_an_image(raw, dataset)
+    file.write_bytes(flipped(raw, bit))
+    block = chunk(dataset)
+    (slot,) = np.flatnonzero(block["bad"] != "")
+    bad = json.loads(block["bad"][slot])
+    assert bad["path"] == path and "SHA-256 differs" in bad["reason"] and len(bad["digest"]) == 64
+    others = np.arange(len(block["bad"])) != slot
+    assert np.array_equal(block["image"][others], whole["image"][others])
+    assert np.array_equal(block["id"], whole["id"])
+    assert np.array_equal(block["label"], whole["label"])
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_bit_flipped_on_the_way_is_healed_by_a_second_read(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, verified: bool
+) -> None:
+    """Found by a page's checksum, or where there is none by the image's digest."""
+    file, whole = shard(dataset), chunk(dataset)
+    raw, reads, read = file.read_bytes(), [], ingest._RowGroup._read
+    bit, _ = middle_of_an_image(raw, dataset)
+
+    def flips_once(self: Any, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
+        reads.append(verify)
+        file.write_bytes(flipped(raw, bit) if len(reads) == 1 else raw)
+        return read(self, verify=verify and verified, columns=columns)
+
+    monkeypatch.setattr(ingest._RowGroup, "_read", flips_once)
+    block = chunk(dataset)
+    assert len(reads) == 2
+    assert not any(block["bad"])
+    assert np.array_equal(block["image"], whole["image"])
+
+
+def rewritten(dataset: Dataset, change: Callable[[pa.Table], pa.Table]) -> None:
+    """The shard with other content, whole and with true checksums."""
+    table = change(pq.read_table(shard(dataset)))
+    pq.write_table(table, shard(dataset), write_page_checksum=True)
+
+
+@pytest.mark.parametrize("rows", [17, 19])
+def test_missing_and_extra_rows_are_refused_with_both_counts(dataset: Dataset, rows: int) -> None:
+    rewritten(dataset, lambda table: pa.concat_tables([table, table]).slice(0, rows))
+    with pytest.raises(DatasetError, match=rf"has {rows} rows in row group 0.* says 18"):
+        chunk(dataset)
+
+
+def test_an_extra_row_group_is_refused(dataset: Dataset) -> None:
+    table = pq.read_table(shard(dataset))
+    pq.write_table(pa.concat_tables([table, table]), shard(dataset), row_group_size=18)
+    with pytest.raises(DatasetError, match="has 2 row groups, the manifest says 1"):
+        chunk(dataset)
+
+
+def test_a_limit_reads_the_first_rows_of_a_larger_row_group(dataset: Dataset) -> None:
+    first = {record["id"] for record in records(dataset)[:7]}
+    assert set(chunk(opened(Path(dataset.data), limit=7))["id"]) == first
+
+
+def test_another_type_of_a_column_is_refused(dataset: Dataset) -> None:
+    rewritten(dataset, lambda t: t.set_column(2, "label", t["label"].cast(pa.int32())))
+    with pytest.raises(DatasetError, match="other types"):
+        chunk(dataset)
+
+
+def test_a_shard_that_is_gone_is_refused_by_name(dataset: Dataset) -> None:
+    shard(dataset).unlink()
+    with pytest.raises(DatasetError, match=r"00000\.parquet cannot be read, twice"):
+        chunk(dataset)

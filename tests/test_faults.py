@@ -1,0 +1,218 @@
+"""Object storage that fails now and then changes nothing; one that stays broken is told soon."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import KINDS, QUICK, Faults, Proxy, proxy
+from laws import RECIPE
+from servers import fresh_bucket, s3_environment
+from test_jobs import answer, job
+from test_laws import weights
+
+from effnet_ray import retry, storage
+from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data.ingest import Dataset, Task, load_chunk
+from effnet_ray.data.pack import pack
+from effnet_ray.errors import StorageError
+from effnet_ray.store.releases import ModelStore
+from effnet_ray.train import record
+from effnet_ray.train.record import Result
+
+
+@pytest.fixture(scope="module")
+def server(rclone: str) -> Iterator[Proxy]:
+    """A proxy that every S3 client goes through; rclone checks that signatures survive it."""
+    with proxy(rclone) as running, s3_environment(running.endpoint):
+        yield running
+
+
+@pytest.fixture
+def faults(server: Proxy) -> Iterator[Callable[..., Faults]]:
+    """Sets what fails from now on."""
+
+    def fail(*kinds: str, **how: Any) -> Faults:
+        server.faults = Faults(kinds, **how)
+        return server.faults
+
+    yield fail
+    server.faults = Faults()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience of a second instead of a minute."""
+    monkeypatch.setattr(retry, "TRY_S", 1.0)
+    monkeypatch.setattr(retry, "GIVE_UP_S", 0.5)
+
+
+@pytest.fixture
+def dataset(server: Proxy, packed: Path) -> Dataset:
+    """The photographs in a bucket."""
+    data = f"{fresh_bucket()}/data"
+    for path in storage.sizes(str(packed)):
+        storage.upload(packed / path, storage.join(data, path))
+    recipe = replace(RECIPE, limit=None)
+    spec = recipe.row.input_spec()
+    settled = recipe.settled(spec, workers=1, on_gpu=False)
+    return Dataset(manifests.load(data), data, settled, spec)
+
+
+def read_all(dataset: Dataset) -> str:
+    """SHA-256 of every view, through listing, footers and row groups."""
+    ingest._footer.cache_clear()
+    manifests.check(dataset.manifest, dataset.data)
+    seen = hashlib.sha256()
+    for lane in range(dataset.plan.lanes):
+        for block in load_chunk(dataset, Task("train", 0, lane, 0, 0)):
+            assert not any(block["bad"])
+            seen.update(block["image"].tobytes())
+    return seen.hexdigest()
+
+
+def write_all(place: str, tmp_path: Path) -> dict[str, bytes]:
+    """Writes of all kinds; what is there then."""
+    local = tmp_path / "file"
+    local.write_bytes(bytes(range(256)) * 40)
+    for number in range(4):
+        storage.write_bytes(storage.join(place, f"record {number}"), b"r" * number, exclusive=True)
+        storage.write_bytes(storage.join(place, "pointer"), str(number).encode())
+        storage.upload(local, storage.join(place, f"files/{number}"))
+    storage.delete(storage.join(place, "files/3"))
+    store = ModelStore(storage.join(place, "store"))
+    for _ in range(2):
+        store.publish("model", {"weights": b"w" * 999}, {"run": "r"})
+    return {path: storage.read_bytes(storage.join(place, path)) for path in storage.sizes(place)}
+
+
+def without_times(found: dict[str, bytes]) -> dict[str, bytes]:
+    """All but what tells when it was written."""
+    return {path: data for path, data in found.items() if "release.json" not in path}
+
+
+def mixtures() -> list[Any]:
+    """All quick kinds in turn, and each slow one; every kind by itself takes long."""
+    alone = [pytest.param((kind,), id=kind, marks=pytest.mark.long) for kind in QUICK]
+    return [QUICK, *((kind,) for kind in KINDS if kind not in QUICK), *alone]
+
+
+@pytest.mark.parametrize("kinds", mixtures(), ids=" ".join)
+def test_a_fifth_of_reads_failing_changes_nothing(
+    faults: Callable[..., Faults],
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: Sequence[str],
+) -> None:
+    monkeypatch.setattr(retry, "TRY_S", 0.5)
+    expected = read_all(dataset)
+    made = faults(*kinds, share=0.2)
+    times = 2 if len(kinds) == 1 else 8
+    assert [read_all(dataset) for _ in range(times)] == [expected] * times
+    assert made.made >= times / 2
+
+
+@pytest.mark.parametrize("kinds", mixtures(), ids=" ".join)
+def test_a_fifth_of_writes_failing_changes_nothing(
+    server: Proxy,
+    faults: Callable[..., Faults],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kinds: Sequence[str],
+) -> None:
+    monkeypatch.setattr(retry, "TRY_S", 0.5)
+    expected = write_all(f"{fresh_bucket()}/a", tmp_path)
+    place = f"{fresh_bucket()}/a"
+    made = faults(*kinds, share=0.2)
+    found = write_all(place, tmp_path)
+    assert made.made >= 4
+    assert without_times(found) == without_times(expected) and found.keys() == expected.keys()
+
+
+DOORS: dict[str, Callable[[Dataset], object]] = {
+    "list": lambda d: storage.sizes(d.data),
+    "look": lambda d: storage.exists(storage.join(d.data, "x")),
+    "read": lambda d: storage.read_bytes(storage.join(d.data, manifests.NAME)),
+    "row group": lambda d: next(load_chunk(d, Task("train", 0, 0, 0, 0))),
+    "write": lambda d: storage.write_bytes(storage.join(d.data, "x"), b"x" * 10_000),
+    "publish": lambda d: ModelStore(d.data).publish("m", {"w": b"w"}, {"run": "r"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("door", "kind"),
+    [
+        *((door, "500") for door in DOORS),
+        *(("row group", kind) for kind in KINDS if kind != "500"),
+        *(("write", kind) for kind in ("429", "reset", "stall")),
+    ],
+)
+def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
+    faults: Callable[..., Faults], dataset: Dataset, hurried: None, door: str, kind: str
+) -> None:
+    ingest._footer.cache_clear()
+    faults(kind, share=1)
+    with pytest.raises(StorageError) as told:
+        DOORS[door](dataset)
+    assert dataset.data.split("/")[2] in str(told.value)
+    assert "again" in str(told.value) or "check AWS_ENDPOINT_URL" in str(told.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("door", ["list", "read", "row group", "write", "publish"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stays_broken_is_told_within_a_minute(
+    faults: Callable[..., Faults], dataset: Dataset, door: str, kind: str
+) -> None:
+    ingest._footer.cache_clear()
+    faults(kind, share=1)
+    begin = time.monotonic()
+    with pytest.raises(StorageError):
+        DOORS[door](dataset)
+    assert time.monotonic() - begin <= 60
+
+
+def test_an_object_that_was_never_there_is_not_waited_for(
+    faults: Callable[..., Faults], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "GIVE_UP_S", 1e9)
+    with pytest.raises(StorageError, match="it does not exist: check the key"):
+        storage.read_bytes(storage.join(dataset.data, "absent"))
+
+
+def test_packing_through_faults_is_the_same_data_set(
+    server: Proxy, faults: Callable[..., Faults], photographs: Path, packed: Path
+) -> None:
+    bucket = fresh_bucket()
+    for path in photographs.rglob("*.*"):
+        storage.upload(path, f"{bucket}/images/{path.relative_to(photographs).as_posix()}")
+    made = faults(*QUICK, share=0.2)
+    manifest = pack(f"{bucket}/images", f"{bucket}/out")
+    assert made.made >= 5
+    assert manifest.fingerprint == pack(f"{bucket}/images", f"{bucket}/again").fingerprint
+    assert sum(manifest.images.values()) == 24 and manifest.quarantined == 0
+
+
+@pytest.mark.ray
+def test_a_run_through_faults_ends_with_the_same_weights(
+    undisturbed: Callable[[int], Result], digits: str, moto: str, tmp_path: Path
+) -> None:
+    with proxy(moto) as through, s3_environment(through.endpoint):
+        bucket = fresh_bucket()
+        for path in storage.sizes(digits):
+            storage.upload(Path(digits) / path, f"{bucket}/data/{path}")
+        (tmp_path / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
+        through.faults = Faults(QUICK)
+        flags = ["--local", "--workers", "2", "--name", "faulty", "--checkpoint-every", "2"]
+        flags += ["--recipe", f"{tmp_path}/recipe.json", "--audit"]
+        flags += [f"--data={bucket}/data", f"--runs={bucket}/runs", f"--store={bucket}/store"]
+        answered = answer(job("finetune", *flags, HOME=str(tmp_path)))
+        assert through.faults.made >= 30
+        through.faults = Faults()
+        result = record.load_result(f"{bucket}/runs/faulty")
+        assert result is not None and answered["release"] == "faulty@v1"
+        assert weights(result) == weights(undisturbed(2))

@@ -1,0 +1,113 @@
+"""Somebody else's shards, trained from where they are."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_damage import opened
+from test_sources import files, write_hugging_face
+
+from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data.ingest import Task, load_chunk
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.pack import Packing, pack
+from effnet_ray.errors import DatasetError
+
+
+@pytest.fixture
+def shards(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs as `datasets` writes them, the classes mixed."""
+    import random
+
+    from test_sources import files as every
+
+    folder = tmp_path / "mixed"
+    found = every(photographs)
+    random.Random(0).shuffle(found)
+    for number, path in enumerate(found):
+        target = folder / path.parent.name / f"{number:02d}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (tmp_path / "shards").mkdir()
+    write_hugging_face(folder, tmp_path / "shards", splits=("train", "validation"))
+    return tmp_path / "shards"
+
+
+def in_place(folder: Path, **more: Any) -> Manifest:
+    return pack(str(folder), str(folder), Packing(in_place=True, **more))
+
+
+def loaded(folder: Path) -> list[tuple[int, int, str]]:
+    """(id, label, quarantined) of the train split as training reads it."""
+    ingest._footer.cache_clear()
+    dataset = opened(folder)
+    (block,) = load_chunk(dataset, Task("train", 0, 0, 0, 0))
+    return list(zip(block["id"].tolist(), block["label"].tolist(), block["bad"], strict=True))
+
+
+def test_only_a_manifest_is_written_and_training_reads_the_shards(shards: Path) -> None:
+    before = {f: hashlib.sha256(f.read_bytes()).digest() for f in files(shards)}
+    manifest = in_place(shards)
+    after = {f: hashlib.sha256(f.read_bytes()).digest() for f in files(shards)}
+    assert after == {**before, shards / "manifest.json": after[shards / "manifest.json"]}
+    assert manifest.images == {"train": 12, "eval": 12}
+    assert manifest.classes == ("dahlia", "garden", "roof")
+    manifests.check(manifest, str(shards))
+    told = pq.read_table(next(shards.glob("data/train-*")))["label"].to_pylist()
+    found = loaded(shards)
+    assert sorted((i, label) for i, label, _ in found) == list(enumerate(told))
+    assert not any(bad for _, _, bad in found)
+
+
+def test_indexing_again_is_the_same_data_set(shards: Path) -> None:
+    assert in_place(shards) == in_place(shards)
+
+
+def test_a_changed_image_is_quarantined_with_its_row_group(shards: Path) -> None:
+    in_place(shards)
+    path = next(shards.glob("data/train-*"))
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"\xff\xd8\xff")  # the first JPEG
+    raw[start + 200] ^= 1
+    path.write_bytes(bytes(raw))
+    found = loaded(shards)
+    bad = [place for place, (_, _, why) in enumerate(sorted(found)) if why]
+    assert len(found) == 12 and bad == list(range(5))  # row groups of five
+
+
+def test_sorted_rows_are_refused(photographs: Path, tmp_path: Path) -> None:
+    write_hugging_face(photographs, tmp_path, splits=("train", "validation"), group=4)
+    with pytest.raises(DatasetError, match="is sorted by class, and batches of one class"):
+        in_place(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("train",), "needs train-.* and validation-"), (("one", "two"), "not named by its split")],
+)
+def test_shards_without_splits_are_refused(
+    photographs: Path, tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    write_hugging_face(photographs, tmp_path, splits=names)
+    with pytest.raises(DatasetError, match=message):
+        in_place(tmp_path)
+
+
+def test_another_place_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"use --out {shards}"):
+        pack(str(shards), str(tmp_path / "out"), Packing(in_place=True))
+
+
+def test_labels_that_are_no_numbers_are_refused(shards: Path) -> None:
+    with pytest.raises(DatasetError, match="numbers in 'camera'"):
+        in_place(shards, label_column="camera")
+
+
+def test_ids_of_splits_are_apart(shards: Path) -> None:
+    in_place(shards)
+    dataset = opened(shards)
+    ids = [ingest._RowGroup(dataset, split, 0).record(0)["id"] for split in ("train", "eval")]
+    assert len(np.unique(ids)) == 2
