@@ -1,4 +1,4 @@
-"""Pack a folder of class folders into Parquet shards and a manifest. `--help` says how."""
+"""Pack labelled images into Parquet shards and a manifest. `--help` says how."""
 
 from effnet_ray.cli import main, pack_job
 

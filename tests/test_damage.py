@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data import manifest as manifests, rows
 from effnet_ray.data.ingest import Block, Dataset, Task, load_chunk
+from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import Recipe
 
@@ -48,13 +49,15 @@ def flipped(raw: bytes, bit: int) -> bytes:
 
 def records(dataset: Dataset) -> list[dict[str, Any]]:
     """All rows of the train split as the data path reads them."""
-    ingest._footer.cache_clear()
-    group = ingest._RowGroup(dataset, "train", 0)
+    rows._footer.cache_clear()
+    group = RowGroup(
+        dataset.manifest, dataset.data, "train", 0, limited=dataset.recipe.limit is not None
+    )
     return [group.record(row) for row in range(dataset.plan.images)]
 
 
 def chunk(dataset: Dataset) -> Block:
-    ingest._footer.cache_clear()
+    rows._footer.cache_clear()
     (block,) = load_chunk(dataset, TRAIN)
     return block
 
@@ -128,7 +131,7 @@ def test_a_bit_flipped_on_the_way_is_healed_by_a_second_read(
 ) -> None:
     """Found by a page's checksum, or where there is none by the image's digest."""
     file, whole = shard(dataset), chunk(dataset)
-    raw, reads, read = file.read_bytes(), [], ingest._RowGroup._read
+    raw, reads, read = file.read_bytes(), [], RowGroup._read
     bit, _ = middle_of_an_image(raw, dataset)
 
     def flips_once(self: Any, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
@@ -136,7 +139,7 @@ def test_a_bit_flipped_on_the_way_is_healed_by_a_second_read(
         file.write_bytes(flipped(raw, bit) if len(reads) == 1 else raw)
         return read(self, verify=verify and verified, columns=columns)
 
-    monkeypatch.setattr(ingest._RowGroup, "_read", flips_once)
+    monkeypatch.setattr(RowGroup, "_read", flips_once)
     block = chunk(dataset)
     assert len(reads) == 2
     assert not any(block["bad"])

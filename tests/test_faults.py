@@ -16,7 +16,7 @@ from test_jobs import answer, job
 from test_laws import weights
 
 from effnet_ray import retry, storage
-from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data import manifest as manifests, rows
 from effnet_ray.data.ingest import Dataset, Task, load_chunk
 from effnet_ray.data.pack import pack
 from effnet_ray.errors import StorageError
@@ -65,7 +65,7 @@ def dataset(server: Proxy, packed: Path) -> Dataset:
 
 def read_all(dataset: Dataset) -> str:
     """SHA-256 of every view, through listing, footers and row groups."""
-    ingest._footer.cache_clear()
+    rows._footer.cache_clear()
     manifests.check(dataset.manifest, dataset.data)
     seen = hashlib.sha256()
     for lane in range(dataset.plan.lanes):
@@ -154,7 +154,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
 def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
     faults: Callable[..., Faults], dataset: Dataset, hurried: None, door: str, kind: str
 ) -> None:
-    ingest._footer.cache_clear()
+    rows._footer.cache_clear()
     faults(kind, share=1)
     with pytest.raises(StorageError) as told:
         DOORS[door](dataset)
@@ -168,7 +168,7 @@ def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
 def test_what_stays_broken_is_told_within_a_minute(
     faults: Callable[..., Faults], dataset: Dataset, door: str, kind: str
 ) -> None:
-    ingest._footer.cache_clear()
+    rows._footer.cache_clear()
     faults(kind, share=1)
     begin = time.monotonic()
     with pytest.raises(StorageError):

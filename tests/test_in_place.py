@@ -10,10 +10,11 @@ import pytest
 from test_damage import opened
 from test_sources import files, write_hugging_face
 
-from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data import manifest as manifests, rows
 from effnet_ray.data.ingest import Task, load_chunk
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.pack import Packing, pack
+from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError
 
 
@@ -42,7 +43,7 @@ def in_place(folder: Path, **more: Any) -> Manifest:
 
 def loaded(folder: Path) -> list[tuple[int, int, str]]:
     """(id, label, quarantined) of the train split as training reads it."""
-    ingest._footer.cache_clear()
+    rows._footer.cache_clear()
     dataset = opened(folder)
     (block,) = load_chunk(dataset, Task("train", 0, 0, 0, 0))
     return list(zip(block["id"].tolist(), block["label"].tolist(), block["bad"], strict=True))
@@ -109,5 +110,10 @@ def test_labels_that_are_no_numbers_are_refused(shards: Path) -> None:
 def test_ids_of_splits_are_apart(shards: Path) -> None:
     in_place(shards)
     dataset = opened(shards)
-    ids = [ingest._RowGroup(dataset, split, 0).record(0)["id"] for split in ("train", "eval")]
+    ids = [
+        RowGroup(
+            dataset.manifest, dataset.data, split, 0, limited=dataset.recipe.limit is not None
+        ).record(0)["id"]
+        for split in ("train", "eval")
+    ]
     assert len(np.unique(ids)) == 2

@@ -12,7 +12,7 @@ ORDER = (
     "errors variants recipe retry storage "
     "data.manifest data.images data.archives data.sources data.splits data.duplicates "
     "data.shards data.report data.in_place data.pack data.sample data.order "
-    "data.spread data.ingest "
+    "data.rows data.spread data.ingest "
     "model.network model.weights model.optim "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
     "train.record train.progress train.worker train.session train.finetune "

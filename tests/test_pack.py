@@ -410,6 +410,11 @@ def test_fractions_that_leave_nothing_are_refused(
         )
 
 
+def test_packing_onto_the_source_is_refused(images: Path) -> None:
+    with pytest.raises(DatasetError, match="is the source itself"):
+        pack(str(images), str(images))
+
+
 def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"source .* does not exist: check the path"):
         pack(str(tmp_path / "absent"), str(tmp_path / "out"))

@@ -10,7 +10,6 @@ Decode tasks hold no logical CPU: what Train leaves over is divided among execut
 which on a small machine is nothing, forever. `Placement.decode_tasks` bounds them instead.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -18,22 +17,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
-from effnet_ray import storage
-from effnet_ray.data import in_place
 from effnet_ray.data.images import decode, eval_view, train_view
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
-from effnet_ray.data.sources import SPLITS
+from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError, ImageError, InputError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
@@ -118,20 +111,23 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
     piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
     # The first step's images go ahead: at a run's start they are waited for.
     ahead = min(piece, dataset.recipe.micro_batch or piece)
-    groups: dict[int, _RowGroup] = {}
+    groups: dict[int, RowGroup] = {}
     for part in np.split(rows, range(ahead, len(rows), piece)):
         if len(part):
             yield _load(dataset, task, part, groups)
 
 
-def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, "_RowGroup"]) -> Block:
+def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:
     """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
     size = dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
     for slot, (group, row) in enumerate(rows.tolist()):
         if group not in groups:
-            groups[group] = _RowGroup(dataset, task.split, group)
+            groups[group] = RowGroup(
+                dataset.manifest, dataset.data, task.split, group,
+                limited=dataset.recipe.limit is not None,
+            )  # fmt: skip
         record = groups[group].record(row)
         columns["label"].append(record["label"])
         columns["id"].append(record["id"])
@@ -158,138 +154,6 @@ def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[n
         return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.epoch, record["id"])
     return train_view(data, dataset.spec, dataset.recipe, random)
-
-
-class _RowGroup:
-    """A row group of a split. Read once more where what came is not what was packed."""
-
-    def __init__(self, dataset: Dataset, split: str, group: int) -> None:
-        every = dataset.manifest.row_groups(split)
-        self._shard, self._index, self._rows = shard, _, _ = every[group]
-        self._label = dataset.manifest.label_column
-        # Ids of shards that have none: the place in the split, the splits apart.
-        self._first = (SPLITS.index(split) << 40) + sum(rows for _, _, rows in every[:group])
-        self._groups = len(shard.row_groups)
-        self._whole = dataset.recipe.limit is None
-        self._uri = storage.join(dataset.data, shard.path)
-        self._read_again = False
-        try:
-            self._table = self._read(verify=True)
-        except Exception as error:  # whatever a damaged file makes Arrow raise
-            if storage.is_outage(error):
-                raise
-            self._again()
-
-    def record(self, row: int) -> dict[str, Any]:
-        """One row, and `as_packed`: whether its bytes are, by the second read if not the first."""
-        record = self._row(row)
-        if not record["as_packed"] and not self._read_again:
-            self._again()
-            record = self._row(row)
-        return record
-
-    def _row(self, row: int) -> dict[str, Any]:
-        record = {name: self._table[name][row].as_py() for name in TYPES}
-        digest = hashlib.sha256(record["image"]["bytes"]).hexdigest()
-        return {**record, "as_packed": digest == record["digest"]}
-
-    def _again(self) -> None:
-        """Read from storage a second time; this time damage to images alone is let through."""
-        self._read_again = True
-        _footer.cache_clear()
-        try:
-            try:
-                self._table = self._read(verify=True)
-            except (OSError, StorageError):
-                self._table = self._with_damaged_images()
-        except DatasetError:
-            raise
-        except Exception as error:
-            if storage.is_outage(error):
-                raise
-            raise DatasetError(
-                f"row group {self._index} of shard {self._uri} cannot be read, twice "
-                f"({_one_line(error)}): restore the shard or pack again"
-            ) from error
-
-    def _with_damaged_images(self) -> pa.Table:
-        """The row group where all but the images' bytes is as its checksums say.
-
-        The images' own digests tell then which of them are damaged.
-        """
-        checked = self._read(verify=True, columns=["id", "image.path", "label", "digest"])
-        table = self._read(verify=False)
-        same = all(table[name].equals(checked[name]) for name in ("id", "label", "digest"))
-        paths = [pc.struct_field(found["image"], "path") for found in (table, checked)]
-        if not same or not paths[0].equals(paths[1]):
-            raise OSError("two reads differ")
-        return table
-
-    def _read_foreign(self) -> pa.Table:
-        """Of a shard that is not ours; with empty digests where it is not what was indexed."""
-        table = in_place.read(self._uri, self._index, self._label, _footer(self._uri))
-        self._reconcile(f"rows in row group {self._index}", table.num_rows, self._rows)
-        if in_place.digest_of(table) != self._shard.digests[self._index]:
-            if not self._read_again:
-                raise OSError("its digest is not the manifest's")
-            table = table.set_column(2, "digest", pa.array([""] * len(table)))
-        ids = pa.array(range(self._first, self._first + len(table)), pa.int64())
-        return table.append_column("id", ids)
-
-    def _read(self, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
-        footer = _footer(self._uri)
-        self._reconcile("row groups", footer.num_row_groups, self._groups)
-        if self._shard.digests:
-            return self._read_foreign()
-        filesystem, path = storage.arrow_filesystem(self._uri)
-
-        def read() -> pa.Table:
-            with pq.ParquetFile(
-                path,
-                filesystem=filesystem,
-                metadata=footer,
-                pre_buffer=True,
-                page_checksum_verification=verify,
-            ) as file:
-                return file.read_row_group(self._index, columns=columns)
-
-        size = footer.row_group(self._index).total_byte_size
-        table = storage.attempt(self._uri, read, size)
-        if columns is None and table.schema.names != list(TYPES):
-            raise OSError(f"its columns are {', '.join(table.schema.names)}")
-        if any(table.schema.field(name).type != TYPES[name] for name in TYPES if not columns):
-            raise OSError("its columns have other types")
-        self._reconcile(f"rows in row group {self._index}", table.num_rows, self._rows)
-        if any(column.null_count for column in table.flatten().columns):
-            raise OSError("a value is missing")
-        return table
-
-    def _reconcile(self, what: str, found: int, manifest: int) -> None:
-        """Counts are the manifest's; where a recipe's `limit` has shrunk those, no smaller."""
-        if found < manifest or (self._whole and found > manifest):
-            raise DatasetError(
-                f"shard {self._uri} has {found:,} {what}, the manifest says {manifest:,}: restore "
-                "the shard or pack again"
-            )
-
-
-TYPES = {
-    "id": pa.int64(),
-    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    "label": pa.int64(),
-    "digest": pa.string(),
-}
-"""The columns of a shard, as `pack` writes them."""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@lru_cache(maxsize=64)
-def _footer(uri: str) -> pq.FileMetaData:
-    filesystem, path = storage.arrow_filesystem(uri)
-    return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
 
 
 class Stream:

@@ -61,7 +61,6 @@ class Packing(Columns):
     duplicates: Literal["move", "refuse"] = "move"
     """Images equal byte for byte that would be in different splits: `move` them to the same one
     (the first of train, eval, test), or `refuse`."""
-
     in_place: bool = False
     """Leave Parquet shards in Hugging Face's layout where they are and write only a manifest
     beside them. Nothing is shuffled, split, looked at or set aside."""
@@ -103,6 +102,8 @@ def pack(
         if out != source:
             raise DatasetError(f"--in-place leaves the shards where they are: use --out {source}")
         return in_place.index(source, packing, each)
+    if out == source:
+        raise DatasetError(f"--out {out} is the source itself: choose another folder")
     listing = sources.find(source, packing, out, each)
     made_from = _made_from(source, listing, packing)
     done = _already_packed(out, made_from)
