@@ -10,7 +10,8 @@ Contestants take turns in one run on the same 500×375 JPEGs, each making random
   with timm's prefetcher;
 - unordered: our chunks through Ray Data as they come: what keeping the plan's order costs;
 - documented: Ray Data as its documentation shows it: `read_parquet`, `map` with Pillow and
-  torchvision, `iter_torch_batches`.
+  torchvision, `ToTensor` first (docs.ray.io, "Working with PyTorch" and TorchVisionPreprocessor),
+  `iter_torch_batches`.
 
 A round is two epochs from a standing start, over a large and a small set. The rate is the
 difference in images over the difference in seconds: so starting costs nobody anything, and nobody
@@ -173,9 +174,9 @@ def documented(images: Set, batch: int) -> Iterator[int]:
     """Ray Data, by its documentation."""
     view = transforms.Compose(
         [
+            transforms.ToTensor(),
             transforms.RandomResizedCrop(SIZE, scale=(0.35, 1.0)),
             transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
         ]
     )

@@ -52,23 +52,27 @@ def assign(
     for number, name in enumerate(classes):
         mine = np.flatnonzero(open_units & (label[first] == number))
         order = mine[np.random.default_rng([seed, number]).permutation(len(mine))]
-        for wish, fraction in wanted.items():
-            count = max(1, round(fraction * int(sizes[mine].sum())))
-            taken, order = _take(order, sizes, count)
-            units_split[taken] = SPLITS.index(wish)
-        if wanted and len(mine) and not len(order):
+        if 0 < len(mine) <= len(wanted):
             raise DatasetError(
                 f"class {name!r} has {int(sizes[mine].sum())} images, too few for every split: "
                 "add images or remove the class"
             )
+        for place, (wish, fraction) in enumerate(wanted.items()):
+            count = max(1, round(fraction * int(sizes[mine].sum())))
+            kept = len(wanted) - place  # one unit for each split that is still to come, and train
+            taken, order = _take(order, sizes, count, kept)
+            units_split[taken] = SPLITS.index(wish)
     return np.where(split == 0, units_split[unit], split)
 
 
-def _take(order: Ints, sizes: Ints, count: int) -> tuple[Ints, Ints]:
-    """Units from the front until they hold about `count` images, and the rest; at least one."""
+def _take(order: Ints, sizes: Ints, count: int, kept: int) -> tuple[Ints, Ints]:
+    """Units from the front until they hold about `count` images, and the rest.
+
+    At least one, where there is one, and never one of the last `kept`.
+    """
     held = np.cumsum(sizes[order])
     number = int(np.searchsorted(held - sizes[order] / 2, count, side="left"))
-    number = max(1, number)
+    number = min(max(1, number), len(order) - kept)
     return order[:number], order[number:]
 
 
