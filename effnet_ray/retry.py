@@ -11,7 +11,12 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 import aiohttp
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionError as BotoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 T = TypeVar("T")
@@ -88,7 +93,9 @@ def is_transient(error: BaseException) -> bool:
         status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = answer.response.get("Error", {}).get("Code")
         return status >= 500 or status == 429 or code in TRANSIENT_CODES
-    kinds = (TimeoutError, ConnectionError, HTTPClientError, IncompleteReadError)
+    kinds = (
+        TimeoutError, ConnectionError, BotoConnectionError, HTTPClientError, IncompleteReadError,
+    )  # fmt: skip
     if isinstance(error, (*kinds, aiohttp.ClientError)):
         return True
     return isinstance(error, OSError) and any(text in str(error) for text in TRANSIENT_TEXTS)
