@@ -213,7 +213,14 @@ CONTESTANTS: dict[str, Contestant] = {
 
 def main(settings: Settings) -> None:
     """Let them take turns, and print."""
-    ray.init(address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=CORES,
+        include_dashboard=False,
+        log_to_driver=False,
+        # A run's stream keeps its processes; here they would be ended while others take turns.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     found: dict[str, list[Epoch]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as name:
