@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import cv2
@@ -88,7 +89,7 @@ def full_view(data: bytes) -> Pixels:
     """A training view without coarse decoding: all pixels, then areas."""
     pixels = decode(data)
     height, width = pixels.shape[:2]
-    top, left, tall, wide = _crop_box(height, width, RECIPE, np.random.default_rng(0))
+    top, left, tall, wide = _crop_box(height, width, RECIPE, Random(0))
     crop = pixels[top : top + tall, left : left + wide]
     view: Pixels = cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return view
@@ -96,7 +97,7 @@ def full_view(data: bytes) -> Pixels:
 
 def our_view(data: bytes) -> Pixels:
     """The training view as it is."""
-    return train_view(data, SPEC, RECIPE, np.random.default_rng(0))
+    return train_view(data, SPEC, RECIPE, Random(0))
 
 
 def race(
@@ -129,7 +130,7 @@ def jpegs(count: int, width: int, height: int) -> list[bytes]:
 
 def crops(pictures: list[bytes]) -> list[Pixels]:
     """A random crop of each, contiguous."""
-    random, found = np.random.default_rng(0), []
+    random, found = Random(0), []
     for data in pictures:
         pixels = decode(data)
         top, left, tall, wide = _crop_box(*pixels.shape[:2], RECIPE, random)

@@ -42,14 +42,15 @@ import tyro
 from PIL import Image
 from torchvision import transforms
 
-from effnet_ray import Packing, Recipe, pack
+from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.ingest import Block, Dataset, Stream, Task, load_chunk
+from effnet_ray.data.ingest import Block, Dataset, Stream, Task, load_chunk, settings
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 SIZE = 224
 CORES = 2
+DECODE_TASKS, PREFETCH_MB = Placement().decoding(CORES, workers=1)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -94,23 +95,31 @@ Contestant = Callable[[Set, int], Iterator[int]]
 
 
 def timed(batches: Iterator[int]) -> Epoch:
-    """Use up one epoch."""
-    begin, images, first = time.perf_counter(), 0, 0.0
+    """Use up one epoch; what follows its last batch is not counted."""
+    begin, images, first, last = time.perf_counter(), 0, 0.0, 0.0
     for size in batches:
         images += size
-        first = first or time.perf_counter() - begin
-    return Epoch(images, time.perf_counter() - begin, first)
+        last = time.perf_counter() - begin
+        first = first or last
+    return Epoch(images, last, first)
 
 
 def ours(images: Set, batch: int) -> Iterator[int]:
     """What a training worker does."""
     stream = Stream(
-        images.dataset, rank=0, workers=1, first_step=0, decode_tasks=CORES + 1, prefetch_mb=256
+        images.dataset,
+        rank=0,
+        workers=1,
+        first_step=0,
+        decode_tasks=DECODE_TASKS,
+        prefetch_mb=PREFETCH_MB,
     )
     for lanes in stream.train(0):
         for found in lanes:
             torch.from_numpy(found.image).permute(0, 3, 1, 2)
             yield len(found.label)
+    for _ in stream.eval():  # left in the stream it would be cancelled, and Ray's processes ended
+        pass
 
 
 def threads(images: Set, batch: int) -> Iterator[int]:
@@ -131,11 +140,12 @@ def unordered(images: Set, batch: int) -> Iterator[int]:
             dataset, Task(**{name: column.tolist()[0] for name, column in found.items()})
         )
 
-    context = ray.data.DataContext.get_current()
+    context = settings(PREFETCH_MB)
     context.execution_options.preserve_order = False
-    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        fetch, batch_size=None, num_cpus=0, concurrency=min(CORES + 1, len(tasks))
-    )
+    with ray.data.DataContext.current(context):
+        blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            fetch, batch_size=None, num_cpus=0, concurrency=min(DECODE_TASKS, len(tasks))
+        )
     for block in blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
         yield len(block["label"])
 
@@ -211,7 +221,7 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 
-def main(settings: Settings) -> None:
+def main(asked: Settings) -> None:
     """Let them take turns, and print."""
     ray.init(
         address="local",
@@ -224,15 +234,15 @@ def main(settings: Settings) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     found: dict[str, list[Epoch]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as name:
-        images = made(Path(name), settings.images, settings.batch)
-        for number in range(settings.rounds + 1):  # the first warms up
+        images = made(Path(name), asked.images, asked.batch)
+        for number in range(asked.rounds + 1):  # the first warms up
             for name, contestant in CONTESTANTS.items():
-                epoch = timed(contestant(images, settings.batch))
+                epoch = timed(contestant(images, asked.batch))
                 if number:
                     found[name].append(epoch)
         stored = bytes_per_image(images.dataset)
     ray.shutdown()
-    report(found, settings, stored)
+    report(found, asked, stored)
 
 
 def bytes_per_image(dataset: Dataset) -> float:
@@ -242,7 +252,7 @@ def bytes_per_image(dataset: Dataset) -> float:
     return size / sum(len(block["label"]) for block in blocks)
 
 
-def report(found: dict[str, list[Epoch]], settings: Settings, stored: float) -> None:
+def report(found: dict[str, list[Epoch]], asked: Settings, stored: float) -> None:
     """The table and the JSON line."""
     rates = {name: [epoch.rate for epoch in epochs] for name, epochs in found.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -270,8 +280,8 @@ def report(found: dict[str, list[Epoch]], settings: Settings, stored: float) -> 
                 "bytes_vs_float32": round(stored / (4 * 3 * SIZE**2), 3),
                 "images_per_s": round(medians["ours"]),
                 "first_batch_s": {name: round(value, 2) for name, value in first.items()},
-                "rounds": settings.rounds,
-                "images": settings.images,
+                "rounds": asked.rounds,
+                "images": asked.images,
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "torch": torch.__version__,
                 "timm": timm.__version__,

@@ -23,10 +23,11 @@ import ray
 import tyro
 from ray._private.internal_api import memory_summary
 
-from effnet_ray import Packing, Recipe, pack
+from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.ingest import Dataset, Stream
 
+CORES = 2
 IMAGES = 1600
 VIEW = 3 * 224 * 224
 
@@ -39,8 +40,6 @@ class Settings:
     """MB of Ray's object store"""
     times: int = 10
     """views to stream, in sizes of the store"""
-    prefetch_mb: int = 256
-    """what the stream may hold ready"""
 
 
 @dataclass
@@ -77,7 +76,7 @@ def main(settings: Settings) -> None:
     """Stream and print."""
     store = settings.store_mb * 10**6
     ray.init(
-        address="local", num_cpus=2, object_store_memory=store, include_dashboard=False,
+        address="local", num_cpus=CORES, object_store_memory=store, include_dashboard=False,
         log_to_driver=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
@@ -91,9 +90,10 @@ def main(settings: Settings) -> None:
         watch, images, begin = Watch(), 0, time.perf_counter()
         watcher = threading.Thread(target=watch.run)
         watcher.start()
+        decode_tasks, prefetch_mb = Placement().decoding(CORES, 1, settings.store_mb)
         stream = Stream(
-            dataset, rank=0, workers=1, first_step=0, decode_tasks=3,
-            prefetch_mb=settings.prefetch_mb,
+            dataset, rank=0, workers=1, first_step=0, decode_tasks=decode_tasks,
+            prefetch_mb=prefetch_mb,
         )  # fmt: skip
         for _ in range(epochs):
             images += sum(len(part.label) for lanes in stream.train(0) for part in lanes)

@@ -196,6 +196,10 @@ class Recipe:
         )
 
 
+PREFETCH_MB = 320
+"""For each decode task: eight chunks of 256 views of 224 px."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
     """Everything that decides only where and how fast a run goes."""
@@ -212,8 +216,9 @@ class Placement:
     """Worker failures to recover from before the run is given up."""
     decode_tasks: int | None = None
     """Parallel decode tasks per worker; not given: the machine's cores + 1, over its workers."""
-    prefetch_mb: int = 256
-    """Decoded images to hold ahead of each worker, MB."""
+    prefetch_mb: int | None = None
+    """Decoded images to hold ahead of each worker, MB; not given: 320 for each decode task,
+    or what the object store has room for."""
     max_bad_fraction: float = 0.01
     """The run stops when more than this share of a split's images, and more than one image,
     cannot be read in an epoch; 0 stops at the first."""
@@ -232,7 +237,8 @@ class Placement:
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
         _require(self.decode_tasks is None or self.decode_tasks >= 1, "decode_tasks",
                  self.decode_tasks, "1 or more")  # fmt: skip
-        _require(self.prefetch_mb >= 16, "prefetch_mb", self.prefetch_mb, "16 or more")
+        _require(self.prefetch_mb is None or self.prefetch_mb >= 16, "prefetch_mb",
+                 self.prefetch_mb, "16 or more")  # fmt: skip
         _require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", self.max_bad_fraction,
                  "0 to 1")  # fmt: skip
 
@@ -245,3 +251,13 @@ class Placement:
             numbers = []
         _require(len(numbers) in (1, 2), "workers", self.workers, "N or MIN:MAX, 1 or more")
         return numbers[0], numbers[-1]
+
+    def decoding(self, cores: int, workers: int, store_mb: float = math.inf) -> tuple[int, int]:
+        """Decode tasks and MB ahead for each of a machine's workers.
+
+        One task more than there are cores, so that none waits while Ray hands out the next. Half
+        of the object store is left to whatever else there is, like the next window's start.
+        """
+        tasks = self.decode_tasks or max(1, (cores + 1) // workers)
+        ahead = min(PREFETCH_MB * tasks, store_mb / 2 / workers)
+        return tasks, self.prefetch_mb or max(16, int(ahead))

@@ -1,5 +1,7 @@
 """The stream through Ray Data is the plan: in order, over windows, from any step on."""
 
+import queue
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from laws import RECIPE
 
 from effnet_ray.data import ingest, manifest as manifests
-from effnet_ray.data.ingest import Dataset, Images, Stream
+from effnet_ray.data.ingest import Block, Dataset, Images, Stream, Task
 
 pytestmark = pytest.mark.ray
 
@@ -44,6 +46,7 @@ def test_small_windows_change_nothing_and_a_resumed_stream_is_the_tail(
     whole = all_steps(dataset, stream(dataset))
     monkeypatch.setattr(ingest, "WINDOW_CHUNKS", 7)
     monkeypatch.setattr(ingest, "LEAD_CHUNKS", 3)
+    monkeypatch.setattr(ingest, "_chunks_per_task", lambda *_: 3)  # blocks cross chunks' borders
     resumed = all_steps(dataset, stream(dataset, first_step=25), first_step=25)
     assert len(whole) == 3 * dataset.plan.steps_per_epoch == 57
     assert len(resumed) == len(whole) - 25
@@ -66,3 +69,40 @@ def test_the_stream_is_the_plan(cluster: None, dataset: Dataset, digits: str) ->
         for group, row in chunk.tolist()
     ]
     assert np.concatenate(seen).tolist() == planned
+
+
+@pytest.mark.parametrize("chunks_per_block", [1, 3, 7])
+def test_the_next_window_starts_before_the_current_one_ends(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, chunks_per_block: int
+) -> None:
+    """However many chunks Ray Data puts into a block."""
+    started: queue.Queue[int] = queue.Queue()
+
+    def execute(dataset: Dataset, window: list[Task], *rest: int) -> Iterator[Block]:
+        started.put(len(window))
+        for some in batched(window, chunks_per_block):
+            rows = np.concatenate([np.full(task.rows, task.epoch) for task in some])
+            yield {"label": rows}
+
+    monkeypatch.setattr(ingest, "_execute", execute)
+    monkeypatch.setattr(ingest, "WINDOW_CHUNKS", 14)
+    monkeypatch.setattr(ingest, "LEAD_CHUNKS", 7)
+    tasks = [Task("train", n // 14, 0, n % 14, 0, rows=3 + n % 2) for n in range(3 * 14)]
+    blocks = ingest._blocks(dataset, [], iter(tasks), 2, 64)
+    window = sum(task.rows for task in tasks[:14])
+    lead = sum(task.rows for task in tasks[7:14])
+    left, begun = window, 0
+    for epoch in range(3):
+        while left > lead:
+            left -= len(next(blocks)["label"])
+        assert left > 0
+        while begun < min(3, epoch + 2):
+            assert started.get(timeout=20) == 14
+            begun += 1
+        left += window
+    assert sum(len(block["label"]) for block in blocks) == left - window
+    assert started.empty()
+
+
+def batched(tasks: list[Task], size: int) -> list[list[Task]]:
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]

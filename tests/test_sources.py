@@ -2,8 +2,10 @@
 
 import csv
 import io
+import itertools
 import json
 import pickle
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -298,3 +300,35 @@ def test_a_damaged_tar_is_named(images: Path, out: Path) -> None:
 def test_a_group_column_without_a_table_is_refused(images: Path, out: Path) -> None:
     with pytest.raises(DatasetError, match="--group-column needs a table"):
         listed(str(images), out, Columns(group_column="camera"))
+
+
+def test_a_tables_labels_are_text_as_they_stand(images: Path, tmp_path: Path) -> None:
+    """01 and 1 are two classes."""
+    names = itertools.cycle(["01", "1", "02"])
+    source = write_csv(images, tmp_path, number=lambda n, path: next(names))
+    listing = find(source, Columns(label_column="number"), str(tmp_path / "data"), map)
+    assert listing.classes == ("01", "02", "1")
+
+
+@pytest.mark.parametrize("place", ["loose.jpg", "val/loose.jpg"])
+def test_an_image_outside_of_class_folders_is_refused(
+    images: Path, tmp_path: Path, place: str
+) -> None:
+    """Rather than left out, or splits taken for classes."""
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        shutil.copytree(images, source / split)
+    shutil.copy(files(images)[0], source / place)
+    with pytest.raises(DatasetError, match=f"outside of class folders.*{place}"):
+        find(str(source), Columns(), str(tmp_path / "data"), map)
+
+
+def test_other_class_names_are_another_listing(images: Path, tmp_path: Path) -> None:
+    folders = sorted({file.parent.name for file in files(images)})
+    source = write_csv(images, tmp_path, number=lambda n, path: folders.index(path.parent.name))
+    digests = set()
+    for letters in ("abcdefgh", "hgfedcba"):
+        (tmp_path / "names.txt").write_text("\n".join(letters[: len(folders)]))
+        columns = Columns(label_column="number", classes=str(tmp_path / "names.txt"))
+        digests.add(find(source, columns, str(tmp_path / "data"), map).digest)
+    assert len(digests) == 2

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import Random
 
 import cv2
 import numpy as np
@@ -41,6 +42,11 @@ WEBP_PIXELS_PER_BYTE = 4096
 
 DEFLATE_RATIO = 1032
 """The most that deflate can expand (zlib's technical details)."""
+
+JPEG_SCAN, JPEG_SEQUENTIAL = 0xDA, (0xC0, 0xC1)
+JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+JPEG_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}
+"""Kinds of segments: start of scan, starts of frame, all with a length (ITU T.81, table B.1)."""
 
 MAX_SCANS = 100
 """A progressive JPEG has about ten; every scan costs a pass over all pixels."""
@@ -90,17 +96,37 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     _check_size(width, height)
     if width * height > JPEG_PIXELS_PER_BYTE * len(data):
         raise ImageError(f"truncated: {len(data):,} bytes cannot hold {width}×{height} px")
-    if data.count(b"\xff\xda") > MAX_SCANS:
+    header, one_scan = _jpeg_header(data)
+    if not one_scan and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"more than {MAX_SCANS} scans")
     # libjpeg-turbo leaves CMYK's inversion and EXIF's orientation to its caller.
-    if colorspace in ("CMYK", "YCCK") or _orientation(data) != 1:
+    if colorspace in ("CMYK", "YCCK") or _orientation(data, header) != 1:
         return None
     return height, width
 
 
-def _orientation(jpeg: bytes) -> int:
+def _jpeg_header(data: bytes) -> tuple[bytes, bool]:
+    """All that comes before the first scan, and whether a decoder reads that scan alone.
+
+    It does where the scan holds every component of a sequential JPEG (ITU T.81, B.2). Where not
+    one segment follows the other, which decoders tolerate: all data, and False.
+    """
+    at, components, sequential = 2, 0, False
+    while data[at : at + 1] == b"\xff" and len(data) > at + 9:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind in JPEG_FRAMES:
+            components, sequential = data[at + 9], kind in JPEG_SEQUENTIAL
+        if kind == JPEG_SCAN:
+            return data[:at], sequential and data[at + 4] == components
+        if kind not in JPEG_SEGMENTS:
+            break
+        at += 2 + length
+    return data, False
+
+
+def _orientation(jpeg: bytes, header: bytes) -> int:
     """How EXIF or XMP says that the picture lies, 1 to 8; 1 is upright."""
-    if b"Exif\x00\x00" not in jpeg[:65536] and b"tiff:Orientation" not in jpeg:
+    if b"Exif\x00\x00" not in header and b"tiff:Orientation" not in header:
         return 1
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -156,7 +182,7 @@ def _decode_turned_jpeg(data: bytes) -> Pixels:
         pixels = np.asarray(Image.fromarray(255 - inverted, "CMYK").convert("RGB"))
     else:
         pixels = _decode_jpeg(data)
-    return np.ascontiguousarray(_upright(pixels, _orientation(data)))
+    return np.ascontiguousarray(_upright(pixels, _orientation(data, data)))
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -268,9 +294,7 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
     return np.asarray(image.crop((left, top, left + spec.resolution, top + spec.resolution)))
 
 
-def train_view(
-    data: bytes, spec: InputSpec, recipe: Recipe, random: np.random.Generator
-) -> Pixels:
+def train_view(data: bytes, spec: InputSpec, recipe: Recipe, random: Random) -> Pixels:
     """A random resized crop of an encoded image, mirrored with probability `recipe.flip`.
 
     Crops are drawn as torchvision's RandomResizedCrop draws them (area uniform, log aspect
@@ -322,7 +346,7 @@ def _resized(pixels: Pixels, box: Box, size: int) -> Pixels:
     return view
 
 
-def _crop_box(height: int, width: int, recipe: Recipe, random: np.random.Generator) -> Box:
+def _crop_box(height: int, width: int, recipe: Recipe, random: Random) -> Box:
     """Where a training crop lies."""
     widest = math.log(recipe.crop_ratio)
     for _ in range(10):
@@ -330,8 +354,7 @@ def _crop_box(height: int, width: int, recipe: Recipe, random: np.random.Generat
         ratio = math.exp(random.uniform(-widest, widest))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-            return int(top), int(left), h, w
+            return random.randint(0, height - h), random.randint(0, width - w), h, w
     w = min(width, round(height * recipe.crop_ratio))
     h = min(height, round(width * recipe.crop_ratio))
     return (height - h) // 2, (width - w) // 2, h, w

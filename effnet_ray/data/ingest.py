@@ -100,6 +100,8 @@ class Task:
     chunk: int
     skip_steps: int
     """Steps of the chunk that a resumed run has taken already: never read."""
+    rows: int = 0
+    """Images left then: the stream counts them."""
 
 
 def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
@@ -179,7 +181,7 @@ class Stream:
         self._micro_batch = dataset.recipe.micro_batch or 1
         tasks = self._tasks(first_step, dataset.recipe.epochs)
         here = list(itertools.islice(tasks, len(self._lanes)))
-        self._blocks = _plainly(_blocks(dataset, here, tasks, decode_tasks, prefetch_mb))
+        self._rows = _Rows(_plainly(_blocks(dataset, here, tasks, decode_tasks, prefetch_mb)))
 
     def _tasks(self, first_step: int, epochs: int) -> Iterator[Task]:
         """Every chunk this worker will use, in the order in which it will."""
@@ -188,10 +190,12 @@ class Stream:
             step = first_step - epoch * per_epoch if epoch == first_step // per_epoch else 0
             first_chunk, skip = divmod(step, self._plan.chunk_steps)
             for chunk in range(first_chunk, self._plan.chunks_per_epoch):
+                taken = skip if chunk == first_chunk else 0
                 for lane in self._lanes:
-                    yield Task("train", epoch, lane, chunk, skip if chunk == first_chunk else 0)
+                    rows = self._plan.chunk_rows(lane, chunk, skip_steps=taken)
+                    yield Task("train", epoch, lane, chunk, taken, rows)
             for chunk in self._eval_chunks:
-                yield Task("eval", epoch, 0, chunk, 0)
+                yield Task("eval", epoch, 0, chunk, 0, self._eval_plan.chunk_rows(chunk))
 
     def train(self, step: int) -> Iterator[list[Images]]:
         """The epoch's steps from `step` (of the epoch) on: one `Images` per lane of this worker.
@@ -203,7 +207,8 @@ class Stream:
         for chunk in range(step // plan.chunk_steps, plan.chunks_per_epoch):
             first, last = chunk * plan.chunk_steps, (chunk + 1) * plan.chunk_steps
             steps = range(max(step, first), min(last, plan.steps_per_epoch))
-            coming = {lane: sum(plan.lane_rows(s, lane) for s in steps) for lane in self._lanes}
+            taken = max(0, step - first)
+            coming = {n: plan.chunk_rows(n, chunk, skip_steps=taken) for n in self._lanes}
             for s in steps:
                 for lane in self._lanes:
                     self._fill(queues, coming, lane, plan.lane_rows(s, lane))
@@ -212,28 +217,41 @@ class Stream:
     def _fill(
         self, queues: dict[int, "_Queue"], coming: dict[int, int], lane: int, rows: int
     ) -> None:
-        """Take blocks until the lane's queue has so many rows.
+        """Take from the stream until the lane's queue has so many rows.
 
-        A chunk's blocks come lane by lane; `coming` counts the rows of each that are still to.
+        A chunk's rows come lane by lane; `coming` counts those of each that are still to.
         """
         while queues[lane].rows < rows:
-            block = next(self._blocks)
             whose = next(of for of, left in coming.items() if left)
+            block = self._rows.take(coming[whose])
             queues[whose].push(block)
             coming[whose] -= len(block["label"])
 
     def eval(self) -> Iterator[Images]:
         """This worker's share of the eval split, in batches of at most one micro-batch."""
         for chunk in self._eval_chunks:
-            first = chunk * self._eval_plan.chunk_images
-            left = min(self._eval_plan.chunk_images, self._eval_plan.images - first)
-            queue = _Queue()
+            left = self._eval_plan.chunk_rows(chunk)
             while left:
-                take = min(left, self._micro_batch)
-                while queue.rows < take:
-                    queue.push(next(self._blocks))
-                yield queue.pop(take)
-                left -= take
+                batch, queue = min(left, self._micro_batch), _Queue()
+                while queue.rows < batch:
+                    queue.push(self._rows.take(batch - queue.rows))
+                yield queue.pop(batch)
+                left -= batch
+
+
+class _Rows:
+    """The stream's rows, however Ray Data has cut them into blocks."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._rest: Block | None = None
+
+    def take(self, most: int) -> Block:
+        """The next rows of one block, at least one."""
+        block = self._rest or next(self._blocks)
+        whole = len(block["label"]) <= most
+        self._rest = None if whole else {name: column[most:] for name, column in block.items()}
+        return block if whole else {name: column[:most] for name, column in block.items()}
 
 
 class _Queue:
@@ -307,9 +325,12 @@ def _blocks(
             yield from load_chunk(dataset, task)
         while window:
             current = upcoming.result() if upcoming else start(window)
+            left = sum(task.rows for task in window)
+            lead = sum(task.rows for task in window[-LEAD_CHUNKS:])
             window, upcoming = list(itertools.islice(tasks, WINDOW_CHUNKS)), None
-            for count, block in enumerate(current, start=1):
-                if window and not upcoming and count >= WINDOW_CHUNKS - LEAD_CHUNKS:
+            for block in current:
+                left -= len(block["label"])
+                if window and not upcoming and left <= lead:
                     upcoming = starter.submit(start, window)
                 yield block
             if window and not upcoming:
@@ -339,7 +360,41 @@ def _execute(
     dataset: Dataset, window: Sequence[Task], decode_tasks: int, prefetch_mb: int
 ) -> Iterator[Block]:
     """One Ray Data execution over a window of tasks."""
-    context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    described = [asdict(task) for task in window]
+    share = _chunks_per_task(dataset, len(window), decode_tasks, prefetch_mb)
+    blocks = -(-len(window) // share)
+
+    def fetch(batch: Block) -> Iterator[Block]:
+        for row in zip(*(column.tolist() for column in batch.values()), strict=True):
+            yield from load_chunk(dataset, Task(**dict(zip(batch, row, strict=True))))
+
+    with ray.data.DataContext.current(settings(prefetch_mb)):
+        # from_items makes its blocks in this process; from_arrow and range would wait for a CPU.
+        views = ray.data.from_items(described, override_num_blocks=blocks).map_batches(
+            fetch, batch_size=None, num_cpus=0, concurrency=min(decode_tasks, blocks)
+        )
+        iterator: Iterator[Block] = iter(
+            views.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        )
+    return iterator
+
+
+def _chunks_per_task(dataset: Dataset, chunks: int, decode_tasks: int, prefetch_mb: int) -> int:
+    """Half of a task's share of what may be held ahead, but enough tasks to share the work.
+
+    Ray Data looks for ended tasks every 0.1 s (`WAIT_FOR_TASK_COMPLETION_TIMEOUT_S`), for blocks
+    and then for the end: a task of one chunk left a core without work for a third of its time.
+    """
+    images = dataset.plan.chunk_steps * dataset.plan.micro_batch
+    chunk_bytes = images * 3 * dataset.spec.resolution**2
+    fitting = prefetch_mb * 1024**2 // decode_tasks // (2 * chunk_bytes)
+    return max(1, min(fitting, chunks // (2 * decode_tasks)))
+
+
+def settings(prefetch_mb: int) -> ray.data.DataContext:
+    """Ray Data's settings for a stream that holds so much ahead."""
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
@@ -350,18 +405,4 @@ def _execute(
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=prefetch_mb * 1024**2
     )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    described = [asdict(task) for task in window]
-
-    def fetch(batch: Block) -> Iterator[Block]:
-        task = Task(**{name: column.tolist()[0] for name, column in batch.items()})
-        yield from load_chunk(dataset, task)
-
-    # from_items makes its blocks in this process; from_arrow and range would wait for a CPU.
-    blocks = ray.data.from_items(described, override_num_blocks=len(described)).map_batches(
-        fetch, batch_size=None, num_cpus=0, concurrency=min(decode_tasks, len(described))
-    )
-    iterator: Iterator[Block] = iter(
-        blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-    )
-    return iterator
+    return context

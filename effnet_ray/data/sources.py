@@ -81,7 +81,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """SHA-256 of what is listed, wherever it lies."""
-        sha = hashlib.sha256()
+        sha = hashlib.sha256(json.dumps(self.classes).encode())
         for name in ("path", "bytes", "label", "group", "split"):
             sha.update(json.dumps(values(self.images, name)).encode())
         return sha.hexdigest()
@@ -159,7 +159,8 @@ def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
             f"with {', '.join(SUFFIXES)} files; or a CSV table, Parquet or WebDataset tars"
         )
     parts = [path.split("/") for path in paths]
-    by_split = all(p[0].lower() in SPLIT_NAMES and len(p) > 2 for p in parts)
+    by_split = all(p[0].lower() in SPLIT_NAMES for p in parts)
+    _check_places(source, found, min(parts, key=len) if by_split else None)
     return table(
         {
             "path": paths,
@@ -169,6 +170,18 @@ def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
             "split": [p[0] for p in parts] if by_split else None,
         }
     )
+
+
+def _check_places(source: str, found: dict[str, int], highest: list[str] | None) -> None:
+    """No image lies where no class is. `highest`: of those in folders of splits, if they are."""
+    loose = next((p for p in found if "/" not in p and p.lower().endswith(SUFFIXES)), None)
+    if highest and len(highest) < 3:
+        loose = "/".join(highest)
+    if loose:
+        raise DatasetError(
+            f"{source} has images outside of class folders, among them {loose}: move them into "
+            "their classes' folders, or away"
+        )
 
 
 def _table(source: str, columns: Columns, out: str) -> pa.Table:
@@ -214,8 +227,12 @@ def _texts(rows: pa.Table, name: str) -> list[Any]:
 
 def _csv(source: str) -> pa.Table:
     parse = pyarrow.csv.ParseOptions(delimiter="\t" if source.lower().endswith(".tsv") else ",")
+    data = storage.read_bytes(source)
     try:
-        return pyarrow.csv.read_csv(io.BytesIO(storage.read_bytes(source)), parse_options=parse)
+        names = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+        # As text, all of it: a label 01 is not 1.
+        texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{source} is no CSV table ({error}): check its first lines") from error
 

@@ -61,23 +61,33 @@ def train(config: dict[str, Job]) -> None:
 def _train(job: Job) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    cores, neighbours = os.cpu_count() or 1, context.get_local_world_size()
+    cores, store_mb = _machine()
+    neighbours = context.get_local_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, cores // neighbours))
     state = _state(job, device)
     _resume(state, job, rank)
+    decode_tasks, prefetch_mb = job.placement.decoding(cores, neighbours, store_mb)
     stream = Stream(
         job.dataset,
         rank=rank,
         workers=workers,
         first_step=state.step,
-        # One more than there are cores, so that none waits while Ray hands out the next task.
-        decode_tasks=job.placement.decode_tasks or max(1, (cores + 1) // neighbours),
-        prefetch_mb=job.placement.prefetch_mb,
+        decode_tasks=decode_tasks,
+        prefetch_mb=prefetch_mb,
     )
     batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
     _Reporter(job, rank, workers, batches, state).run()
+
+
+def _machine() -> tuple[int, float]:
+    """Cores and MB of object store, as Ray counts them: a container has less than its host."""
+    here = ray.get_runtime_context().get_node_id()
+    found: dict[str, float] = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == here)
+    # A local Ray is told of more cores than there are where workers are more than cores.
+    cores = max(1, min(os.cpu_count() or 1, int(found.get("CPU", 1))))
+    return cores, found.get("object_store_memory", math.inf) / 1024**2
 
 
 def _state(job: Job, device: torch.device) -> TrainState:
