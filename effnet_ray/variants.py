@@ -39,8 +39,8 @@ class Variant:
 
     Width, depth, resolution and dropout: Tan & Le 2019 (arXiv 1905.11946) and the reference
     implementation's table. Crop: timm 1.0.31 `pretrained_cfg` of `tf_efficientnet_b*`.
-    `images_in_24gb`: the batch timm trained with in mixed precision on an RTX 3090
-    (timm `results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`).
+    `images_in_24gb`, `train_images_per_s`: the batch and the speed with which timm trained, in
+    mixed precision on an RTX 3090 (timm `benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`).
     """
 
     name: str
@@ -52,6 +52,7 @@ class Variant:
     families: tuple[str, ...]
     """Weight families that exist for this variant, keys of `FAMILIES`."""
     images_in_24gb: int
+    train_images_per_s: float
 
     @property
     def architecture(self) -> str:
@@ -102,7 +103,7 @@ def _row(
     view: tuple[int, float],
     dropout: float,
     families: str,
-    images_in_24gb: int,
+    on_rtx_3090: tuple[int, float],
 ) -> Variant:
     return Variant(
         name=name,
@@ -112,21 +113,22 @@ def _row(
         crop=view[1],
         dropout=dropout,
         families=tuple(families.split()),
-        images_in_24gb=images_in_24gb,
+        images_in_24gb=on_rtx_3090[0],
+        train_images_per_s=on_rtx_3090[1],
     )
 
 
 VARIANTS: dict[str, Variant] = {
     row.name: row
     for row in (
-        _row("b0", (1.0, 1.0), (224, 0.875), 0.2, "in1k aa ap ns", 384),
-        _row("b1", (1.0, 1.1), (240, 0.882), 0.2, "in1k aa ap ns", 256),
-        _row("b2", (1.1, 1.2), (260, 0.890), 0.3, "in1k aa ap ns", 192),
-        _row("b3", (1.2, 1.4), (300, 0.904), 0.3, "in1k aa ap ns", 128),
-        _row("b4", (1.4, 1.8), (380, 0.922), 0.4, "in1k aa ap ns", 64),
-        _row("b5", (1.6, 2.2), (456, 0.934), 0.4, "in1k aa ra ap ns", 32),
-        _row("b6", (1.8, 2.6), (528, 0.942), 0.5, "aa ap ns", 16),
-        _row("b7", (2.0, 3.1), (600, 0.949), 0.5, "aa ra ap ns", 8),
+        _row("b0", (1.0, 1.0), (224, 0.875), 0.2, "in1k aa ap ns", (384, 1779)),
+        _row("b1", (1.0, 1.1), (240, 0.882), 0.2, "in1k aa ap ns", (256, 1100)),
+        _row("b2", (1.1, 1.2), (260, 0.890), 0.3, "in1k aa ap ns", (192, 849)),
+        _row("b3", (1.2, 1.4), (300, 0.904), 0.3, "in1k aa ap ns", (128, 495)),
+        _row("b4", (1.4, 1.8), (380, 0.922), 0.4, "in1k aa ap ns", (64, 242)),
+        _row("b5", (1.6, 2.2), (456, 0.934), 0.4, "in1k aa ra ap ns", (32, 111.4)),
+        _row("b6", (1.8, 2.6), (528, 0.942), 0.5, "aa ap ns", (16, 62.8)),
+        _row("b7", (2.0, 3.1), (600, 0.949), 0.5, "aa ra ap ns", (8, 37.2)),
     )
 }
 

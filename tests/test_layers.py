@@ -16,12 +16,14 @@ ORDER = (
     "model.network model.weights model.optim "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
     "train.record train.progress train.worker train.session train.finetune "
-    "store.releases store.card store.release_run console cli"
+    "store.releases store.card store.release_run "
+    "tune.space tune.ladder tune.schedule console cli"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune cli",
+    "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune "
+    "tune.schedule cli",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage",

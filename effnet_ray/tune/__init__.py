@@ -1,0 +1,1 @@
+"""Sweeps: which recipes to try, for how long, and what came of it."""

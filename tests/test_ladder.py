@@ -1,0 +1,124 @@
+"""The sweep's rule: every variant competes with itself, and the cheap ones teach the dear ones."""
+
+from itertools import count
+
+import pytest
+from hypothesis import given, strategies as st
+
+from effnet_ray.errors import RecipeError
+from effnet_ray.tune.ladder import Ladder, Try
+
+COSTS = {"b0": 1.0, "b1": 1.6, "b2": 2.1, "b4": 7.4, "b7": 47.8}
+
+
+def ladder(trials: int = 24, budget: float | None = None) -> Ladder:
+    numbers = count()
+    return Ladder(COSTS, trials, lambda: {"lr": next(numbers)}, budget)
+
+
+def finish(rule: Ladder, trial: Try, top1: float, reached: float = 1.0) -> None:
+    rule.heard(trial.number, top1=top1, reached=reached, spent=reached * trial.cost)
+    rule.ended(trial.number)
+
+
+def run(rule: Ladder, top1: dict[int, float] | None = None) -> list[Try]:
+    """Everything, as many at once as the rule gives; better the nearer lr is to 5."""
+    running: list[Try] = []
+    while not rule.done:
+        while trial := rule.next():
+            running.append(trial)
+        for trial in running:
+            lr = trial.settings["lr"]
+            finish(rule, trial, (top1 or {}).get(lr, 1 - abs(lr - 5) / 100))
+        running = []
+    return rule.tries
+
+
+@given(st.integers(len(COSTS), 200))
+def test_all_trials_are_used_and_every_variant_has_one(trials: int) -> None:
+    tries = run(ladder(trials))
+    assert len(tries) == trials
+    assert {known.variant for known in tries} == set(COSTS)
+    assert [known.number for known in tries] == list(range(trials))
+
+
+@given(st.integers(len(COSTS), 200))
+def test_the_cheapest_variant_tries_the_most_and_never_the_same_twice(trials: int) -> None:
+    tries = run(ladder(trials))
+    for variant in COSTS:
+        own = [known.settings["lr"] for known in tries if known.variant == variant]
+        assert len(own) == len(set(own))
+        assert len(own) <= sum(known.variant == "b0" for known in tries)
+
+
+def test_a_dearer_variant_starts_from_the_best_settings_so_far() -> None:
+    tries = run(ladder())
+    for variant in ("b1", "b2", "b4", "b7"):
+        first = next(known for known in tries if known.variant == variant)
+        assert first.settings == {"lr": 5}
+
+
+def test_what_a_dearer_variant_found_counts_more() -> None:
+    rule, order = ladder(), []
+    while not rule.done:
+        running = []
+        while trial := rule.next():
+            running.append(trial)
+        for trial in running:
+            lr = trial.settings["lr"]
+            best = 5 if trial.variant == "b0" else 6
+            finish(rule, trial, 1 - abs(lr - best) / 100)
+            order.append((trial.variant, lr))
+    assert next(lr for variant, lr in order if variant == "b1") == 5
+    assert next(lr for variant, lr in order if variant == "b7") == 6
+
+
+def test_dear_variants_run_side_by_side_the_dearest_first() -> None:
+    rule, wave = ladder(), list[Try]()
+    while not wave or wave[0].variant != "b7":
+        for trial in wave:
+            finish(rule, trial, 0.5)
+        wave = []
+        while trial := rule.next():
+            wave.append(trial)
+    assert [trial.variant for trial in wave] == ["b7", "b4", "b7", "b4"]
+
+
+def test_a_trial_that_got_further_stands_before_one_that_was_stopped() -> None:
+    rule = ladder()
+    first = []
+    while trial := rule.next():
+        first.append(trial)
+    for trial in first:
+        stopped = trial.number != 3
+        finish(rule, trial, 0.9 if stopped else 0.8, reached=1 / 16 if stopped else 1.0)
+    following = rule.next()
+    assert following and following.settings == first[3].settings
+
+
+def test_waiting_ends_when_trials_fail() -> None:
+    rule = ladder()
+    while not rule.done:
+        trial = rule.next()
+        if trial:
+            rule.ended(trial.number)  # without a single result
+    assert {known.variant for known in rule.tries} == set(COSTS)
+
+
+@given(st.floats(1, 200))
+def test_the_budget_is_never_overspent_and_what_it_left_out_is_named(budget: float) -> None:
+    rule = ladder(budget=budget)
+    run(rule)
+    assert rule.spent <= budget + 1e-9
+    tried = {known.variant for known in rule.tries}
+    assert set(COSTS) - tried <= set(rule.skipped)
+
+
+def test_a_budget_too_small_for_one_trial_is_refused() -> None:
+    with pytest.raises(RecipeError, match="too small: one trial of b0 takes 1"):
+        ladder(budget=0.5)
+
+
+def test_fewer_trials_than_variants_are_refused() -> None:
+    with pytest.raises(RecipeError, match="4 trials are too few for 5 variants"):
+        ladder(trials=4)

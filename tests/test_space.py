@@ -1,0 +1,101 @@
+"""A search space holds domains that fit the recipe's fields, or says what is wrong."""
+
+import json
+import math
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, strategies as st
+
+from effnet_ray.errors import RecipeError
+from effnet_ray.recipe import Recipe, from_dict
+from effnet_ray.tune.space import DEFAULT, parse, read
+
+seeds = st.integers(0, 2**32)
+
+
+@given(seeds)
+def test_every_draw_of_the_default_space_is_a_recipe(seed: int) -> None:
+    space = read([])
+    space.check(Recipe(), ["b0", "b7"])
+    drawn = space.draw(Random(seed))
+    assert set(drawn) == set(DEFAULT)
+    from_dict(Recipe, drawn)
+
+
+@given(seeds)
+def test_draws_lie_in_their_domains(seed: int) -> None:
+    space = parse({"lr": "log:1e-5:1e-2", "drop_path": "uniform:0.1:0.2", "batch_size": "int:8:9",
+                   "batchnorm": "choice:train,frozen", "crop_scale": [0.2, 0.5]})  # fmt: skip
+    drawn = space.draw(Random(seed))
+    assert 1e-5 <= drawn["lr"] <= 1e-2 and 0.1 <= drawn["drop_path"] <= 0.2
+    assert drawn["batch_size"] in (8, 9) and drawn["batchnorm"] in ("train", "frozen")
+    assert drawn["crop_scale"] in (0.2, 0.5)
+    assert drawn == space.draw(Random(seed))
+
+
+def test_a_logarithmic_domain_favours_no_order_of_magnitude() -> None:
+    random, domain = Random(0), parse({"lr": "log:1e-4:1e-2"}).domains["lr"]
+    decades = [math.log10(domain.draw(random)) for _ in range(4000)]
+    assert abs(sum(decade < -3 for decade in decades) / 4000 - 0.5) < 0.03
+
+
+def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
+    file = tmp_path / "space.json"
+    file.write_text(json.dumps({"lr": "log:1e-4:1e-2", "image_size": [32, 64]}))
+    space = read([str(file), "drop-path=uniform:0:0.1", "micro_batch=choice:8,none"])
+    assert list(space.domains) == ["lr", "image_size", "drop_path", "micro_batch"]
+    assert space.domains["micro_batch"].choices == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "domain", "says"),
+    [
+        ("learning_rate", "log:1e-4:1e-2", "no field 'learning_rate'"),
+        ("variant", "choice:b0,b1", "--variants"),
+        ("epochs", "int:1:10", "--epochs"),
+        ("lr", "log:1e-2:1e-4", "low end below the high end"),
+        ("lr", "log:0:1e-4", "above 0"),
+        ("lr", "log:1e-4", "expected log:LOW:HIGH"),
+        ("lr", "normal:0:1", "expected log:LOW:HIGH"),
+        ("lr", "uniform:0:inf", "low end below the high end"),
+        ("lr", [], "one choice or more"),
+        ("lr", [1e-3, 1e-3], "each once"),
+        ("lr", "choice:fast,slow", "expected float"),
+        ("batch_size", "uniform:8:16", "no fractions"),
+        ("batch_size", "int:8:9.5", "whole numbers"),
+        ("batchnorm", "int:0:1", "no numbers"),
+    ],
+)
+def test_a_domain_that_does_not_fit_is_refused_in_one_sentence(
+    field: str, domain: object, says: str
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        parse({field: domain})
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_empty_space_is_refused() -> None:
+    with pytest.raises(RecipeError, match="empty"):
+        parse({})
+
+
+def test_a_field_given_twice_is_refused() -> None:
+    with pytest.raises(RecipeError, match="lr twice"):
+        read(["lr=log:1e-4:1e-2", "lr=uniform:0.1:0.2"])
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match="neither FIELD=DOMAIN nor a JSON file"):
+        read(["no/such.json"])
+
+
+def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"space of micro_batch for b0: .*divisor"):
+        parse({"micro_batch": [7]}).check(Recipe(batch_size=64), ["b0"])
+    with pytest.raises(RecipeError, match=r"space of batchnorm for b0: .*'train' or 'frozen'"):
+        parse({"batchnorm": "choice:thawed"}).check(Recipe(), ["b0"])
+    with pytest.raises(RecipeError, match="space of weights for b0"):
+        parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b0"])
+    parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b5", "b7"])
