@@ -214,8 +214,12 @@ class Placement:
     """Newest checkpoints to keep; the best one is kept besides."""
     max_failures: int = 3
     """Worker failures to recover from before the run is given up."""
+    cores: int | None = None
+    """CPU cores that each worker may count on, its decoding included; not given: the machine's,
+    over this run's workers on it."""
     decode_tasks: int | None = None
-    """Parallel decode tasks per worker; not given: the machine's cores + 1, over its workers."""
+    """Parallel decode tasks per worker; not given: one more than a machine's workers have
+    cores, over the workers."""
     prefetch_mb: int | None = None
     """Decoded images to hold ahead of each worker, MB; not given: 320 for each decode task,
     or what the object store has room for."""
@@ -235,6 +239,7 @@ class Placement:
             self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more"
         )
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        _require(self.cores is None or self.cores >= 1, "cores", self.cores, "1 or more")
         _require(self.decode_tasks is None or self.decode_tasks >= 1, "decode_tasks",
                  self.decode_tasks, "1 or more")  # fmt: skip
         _require(self.prefetch_mb is None or self.prefetch_mb >= 16, "prefetch_mb",

@@ -10,7 +10,9 @@ import pytest
 from servers import s3_environment
 
 from effnet_ray import Recipe
-from effnet_ray.cli import finetune_job, main, pack_job
+from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.main import main
+from effnet_ray.cli.packing import pack_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.pack import pack
 from effnet_ray.train import record

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from effnet_ray import console
-from effnet_ray.console import People
+from effnet_ray.console import people as console
+from effnet_ray.console.people import People
 from effnet_ray.train.progress import EpochDone, Quarantined, Started, Stepped
 from effnet_ray.train.reports import EpochReport
 

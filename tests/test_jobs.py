@@ -115,7 +115,8 @@ import ray
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, logging_level="ERROR")
-from effnet_ray.cli import finetune_job, main
+from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.main import main
 code = main(finetune_job, sys.argv[1:])
 ray.shutdown()
 cluster.shutdown()

@@ -13,17 +13,20 @@ ORDER = (
     "data.manifest data.images data.archives data.sources data.splits data.duplicates "
     "data.shards data.report data.in_place data.pack data.sample data.order "
     "data.rows data.spread data.ingest "
-    "model.network model.weights model.optim "
+    "model.network model.weights model.optim model.cost "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
     "train.record train.progress train.worker train.session train.finetune "
     "store.releases store.card store.release_run "
-    "tune.space tune.ladder tune.schedule console cli"
+    "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
+    "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
+    "console.people console.packing console.sweeping "
+    "cli.main cli.flags cli.finetuning cli.packing cli.sweeping"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
     "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune "
-    "tune.schedule cli",
+    "sweep.schedule sweep.costs sweep.searchers sweep.trial sweep.tune",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage",

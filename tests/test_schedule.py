@@ -1,48 +1,59 @@
 """Ray Tune's own ASHA, one for each variant: stopped for being worse, never for being slow."""
 
-from typing import Any
-
+import pytest
 from hypothesis import given, strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from effnet_ray.tune.ladder import Ladder
-from effnet_ray.tune.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
+from effnet_ray.sweep.schedule import REACHED, TOP1, Brackets
 
 STOP = TrialScheduler.STOP
 
 
-def trial(name: str, variant: str) -> Trial:
-    return Trial("none", config={"variant": variant}, stub=True, trial_id=name)
+def trial(number: int, variant: str) -> Trial:
+    config = {"variant": variant, "number": number}
+    return Trial("none", config=config, stub=True, trial_id=f"t{number}")
 
 
-def verdicts(reports: list[tuple[str, str, float, float]]) -> dict[str, list[str]]:
+def verdicts(
+    reports: list[tuple[int, str, float, float]], brackets: Brackets | None = None
+) -> dict[int, list[str]]:
     """What becomes of (trial, variant, share reached, top-1), told in this order."""
-    brackets, trials, found = Brackets(), {}, {}
-    for name, variant, reached, top1 in reports:
-        if name not in trials:
-            trials[name] = trial(name, variant)
-            brackets.on_trial_add(None, trials[name])
-        verdict = brackets.on_trial_result(None, trials[name], {REACHED: reached, TOP1: top1})
-        found.setdefault(name, []).append(verdict)
+    brackets, trials, found = brackets or Brackets(), {}, {}
+    for number, variant, reached, top1 in reports:
+        if number not in trials:
+            trials[number] = trial(number, variant)
+            brackets.on_trial_add(None, trials[number])
+        verdict = brackets.on_trial_result(None, trials[number], {REACHED: reached, TOP1: top1})
+        found.setdefault(number, []).append(verdict)
     return found
 
 
-def test_the_worse_three_quarters_of_a_variant_are_stopped_at_a_rung() -> None:
-    told = [(f"t{n}", "b0", 1 / 4, 0.9 - n / 100) for n in range(8)]
-    found = verdicts(told)
-    assert found["t0"] != [STOP]
-    assert all(found[f"t{n}"] == [STOP] for n in range(1, 8))
+@pytest.mark.parametrize("rung", [0.6, 0.9])
+def test_the_worst_third_of_a_variant_is_stopped_at_a_rung(rung: float) -> None:
+    before = [(n, "b0", rung, 0.9 - n / 100) for n in (0, 3, 6)]
+    found = verdicts([*before, (7, "b0", rung, 0.85), (8, "b0", rung, 0.86)])
+    assert found[7] == [STOP] and found[8] != [STOP]
+
+
+def test_nothing_is_stopped_before_the_rung() -> None:
+    told = [(n, "b0", share, 0.9 - n / 10) for n in range(8) for share in (1 / 16, 1 / 4, 0.59)]
+    assert all(STOP not in found for found in verdicts(told).values())
 
 
 def test_no_variant_is_stopped_because_others_are_better() -> None:
-    told = [(f"b0-{n}", "b0", 1 / 4, 0.9) for n in range(8)]
-    found = verdicts([*told, ("slow", "b7", 1 / 4, 0.1), ("slow", "b7", 1 / 2, 0.2)])
-    assert STOP not in found["slow"]
+    told = [(n, "b0", 0.6, 0.9) for n in range(8)]
+    found = verdicts([*told, (9, "b7", 0.6, 0.1), (9, "b7", 0.9, 0.2)])
+    assert STOP not in found[9]
+
+
+def test_every_trial_is_stopped_when_the_budget_is_spent() -> None:
+    assert verdicts([(0, "b0", 1 / 8, 0.9)], Brackets(lambda: True)) == {0: [STOP]}
+    assert verdicts([(0, "b0", 1.0, 0.9)], Brackets(lambda: True)) != {0: [STOP]}
 
 
 reports = st.lists(
-    st.tuples(st.sampled_from("abcdef"), st.sampled_from([1 / 16, 1 / 8, 1 / 4, 1.0]),
+    st.tuples(st.integers(0, 5), st.sampled_from([0.1, 0.6, 0.9, 1.0]),
               st.floats(0, 1)),
     max_size=30,
 )  # fmt: skip
@@ -50,30 +61,16 @@ reports = st.lists(
 
 @given(reports, reports)
 def test_a_variants_verdicts_do_not_depend_on_other_variants(
-    mine: list[tuple[str, float, float]], others: list[tuple[str, float, float]]
+    mine: list[tuple[int, float, float]], others: list[tuple[int, float, float]]
 ) -> None:
-    alone = [(f"mine-{name}", "b3", reached, top1) for name, reached, top1 in mine]
-    beside = [(f"other-{name}", "b0", reached, top1) for name, reached, top1 in others]
+    alone = [(number, "b3", reached, top1) for number, reached, top1 in mine]
+    beside = [(100 + number, "b0", reached, top1) for number, reached, top1 in others]
     mixed = [told for pair in zip(alone, beside, strict=False) for told in pair]
     mixed += alone[len(beside) :] + beside[len(alone) :]
     found = verdicts(mixed)
-    assert {name: found[name] for name in verdicts(alone)} == verdicts(alone)
+    assert {number: found[number] for number in verdicts(alone)} == verdicts(alone)
 
 
 def test_a_trial_that_has_reached_its_end_is_not_called_stopped() -> None:
-    told = [("best", "b0", 1.0, 0.9), ("last", "b0", 1.0, 0.1)]
-    assert STOP not in verdicts(told)["last"]
-
-
-def test_the_searcher_waits_for_the_wave_below_and_ends_with_the_ladder() -> None:
-    search = LadderSearch(Ladder({"b0": 1.0, "b7": 48.0}, 3, lambda: {"lr": 1e-3}))
-    first, second = search.suggest("one"), search.suggest("two")
-    assert isinstance(first, dict) and first["variant"] == "b0" and first["lr"] == 1e-3
-    assert search.suggest("three") is None
-    report: dict[str, Any] = {TOP1: 0.5, REACHED: 1.0, SPENT: 1.0}
-    for name in ("one", "two")[: 2 if second else 1]:
-        search.on_trial_complete(name, report)
-    third = search.suggest("three")
-    assert isinstance(third, dict) and third["variant"] == "b7"
-    search.on_trial_complete("three", None, error=True)
-    assert search.suggest("four") == "FINISHED"
+    told = [(0, "b0", 1.0, 0.9), (1, "b0", 1.0, 0.1)]
+    assert STOP not in verdicts(told)[1]

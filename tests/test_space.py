@@ -10,14 +10,14 @@ from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe, from_dict
-from effnet_ray.tune.space import DEFAULT, parse, read
+from effnet_ray.sweep.space import DEFAULT, describe, parse
 
 seeds = st.integers(0, 2**32)
 
 
 @given(seeds)
 def test_every_draw_of_the_default_space_is_a_recipe(seed: int) -> None:
-    space = read([])
+    space = parse(DEFAULT)
     space.check(Recipe(), ["b0", "b7"])
     drawn = space.draw(Random(seed))
     assert set(drawn) == set(DEFAULT)
@@ -44,7 +44,7 @@ def test_a_logarithmic_domain_favours_no_order_of_magnitude() -> None:
 def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
     file = tmp_path / "space.json"
     file.write_text(json.dumps({"lr": "log:1e-4:1e-2", "image_size": [32, 64]}))
-    space = read([str(file), "drop-path=uniform:0:0.1", "micro_batch=choice:8,none"])
+    space = parse(describe([str(file), "drop-path=uniform:0:0.1", "micro_batch=choice:8,none"]))
     assert list(space.domains) == ["lr", "image_size", "drop_path", "micro_batch"]
     assert space.domains["micro_batch"].choices == (8, None)
 
@@ -83,12 +83,12 @@ def test_an_empty_space_is_refused() -> None:
 
 def test_a_field_given_twice_is_refused() -> None:
     with pytest.raises(RecipeError, match="lr twice"):
-        read(["lr=log:1e-4:1e-2", "lr=uniform:0.1:0.2"])
+        describe(["lr=log:1e-4:1e-2", "lr=uniform:0.1:0.2"])
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="neither FIELD=DOMAIN nor a JSON file"):
-        read(["no/such.json"])
+        describe(["no/such.json"])
 
 
 def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:

@@ -7,7 +7,6 @@ that neither depends on how many workers there are.
 
 from collections.abc import Callable, Sequence
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +46,8 @@ def build(
     `weights_file` is a safetensors file in timm's naming whose head has `weights_classes`
     outputs; timm leaves that head out where `num_classes` differs. A settled recipe is expected.
     """
+    import timm  # takes seconds; drivers and Ray Train's controllers build no network
+
     torch.manual_seed(recipe.seed)
     overlay = {"file": weights_file, "num_classes": weights_classes, "custom_load": False}
     backbone = timm.create_model(

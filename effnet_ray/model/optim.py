@@ -2,7 +2,6 @@
 
 import math
 
-from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
 from effnet_ray.model.network import Network
@@ -14,6 +13,8 @@ FINAL_LR_FRACTION = 0.01
 
 def optimizer(network: Network, recipe: Recipe) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019); no weight decay on norms and biases (timm's grouping)."""
+    from timm.optim import create_optimizer_v2  # as in `network.build`
+
     made: Optimizer = create_optimizer_v2(
         network,
         opt="adamw",

@@ -1,6 +1,8 @@
 """From a finished run to a Release: the best checkpoint, with all that a reader needs."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import effnet_ray
 from effnet_ray import storage
@@ -13,10 +15,17 @@ from effnet_ray.train.record import Result
 from effnet_ray.train.reports import best
 
 
-def release_run(result: Result, store: str) -> Release:
-    """Publish a finished run's best checkpoint in `store`, under the run's name.
+def release_run(
+    result: Result,
+    store: str,
+    *,
+    name: str | None = None,
+    found_by: Mapping[str, Any] | None = None,
+) -> Release:
+    """Publish a finished run's best checkpoint in `store`, under `name` or the run's own.
 
-    A run that was released already is found, not released again. Raises ReleaseError where the
+    `found_by` is the provenance of a run that a sweep tried. A run that was released already is
+    found, not released again. Raises ReleaseError where the
     run's record or best checkpoint is gone or damaged.
     """
     run = record.load(result.run_uri)
@@ -47,5 +56,6 @@ def release_run(result: Result, store: str) -> Release:
         "fingerprint": run.fingerprint,
         "weights": run.weights,
         "effnet_ray": effnet_ray.__version__,
+        **({"found_by": dict(found_by)} if found_by else {}),
     }
-    return ModelStore(storage.absolute(store)).publish(run.name, files, provenance)
+    return ModelStore(storage.absolute(store)).publish(name or run.name, files, provenance)

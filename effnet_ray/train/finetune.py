@@ -6,11 +6,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import storage
@@ -40,6 +40,7 @@ def finetune(
     name: str | None = None,
     mirror: str | None = None,
     hear: Hear = lambda event: None,
+    callbacks: Sequence[UserCallback] = (),
     connect: Callable[[Placement], object] = lambda p: session.connect(
         p, local=False, verbose=False
     ),
@@ -48,13 +49,14 @@ def finetune(
 
     `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one that
     follows from recipe and data. `mirror` holds pretrained weights; `hear` is called with the
-    events of `progress`; `connect` joins or starts Ray once everything else is in order.
+    events of `progress`, and Ray Train with `callbacks`, which hear the workers' reports;
+    `connect` joins or starts Ray once everything else is in order.
     Raises InputError before anything is leased, TrainingError when the run fails.
     """
     began = time.perf_counter()
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
-    name = _checked_name(name or record.default_name(recipe, manifest.fingerprint))
+    name = checked_name(name or record.default_name(recipe, manifest.fingerprint))
     run_uri = storage.join(runs, name)
     run = record.load(run_uri)
     if run:
@@ -73,7 +75,7 @@ def finetune(
     ending = _Ending(hear)
     try:
         with progress.listening(job.board, ending.hear):
-            _train(job, lease, placement)
+            _train(job, lease, placement, callbacks)
     except TrainingError:
         ending.check(run, run_uri)  # a worker's own reason, where it gave one, is the better one
         raise
@@ -82,7 +84,8 @@ def finetune(
     return result
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name. Raises RecipeError where it cannot be a folder's."""
     if not NAME.fullmatch(name):
         raise RecipeError(
             f"name {name!r} cannot be a folder's name: use up to 100 of letters, digits, '.', "
@@ -153,7 +156,9 @@ def _job(
     )
 
 
-def _train(job: Job, lease: session.Lease, placement: Placement) -> None:
+def _train(
+    job: Job, lease: session.Lease, placement: Placement, callbacks: Sequence[UserCallback]
+) -> None:
     """Run Ray Train. Its own state goes to a folder that is thrown away: we resume from ours."""
     with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
         trainer = TorchTrainer(
@@ -169,6 +174,7 @@ def _train(job: Job, lease: session.Lease, placement: Placement) -> None:
                 name=job.run.name,
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=placement.max_failures),
+                callbacks=list(callbacks),
             ),
         )
         try:

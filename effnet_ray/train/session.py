@@ -105,18 +105,22 @@ def _cpus_per_worker(nodes: Sequence[dict[str, dict[str, float]]], workers: int)
 
 
 def _check_capacity(placement: Placement, workers: int) -> None:
-    """A cluster that does not grow must have the GPUs already."""
+    """What a cluster can never give is refused at once."""
     wanted = placement.gpus_per_worker * workers
-    have = ray.cluster_resources().get("GPU", 0)
-    if wanted > have and not _autoscales():
+    have, most = capacity("GPU")
+    if wanted > most:
+        grows = f"grows to {most:g} at most" if most > have else "does not grow"
         raise ClusterError(
             f"{workers} workers with {placement.gpus_per_worker:g} GPUs each need {wanted:g} "
-            f"GPUs, the cluster has {have:g} and does not grow: lower --workers or "
-            "--gpus-per-worker"
+            f"GPUs, the cluster has {have:g} and {grows}: lower --workers or --gpus-per-worker, "
+            "or add machines"
         )
 
 
-def _autoscales() -> bool:
+def capacity(resource: str) -> tuple[float, float]:
+    """How much of a resource the cluster has, and has when its autoscaler has grown it."""
     from ray._private.state import state  # the only place where Ray tells an autoscaler's limits
 
-    return bool(state.get_max_resources_from_cluster_config())
+    have = ray.cluster_resources().get(resource, 0)
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return have, max(have, limits.get(resource, 0))

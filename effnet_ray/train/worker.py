@@ -59,10 +59,11 @@ def train(config: dict[str, Job]) -> None:
 
 
 def _train(job: Job) -> None:
+    held_since = time.perf_counter()
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    cores, store_mb = _machine()
     neighbours = context.get_local_world_size()
+    cores, store_mb = _share(job.placement, neighbours)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, cores // neighbours))
@@ -78,7 +79,16 @@ def _train(job: Job) -> None:
         prefetch_mb=prefetch_mb,
     )
     batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
-    _Reporter(job, rank, workers, batches, state).run()
+    _Reporter(job, rank, workers, batches, state, held_since).run()
+
+
+def _share(placement: Placement, workers: int) -> tuple[int, float]:
+    """Cores and MB of object store that this run's workers on this machine may count on."""
+    cores, store_mb = _machine()
+    if placement.cores is None:
+        return cores, store_mb
+    mine = min(cores, placement.cores * workers)
+    return mine, store_mb * mine / cores
 
 
 def _machine() -> tuple[int, float]:
@@ -180,7 +190,13 @@ class _Reporter:
     """Runs the loop and tells of it: board, audit, checkpoints, Ray Train's reports."""
 
     def __init__(
-        self, job: Job, rank: int, workers: int, batches: DeviceBatches, state: TrainState
+        self,
+        job: Job,
+        rank: int,
+        workers: int,
+        batches: DeviceBatches,
+        state: TrainState,
+        held_since: float,
     ) -> None:
         self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
         self._state = state
@@ -190,6 +206,7 @@ class _Reporter:
         self._shape = Shape(plan.steps_per_epoch, plan.images, job.dataset.eval_plan.images)
         folder = storage.join(job.run_uri, record.CHECKPOINTS)
         self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
+        self._held_since = held_since
         self._begin = self._last_step = self._posted = time.perf_counter()
         self._first_image = state.tally.images
         if rank == 0:
@@ -276,6 +293,8 @@ class _Reporter:
                 "eval_loss": report.eval_loss,
                 "train_loss": report.train_loss,
                 "train_images_per_s": rate,
+                "reached": (report.epoch + 1) / self._job.run.recipe.epochs,
+                "device_seconds": self._workers * (now - self._held_since),
             }
         )
         self._begin, self._first_image = time.perf_counter(), 0

@@ -102,10 +102,10 @@ def parse(described: Mapping[str, Any]) -> Space:
     return Space({name: _domain(name, text) for name, text in described.items()})
 
 
-def read(entries: Iterable[str]) -> Space:
-    """A space from FIELD=DOMAIN entries and JSON files of them; the default one from nothing.
+def describe(entries: Iterable[str]) -> dict[str, Any]:
+    """Field → domain, from FIELD=DOMAIN entries and JSON files of them.
 
-    Raises RecipeError as `parse` does, and for a file that cannot be read.
+    Raises RecipeError for a file that cannot be read, and for a field that comes twice.
     """
     described: dict[str, Any] = {}
     for entry in entries:
@@ -115,7 +115,7 @@ def read(entries: Iterable[str]) -> Space:
         if twice:
             raise RecipeError(f"the search space has {twice[0]} twice: give it once")
         described |= found
-    return parse(described or DEFAULT)
+    return described
 
 
 def _file(path: str) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""`jobs/finetune.py`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from effnet_ray.cli import flags as shared
+from effnet_ray.cli.flags import Training
+from effnet_ray.console.people import People
+from effnet_ray.recipe import Placement
+from effnet_ray.store.release_run import release_run
+from effnet_ray.store.releases import Release
+from effnet_ray.train import session
+from effnet_ray.train.finetune import finetune
+from effnet_ray.train.record import Result
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """Fine-tune an EfficientNet and publish the best epoch as a release."""
+
+
+def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
+    """`jobs/finetune.py`."""
+    flags = shared.parse(Finetune, argv)
+    where = flags.where
+    with People() as people:
+        data = where.data or shared.sample(people)
+        if flags.recipe.weights == "none":
+            people.say("training from scratch: no pretrained weights (--weights none)")
+
+        def connect(placement: Placement) -> None:
+            people.say(
+                "Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose)
+            )
+
+        result = finetune(
+            shared.recipe(flags),
+            flags.placement,
+            data,
+            runs=where.runs,
+            name=flags.name or None,
+            mirror=where.weights_mirror or None,
+            hear=people.hear,
+            connect=connect,
+        )
+        if not people.trained:
+            people.say(f"run {result.run!r} has finished already: reported, not redone")
+        release = release_run(result, where.store)
+        _summary(people, result, release, data)
+    return {
+        **asdict(result),
+        "release": release.reference,
+        "release_uri": release.uri,
+    }
+
+
+def _summary(people: People, result: Result, release: Release, data: str) -> None:
+    people.table(
+        f"{release.reference}: eval top-1 {result.eval_top1:.2%}",
+        {
+            "release": release.uri,
+            "run": result.run_uri,
+            "data": data,
+            "trained": f"{result.epochs} epochs, {result.steps} steps, "
+            f"{result.train_images_per_s:,.1f} images/s, {result.seconds:.0f} s",
+            "resume": "run the same command again: a finished run is reported, not redone",
+            "load": f'timm.create_model("local-dir:{release.uri}", pretrained=True)',
+        },
+    )

@@ -1,0 +1,34 @@
+"""Every job's frame: JSON on stdout, sentences on stderr, an exit code."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from effnet_ray.errors import EffnetRayError
+
+
+def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
+    """Run a job: JSON on stdout's last line, a sentence on stderr where it cannot be done."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # The hub's client warns about its own retries; our sentence says what it comes to.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        answer = job(arguments)
+    except EffnetRayError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to resume", file=sys.stderr)
+        return 130
+    print(json.dumps({name: _json(value) for name, value in answer.items()}), flush=True)
+    return 0
+
+
+def _json(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,158 @@
+"""`jobs/tune.py`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import tyro
+
+from effnet_ray import storage
+from effnet_ray.cli import flags as shared
+from effnet_ray.cli.flags import LOCAL, Training
+from effnet_ray.console.people import People
+from effnet_ray.console.sweeping import SweepView
+from effnet_ray.errors import RecipeError
+from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.store.releases import Release
+from effnet_ray.sweep import outcome, record, report, space
+from effnet_ray.sweep.outcome import Objective
+from effnet_ray.sweep.publish import publish
+from effnet_ray.sweep.searchers import RANDOM
+from effnet_ray.sweep.tune import Outcome, summary, tune
+from effnet_ray.train import session
+from effnet_ray.variants import VARIANTS
+
+DOMAIN = re.compile(r"(log|uniform|int|choice):")
+"""How a flag's value begins where it is to be searched, not given."""
+
+
+@dataclass(frozen=True)
+class Tune(Training):
+    """Find the best EfficientNet for the money: B0–B7, one ASHA for each, and a Pareto front.
+
+    The other flags are what all trials share. A field of the recipe is searched where its flag
+    is given a domain: --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
+    --batchnorm choice:train,frozen.
+    """
+
+    variants: str = ",".join(VARIANTS)
+    """Which EfficientNets, with commas between. With --local: b0,b1,b2."""
+    trials: int = 16
+    """How many recipes to try, over all variants. With --local: 8."""
+    space: tuple[str, ...] = ()
+    """JSON files of field and domain, or FIELD=DOMAIN. Default: lr, weight_decay,
+    label_smoothing and drop_path, where their own flags are not given."""
+    searcher: str = RANDOM
+    """random, or tpe (Optuna's, pip install 'effnet-ray[tpe]')."""
+    budget: float | None = None
+    """Device-seconds that the sweep may spend."""
+    objective: tyro.conf.OmitArgPrefixes[Objective] = field(default_factory=Objective)
+
+
+SMALL = {**LOCAL, "image_size": 32}
+"""With --local. Found by trying: as good on the sample data as 64 px, in a third of the time."""
+
+
+def tune_job(argv: Sequence[str]) -> dict[str, Any]:
+    """`jobs/tune.py`."""
+    argv, domains, given = _split(argv)
+    small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
+    flags = shared.parse(Tune, argv, SMALL, **small)
+    where = flags.where
+    people = People()
+    data = where.data or shared.sample(people)
+
+    def connect(placement: Placement) -> None:
+        people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
+
+    with SweepView(people) as view:
+        found = tune(
+            shared.recipe(flags),
+            flags.placement,
+            data,
+            variants=[name for name in flags.variants.split(",") if name],
+            trials=flags.trials,
+            runs=where.runs,
+            space=_space([*flags.space, *domains], given),
+            searcher=flags.searcher,
+            budget=flags.budget,
+            objective=flags.objective,
+            workers=flags.placement.workers if _says_workers(argv) else None,
+            name=flags.name or None,
+            mirror=where.weights_mirror or None,
+            hear=view.hear,
+            connect=connect,
+        )
+    release, front = publish(found, where.store)
+    page = storage.join(found.uri, record.REPORT)
+    storage.write_bytes(page, report.html(found))
+    _summary(people, found, release, page)
+    return {
+        **summary(found),
+        "release": release.reference,
+        "release_uri": release.uri,
+        "pareto_releases": [other.reference for other in front],
+        "report": page,
+    }
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
+    """The flags without those that give a domain, these as FIELD=DOMAIN, and fields given."""
+    known = {known.name for known in fields(Recipe)}
+    rest, domains, given = list[str](), list[str](), set[str]()
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag[:2] != "--" or name not in known:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if DOMAIN.match(value):
+            domains.append(f"{name}={value}")
+        else:
+            given.add(name)
+            rest += [flag, value] if value else [flag]
+    return rest, domains, given
+
+
+def _space(entries: Sequence[str], given: set[str]) -> dict[str, Any]:
+    """The space asked for; the default one without what flags give."""
+    if not entries:
+        return {name: text for name, text in space.DEFAULT.items() if name not in given}
+    described = space.describe(entries)
+    twice = sorted(given & set(described))
+    if twice:
+        raise RecipeError(
+            f"{twice[0]} is given by a flag and in the search space: give one of the two"
+        )
+    return described
+
+
+def _says_workers(argv: Sequence[str]) -> bool:
+    """Whether a person, or the cluster's files, decided each trial's workers."""
+    return "--workers" in argv or shared.workers_from_environment()
+
+
+def _summary(people: People, found: Outcome, release: Release, page: str) -> None:
+    best = found.best
+    spent = sum(trial.device_seconds for trial in found.trials)
+    states = ", ".join(f"{n} {state}" for state, n in outcome.counts(found.trials).items())
+    front = ", ".join(
+        f"{entry.trial.variant.upper()} {entry.trial.eval_top1:.2%} ({entry.cost.gmacs:.2g} GMACs)"
+        for entry in found.pareto
+    )
+    top1 = f"{best.trial.eval_top1:.2%}"
+    people.table(
+        f"{release.reference}: {best.trial.variant.upper()}, eval top-1 {top1}",
+        {
+            "release": release.uri,
+            "Pareto front": front,
+            "trials": states,
+            "spent": f"{spent:,.0f} device-seconds, {outcome.saved(found.trials):,.0f} saved by "
+            "stopping early",
+            "report": page,
+            "resume": "run the same command again: finished trials are not repeated",
+        },
+    )

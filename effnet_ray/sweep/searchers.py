@@ -1,0 +1,90 @@
+"""Where the cheapest variant's settings come from: chance, or Optuna's TPE as Ray Tune has it."""
+
+from random import Random
+from typing import Any, Protocol
+
+from ray import tune
+
+from effnet_ray.errors import RecipeError
+from effnet_ray.sweep.record import Trial
+from effnet_ray.sweep.schedule import TOP1
+from effnet_ray.sweep.space import Domain, Settings, Space
+
+RANDOM, TPE = "random", "tpe"
+
+
+class Draws(Protocol):
+    """Makes settings."""
+
+    def __call__(self, number: int) -> Settings:
+        """For the trial of this number."""
+
+    def learns(self, trial: Trial) -> None:
+        """A trial is over."""
+
+
+def draws(searcher: str, space: Space, seed: int) -> Draws:
+    """Raises RecipeError for an unknown searcher, or where Optuna is not installed."""
+    if searcher == RANDOM:
+        return Chance(space, seed)
+    if searcher != TPE:
+        raise RecipeError(f"searcher {searcher!r} is unknown: choose random or tpe")
+    try:
+        return Tpe(space, seed)
+    except ImportError as error:
+        raise RecipeError(
+            "--searcher tpe needs Optuna: pip install 'effnet-ray[tpe]', or choose random"
+        ) from error
+
+
+class Chance:
+    """Every number has its own draw, whatever came before."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space, self._seed = space, seed
+
+    def __call__(self, number: int) -> Settings:
+        """For the trial of this number."""
+        return self._space.draw(Random(f"{self._seed} {number}"))
+
+    def learns(self, trial: Trial) -> None:
+        """Chance does not."""
+
+
+class Tpe:
+    """Optuna's tree-structured Parzen estimator, through Ray Tune's integration."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        """Raises ImportError where Optuna is not installed."""
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        domains = {name: _tunes(domain) for name, domain in space.domains.items()}
+        self._search = OptunaSearch(space=domains, metric=TOP1, mode="max", seed=seed)
+        self._asked: set[int] = set()
+
+    def __call__(self, number: int) -> Settings:
+        """For the trial of this number, from all that it has learned."""
+        self._asked.add(number)
+        return dict(self._search.suggest(str(number)))
+
+    def learns(self, trial: Trial) -> None:
+        """From trials of its own, and from those of an earlier call."""
+        if trial.number in self._asked:
+            report = {TOP1: trial.eval_top1} if trial.curve else None
+            self._search.on_trial_complete(str(trial.number), report, error=report is None)
+        elif trial.curve:
+            self._search.add_evaluated_point(trial.settings, trial.eval_top1)
+
+
+def _tunes(domain: Domain) -> Any:
+    """The domain as Ray Tune writes it."""
+    match domain.kind:
+        case "choice":
+            return tune.choice(list(domain.choices))
+        case "int":
+            return tune.randint(int(domain.low), int(domain.high) + 1)
+        case "log":
+            return tune.loguniform(domain.low, domain.high)
+    return tune.uniform(domain.low, domain.high)
