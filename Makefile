@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 
-.PHONY: quickstart setup test test-fast test-all lint lock
+.PHONY: quickstart sweep-demo setup test test-fast test-all lint lock
 
 quickstart: setup
 	$(BIN)/python jobs/finetune.py --local --name quickstart
+
+sweep-demo: setup
+	$(BIN)/python jobs/tune.py --local --name sweep-demo
 
 setup: $(VENV)/.installed
 

@@ -1,6 +1,6 @@
 """Fine-tune EfficientNet B0–B7 on a Ray cluster, from images in object storage to a release.
 
-The straight line as a Python API: `pack` → `finetune` → `ModelStore.publish`. Importing this
+The straight line as a Python API: `pack` → `finetune` or `tune` → `ModelStore`. Importing this
 package loads neither Ray nor torch; the names below load their modules when first used.
 """
 
@@ -12,16 +12,18 @@ from effnet_ray.recipe import Placement, Recipe
 if TYPE_CHECKING:
     from effnet_ray.data.pack import Packing, pack
     from effnet_ray.store.releases import ModelStore
+    from effnet_ray.sweep.tune import tune
     from effnet_ray.train.finetune import finetune
 
 __version__ = "0.1.0"
-__all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack"]
+__all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack", "tune"]
 
 _HOMES = {
     "ModelStore": "effnet_ray.store.releases",
     "Packing": "effnet_ray.data.pack",
     "finetune": "effnet_ray.train.finetune",
     "pack": "effnet_ray.data.pack",
+    "tune": "effnet_ray.sweep.tune",
 }
 
 

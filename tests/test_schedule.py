@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from effnet_ray.sweep.schedule import REACHED, TOP1, Brackets
+from effnet_ray.sweep.schedule import REACHED, RUNGS, TOP1, Brackets
 
 STOP = TrialScheduler.STOP
 
@@ -74,3 +74,10 @@ def test_a_variants_verdicts_do_not_depend_on_other_variants(
 def test_a_trial_that_has_reached_its_end_is_not_called_stopped() -> None:
     told = [(0, "b0", 1.0, 0.9), (1, "b0", 1.0, 0.1)]
     assert STOP not in verdicts(told)[1]
+
+
+def test_the_rungs_are_where_asha_places_them() -> None:
+    brackets = Brackets()
+    brackets.enter("b0", 0)
+    placed = [rung for rung, _ in brackets._of["b0"]._brackets[0]._rungs]
+    assert sorted(placed) == pytest.approx(RUNGS)

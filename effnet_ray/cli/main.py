@@ -5,10 +5,12 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from effnet_ray.errors import EffnetRayError
+from effnet_ray.train import session
 
 
 def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
@@ -17,8 +19,11 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
     # The hub's client warns about its own retries; our sentence says what it comes to.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Ray prints warnings to stdout, up to its end; there, our JSON is the last line.
+    asks = {"-h", "--help"} & set(arguments)
     try:
-        answer = job(arguments)
+        with redirect_stdout(sys.stdout if asks else sys.stderr), session.leaving():
+            answer = job(arguments)
     except EffnetRayError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.exit_code

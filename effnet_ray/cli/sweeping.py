@@ -59,12 +59,16 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     argv, domains, given = _split(argv)
     small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
     flags = shared.parse(Tune, argv, SMALL, **small)
-    where = flags.where
+    if "variant" in given:
+        raise RecipeError("a sweep has several variants: give --variants b0,b1,…, not --variant")
     people = People()
-    data = where.data or shared.sample(people)
+    data = flags.where.data or shared.sample(people)
 
     def connect(placement: Placement) -> None:
-        people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
+        where = session.connect(
+            placement, local=flags.local, verbose=flags.verbose, dashboard=True
+        )
+        people.say(f"Ray: {where}")
 
     with SweepView(people) as view:
         found = tune(
@@ -73,18 +77,18 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
             data,
             variants=[name for name in flags.variants.split(",") if name],
             trials=flags.trials,
-            runs=where.runs,
-            space=_space([*flags.space, *domains], given),
+            runs=flags.where.runs,
+            space=_space([*flags.space, *domains], given, flags.recipe),
             searcher=flags.searcher,
             budget=flags.budget,
             objective=flags.objective,
             workers=flags.placement.workers if _says_workers(argv) else None,
             name=flags.name or None,
-            mirror=where.weights_mirror or None,
+            mirror=flags.where.weights_mirror or None,
             hear=view.hear,
             connect=connect,
         )
-    release, front = publish(found, where.store)
+    release, front = publish(found, flags.where.store)
     page = storage.join(found.uri, record.REPORT)
     storage.write_bytes(page, report.html(found))
     _summary(people, found, release, page)
@@ -117,10 +121,11 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
     return rest, domains, given
 
 
-def _space(entries: Sequence[str], given: set[str]) -> dict[str, Any]:
-    """The space asked for; the default one without what flags give."""
+def _space(entries: Sequence[str], given: set[str], recipe: Recipe) -> dict[str, Any]:
+    """The space asked for; a default one without what flags give."""
     if not entries:
-        return {name: text for name, text in space.DEFAULT.items() if name not in given}
+        usual = space.FROM_SCRATCH if recipe.weights == "none" else space.DEFAULT
+        return {name: text for name, text in usual.items() if name not in given}
     described = space.describe(entries)
     twice = sorted(given & set(described))
     if twice:

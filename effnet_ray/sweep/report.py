@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from effnet_ray.sweep import outcome, record
-from effnet_ray.sweep.schedule import FIRST_RUNG
+from effnet_ray.sweep.schedule import RUNGS
 from effnet_ray.sweep.tune import Outcome
 
 COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#5c5f66")
@@ -68,8 +68,10 @@ def _curves(found: Outcome, axes: Axes) -> None:
         axes.plot(reached, top1, color=colour, lw=1.2, alpha=0.8,
                   label=trial.variant.upper() if new else None)  # fmt: skip
         axes.plot(reached[-1], top1[-1], ENDS.get(trial.state, "."), color=colour, ms=5)
-    axes.axvline(100 * FIRST_RUNG, color="#868e96", lw=0.8, ls=":")
-    axes.set(xlabel="% of the trial's epochs (dotted: the rung)", ylabel="eval top-1, %")
+    for rung in RUNGS:
+        axes.axvline(100 * rung, color="#868e96", lw=0.8, ls=":")
+    axes.set(xlabel="% of the trial's epochs (dotted: rungs)", ylabel="eval top-1, %")
+    axes.set_xlim(0, 104)
     axes.legend(frameon=False)
 
 
@@ -85,6 +87,9 @@ def _front(found: Outcome, axes: Axes) -> None:
         axes.annotate(f"{entry.trial.variant.upper()} #{entry.trial.number}", (cost, value),
                       xytext=(4, 5), textcoords="offset points", fontsize=9)  # fmt: skip
     axes.set(xscale="log", xlabel="G multiply-adds an image", ylabel="eval top-1, %")
+    axes.minorticks_off()
+    ticks = sorted({entry.cost.gmacs for entry in found.board})
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
 
 
 def _money(found: Outcome, axes: Axes) -> None:

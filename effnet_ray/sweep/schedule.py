@@ -20,6 +20,8 @@ KEEPS = 2 / 3
 FIRST_RUNG = 0.6
 """Share of a full trial after which it may be stopped; the next rung lies at 0.9. Earlier, rates
 that are too high look better than they will be (`benchmarks/search.py`)."""
+RUNGS = (FIRST_RUNG, FIRST_RUNG / KEEPS)
+"""Where ASHA looks: as it places them."""
 
 
 @dataclass(frozen=True, slots=True)

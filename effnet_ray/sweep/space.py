@@ -29,6 +29,9 @@ DEFAULT = {
 }
 """What decides most when fine-tuning with AdamW, in ranges that hold the Recipe's defaults."""
 
+FROM_SCRATCH = {**DEFAULT, "lr": "log:1e-3:1e-2"}
+"""Without pretrained weights there is further to go."""
+
 ELSEWHERE = {
     "variant": "list variants with --variants",
     "epochs": "--epochs is the length of every trial that is not stopped early",

@@ -88,7 +88,7 @@ def tune(
     mirror: str | None = None,
     hear: Hear = lambda told: None,
     connect: Callable[[Placement], object] = lambda p: session.connect(
-        p, local=False, verbose=False
+        p, local=False, verbose=False, dashboard=True
     ),
 ) -> Outcome:
     """Find the best model among `trials` recipes; continue an unfinished sweep.
@@ -278,12 +278,7 @@ def _outcome(
     board = outcome.leaderboard(tried, costs.by_number(sweep, tried, known))
     best = outcome.choose(board, objective)
     if best is None:
-        reasons = [f"trial {t.number} ({t.variant}): {t.reason}" for t in tried if t.reason]
-        why = reasons[0] if reasons else "raise --budget or the limits of the objective"
-        raise TrainingError(
-            f"sweep {sweep.name!r} found no model: of {len(tried)} trials {len(board)} finished, "
-            f"none within the limits: {why}"
-        )
+        raise TrainingError(f"sweep {sweep.name!r} found no model: {_why_none(tried, len(board))}")
     return Outcome(
         sweep=sweep,
         uri=uri,
@@ -294,3 +289,14 @@ def _outcome(
         objective=objective,
         trained_seconds=trained_seconds,
     )
+
+
+def _why_none(tried: Sequence[Trial], finished: int) -> str:
+    if finished:
+        return f"{finished} trials finished, none within the limits: raise the objective's limits"
+    failed = [trial for trial in tried if trial.state == record.FAILED]
+    if failed:
+        first = failed[0]
+        return f"{len(failed)} trials failed, the first, {first.run}, because: {first.reason}"
+    states = ", ".join(f"{n} {state}" for state, n in outcome.counts(tried).items())
+    return f"no trial came to its end ({states}): raise --budget under another --name"

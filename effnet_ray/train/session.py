@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,12 @@ def submitted() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
+def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool = False) -> str:
     """Join the cluster this job was submitted to, else start Ray here; say which.
 
+    `dashboard`: start Ray's, too. Ray Train asks it whether a run's controller still lives, and
+    without an answer never returns what a killed one had leased (ray 2.60
+    `placement_group_cleaner.py`): a sweep, which stops trials, needs it.
     Only RAY_ADDRESS (which `ray job submit` sets) makes a job join a cluster: one that merely
     happens to run on this machine is left alone.
     """
@@ -46,6 +50,8 @@ def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
         # Ray decides about its dashboards' and workers' noise from these, when it starts.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+        # Ray warns of four times as many processes as may start at once; a sweep has more.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     options = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
@@ -57,10 +63,21 @@ def connect(placement: Placement, *, local: bool, verbose: bool) -> str:
     ray.init(
         address="local",
         num_cpus=cpus,
-        include_dashboard=False,
+        include_dashboard=dashboard,
         **options,
     )
     return f"a local Ray on this machine ({cpus} CPUs)"
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Leave Ray at the end, if it was joined meanwhile."""
+    joined = ray.is_initialized()
+    try:
+        yield
+    finally:
+        if not joined:
+            ray.shutdown()
 
 
 def lease(placement: Placement, uris: Sequence[str]) -> Lease:

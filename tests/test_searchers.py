@@ -1,0 +1,53 @@
+"""Where settings come from: chance that depends on nothing, and a TPE that learns."""
+
+from effnet_ray.sweep import searchers
+from effnet_ray.sweep.record import Point, Trial
+from effnet_ray.sweep.searchers import Chance, Tpe
+from effnet_ray.sweep.space import DEFAULT, Settings, parse
+
+SPACE = parse(
+    {"lr": "log:1e-4:1e-1", "batch_size": "int:8:16", "batchnorm": "choice:train,frozen"}
+)
+
+
+def trial(number: int, settings: Settings) -> Trial:
+    """The nearer lr is to 1e-4, the better."""
+    top1 = 1 - (settings["lr"] / 0.1) ** 0.5
+    curve = (Point(reached=1.0, eval_top1=top1, device_seconds=1),)
+    return Trial(
+        number=number, variant="b0", settings=settings, state="finished", run="r", curve=curve
+    )
+
+
+def test_a_number_has_its_settings_whatever_came_before() -> None:
+    first, second = Chance(parse(DEFAULT), 3), Chance(parse(DEFAULT), 3)
+    assert first(7) == [second(n) for n in range(8)][7]
+    assert first(7) != first(8)
+    assert first(7) != Chance(parse(DEFAULT), 4)(7)
+
+
+def test_tpe_draws_from_the_space_and_learns_where_it_is_good() -> None:
+    search = searchers.draws("tpe", SPACE, 0)
+    rates = []
+    for number in range(60):
+        settings = search(number)
+        assert 1e-4 <= settings["lr"] <= 1e-1
+        assert settings["batch_size"] in range(8, 17) and type(settings["batch_size"]) is int
+        assert settings["batchnorm"] in ("train", "frozen")
+        rates.append(settings["lr"])
+        search.learns(trial(number, settings))
+    chance = Chance(SPACE, 0)
+    by_chance = sorted(chance(number)["lr"] for number in range(60))[30]
+    assert sorted(rates[30:])[15] < by_chance / 3
+
+
+def test_tpe_learns_from_an_earlier_call_and_from_failures() -> None:
+    search = Tpe(SPACE, 0)
+    chance = Chance(SPACE, 1)
+    for number in range(40):
+        search.learns(trial(number, chance(number)))
+    good = [search(number)["lr"] for number in range(40, 50)]
+    assert sorted(good)[5] < 1e-2
+    failed = Trial(number=40, variant="b0", settings={}, state="failed", run="r")
+    search.learns(failed)
+    assert search(50)
