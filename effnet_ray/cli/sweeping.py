@@ -50,8 +50,8 @@ class Tune(Training):
     objective: tyro.conf.OmitArgPrefixes[Objective] = field(default_factory=Objective)
 
 
-SMALL = {**LOCAL, "image_size": 32}
-"""With --local. Found by trying: as good on the sample data as 64 px, in a third of the time."""
+SMALL = {**LOCAL, "image_size": 48, "batch_size": 64}
+"""With --local: smaller than a single run's. A B0 comes to 0.96 with a rate of 5e-3."""
 
 
 def tune_job(argv: Sequence[str]) -> dict[str, Any]:
