@@ -4,10 +4,12 @@ import io
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
+from effnet_ray.data import duplicates
 from effnet_ray.data.duplicates import NEAR_BITS, distance, near_pairs, phash
 
 
@@ -72,3 +74,22 @@ def test_plain_pictures_are_not_compared() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare_is_no_pair(count: int) -> None:
     assert near_pairs(hashed(tiles(count))).shape == (0, 2)
+
+
+def test_many_equal_images_leave_room_for_the_nearly_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplicates, "LISTED", 6)
+    hashes = hashed(tiles(2))
+    digests = ["same"] * 20 + ["other"]
+    seen = pa.table(
+        {
+            "path": [f"{n:02d}.jpg" for n in range(21)],
+            "label": [0] * 21,
+            "digest": digests,
+            "phash": pa.array([int(hashes[0])] * 20 + [int(hashes[0]) ^ 1], pa.uint64()),
+            "reason": [""] * 21,
+        }
+    )
+    found = duplicates.listed(seen, np.zeros(21, np.int64), ["cat"])["distance"].to_pylist()
+    assert found == [0, 0, 0, 1, 1, 1]

@@ -99,6 +99,7 @@ FORMS: dict[str, Write] = {
     "tar": write_tar,
     "tar with JSON": lambda images, out: write_tar(images, out, kind="json"),
     "tar.gz": lambda images, out: write_tar(images, out, "000.tar.gz"),
+    "upper-case tar": lambda images, out: write_tar(images, out, "000.TAR"),
 }
 
 
@@ -184,6 +185,26 @@ def test_archives_named_as_splits_are_the_splits(images: Path, out: Path, write:
         write(images, out, "dogs-val-000.tar")
     splits = listed(str(out), out).images["split"].to_pylist()
     assert set(splits) == {"train", "eval"} and Counter(splits)["eval"] in (12, 24)
+
+
+def test_one_parquet_file_is_read_without_its_neighbours(images: Path, out: Path) -> None:
+    folder = write_hugging_face(images, out, splits=("train", "validation"))
+    (out / "data/broken.parquet").write_bytes(b"no Parquet")
+    found = listed(f"{folder}/data/train-00000-of-00001.parquet", out)
+    assert len(found.images) == len(files(images)[::2])
+
+
+def test_pictures_of_other_kinds_are_quarantined_not_overlooked(images: Path, out: Path) -> None:
+    folder = next(path.parent for path in files(images))
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    shutil.copy(next(folder.glob("*.jp*g")), folder / "scanned.jfif")
+    data = str(out / "packed")
+    manifest = pack(str(images), data)
+    assert sum(manifest.images.values()) == len(files(images)) - 1
+    left_out = pq.read_table(f"{data}/quarantine.parquet").to_pylist()
+    assert [(row["path"], row["reason"][:13]) for row in left_out] == [
+        (f"{folder.name}/phone.HEIC", "it is no JPEG")
+    ]
 
 
 def test_a_split_column_decides(images: Path, out: Path) -> None:

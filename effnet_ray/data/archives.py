@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data.images import SUFFIXES as IMAGES
+from effnet_ray.data.images import PICTURES
 from effnet_ray.errors import DatasetError
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -103,7 +103,7 @@ def holds_images(schema: pa.Schema) -> bool:
 
 def class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] | None:
     """Names of a ClassLabel column, from the first Parquet file; None where it tells none."""
-    files = [path for path in paths if path.endswith(".parquet")]
+    files = [path for path in paths if path.lower().endswith(".parquet")]
     if not files:
         return None
     filesystem, path = storage.arrow_filesystem(storage.join(source, files[0]))
@@ -130,13 +130,14 @@ def index(job: Job) -> pa.Table:
 
 def _index(job: Job) -> pa.Table:
     """Read the archive once, from its beginning to its end."""
-    if job.path.endswith(".tar"):
+    kind = job.path.lower()
+    if kind.endswith(".tar"):
         return _table(job, _samples(job, "r|"), job.uri)
     with tempfile.TemporaryDirectory(prefix="effnet-spool-") as folder:
         local = Path(folder) / "images"
         spooled = storage.join(job.spool, f"{job.key}.images")
         with local.open("wb") as spool:
-            images = _cells(job) if job.path.endswith(".parquet") else _samples(job, "r|gz")
+            images = _cells(job) if kind.endswith(".parquet") else _samples(job, "r|gz")
             found = _table(job, _spooled(images, spool), spooled)
         storage.upload(local, spooled)
         return found
@@ -219,7 +220,7 @@ def _samples(job: Job, mode: str) -> Iterator[Sample]:
             yield from _sample(job, sample)
             sample = {}
         sample |= {"key": key}
-        if f".{kind}" in IMAGES:
+        if f".{kind}" in PICTURES:
             sample |= {"image": (offset, data), "kind": kind}
         elif data is not None:
             sample[kind] = data
@@ -239,9 +240,9 @@ def _members(job: Job, mode: str) -> Iterator[tuple[str, str, int, Any]]:
                 if not member.isfile() or not stem:
                     continue
                 kind, data = kind.lower(), None
-                if f".{kind}" in IMAGES and mode == "r|":
+                if f".{kind}" in PICTURES and mode == "r|":
                     data = member.size
-                elif f".{kind}" in IMAGES or kind in ("cls", "txt", "json"):
+                elif f".{kind}" in PICTURES or kind in ("cls", "txt", "json"):
                     file = tar.extractfile(member)
                     data = file.read() if file else b""
                 yield f"{folder}/{stem}".lstrip("/"), kind, member.offset_data, data

@@ -8,13 +8,18 @@ fewer. A gradient hash (dHash) lost a fifth of the pictures made a tenth brighte
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from effnet_ray.data import splits
+from effnet_ray.data.archives import values
 from effnet_ray.data.images import Pixels
+from effnet_ray.data.sources import SPLITS
+from effnet_ray.data.splits import Ints
 
 Hashes = npt.NDArray[np.uint64]
 Pairs = npt.NDArray[np.int64]
@@ -29,6 +34,8 @@ GREY = cv2.COLOR_RGB2GRAY
 NEIGHBOURS = 8
 """Of images that agree in three bytes each is compared with so many: enough for pairs and small
 families, and linear in the number of images."""
+LISTED = 100_000
+"""So many pairs are listed at most; where there are more, half of them are equal ones."""
 
 
 def phash(pixels: Pixels) -> int:
@@ -62,3 +69,35 @@ def _candidates(hashes: Hashes) -> Iterator[Pairs]:
         for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
             same = key[order[:-step]] == key[order[step:]]
             yield np.stack([order[:-step][same], order[step:][same]], axis=1)
+
+
+def listed(seen: pa.Table, split: Ints, classes: Sequence[str]) -> pa.Table:
+    """Pairs of equal (distance 0) and nearly equal images (differing bits, at least 1).
+
+    `seen` are all images by id, with `path`, `label`, `digest`, `phash` and `reason`; `split` is
+    every image's. What was left out is nobody's duplicate.
+    """
+    good = np.flatnonzero([not reason for reason in values(seen, "reason")])
+    digest = splits.codes(values(seen.take(good), "digest"))
+    hashes = seen["phash"].to_numpy()[good]
+    near = near_pairs(hashes)
+    near = near[digest[near[:, 0]] != digest[near[:, 1]]]
+    exact = _equal_pairs(digest)[: max(LISTED // 2, LISTED - len(near))]
+    near = near[: LISTED - len(exact)]
+    columns: dict[str, object] = {}
+    for prefix, side in (("", 0), ("other_", 1)):
+        ids = good[np.concatenate([exact, near])[:, side]]
+        these = seen.take(ids)
+        columns[f"{prefix}path"] = values(these, "path")
+        columns[f"{prefix}split"] = [SPLITS[split[i]] for i in ids]
+        columns[f"{prefix}label"] = [classes[i] for i in values(these, "label")]
+    far = np.maximum(1, distance(hashes, near)).astype(np.int64)
+    columns["distance"] = np.concatenate([np.zeros(len(exact), np.int64), far])
+    return pa.table(columns)
+
+
+def _equal_pairs(digest: Ints) -> Pairs:
+    """Every image and the next one with the same digest."""
+    order = np.argsort(digest, kind="stable")
+    same = digest[order[:-1]] == digest[order[1:]]
+    return np.stack([order[:-1][same], order[1:][same]], axis=1)

@@ -27,7 +27,9 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may open: an allow-list, since its rarer readers have had the memory errors."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (*SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
+"""What people know as pictures: those we do not decode are set aside by name, not overlooked."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own bound against decompression bombs (`Image.MAX_IMAGE_PIXELS`)."""

@@ -51,7 +51,7 @@ def index(source: str, columns: Columns, each: Each) -> Manifest:
 
     Raises DatasetError where they cannot be trained from as they are; then `pack` rewrites them.
     """
-    paths = [path for path in storage.sizes(source) if path.endswith(".parquet")]
+    paths = [path for path in storage.sizes(source) if path.lower().endswith(".parquet")]
     by_split = _by_split(source, paths)
     classes = sources.class_names(columns.classes) if columns.classes else None
     known = classes or archives.class_names(source, paths, columns.label_column)

@@ -8,7 +8,7 @@ done is found again when packing is run again.
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
@@ -38,9 +38,6 @@ SHARD_BYTES = 128 * 1024**2
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"
 BEGUN = "begun.json"
-
-NAMED_PAIRS = 100_000
-"""So many duplicates are listed at most."""
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -279,7 +276,7 @@ def _conclude(
     seen = _seen(written)
     bad = seen.take(np.flatnonzero([bool(reason) for reason in values(seen, "reason")]))
     _write_table(bad.select(["path", "reason", "digest"]), storage.join(out, QUARANTINE))
-    twice = _duplicates(seen, split, listing.classes)
+    twice = duplicates.listed(seen, split, listing.classes)
     _write_table(twice, storage.join(out, DUPLICATES))
     manifest = Manifest(
         classes=listing.classes,
@@ -301,29 +298,6 @@ def _by_split(written: dict[str, Written]) -> dict[str, tuple[Shard, ...]]:
         for name in SPLITS
     }
     return {name: there for name, there in found.items() if there}
-
-
-def _duplicates(seen: pa.Table, split: Ints, classes: Sequence[str]) -> pa.Table:
-    """Pairs of equal (distance 0) and nearly equal images (differing bits of their hashes, at
-    least 1), at most NAMED_PAIRS."""
-    good = np.flatnonzero([not reason for reason in values(seen, "reason")])
-    digest = splits.codes(values(seen.take(good), "digest"))
-    order = np.argsort(digest, kind="stable")
-    same = digest[order[:-1]] == digest[order[1:]]
-    exact = np.stack([order[:-1][same], order[1:][same]], axis=1)
-    hashes = seen["phash"].to_numpy()[good]
-    near = duplicates.near_pairs(hashes)
-    near = near[digest[near[:, 0]] != digest[near[:, 1]]]
-    far = np.maximum(1, duplicates.distance(hashes, near))
-    pairs = good[np.concatenate([exact, near])][:NAMED_PAIRS]
-    columns: dict[str, list[str]] = {}
-    for prefix, ids in (("", pairs[:, 0]), ("other_", pairs[:, 1])):
-        these = seen.take(ids)
-        columns[f"{prefix}path"] = values(these, "path")
-        columns[f"{prefix}split"] = [SPLITS[split[i]] for i in ids]
-        columns[f"{prefix}label"] = [classes[i] for i in values(these, "label")]
-    distance = np.concatenate([np.zeros(len(exact), np.int64), far.astype(np.int64)])
-    return pa.table({**columns, "distance": distance[:NAMED_PAIRS]})
 
 
 def _write_table(table: pa.Table, uri: str) -> None:

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import archives
 from effnet_ray.data.archives import table, values
-from effnet_ray.data.images import SUFFIXES
+from effnet_ray.data.images import PICTURES, SUFFIXES
 from effnet_ray.errors import DatasetError, StorageError
 
 SPLITS = ("train", "eval", "test")
@@ -93,8 +92,7 @@ def find(source: str, columns: Columns, out: str, each: Each) -> Listing:
     Raises DatasetError for a source without images, or whose labels or splits cannot be read.
     """
     if source.lower().endswith(TABLES):
-        images = _table(source, columns, out)
-        known: Sequence[str] | None = None
+        images, known = _table(source, columns, out, each)
     else:
         images, known = _folder(source, columns, out, each)
     if columns.classes:
@@ -123,17 +121,24 @@ def _folder(
     if not found and not storage.exists(source):
         raise DatasetError(f"source {source} does not exist: check the path")
     found = {p: size for p, size in found.items() if not f"{source}/{p}".startswith(f"{out}/")}
-    packs = [path for path in found if path.lower().endswith(archives.SUFFIXES)]
+    packs = {p: size for p, size in found.items() if p.lower().endswith(archives.SUFFIXES)}
     if not packs:
         _only_in_tables(columns, source)
         return _class_folders(source, found), None
-    names = archives.class_names(source, packs, columns.label_column)
+    return _archives(source, packs, columns, out, each)
+
+
+def _archives(
+    source: str, packs: dict[str, int], columns: Columns, out: str, each: Each
+) -> tuple[pa.Table, Sequence[str] | None]:
+    """Index of a folder's archives, their bytes by path, and the class names they tell."""
+    names = archives.class_names(source, list(packs), columns.label_column)
     jobs = [
         archives.Job(
-            source, path, found[path], columns.label_column, columns.group_column,
+            source, path, size, columns.label_column, columns.group_column,
             columns.split_column, names, storage.join(out, WORK, "spool"),
         )
-        for path in packs
+        for path, size in packs.items()
     ]  # fmt: skip
     images = pa.concat_tables(each(archives.index, jobs))
     if not len(images):
@@ -152,7 +157,7 @@ def _only_in_tables(columns: Columns, source: str) -> None:
 
 def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
     """One folder per class, or one per split with one per class in each."""
-    paths = [p for p in found if "/" in p and p.lower().endswith(SUFFIXES)]
+    paths = [p for p in found if "/" in p and p.lower().endswith(PICTURES)]
     if not paths:
         raise DatasetError(
             f"no images in {source} ({len(found)} files): expected one folder per class, each "
@@ -174,7 +179,7 @@ def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
 
 def _check_places(source: str, found: dict[str, int], highest: list[str] | None) -> None:
     """No image lies where no class is. `highest`: of those in folders of splits, if they are."""
-    loose = next((p for p in found if "/" not in p and p.lower().endswith(SUFFIXES)), None)
+    loose = next((p for p in found if "/" not in p and p.lower().endswith(PICTURES)), None)
     if highest and len(highest) < 3:
         loose = "/".join(highest)
     if loose:
@@ -184,15 +189,16 @@ def _check_places(source: str, found: dict[str, int], highest: list[str] | None)
         )
 
 
-def _table(source: str, columns: Columns, out: str) -> pa.Table:
+def _table(
+    source: str, columns: Columns, out: str, each: Each
+) -> tuple[pa.Table, Sequence[str] | None]:
     """A table of paths and labels; or one Parquet file of images."""
     if source.lower().endswith(".parquet"):
         filesystem, path = storage.arrow_filesystem(source)
         schema = storage.attempt(source, lambda: pq.read_schema(path, filesystem=filesystem))
         if archives.holds_images(schema):
             folder, _, name = source.rpartition("/")
-            images, _names = _folder(folder, columns, out, map)
-            return images.filter(pc.starts_with(images["path"], f"{name}#"))
+            return _archives(folder, {name: _sizes([source], source)[0]}, columns, out, each)
         rows = storage.attempt(
             source, lambda: pq.read_table(path, filesystem=filesystem), TABLE_BYTES
         )
@@ -217,7 +223,7 @@ def _table(source: str, columns: Columns, out: str) -> pa.Table:
     paths = taken["path"]
     folder = source.rpartition("/")[0]
     files = [p if "://" in p or p.startswith("/") else storage.join(folder, p) for p in paths]
-    return table({**taken, "file": files, "bytes": _sizes(files, source)})
+    return table({**taken, "file": files, "bytes": _sizes(files, source)}), None
 
 
 def _texts(rows: pa.Table, name: str) -> list[Any]:
