@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,8 @@ from PIL import Image
 from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
 
+from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.main import main
 from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.sample import pack_sample
 from effnet_ray.train.record import Result
@@ -130,5 +133,24 @@ def undisturbed(
             placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
             made[workers] = finetune(RECIPE, placement, digits, runs=runs, name=f"w{workers}")
         return made[workers]
+
+    return run
+
+
+# --- jobs
+
+
+@pytest.fixture
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., str]:
+    """Runs a job, `jobs/finetune.py` if not told, with flags that it refuses; the sentence."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*flags: str, job: Callable[..., dict[str, Any]] = finetune_job) -> str:
+        assert main(job, list(flags)) == 2
+        seen = capsys.readouterr()
+        assert seen.out == "" and "Traceback" not in seen.err
+        return seen.err.strip().splitlines()[-1]
 
     return run

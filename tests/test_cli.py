@@ -4,13 +4,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from servers import s3_environment
 
 from effnet_ray import Recipe
-from effnet_ray.cli.finetuning import finetune_job
 from effnet_ray.cli.main import main
 from effnet_ray.cli.packing import pack_job
 from effnet_ray.data import manifest as manifests
@@ -18,22 +16,6 @@ from effnet_ray.data.pack import pack
 from effnet_ray.train import record
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Refused:
-    """Runs `jobs/finetune.py` with flags that must be refused; gives the sentence."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-    def run(*flags: str, job: Callable[..., dict[str, Any]] = finetune_job) -> str:
-        assert main(job, list(flags)) == 2
-        seen = capsys.readouterr()
-        assert seen.out == "" and "Traceback" not in seen.err
-        return seen.err.strip().splitlines()[-1]
-
-    return run
 
 
 def copied(packed: Path, to: Path) -> Path:

@@ -60,7 +60,8 @@ class Training:
     name: str = ""
     """Default: made from recipe and data, so that the same command resumes what is unfinished."""
     local: bool = False
-    """Run on this machine alone, small: sample data at 64 px unless flags say otherwise."""
+    """Run on this machine alone, small: sample data at 64 px, a sweep at 48, if flags do not say
+    otherwise."""
     verbose: bool = False
     """Show Ray's own logs."""
 

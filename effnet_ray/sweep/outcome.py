@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effnet_ray.errors import RecipeError
+from effnet_ray.errors import RecipeError, TrainingError
 from effnet_ray.model.cost import Cost
 from effnet_ray.sweep import record
-from effnet_ray.sweep.record import Trial
+from effnet_ray.sweep.record import Sweep, Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,69 @@ class Entry:
             "settings": self.trial.settings,
             "run": self.trial.run,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a sweep found."""
+
+    sweep: Sweep
+    uri: str
+    """The sweep's folder."""
+    trials: tuple[Trial, ...]
+    """All of them, by number."""
+    board: list[Entry]
+    """Finished trials, the best first."""
+    pareto: list[Entry]
+    """The cheapest to use first."""
+    best: Entry
+    """What the objective asks for."""
+    objective: Objective
+    trained_seconds: float
+    """Device-seconds of the call that this came of."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What the job prints, but for the release."""
+        return {
+            "sweep": self.sweep.name,
+            "best": self.best.as_json(),
+            "pareto": [entry.as_json() for entry in self.pareto],
+            "trials": len(self.trials),
+            "states": counts(self.trials),
+            "trained_seconds": self.trained_seconds,
+            "saved_seconds": saved(self.trials),
+        }
+
+
+def concluded(
+    sweep: Sweep,
+    uri: str,
+    trials: Iterable[Trial],
+    costs: Mapping[int, Cost],
+    objective: Objective,
+    trained_seconds: float,
+) -> Outcome:
+    """The outcome of a sweep whose trials are over. `costs`: by number.
+
+    Raises TrainingError where no trial finished, or none stays within the limits.
+    """
+    tried = tuple(sorted(trials, key=lambda trial: trial.number))
+    board = leaderboard(tried, costs)
+    best = choose(board, objective)
+    if best is None:
+        raise TrainingError(f"sweep {sweep.name!r} found no model: {_why_none(tried, len(board))}")
+    return Outcome(sweep, uri, tried, board, pareto(board), best, objective, trained_seconds)
+
+
+def _why_none(tried: Sequence[Trial], finished: int) -> str:
+    if finished:
+        return f"{finished} trials finished, none within the limits: raise the objective's limits"
+    failed = [trial for trial in tried if trial.state == record.FAILED]
+    if failed:
+        first = failed[0]
+        return f"{len(failed)} trials failed, the first, {first.run}, because: {first.reason}"
+    states = ", ".join(f"{n} {state}" for state, n in counts(tried).items())
+    return f"no trial came to its end ({states}): raise --budget under another --name"
 
 
 def leaderboard(trials: Iterable[Trial], cost: Mapping[int, Cost]) -> list[Entry]:

@@ -5,8 +5,7 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.store.release_run import release_run
 from effnet_ray.store.releases import Release
 from effnet_ray.sweep import outcome, record
-from effnet_ray.sweep.outcome import Entry
-from effnet_ray.sweep.tune import Outcome
+from effnet_ray.sweep.outcome import Entry, Outcome
 from effnet_ray.train.record import load_result
 
 

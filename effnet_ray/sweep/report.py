@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from effnet_ray.sweep import outcome, record
+from effnet_ray.sweep.outcome import Outcome
 from effnet_ray.sweep.schedule import RUNGS
-from effnet_ray.sweep.tune import Outcome
 
 COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#5c5f66")
 """One a variant; told apart also by the colour-blind, and labelled besides."""

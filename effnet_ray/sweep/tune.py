@@ -14,13 +14,13 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import RecipeError, TrainingError
+from effnet_ray.errors import RecipeError
 from effnet_ray.model.cost import Cost
 from effnet_ray.recipe import Placement, Recipe
 from effnet_ray.sweep import costs, outcome, record, space as spaces
 from effnet_ray.sweep.book import Book, Told
 from effnet_ray.sweep.ladder import Ladder
-from effnet_ray.sweep.outcome import Entry, Objective
+from effnet_ray.sweep.outcome import Objective, Outcome
 from effnet_ray.sweep.record import Sweep, Trial
 from effnet_ray.sweep.resources import Hardware, Shares, share_out
 from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
@@ -48,24 +48,6 @@ class Plan:
     """Trials that an earlier call ended."""
     foreseen: float
     """Device-seconds if no trial is stopped early, by timm's figures for an RTX 3090."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a sweep found."""
-
-    sweep: Sweep
-    uri: str
-    trials: tuple[Trial, ...]
-    board: list[Entry]
-    """Finished trials, the best first."""
-    pareto: list[Entry]
-    """The cheapest to use first."""
-    best: Entry
-    """What the objective asks for."""
-    objective: Objective
-    trained_seconds: float
-    """Device-seconds of this call."""
 
 
 Hear = Callable[[Plan | Told], None]
@@ -102,39 +84,20 @@ def tune(
     manifest = manifests.load(data)
     manifests.check(manifest.limited(recipe.limit), data)
     sweep = _sweep(recipe, variants, trials, space, searcher, budget, data, manifest, name)
-    uri = storage.join(runs, sweep.name)
-    drawn = draws(searcher, spaces.parse(space), recipe.seed)
-    past = record.trials(uri)
-    ladder = _ladder(sweep, manifest, drawn, past)
-    if record.outcome(uri):
-        record.begin(sweep, uri)  # refuses another sweep of this name
-        return _outcome(sweep, uri, past, objective, _costs(sweep, uri, manifest, placement), 0)
+    search = _Search(sweep, storage.join(runs, sweep.name), manifest, placement, objective)
+    if record.outcome(search.uri):
+        record.begin(sweep, search.uri)  # refuses another sweep of this name
+        return search.outcome(search.past, 0)
     connect(placement)
-    shares = share_out(placement, workers, ladder.waves, recipe.batch_size, _hardware())
-    for chosen in shares.placements.values():
-        session.lease(chosen, [data, runs])
-    objective.check(_costs(sweep, uri, manifest, placement))
-    record.begin(sweep, uri)
-    over = sum(trial.over for trial in past.values())
-    hear(Plan(sweep, shares, over, ladder.to_come))
-    book = _run(Driver(sweep, uri, shares.placements, mirror), shares, ladder, drawn, past, hear)
-    known = _costs(sweep, uri, manifest, placement, book.trials)
-    found = _outcome(sweep, uri, book.trials, objective, known, book.spent)
-    record.write_outcome(summary(found), uri)
+    shares = search.shares(workers, [data, runs])
+    record.begin(sweep, search.uri)
+    over = sum(trial.over for trial in search.past.values())
+    hear(Plan(sweep, shares, over, search.ladder.to_come))
+    book = search.run(shares, mirror, hear)
+    found = search.outcome(book.trials, book.spent)
+    search.clear(book.trials)
+    record.write_outcome(found.as_json(), search.uri)
     return found
-
-
-def summary(found: Outcome) -> dict[str, Any]:
-    """What the job prints, but for the release."""
-    return {
-        "sweep": found.sweep.name,
-        "best": found.best.as_json(),
-        "pareto": [entry.as_json() for entry in found.pareto],
-        "trials": len(found.trials),
-        "states": outcome.counts(found.trials),
-        "trained_seconds": found.trained_seconds,
-        "saved_seconds": outcome.saved(found.trials),
-    }
 
 
 def _sweep(
@@ -178,6 +141,79 @@ def _sweep(
     )
 
 
+class _Search:
+    """A sweep on its way from what is recorded to its outcome."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        uri: str,
+        manifest: Manifest,
+        placement: Placement,
+        objective: Objective,
+    ) -> None:
+        """Raises RecipeError where the budget does not carry one trial to its first rung."""
+        self.sweep, self.uri = sweep, uri
+        self._manifest, self._placement, self._objective = manifest, placement, objective
+        self.past = record.trials(uri)
+        self._draws = draws(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
+        self.ladder = _ladder(sweep, manifest, self._draws, self.past)
+
+    def shares(self, workers: str | None, uris: Sequence[str]) -> Shares:
+        """What each trial leases. Raises InputError where this cluster can never give it, or no
+        model could be chosen."""
+        hardware = Hardware(gpus=session.capacity("GPU")[1], cpus=session.capacity("CPU")[1])
+        batch_size = self.sweep.recipe.batch_size
+        found = share_out(self._placement, workers, self.ladder.waves, batch_size, hardware)
+        for chosen in found.placements.values():
+            session.lease(chosen, uris)
+        self._objective.check(self._costs({}))
+        return found
+
+    def run(self, shares: Shares, mirror: str | None, hear: Hear) -> Book:
+        """Train all that the ladder hands out. Raises KeyboardInterrupt after Ctrl-C."""
+        ladder, folder = self.ladder, storage.join(self.uri, record.RUNS)
+        brackets = Brackets(lambda: ladder.budget is not None and ladder.spent >= ladder.budget)
+        book = Book(
+            self.sweep,
+            self.uri,
+            ladder,
+            brackets,
+            self.past,
+            hear=hear,
+            learn=self._draws.learns,
+            result=lambda name: runs_record.load_result(storage.join(folder, name)),
+        )
+        driver = Driver(self.sweep, self.uri, shares.placements, mirror)
+        _fit(driver, LadderSearch(ladder, book), brackets, shares.concurrent)
+        if not ladder.done:
+            raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
+        return book
+
+    def outcome(self, trials: Mapping[int, Trial], trained_seconds: float) -> Outcome:
+        """Raises TrainingError where there is no model to choose."""
+        tried = trials.values()
+        known = costs.by_number(self.sweep, tried, self._costs(trials))
+        return outcome.concluded(
+            self.sweep, self.uri, tried, known, self._objective, trained_seconds
+        )
+
+    def clear(self, trials: Mapping[int, Trial]) -> None:
+        """Delete the checkpoints of trials that did not finish: nobody goes on from them."""
+        for trial in trials.values():
+            if trial.state in (record.STOPPED, record.FAILED):
+                run = storage.join(self.uri, record.RUNS, trial.run)
+                storage.delete(storage.join(run, runs_record.CHECKPOINTS))
+
+    def _costs(self, trials: Mapping[int, Trial]) -> dict[costs.Key, Cost]:
+        """What the models of all variants, and of these trials, cost to use."""
+        tried = [(trial.variant, trial.settings) for trial in trials.values()]
+        plain: list[tuple[str, Settings]] = [(variant, {}) for variant in self.sweep.variants]
+        keys = {costs.key(self.sweep, variant, settings) for variant, settings in [*plain, *tried]}
+        classes = len(self._manifest.classes)
+        return costs.measured(self.sweep, self.uri, classes, self._placement, keys)
+
+
 def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, Trial]) -> Ladder:
     """Raises RecipeError where the budget does not carry one trial to its first rung."""
     full = {
@@ -188,8 +224,8 @@ def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, T
     rung = FIRST_RUNG * full[cheapest]
     if sweep.budget is not None and sweep.budget < rung:
         raise RecipeError(
-            f"a budget of {sweep.budget:,.0f} device-seconds is too small: one trial of "
-            f"{cheapest} takes {rung:,.0f} to its first rung, by timm's figures for an RTX 3090: "
+            f"a budget of {sweep.budget:,g} device-seconds is too small: one trial of "
+            f"{cheapest} takes {rung:,.1f} to its first rung, by timm's figures for an RTX 3090: "
             "raise --budget, or lower --epochs or --image-size"
         )
     return Ladder(
@@ -201,55 +237,18 @@ def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, T
     )
 
 
-def _hardware() -> Hardware:
-    return Hardware(gpus=session.capacity("GPU")[1], cpus=session.capacity("CPU")[1])
-
-
-def _costs(
-    sweep: Sweep,
-    uri: str,
-    manifest: Manifest,
-    placement: Placement,
-    trials: Mapping[int, Trial] | None = None,
-) -> dict[costs.Key, Cost]:
-    """What the models of all variants, or of these trials, cost to use."""
-    tried = [(trial.variant, trial.settings) for trial in (trials or {}).values()]
-    plain: list[tuple[str, Settings]] = [(variant, {}) for variant in sweep.variants]
-    keys = {costs.key(sweep, variant, settings) for variant, settings in [*plain, *tried]}
-    return costs.measured(sweep, uri, len(manifest.classes), placement, keys)
-
-
-def _run(
-    driver: Driver,
-    shares: Shares,
-    ladder: Ladder,
-    drawn: Draws,
-    past: Mapping[int, Trial],
-    hear: Hear,
-) -> Book:
+def _fit(driver: Driver, search: LadderSearch, brackets: Brackets, concurrent: int) -> None:
     """Run Ray Tune. Its own state goes to a folder that is thrown away: we resume from ours."""
-    brackets = Brackets(lambda: ladder.budget is not None and ladder.spent >= ladder.budget)
-    folder = storage.join(driver.uri, record.RUNS)
-    book = Book(
-        driver.sweep,
-        driver.uri,
-        ladder,
-        brackets,
-        past,
-        hear=hear,
-        learn=drawn.learns,
-        result=lambda name: runs_record.load_result(storage.join(folder, name)),
-    )
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one can be silent
     with tempfile.TemporaryDirectory(prefix="effnet-ray-tune-") as scratch:
         Tuner(
             ray_tune.with_resources(lambda config: driver.run(config), WAITING),
             tune_config=TuneConfig(
-                search_alg=LadderSearch(ladder, book),
+                search_alg=search,
                 scheduler=brackets,
                 num_samples=-1,
-                max_concurrent_trials=shares.concurrent,
+                max_concurrent_trials=concurrent,
                 # A stopped trial's process must go at once, and its workers with it.
                 reuse_actors=False,
             ),
@@ -260,43 +259,3 @@ def _run(
                 verbose=0,
             ),
         ).fit()
-    if not ladder.done:
-        raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
-    return book
-
-
-def _outcome(
-    sweep: Sweep,
-    uri: str,
-    trials: Mapping[int, Trial],
-    objective: Objective,
-    known: Mapping[costs.Key, Cost],
-    trained_seconds: float,
-) -> Outcome:
-    """Raises TrainingError where no trial finished, or none stays within the limits."""
-    tried = tuple(trial for _, trial in sorted(trials.items()))
-    board = outcome.leaderboard(tried, costs.by_number(sweep, tried, known))
-    best = outcome.choose(board, objective)
-    if best is None:
-        raise TrainingError(f"sweep {sweep.name!r} found no model: {_why_none(tried, len(board))}")
-    return Outcome(
-        sweep=sweep,
-        uri=uri,
-        trials=tried,
-        board=board,
-        pareto=outcome.pareto(board),
-        best=best,
-        objective=objective,
-        trained_seconds=trained_seconds,
-    )
-
-
-def _why_none(tried: Sequence[Trial], finished: int) -> str:
-    if finished:
-        return f"{finished} trials finished, none within the limits: raise the objective's limits"
-    failed = [trial for trial in tried if trial.state == record.FAILED]
-    if failed:
-        first = failed[0]
-        return f"{len(failed)} trials failed, the first, {first.run}, because: {first.reason}"
-    states = ", ".join(f"{n} {state}" for state, n in outcome.counts(tried).items())
-    return f"no trial came to its end ({states}): raise --budget under another --name"

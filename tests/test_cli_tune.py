@@ -1,0 +1,63 @@
+"""A mistake in a sweep's flags: one sentence on stderr, exit 2, before Ray starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_jobs import job
+
+from effnet_ray.cli.sweeping import tune_job
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--variants", "b0,b8"], "b0, b1, b2, b3, b4, b5, b6, b7"),
+        (["--variants", ""], "variants are none: expected some of b0,"),
+        (["--variants", "b0,b0"], "each once"),
+        (["--variant", "b3"], "give --variants"),
+        (["--trials", "7"], "7 trials are too few for 8 variants"),
+        (
+            ["--budget", "0.01"],
+            "a budget of 0.01 device-seconds is too small: one trial of b0 takes",
+        ),
+        (["--budget", "-5"], "too small"),
+        (["--searcher", "bayes"], "random"),
+        (["--space", "nowhere.json"], "neither FIELD=DOMAIN nor a JSON file"),
+        (["--space", "learning_rate=log:1e-4:1e-2"], "has no field 'learning_rate'"),
+        (["--space", "variant=choice:b0,b1"], "list variants with --variants"),
+        (["--space", "lr=1e-4"], "expected log:LOW:HIGH"),
+        (["--lr", "log:1e-2:1e-4"], "a low end below the high end"),
+        (["--lr", "log:0:1"], "low end lies above 0"),
+        (["--batchnorm", "choice:train,melted"], "'train' or 'frozen'"),
+        (["--lr", "1e-3", "--space", "lr=log:1e-4:1e-2"], "give one of the two"),
+        (["--lr", "log:1e-4:1e-2", "--space", "lr=log:1e-3:1e-2"], "lr twice"),
+        (["--objective", "speed"], "choose accuracy, accuracy-under or cheapest"),
+        (["--objective", "accuracy-under"], "belong together"),
+        (["--max-params", "5"], "belong together"),
+        (["--epochs", "0"], "1 or more"),
+    ],
+)
+def test_impossible_sweeps_are_refused(
+    refused: Callable[..., str], packed: Path, flags: list[str], says: str
+) -> None:
+    assert says in refused("--data", str(packed), "--weights", "none", *flags, job=tune_job)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--gpus-per-worker", "1", "--workers", "64"], "the cluster has 0 and does not grow"),
+        (["--objective", "accuracy-under", "--max-params", "1"], "the cheapest has 4.0 M"),
+    ],
+)
+def test_what_this_cluster_can_never_give_is_refused_before_a_trial_begins(
+    packed: Path, tmp_path: Path, flags: list[str], says: str
+) -> None:
+    runs = tmp_path / "runs"
+    asked = job("tune", "--data", str(packed), "--local", "--runs", str(runs), *flags)
+    out, err = asked.communicate(timeout=120)
+    assert (asked.returncode, out) == (2, "") and "Traceback" not in err
+    assert says in err.splitlines()[-1]
+    assert not list(runs.rglob("sweep.json"))
