@@ -12,7 +12,8 @@
     ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
     ├─ CheckpointError            saved state is damaged or does not fit this Recipe
     └─ TrainingError              a run failed after it had started: exit 1
-        └─ BadImagesError         more images than --max-bad-fraction allows cannot be read
+        ├─ BadImagesError         more images than --max-bad-fraction allows cannot be read
+        └─ LeaderLostError        the process that leads a run's workers died
 
 Every class takes one message, so every one of them pickles and can cross processes.
 A message says what was found, what was expected, and what to do.
@@ -73,3 +74,7 @@ class TrainingError(EffnetRayError):
 
 class BadImagesError(TrainingError):
     """More images than `--max-bad-fraction` allows cannot be read."""
+
+
+class LeaderLostError(TrainingError):
+    """The process that leads a run's workers died."""

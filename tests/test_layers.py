@@ -26,7 +26,7 @@ ORDER = (
 
 DOORS = {
     "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune "
-    "sweep.schedule sweep.costs sweep.searchers sweep.trial sweep.tune",
+    "sweep.schedule sweep.costs sweep.searchers sweep.trial",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage",

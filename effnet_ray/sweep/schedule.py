@@ -35,12 +35,17 @@ class Brackets(FIFOScheduler):  # type: ignore[misc]  # Ray Tune has no types
     """One real ASHA for every variant: trials compete with trials that cost the same.
 
     Rungs lie at shares of a trial's own full cost: no variant is stopped because it is slow, and
-    none goes on because it is cheap. `spent_up` says when the budget ends every trial.
+    none goes on because it is cheap. `spent_up` says when the budget ends every trial; `stop` is
+    told a trial's number when it has been stopped.
     """
 
-    def __init__(self, spent_up: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        spent_up: Callable[[], bool] = lambda: False,
+        stop: Callable[[int], object] = lambda number: None,
+    ) -> None:
         super().__init__()
-        self._spent_up = spent_up
+        self._spent_up, self._stop = spent_up, stop
         self._of: dict[str, ASHAScheduler] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,10 +84,12 @@ class Brackets(FIFOScheduler):  # type: ignore[misc]  # Ray Tune has no types
         """Tune has a trial's report."""
         if result.get(REACHED, 0) >= 1:
             return str(TrialScheduler.CONTINUE)  # it ends by itself
-        if self._spent_up():
-            return str(TrialScheduler.STOP)
-        entrant = Entrant(str(trial.config["number"]))
-        return self.judge(trial.config["variant"], entrant, result)
+        number, verdict = trial.config["number"], str(TrialScheduler.STOP)
+        if not self._spent_up():
+            verdict = self.judge(trial.config["variant"], Entrant(str(number)), result)
+        if verdict == TrialScheduler.STOP:
+            self._stop(number)
+        return verdict
 
     def on_trial_complete(
         self, tune_controller: Any, trial: Trial, result: dict[str, Any]

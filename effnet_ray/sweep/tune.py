@@ -2,14 +2,9 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from ray import tune as ray_tune
-from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
@@ -26,16 +21,10 @@ from effnet_ray.sweep.resources import Hardware, Shares, share_out
 from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
 from effnet_ray.sweep.searchers import RANDOM, Draws, draws
 from effnet_ray.sweep.space import Settings
-from effnet_ray.sweep.trial import Driver
+from effnet_ray.sweep.trial import Driver, leaders, run_trials
 from effnet_ray.train import record as runs_record, session
 from effnet_ray.train.finetune import checked_name
 from effnet_ray.variants import VARIANTS
-
-CRASHES = 2
-"""Times that a trial's driver is started again when its process dies."""
-WAITING = {"node:__internal_head__": 0.001}
-"""What a trial's driver holds: no CPU, since only its workers compute, and a place on the head
-node, which no spot market takes away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +162,11 @@ class _Search:
     def run(self, shares: Shares, mirror: str | None, hear: Hear) -> Book:
         """Train all that the ladder hands out. Raises KeyboardInterrupt after Ctrl-C."""
         ladder, folder = self.ladder, storage.join(self.uri, record.RUNS)
-        brackets = Brackets(lambda: ladder.budget is not None and ladder.spent >= ladder.budget)
+        leads = leaders()
+        brackets = Brackets(
+            lambda: ladder.budget is not None and ladder.spent >= ladder.budget,
+            leads.stop.remote,
+        )
         book = Book(
             self.sweep,
             self.uri,
@@ -184,8 +177,8 @@ class _Search:
             learn=self._draws.learns,
             result=lambda name: runs_record.load_result(storage.join(folder, name)),
         )
-        driver = Driver(self.sweep, self.uri, shares.placements, mirror)
-        _fit(driver, LadderSearch(ladder, book), brackets, shares.concurrent)
+        driver = Driver(self.sweep, self.uri, shares.placements, mirror, leads)
+        run_trials(driver.run, LadderSearch(ladder, book), brackets, shares.concurrent)
         if not ladder.done:
             raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
         return book
@@ -235,27 +228,3 @@ def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, T
         sweep.budget,
         begun={number: trial.state != record.SKIPPED for number, trial in past.items()},
     )
-
-
-def _fit(driver: Driver, search: LadderSearch, brackets: Brackets, concurrent: int) -> None:
-    """Run Ray Tune. Its own state goes to a folder that is thrown away: we resume from ours."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one can be silent
-    with tempfile.TemporaryDirectory(prefix="effnet-ray-tune-") as scratch:
-        Tuner(
-            ray_tune.with_resources(lambda config: driver.run(config), WAITING),
-            tune_config=TuneConfig(
-                search_alg=search,
-                scheduler=brackets,
-                num_samples=-1,
-                max_concurrent_trials=concurrent,
-                # A stopped trial's process must go at once, and its workers with it.
-                reuse_actors=False,
-            ),
-            run_config=RunConfig(
-                name=driver.sweep.name,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=CRASHES),
-                verbose=0,
-            ),
-        ).fit()

@@ -17,7 +17,7 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.ingest import Dataset
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import RecipeError, TrainingError
+from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.recipe import Placement, Recipe
 from effnet_ray.train import checkpoint, progress, record, session
@@ -184,6 +184,12 @@ def _train(
             raise TrainingError(
                 f"run {job.run.name!r} failed: {_cause(error)}: run the same command again to "
                 "resume it from its newest checkpoint"
+            ) from error
+        except ray.exceptions.RayActorError as error:
+            raise LeaderLostError(
+                f"run {job.run.name!r} failed: the process that leads its workers died (killed, "
+                "or out of memory?): run the same command again to resume it from its newest "
+                "checkpoint"
             ) from error
 
 
