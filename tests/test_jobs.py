@@ -36,8 +36,8 @@ def job(name: str, *flags: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=240)
+def answer(process: subprocess.Popen[str], timeout: float = 240) -> dict[str, Any]:
+    out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     answered: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answered

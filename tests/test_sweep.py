@@ -84,6 +84,17 @@ def trials(runs: Path, sweep: str) -> list[Trial]:
     return [trial for _, trial in sorted(record.trials(str(runs / sweep)).items())]
 
 
+def flags_for(name: str, digits: str, tmp_path: Path) -> list[str]:
+    where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
+    return [*SMALL, *where, "--name", name]
+
+
+def processes_of(driver: subprocess.Popen[str], kind: str) -> list[psutil.Process]:
+    """Those of a local Ray that run an actor of this class."""
+    every = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in every if kind in " ".join(process.cmdline())]
+
+
 def until(said: Any, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not said():
@@ -112,20 +123,24 @@ def test_on_a_cluster_for_one_trial_a_stopped_one_makes_room_and_a_failed_one_ha
 
 def test_a_killed_sweep_goes_on_where_it_was(digits: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    flags = [*SMALL, "--data", digits, "--runs", str(runs), "--store", f"{tmp_path}/store"]
-    flags += ["--variants", "b0,b1", "--trials", "3", "--name", "pets"]
+    flags = [*flags_for("pets", digits, tmp_path), "--variants", "b0,b1", "--trials", "3"]
     first = job("tune", *flags)
     second_wave = runs / "pets/runs/pets-002-b1/checkpoints"
     until(lambda: any(second_wave.glob("*/checkpoint.json")) or first.poll() is not None)
     first.kill()
     first.communicate()
     assert [trial.over for trial in trials(runs, "pets")] == [True, True, False]
-    records = [f"pets/runs/pets-00{n}-b0/**/*.json" for n in (0, 1)]
+    records = [
+        f"pets/{kind}" for kind in ("runs/*-b0/*.json", "trials/000.json", "trials/001.json")
+    ]
     before = {path: path.stat().st_mtime_ns for name in records for path in runs.glob(name)}
+    assert len(before) >= 5
     answered = answer(job("tune", *flags))
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     states = [trial.state for trial in trials(runs, "pets")]
     assert states.count(FINISHED) + states.count(STOPPED) == answered["trials"] == 3
+    kept = {path.parent.name for path in runs.glob("pets/runs/*/checkpoints")}
+    assert kept == {t.run for t in trials(runs, "pets") if t.state == FINISHED}
     assert_the_contract_holds(answered, tmp_path)
     again = answer(job("tune", *flags))
     assert again == answered | {"trained_seconds": 0}  # reported, not repeated
@@ -152,9 +167,8 @@ def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.long
 def test_ctrl_c_leaves_a_sweep_that_goes_on(digits: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    flags = [*SMALL, "--data", digits, "--runs", str(runs), "--store", f"{tmp_path}/store"]
-    flags += ["--variants", "b0", "--trials", "2", "--name", "stopped", "--epochs", "40"]
-    driver = job("tune", *flags)
+    flags = ["--variants", "b0", "--trials", "2", "--epochs", "40"]
+    driver = job("tune", *flags_for("stopped", digits, tmp_path), *flags)
     until(lambda: any(runs.glob("stopped/runs/*/checkpoints/*/checkpoint.json")))
     driver.send_signal(signal.SIGINT)
     out, err = driver.communicate(timeout=60)
@@ -167,17 +181,28 @@ def test_ctrl_c_leaves_a_sweep_that_goes_on(digits: str, tmp_path: Path) -> None
 @pytest.mark.long
 def test_a_trials_driver_may_be_killed(digits: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    flags = [*SMALL, "--data", digits, "--runs", str(runs), "--store", f"{tmp_path}/store"]
-    flags += ["--variants", "b0", "--trials", "2", "--name", "hit", "--epochs", "10"]
-    driver = job("tune", *flags)
+    flags = ["--variants", "b0", "--trials", "2", "--epochs", "10"]
+    driver = job("tune", *flags_for("hit", digits, tmp_path), *flags)
     until(lambda: any(runs.glob("hit/runs/*/checkpoints/*/checkpoint.json")))
-    hit = [
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if "ImplicitFunc" in " ".join(process.cmdline())
-    ]
-    assert hit
-    hit[0].kill()
+    processes_of(driver, "ImplicitFunc")[0].kill()
     answered = answer(driver)
     assert answered["states"] == {FINISHED: 2} or answered["states"].keys() <= {FINISHED, STOPPED}
     assert all(trial.reason == "" for trial in trials(runs, "hit"))
+
+
+@pytest.mark.long
+def test_a_killed_leader_costs_a_sweep_no_trial(digits: str, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    flags = ["--variants", "b0", "--trials", "1", "--epochs", "10"]
+    driver = job("tune", *flags_for("led", digits, tmp_path), *flags)
+    until(lambda: any(runs.glob("led/runs/*/checkpoints/*/checkpoint.json")))
+    processes_of(driver, "TrainController")[0].kill()
+    assert answer(driver)["states"] == {FINISHED: 1}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_demo_finds_a_model_as_good_as_the_quickstarts(tmp_path: Path) -> None:
+    driver = job("tune", "--local", HOME=str(tmp_path))
+    found = answer(driver, timeout=1700)
+    assert found["trials"] == 8 and found["best"]["eval_top1"] >= 0.975
