@@ -72,13 +72,7 @@ def finetune(
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
         record.create(run, run_uri)
     job = _job(run, run_uri, manifest, data, placement, weights_uri)
-    ending = _Ending(hear)
-    try:
-        with progress.listening(job.board, ending.hear):
-            _train(job, lease, placement, callbacks)
-    except TrainingError:
-        ending.check(run, run_uri)  # a worker's own reason, where it gave one, is the better one
-        raise
+    ending = _train_to_the_end(job, lease, hear, callbacks)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
     record.write_result(result)
     return result
@@ -156,9 +150,21 @@ def _job(
     )
 
 
-def _train(
-    job: Job, lease: session.Lease, placement: Placement, callbacks: Sequence[UserCallback]
-) -> None:
+def _train_to_the_end(
+    job: Job, lease: session.Lease, hear: Hear, callbacks: Sequence[UserCallback]
+) -> "_Ending":
+    """Train; what was heard of it. Raises TrainingError."""
+    ending = _Ending(hear)
+    try:
+        with progress.listening(job.board, ending.hear):
+            _train(job, lease, callbacks)
+    except TrainingError:
+        ending.check(job.run, job.run_uri)  # a worker's own reason is the better one
+        raise
+    return ending
+
+
+def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) -> None:
     """Run Ray Train. Its own state goes to a folder that is thrown away: we resume from ours."""
     with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
         trainer = TorchTrainer(
@@ -173,7 +179,7 @@ def _train(
             run_config=RunConfig(
                 name=job.run.name,
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=placement.max_failures),
+                failure_config=FailureConfig(max_failures=job.placement.max_failures),
                 callbacks=list(callbacks),
             ),
         )
