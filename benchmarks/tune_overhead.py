@@ -3,14 +3,18 @@
     python benchmarks/tune_overhead.py [--trials 100] [--seconds 5] [--concurrent 2]
 
 Plain functions that only sleep go through the sweep's own ladder, brackets and Tune settings, on
-a local Ray of this machine. Ideal is trials × seconds / concurrent. Prints, last, one line of
-JSON: the wall time over the ideal one, and what a trial costs beside its own seconds.
+a local Ray of this machine. Ideal is trials × seconds / concurrent. Then four real trials, one
+after the other: a B0 of two workers on the sample data. A trial's start is the time from its being
+handed out to its first report, less what its workers counted as their own. Prints, last, one line
+of JSON: the wall time over the ideal one, what a function costs beside its own seconds, and the
+seconds of the real trials' starts.
 """
 
 import json
 import math
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +23,17 @@ import ray
 import tyro
 from ray import tune
 
+from effnet_ray import Placement, Recipe
+from effnet_ray.data.sample import pack_sample
+from effnet_ray.sweep import tune as sweep
+from effnet_ray.sweep.book import Told
 from effnet_ray.sweep.ladder import Ladder
 from effnet_ray.sweep.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
 from effnet_ray.sweep.trial import run_trials
+from effnet_ray.sweep.tune import Plan
+
+WORKERS = 2
+"""Of a real trial."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,8 @@ class NoBook:
         """None is skipped."""
 
 
-def main(flags: Flags) -> None:
-    """Run it."""
-    ray.init(num_cpus=os.cpu_count(), include_dashboard=True, log_to_driver=False)
+def plain(flags: Flags) -> float:
+    """Seconds that the functions take."""
     ladder = Ladder({"b0": flags.seconds}, flags.trials, lambda number: {"number": number})
     seconds = flags.seconds
 
@@ -73,17 +84,47 @@ def main(flags: Flags) -> None:
 
     start = time.perf_counter()
     run_trials(sleep, LadderSearch(ladder, NoBook(ladder)), Brackets(), flags.concurrent)
-    wall = time.perf_counter() - start
     assert ladder.done and len(ladder.tries) == flags.trials
+    return time.perf_counter() - start
+
+
+def starts(folder: str) -> list[float]:
+    """Seconds from a real trial's being handed out to its workers' first step."""
+    begun, found = dict[int, float](), dict[int, float]()
+
+    def hear(event: Plan | Told) -> None:
+        if not isinstance(event, Told):
+            return
+        trial, now = event.trial, time.perf_counter()
+        begun.setdefault(trial.number, now)
+        if trial.curve:
+            took = now - begun[trial.number] - trial.device_seconds / WORKERS
+            found.setdefault(trial.number, took)
+
+    pack_sample(f"{folder}/digits")
+    recipe = Recipe(weights="none", image_size=32, epochs=1, batch_size=16, limit=160)
+    sweep.tune(
+        recipe, Placement(workers=str(WORKERS)), f"{folder}/digits", variants=["b0"], trials=4,
+        runs=f"{folder}/runs", workers=str(WORKERS), hear=hear, connect=lambda placement: None,
+    )  # fmt: skip
+    return [found[number] for number in sorted(found)]
+
+
+def main(flags: Flags) -> None:
+    """Run both."""
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=True, log_to_driver=False)
     rounds = math.ceil(flags.trials / flags.concurrent)
-    ideal = rounds * seconds
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-          f"Ray {ray.__version__}")  # fmt: skip
-    print(f"{flags.trials} functions of {seconds:g} s, {flags.concurrent} side by side: "
+    ideal, wall = rounds * flags.seconds, plain(flags)
+    with tempfile.TemporaryDirectory(prefix="effnet-benchmark-") as folder:
+        real = starts(folder)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Ray {ray.__version__}")
+    print(f"{flags.trials} functions of {flags.seconds:g} s, {flags.concurrent} side by side: "
           f"{wall:.1f} s, ideally {ideal:.1f} s")  # fmt: skip
+    print("starts of real trials:", ", ".join(f"{took:.1f} s" for took in real))
     answer = {
         "vs_ideal": round(wall / ideal, 3),
         "seconds_per_trial": round((wall - ideal) / rounds, 2),
+        "real_starts": [round(took, 1) for took in real],
     }
     print(json.dumps(answer))
 

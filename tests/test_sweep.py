@@ -11,8 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
+from servers import fresh_bucket, s3_environment
 from test_jobs import answer, job
 
+from effnet_ray.data.sample import pack_sample
 from effnet_ray.sweep import record
 from effnet_ray.sweep.record import FAILED, FINISHED, STOPPED, Trial
 
@@ -78,6 +80,34 @@ found = tune(recipe, Placement(workers="2", gpus_per_worker=0.5), data, variants
 print(json.dumps({"best": found.best.trial.number, "released": released}))
 """
 """Seed 134 draws a good rate, one that learns nothing, one that explodes, and a good one."""
+
+
+TWO_NODES = """
+import sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from effnet_ray import storage
+from effnet_ray.cli.main import main
+from effnet_ray.cli.sweeping import tune_job
+
+runs, flags = sys.argv[1], sys.argv[1:]
+head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": 0}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+node = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, logging_level="ERROR")
+
+def lose():
+    while sum(path.endswith("checkpoint.json") for path in storage.sizes(runs)) < 2:
+        time.sleep(0.2)
+    cluster.remove_node(node, allow_graceful=False)
+
+threading.Thread(target=lose, daemon=True).start()
+code = main(tune_job, ["--runs", *flags])
+nodes = sum(node["Alive"] for node in ray.nodes())
+ray.shutdown()
+cluster.shutdown()
+sys.exit(code or nodes - 1)
+"""
 
 
 def trials(runs: Path, sweep: str) -> list[Trial]:
@@ -206,3 +236,22 @@ def test_the_demo_finds_a_model_as_good_as_the_quickstarts(tmp_path: Path) -> No
     driver = job("tune", "--local", HOME=str(tmp_path))
     found = answer(driver, timeout=1700)
     assert found["trials"] == 8 and found["best"]["eval_top1"] >= 0.975
+
+
+@pytest.mark.long
+def test_a_killed_node_costs_a_sweep_no_trial(rclone: str) -> None:
+    with s3_environment(rclone):
+        bucket = fresh_bucket()
+        pack_sample(f"{bucket}/digits")
+        where = [f"{bucket}/runs", "--data", f"{bucket}/digits", "--store", f"{bucket}/store"]
+        flags = [flag for flag in SMALL if flag != "--local"]
+        flags += ["--variants", "b0", "--trials", "2", "--image-size", "32", "--epochs", "8"]
+        flags += ["--weights", "none"]
+        done = subprocess.run(
+            [sys.executable, "-c", TWO_NODES, *where, *flags, "--name", "torn"],
+            capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout.splitlines()[-1])
+        assert told["states"].keys() <= {FINISHED, STOPPED} and told["trials"] == 2
+        assert record.trials(f"{bucket}/runs/torn").keys() == {0, 1}
