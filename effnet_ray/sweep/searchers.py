@@ -61,7 +61,8 @@ class Tpe:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         domains = {name: _tunes(domain) for name, domain in space.domains.items()}
-        self._search = OptunaSearch(space=domains, metric=TOP1, mode="max", seed=seed)
+        distributions = OptunaSearch.convert_search_space(domains)
+        self._search = OptunaSearch(space=distributions, metric=TOP1, mode="max", seed=seed)
         self._asked: set[int] = set()
 
     def __call__(self, number: int) -> Settings:
