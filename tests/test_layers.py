@@ -19,17 +19,18 @@ ORDER = (
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
-    "console.people console.packing console.sweeping "
-    "cli.main cli.flags cli.finetuning cli.packing cli.sweeping"
+    "check.findings check.ec2 check.cluster_file "
+    "console.people console.packing console.sweeping console.checking "
+    "cli.main cli.flags cli.finetuning cli.packing cli.sweeping cli.checking"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
     "ray": "data.spread data.ingest train.progress train.session train.worker train.finetune "
-    "sweep.schedule sweep.costs sweep.searchers sweep.trial",
+    "sweep.schedule sweep.costs sweep.searchers sweep.trial check.cluster_file",
     "timm": "model.",
     "s3fs": "storage",
-    "botocore": "retry storage",
+    "botocore": "retry storage check.ec2",
     "tenacity": "retry",
     "torch": "model. train.",
     "PIL": "data.images data.sample",

@@ -31,7 +31,7 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     print(json.dumps({name: _json(value) for name, value in answer.items()}), flush=True)
-    return 0
+    return 1 if answer.get("ok") is False else 0
 
 
 def _json(value: Any) -> Any:

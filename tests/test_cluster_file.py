@@ -1,0 +1,107 @@
+"""Our cluster file is accepted by Ray, EC2 and our own rules; what would hurt is named."""
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from effnet_ray.check.cluster_file import check_cluster_file
+from effnet_ray.check.findings import all_right
+from effnet_ray.cli.checking import check_job
+from effnet_ray.cli.main import main
+from effnet_ray.errors import ClusterError
+
+ROOT = Path(__file__).parents[1]
+AWS = ROOT / "cluster/aws.yaml"
+
+
+def found(text: str, tmp_path: Path) -> dict[str, str]:
+    """Check → what is wrong, for a cluster file's text."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    return {each.check: each.found for each in check_cluster_file(str(file)) if not each.ok}
+
+
+def test_our_file_is_right_but_for_the_bucket() -> None:
+    findings = check_cluster_file(str(AWS))
+    assert all_right(findings) and len(findings) == 14
+    assert [each.check for each in findings if each.do] == ["placeholders"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "check", "says"),
+    [
+        ("max_workers: 24", "max_worker: 24", "Ray's schema", "max_worker"),
+        ("{CPU: 16}", "{CPU: 1.5}", "Ray's schema", "1.5 is not of type 'integer'"),
+        ("head_node_type: head", "head_node_type: boss", "Ray's schema", "must be one of"),
+        ("InstanceType: c7i", "InstanseType: c7i", "machine cpu", "InstanseType"),
+        ("c7i.4xlarge", "c7i.5xlarge", "machine cpu", "'c7i.5xlarge' is not known to EC2"),
+        ("VolumeSize: 120", "VolumeSize: big", "machine head", "VolumeSize"),
+        ("HttpTokens: required", "HttpTokens: optional", "machine head", "IMDSv2"),
+        ("Encrypted: true", "Encrypted: false", "machine gpu-large", "not Encrypted"),
+        ("IamInstanceProfile: {Name: effnet-ray}", "KeyName: mine", "machine head", "no rights"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard", "every network"),
+        ("--dashboard-host=127.0.0.1\n", "\n", "dashboard", "open to every network"),
+        ("  /home/ubuntu/.ray/auth_token: ~", "  /home/ubuntu/token: ~",
+         "token authentication", "no token on the machines"),
+        ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "token authentication", "off"),
+        ("max_workers: 24", "max_workers: 4", "workers", "0 to 24 of 5 types, 4 in all"),
+        ("priority: 20", "min_workers: 1", "workers", "1 to 24"),
+        ("EFFNET_DATA=", "AWS_SECRET_ACCESS_KEY=x EFFNET_DATA=", "no secrets", "on line"),
+        ("cluster_name: effnet-ray", "cluster_name: AKIAIOSFODNN7EXAMPLE", "no secrets", "AKIA…"),
+        ("--autoscaling-config", "--other-config", "autoscaling", "not asked for"),
+        ("InstanceType: m7i.xlarge",
+         "InstanceType: m7i.xlarge\n      InstanceMarketOptions: {MarketType: spot}",
+         "head", "spot"),
+    ],
+)  # fmt: skip
+def test_what_would_hurt_is_named(
+    tmp_path: Path, old: str, new: str, check: str, says: str
+) -> None:
+    text = AWS.read_text()
+    assert old in text
+    assert says in found(text.replace(old, new), tmp_path)[check]
+
+
+def test_comments_are_not_held_against_a_file(tmp_path: Path) -> None:
+    text = AWS.read_text() + "\n# never RAY_AUTH_TOKEN=abc here, nor 0.0.0.0\n"
+    assert found(text, tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "a: [", "\0"])
+def test_what_is_no_cluster_file_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ClusterError, match=r"cluster.yaml (is no|cannot be read)"):
+        found(text, tmp_path)
+
+
+def test_every_machine_installs_what_the_lock_says() -> None:
+    config: dict[str, Any] = yaml.safe_load(AWS.read_text())
+    mounted = {target: ROOT / source for target, source in config["file_mounts"].items()
+               if not source.startswith("~")}  # fmt: skip
+    assert all(source.exists() for source in mounted.values())
+    installs = [
+        line for line in config["setup_commands"] if "pip install" in line and "-r" in line
+    ]
+    assert installs and all("-r ~/requirements.lock" in line for line in installs)
+    assert "/home/ubuntu/requirements.lock" in mounted
+    pinned = dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)", Path(
+        ROOT / "requirements.lock").read_text(), re.MULTILINE))  # fmt: skip
+    for name in ("ray", "torch", "timm", "pyarrow"):
+        assert pinned[name] == version(name).partition("+")[0]
+
+
+def test_the_job_prints_json_and_exits_by_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(check_job, ["--cluster-file", str(AWS)]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(AWS.read_text().replace("127.0.0.1", "0.0.0.0"))
+    assert main(check_job, ["--cluster-file", str(bad)]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False and {"check", "ok", "found", "do"} == set(told["findings"][0])
+    assert main(check_job, ["--cluster-file", str(tmp_path / "nowhere.yaml")]) == 2
