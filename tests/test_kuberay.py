@@ -1,0 +1,117 @@
+"""The Kubernetes files hold against KubeRay's own schemas, closed, and against our rules."""
+
+import re
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "cluster/kuberay"
+SCHEMAS = ROOT.parent / "shared/kuberay"
+"""KubeRay's custom resource definitions, where somebody has put them."""
+DRAIN_S = 30
+"""For which Ray drains a node that is told to go (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S)."""
+
+FILES = ("cluster", "finetune", "tune")
+
+
+def load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return content
+
+
+@cache
+def validator(kind: str) -> Draft202012Validator:
+    """Of a kind's newest version, with every object closed."""
+    file = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
+    if not file.exists():
+        pytest.skip(f"{file.name} is not there")
+    definition = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
+    newest = next(v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    return Draft202012Validator(closed(newest["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: Any) -> Any:
+    """The schema as JSON Schema knows it: no field that is not listed."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    found = {key: value if key in ("enum", "required", "default") else closed(value)
+             for key, value in schema.items() if not key.startswith("x-kubernetes")}  # fmt: skip
+    open_ = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if "properties" in schema and isinstance(schema["properties"], dict) and not open_:
+        found["additionalProperties"] = False
+    return found
+
+
+def errors(content: dict[str, Any]) -> list[str]:
+    """What the schema refuses. `metadata` is Kubernetes' own; its schema is not in there."""
+    without = {key: value for key, value in content.items() if key != "metadata"}
+    return [error.message for error in validator(content["kind"]).iter_errors(without)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_only_fields_that_kuberay_knows(name: str) -> None:
+    assert errors(load(name)) == []
+
+
+def test_a_mistyped_field_would_be_noticed() -> None:
+    content = load("cluster")
+    content["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    content["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    content["spec"]["autoscalerOptions"]["version"] = "v3"
+    assert len(errors(content)) == 3
+
+
+def pods(content: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = content["spec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_tokens_are_on_and_the_autoscaler_is_the_second() -> None:
+    spec = load("cluster")["spec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
+    assert all(group["minReplicas"] == 0 for group in spec["workerGroupSpecs"])
+
+
+def test_pods_outlive_the_drain_and_hold_no_secrets() -> None:
+    for pod in pods(load("cluster")):
+        assert pod["terminationGracePeriodSeconds"] > DRAIN_S
+        assert pod["serviceAccountName"] == "effnet-ray"
+        for container in pod["containers"]:
+            assert not re.search("KEY|SECRET|TOKEN", str([e["name"] for e in container["env"]]))
+
+
+def test_gpu_pods_tolerate_the_gpus_taint() -> None:
+    gpus = [pod for pod in pods(load("cluster")) if "nvidia.com/gpu" in str(pod["containers"])]
+    assert len(gpus) == 2
+    assert all(pod["tolerations"][0]["key"] == "nvidia.com/gpu" for pod in gpus)
+    assert len({pod["nodeSelector"]["nvidia.com/gpu.product"] for pod in gpus}) == 2
+
+
+@pytest.mark.parametrize("name", ["finetune", "tune"])
+def test_jobs_run_what_the_image_holds_on_our_cluster(name: str) -> None:
+    spec, dockerfile = load(name)["spec"], (ROOT / "cluster/Dockerfile").read_text()
+    assert spec["clusterSelector"] == {"ray.io/cluster": load("cluster")["metadata"]["name"]}
+    script = re.match(r"python /app/(jobs/\w+\.py) ", spec["entrypoint"])
+    assert script and (ROOT / script[1]).exists()
+    assert "WORKDIR /app" in dockerfile and "COPY jobs/ jobs/" in dockerfile
+
+
+def test_the_versions_are_the_locks() -> None:
+    assert load("cluster")["spec"]["rayVersion"] == version("ray")
+    dockerfile = (ROOT / "cluster/Dockerfile").read_text()
+    assert re.findall(r"pip install .*-r (\S+)", dockerfile) == ["requirements.lock"]
+    assert "uv pip install --system --no-cache --no-deps ." in dockerfile
+    python = re.search(r"FROM python:(\d+\.\d+)", dockerfile)
+    assert python and python[1] in (ROOT / "cluster/aws.yaml").read_text()
