@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from effnet_ray import storage
 from effnet_ray.cli import flags as shared
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
@@ -65,6 +66,13 @@ def _summary(people: People, result: Result, release: Release, data: str) -> Non
             "trained": f"{result.epochs} epochs, {result.steps} steps, "
             f"{result.train_images_per_s:,.1f} images/s, {result.seconds:.0f} s",
             "resume": "run the same command again: a finished run is reported, not redone",
-            "load": f'timm.create_model("local-dir:{release.uri}", pretrained=True)',
+            "load": _load(release.uri),
         },
     )
+
+
+def _load(uri: str) -> str:
+    """How timm loads a release; it reads folders only."""
+    if not storage.is_remote(uri):
+        return f'timm.create_model("local-dir:{uri}", pretrained=True)'
+    return f'aws s3 cp --recursive {uri} m, then timm.create_model("local-dir:m", pretrained=True)'
