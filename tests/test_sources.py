@@ -187,6 +187,17 @@ def test_archives_named_as_splits_are_the_splits(images: Path, out: Path, write:
     assert set(splits) == {"train", "eval"} and Counter(splits)["eval"] in (12, 24)
 
 
+def test_a_sample_whose_name_has_dots_is_refused_not_lost(images: Path, out: Path) -> None:
+    write_tar(images, out)
+    with tarfile.open(out / "000.tar", "a") as tar:
+        for suffix, data in ((".007.jpg", files(images)[0].read_bytes()), (".007.cls", b"roof")):
+            info = tarfile.TarInfo(f"shard/im{suffix}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(DatasetError, match=r"im.007.jpg but no picture named shard/im"):
+        listed(str(out), out)
+
+
 def test_one_parquet_file_is_read_without_its_neighbours(images: Path, out: Path) -> None:
     folder = write_hugging_face(images, out, splits=("train", "validation"))
     (out / "data/broken.parquet").write_bytes(b"no Parquet")
@@ -262,9 +273,7 @@ def test_an_index_is_made_once(images: Path, out: Path, monkeypatch: pytest.Monk
 
 
 def test_pickles_are_never_opened(images: Path, out: Path) -> None:
-    with pytest.raises(
-        DatasetError, match=r"no label for shard/00000 \(beside the image: nothing"
-    ):
+    with pytest.raises(DatasetError, match=r"no label for shard/00000 \(beside the image: pkl"):
         listed(write_tar(images, out, kind="pkl"), out)
 
 

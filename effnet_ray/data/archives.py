@@ -219,11 +219,11 @@ def _samples(job: Job, mode: str) -> Iterator[Sample]:
         if sample and sample["key"] != key:
             yield from _sample(job, sample)
             sample = {}
-        sample |= {"key": key}
+        sample = sample or {"key": key, "beside": {}}
         if f".{kind}" in PICTURES:
             sample |= {"image": (offset, data), "kind": kind}
-        elif data is not None:
-            sample[kind] = data
+        else:
+            sample["beside"][kind] = data
     if sample:
         yield from _sample(job, sample)
 
@@ -253,12 +253,13 @@ def _members(job: Job, mode: str) -> Iterator[tuple[str, str, int, Any]]:
 def _sample(job: Job, sample: dict[str, Any]) -> Iterator[Sample]:
     """One sample with its label from .json, .cls or .txt; none where there is no image."""
     if "image" not in sample:
+        _check_dots(job, sample)
         return
-    told = _json(job, sample)
-    label = told.get(job.label, sample.get("cls", sample.get("txt")))
+    told, beside = _json(job, sample), sample["beside"]
+    label = told.get(job.label, beside.get("cls", beside.get("txt")))
     label = _text(label.decode().strip() if isinstance(label, bytes) else label)
     if label is None:
-        kinds = ", ".join(sorted(k for k in sample if k not in ("key", "image", "kind")))
+        kinds = ", ".join(sorted(beside))
         raise DatasetError(
             f"{job.uri} has no label for {sample['key']} (beside the image: "
             f"{kinds or 'nothing'}): expected .cls, or .json with the key {job.label!r}"
@@ -274,11 +275,21 @@ def _sample(job: Job, sample: dict[str, Any]) -> Iterator[Sample]:
     }
 
 
+def _check_dots(job: Job, sample: dict[str, Any]) -> None:
+    """WebDataset ends a sample's name at its first dot: a picture with more of them is refused."""
+    for kind in sample["beside"]:
+        if kind.endswith(PICTURES):
+            raise DatasetError(
+                f"{job.uri} has {sample['key']}.{kind} but no picture named {sample['key']}: take "
+                "the dots out of the samples' names"
+            )
+
+
 def _json(job: Job, sample: dict[str, Any]) -> dict[str, Any]:
-    if "json" not in sample:
+    if "json" not in sample["beside"]:
         return {}
     try:
-        told = json.loads(sample["json"])
+        told = json.loads(sample["beside"]["json"])
     except ValueError as error:
         raise DatasetError(
             f"{job.uri} has broken JSON beside {sample['key']} ({error})"

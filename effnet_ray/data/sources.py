@@ -240,7 +240,8 @@ def _csv(source: str) -> pa.Table:
         texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
     except pa.ArrowInvalid as error:
-        raise DatasetError(f"{source} is no CSV table ({error}): check its first lines") from error
+        what = "save it as UTF-8" if "UTF8" in str(error) else "check its first lines"
+        raise DatasetError(f"{source} is no CSV table ({error}): {what}") from error
 
 
 def _sizes(files: Sequence[str], source: str) -> list[int]:
