@@ -106,6 +106,25 @@ def submit(env: Mapping[str, str], *command: str) -> subprocess.CompletedProcess
         time.sleep(1)
 
 
+def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
+    """Whether the cluster comes back to its head alone."""
+    until = time.monotonic() + within_s
+    while (left := machines(env)) > 1 and time.monotonic() < until:
+        time.sleep(1)
+    return left == 1
+
+
+def machines(env: Mapping[str, str]) -> int:
+    """Machines of the cluster that live, the head among them."""
+    listed = subprocess.run(
+        [Path(sys.executable).with_name("ray"), "list", "nodes", "--filter=state=ALIVE",
+         "--format=json"],
+        env={**env, "RAY_ADDRESS": env["RAY_API_SERVER_ADDRESS"]},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return len(json.loads(listed.stdout))
+
+
 def end(folder: Path) -> None:
     """Kill the processes that were started with this cluster's environment, and no other."""
     mine = []

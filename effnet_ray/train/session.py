@@ -58,6 +58,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
     }
     if joins:
         ray.init(**options)
+        _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
     ray.init(
@@ -67,6 +68,23 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         **options,
     )
     return f"a local Ray on this machine ({cpus} CPUs)"
+
+
+def _settle_ray_data() -> None:
+    """Have Ray Data start its own actors here, on the head, where a submitted job's driver runs.
+
+    They stay for as long as the cluster does, on the node of the first process that uses Ray Data
+    (ray 2.60 `stats.py`, `default_autoscaling_coordinator.py`). A bought machine would be kept by
+    them for ever.
+    """
+    import ray.data  # takes a second
+
+    level = logging.getLogger("ray.data").level
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # No CPU: there may be none yet.
+    ray.data.from_items([0]).map_batches(lambda batch: batch, num_cpus=0).materialize()
+    logging.getLogger("ray.data").setLevel(level)
 
 
 @contextmanager
