@@ -12,7 +12,16 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from effnet_ray.train.progress import EpochDone, Event, Failed, Quarantined, Started, Stepped
+from effnet_ray.train.progress import (
+    EpochDone,
+    Event,
+    Failed,
+    Lost,
+    Quarantined,
+    Started,
+    Stepped,
+    Waiting,
+)
 
 PLAIN_EVERY_S = 30
 """Seconds between progress lines in a log."""
@@ -81,6 +90,11 @@ class People:
                     self.say(f"quarantined image {image}: {why}")
                 if len(named) > NAMED_AT_ONCE:
                     self.say(f"… and {len(named) - NAMED_AT_ONCE} more, in the run's quarantine/")
+            case Lost():
+                self.say(f"lost workers ({event.why}): going on from the newest checkpoint")
+            case Waiting():
+                since = timedelta(seconds=round(event.seconds))
+                self.say(f"waiting since {since} for {event.why}")
             case Failed():
                 pass  # the driver raises it
 

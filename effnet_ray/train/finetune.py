@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -20,7 +21,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.recipe import Placement, Recipe
-from effnet_ray.train import checkpoint, progress, record, session
+from effnet_ray.train import checkpoint, progress, record, session, waiting
 from effnet_ray.train.record import Result, Run
 from effnet_ray.train.reports import best
 from effnet_ray.train.worker import Job, train
@@ -156,8 +157,11 @@ def _train_to_the_end(
     """Train; what was heard of it. Raises TrainingError."""
     ending = _Ending(hear)
     try:
-        with progress.listening(job.board, ending.hear):
-            _train(job, lease, callbacks)
+        with (
+            waiting.watching(lease, ending.hear) as heard,
+            progress.listening(job.board, heard),
+        ):
+            _train(job, lease, [*callbacks, _Losses(job.board)])
     except TrainingError:
         ending.check(job.run, job.run_uri)  # a worker's own reason is the better one
         raise
@@ -218,11 +222,30 @@ def _interruptible() -> Iterator[None]:
 def _cause(error: ray.train.TrainingFailedError) -> str:
     """The innermost reason, in one line: the worker's own exception where there is one."""
     failures = getattr(error, "worker_failures", None) or {}
-    reason = next(iter(failures.values()), None) or getattr(error, "controller_failure", error)
+    return _innermost(
+        next(iter(failures.values()), None) or getattr(error, "controller_failure", error)
+    )
+
+
+def _innermost(reason: Any) -> str:
     while getattr(reason, "cause", None):
         reason = reason.cause
     lines = [line for line in str(reason).strip().splitlines() if line.strip()]
     return f"{type(reason).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+class _Losses(UserCallback):  # type: ignore[misc]  # Ray Train has no types
+    """Tells the board of workers that died."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(
+        self, run_context: object, worker_exceptions: dict[int, Exception]
+    ) -> None:
+        """Called by the leader of the workers."""
+        why = next(map(_innermost, worker_exceptions.values()), "no reason given")
+        self._board.post.remote(progress.Lost(why))
 
 
 class _Ending:

@@ -61,6 +61,22 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Workers died; Ray Train starts them anew, if it may."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """There are no workers, for want of room."""
+
+    why: str
+    seconds: float
+    """Since when."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The run was given up, for a reason that trying again cannot mend."""
 
@@ -69,7 +85,7 @@ class Failed:
     """Whether too many images could not be read: `Quarantined` names some."""
 
 
-Event = Started | Stepped | EpochDone | Quarantined | Failed
+Event = Started | Stepped | EpochDone | Quarantined | Lost | Waiting | Failed
 
 
 class _Board:

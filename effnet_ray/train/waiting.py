@@ -1,0 +1,136 @@
+"""Says why a run has no workers: what the cluster has free, and what its autoscaler is doing."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from effnet_ray.train.progress import Event, Lost, Started, Waiting
+from effnet_ray.train.session import Lease
+
+PATIENCE_S = 5
+"""A cluster that has room needs about so long; then it is worth a word."""
+AGAIN_S = 60
+"""Said again after this many seconds even if nothing has changed."""
+LOOK_S = 2
+UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
+
+
+@contextmanager
+def watching(lease: Lease, hear: Callable[[Event], None]) -> Iterator[Callable[[Event], None]]:
+    """Pass events on to `hear`; tell it also of the waiting before workers start, or start again.
+
+    Yields what is to hear the run's events.
+    """
+    watch = _Watch(lease, hear)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(LOOK_S):
+            watch.look()
+
+    thread = threading.Thread(target=look, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield watch.hear
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Watch:
+    """Knows since when there have been no workers, and what was last said about it."""
+
+    def __init__(self, lease: Lease, hear: Callable[[Event], None]) -> None:
+        self._lease, self._pass_on = lease, hear
+        self._since: float | None = time.monotonic()
+        self._said, self._said_at = "", 0.0
+
+    def hear(self, event: Event) -> None:
+        """Workers have started, or are gone."""
+        if isinstance(event, Started):
+            self._since, self._said = None, ""
+        elif isinstance(event, Lost) and self._since is None:
+            self._since = time.monotonic()
+        self._pass_on(event)
+
+    def look(self) -> None:
+        """Say why there are no workers, if it is new or was said long ago."""
+        since, now = self._since, time.monotonic()
+        if since is None or now - since < PATIENCE_S:
+            return
+        why = reason(self._lease, cluster_status())
+        if why and (why != self._said or now - self._said_at >= AGAIN_S):
+            self._said, self._said_at = why, now
+            self._pass_on(Waiting(why, now - since))
+
+
+def cluster_status() -> Any:
+    """Ray's `ClusterStatus`, or None where it does not answer."""
+    from ray.autoscaler.v2.sdk import get_cluster_status  # what `ray status` reads
+
+    try:
+        return get_cluster_status(ray.get_runtime_context().gcs_address)
+    except Exception:  # of gRPC, or whatever else: a word less, not a run
+        return None
+
+
+def reason(lease: Lease, status: Any) -> str:
+    """One sentence; empty where the cluster has room, so that workers are only starting.
+
+    `status` is Ray's `ClusterStatus` or None.
+    """
+    if status is None:
+        return ""
+    workers = lease.workers if isinstance(lease.workers, int) else lease.workers[0]
+    short = _short(lease, workers, status)
+    if not short:
+        return ""
+    needs = " and ".join(f"{amount:g} {name}" for name, amount in _asked(lease).items())
+    each = " each" if workers > 1 else ""
+    parts = [f"{workers} worker{'s' if workers > 1 else ''} with {needs}{each}: {short}"]
+    coming, refused = _coming(status), _refused(status)
+    if coming:
+        parts.append(f"machines being started: {coming}")
+    if refused:
+        parts.append(f"not to be had: {refused}")
+    if not coming and not refused:
+        parts.append("no machine is being started: they come free when other jobs end")
+    return "; ".join(parts)
+
+
+def _asked(lease: Lease) -> dict[str, float]:
+    return {name: amount for name, amount in lease.resources_per_worker.items() if amount}
+
+
+def _short(lease: Lease, workers: int, status: Any) -> str:
+    """What is missing, as `1 of 2 GPUs free`."""
+    usage = {each.resource_name: each for each in status.cluster_resource_usage}
+    found = []
+    for name, amount in _asked(lease).items():
+        total = usage[name].total if name in usage else 0
+        free = total - usage[name].used if name in usage else 0
+        if free + 1e-6 < amount * workers:
+            found.append(f"{free:g} of {total:g} {UNITS.get(name, name)} free")
+    return ", ".join(found)
+
+
+def _coming(status: Any) -> str:
+    """Machines bought and not yet here, as `2 gpu-small`."""
+    counts = Counter[str](node.ray_node_type_name for node in status.pending_nodes)
+    for launch in status.pending_launches:
+        counts[launch.ray_node_type_name] += launch.count
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def _refused(status: Any) -> str:
+    """Machines that the cloud would not give, and what it said."""
+    said = {
+        launch.ray_node_type_name: " ".join(str(launch.details or "no reason given").split())
+        for launch in status.failed_launches
+    }
+    return ", ".join(f"{name} ({why[:200]})" for name, why in sorted(said.items()))
