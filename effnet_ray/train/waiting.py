@@ -17,7 +17,6 @@ PATIENCE_S = 5
 AGAIN_S = 60
 """Said again after this many seconds even if nothing has changed."""
 LOOK_S = 2
-UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 
 
 @contextmanager
@@ -108,14 +107,14 @@ def _asked(lease: Lease) -> dict[str, float]:
 
 
 def _short(lease: Lease, workers: int, status: Any) -> str:
-    """What is missing, as `1 of 2 GPUs free`."""
+    """What is missing, as `1 of 2 GPU free`."""
     usage = {each.resource_name: each for each in status.cluster_resource_usage}
     found = []
     for name, amount in _asked(lease).items():
         total = usage[name].total if name in usage else 0
         free = total - usage[name].used if name in usage else 0
         if free + 1e-6 < amount * workers:
-            found.append(f"{free:g} of {total:g} {UNITS.get(name, name)} free")
+            found.append(f"{free:g} of {total:g} {name} free")
     return ", ".join(found)
 
 

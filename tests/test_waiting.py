@@ -1,0 +1,80 @@
+"""A run that has no workers says what it waits for."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo, ResourceUsage
+
+from effnet_ray.train.progress import Event, Lost, Started, Waiting
+from effnet_ray.train.session import GLOO, Lease
+from effnet_ray.train.waiting import cluster_status, reason, watching
+
+TWO_GPUS = Lease(2, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}, backend=GLOO)
+STARTED = Started(workers=2, step=0, steps=9, device="cpu")
+
+
+def usage(**used_of_total: tuple[float, float]) -> list[ResourceUsage]:
+    """GPU=(used, total)."""
+    return [ResourceUsage(name, total, used) for name, (used, total) in used_of_total.items()]
+
+
+def launch(kind: str, count: int, state: LaunchRequest.Status, why: str = "") -> LaunchRequest:
+    """A machine asked for."""
+    return LaunchRequest("", kind, count, state, request_ts_s=0, details=why)
+
+
+def test_machines_on_their_way_are_named() -> None:
+    status = ClusterStatus(
+        cluster_resource_usage=usage(CPU=(0, 8), GPU=(0, 1)),
+        pending_nodes=[NodeInfo("", "gpu-small", "", "")],
+        pending_launches=[launch("gpu-small", 2, LaunchRequest.Status.PENDING)],
+    )
+    assert reason(TWO_GPUS, status) == (
+        "2 workers with 1 CPU and 1 GPU each: 1 of 1 GPU free; machines being started: 3 gpu-small"
+    )
+
+
+def test_what_the_cloud_refused_is_named_with_its_words() -> None:
+    refused = launch("gpu-large", 1, LaunchRequest.Status.FAILED, "InsufficientInstanceCapacity")
+    status = ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8)), failed_launches=[refused])
+    assert reason(TWO_GPUS, status).endswith(
+        "not to be had: gpu-large (InsufficientInstanceCapacity)"
+    )
+
+
+def test_a_full_cluster_says_that_nothing_is_being_started() -> None:
+    status = ClusterStatus(cluster_resource_usage=usage(CPU=(2, 8), GPU=(4, 4)))
+    assert "0 of 4 GPU free; no machine is being started" in reason(TWO_GPUS, status)
+
+
+def test_a_cluster_with_room_says_nothing() -> None:
+    assert (
+        reason(TWO_GPUS, ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8), GPU=(0, 2)))) == ""
+    )
+    assert reason(TWO_GPUS, None) == ""
+
+
+@pytest.mark.ray
+def test_waiting_is_told_until_workers_start_and_again_when_they_are_lost(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("effnet_ray.train.waiting.PATIENCE_S", 0)
+    monkeypatch.setattr("effnet_ray.train.waiting.LOOK_S", 0.05)
+    assert cluster_status() is not None
+    heard: list[Event] = []
+    with watching(TWO_GPUS, heard.append) as hear:
+        _until(lambda: len(heard) == 1)
+        hear(STARTED)
+        time.sleep(0.5)
+        assert [type(event) for event in heard] == [Waiting, Started]
+        hear(Lost("a machine died"))
+        _until(lambda: len(heard) == 4)
+    assert isinstance(heard[-1], Waiting) and "0 of 0 GPU free" in heard[-1].why
+
+
+def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not true() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert true()
