@@ -87,7 +87,8 @@ def our_round(settings: Settings) -> Callable[[], float]:
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            state.tally += train_step(worker, [batch], 1e-3, state.step)
+            count, _ = worker.agree([batch])
+            state.tally += train_step(worker, [batch], count, 1e-3, state.step)
             state.step += 1
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 

@@ -40,7 +40,8 @@ def trained() -> TrainState:
     """A state after one step, with a past. Read only: copy it with `at`."""
     state = new_state(RECIPE)
     lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
-    state.tally = train_step(Worker(state, RECIPE), lanes, 1e-3, 0)
+    worker = Worker(state, RECIPE)
+    state.tally = train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
     state.step, state.history = 7, [REPORT]
     return state
 

@@ -15,7 +15,7 @@ ORDER = (
     "data.rows data.spread data.ingest "
     "model.network model.weights model.optim model.cost "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
-    "train.record train.progress train.worker train.session train.waiting "
+    "train.record train.progress train.drain train.worker train.session train.waiting "
     "train.finetune "
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
@@ -27,8 +27,9 @@ ORDER = (
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "data.spread data.ingest train.progress train.session train.worker train.waiting "
-    "train.finetune sweep.schedule sweep.costs sweep.searchers sweep.trial check.cluster_file",
+    "ray": "data.spread data.ingest train.progress train.drain train.session train.worker "
+    "train.waiting train.finetune sweep.schedule sweep.costs sweep.searchers sweep.trial "
+    "check.cluster_file",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage check.ec2",

@@ -16,6 +16,7 @@ from effnet_ray.train.progress import (
     EpochDone,
     Event,
     Failed,
+    Left,
     Lost,
     Quarantined,
     Started,
@@ -92,6 +93,8 @@ class People:
                     self.say(f"… and {len(named) - NAMED_AT_ONCE} more, in the run's quarantine/")
             case Lost():
                 self.say(f"lost workers ({event.why}): going on from the newest checkpoint")
+            case Left():
+                self.say(f"a machine is being taken away: saved at step {event.step}, going on")
             case Waiting():
                 since = timedelta(seconds=round(event.seconds))
                 self.say(f"waiting since {since} for {event.why}")

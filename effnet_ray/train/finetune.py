@@ -156,16 +156,18 @@ def _train_to_the_end(
 ) -> "_Ending":
     """Train; what was heard of it. Raises TrainingError."""
     ending = _Ending(hear)
-    try:
-        with (
-            waiting.watching(lease, ending.hear) as heard,
-            progress.listening(job.board, heard),
-        ):
-            _train(job, lease, [*callbacks, _Losses(job.board)])
-    except TrainingError:
-        ending.check(job.run, job.run_uri)  # a worker's own reason is the better one
-        raise
-    return ending
+    while True:
+        try:
+            with (
+                waiting.watching(lease, ending.hear) as heard,
+                progress.listening(job.board, heard),
+            ):
+                _train(job, lease, [*callbacks, _Losses(job.board)])
+        except TrainingError:
+            ending.check(job.run, job.run_uri)  # a worker's own reason is the better one
+            raise
+        if not ending.left:
+            return ending
 
 
 def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) -> None:
@@ -256,6 +258,8 @@ class _Ending:
         self._started: progress.Started | None = None
         self._failed: progress.Failed | None = None
         self._images = self._train_s = 0.0
+        self.left = False
+        """Whether the workers left before the end: others go on, on other machines."""
         self._bad: dict[int, str] = {}
 
     def hear(self, event: progress.Event) -> None:
@@ -263,6 +267,9 @@ class _Ending:
         match event:
             case progress.Started():
                 self._started, self._images, self._train_s = event, 0.0, 0.0
+                self.left = False
+            case progress.Left():
+                self.left = True
             case progress.EpochDone() if event.images_per_s:
                 self._images += event.report.train_images
                 self._train_s += event.report.train_images / event.images_per_s

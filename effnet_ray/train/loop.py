@@ -83,9 +83,12 @@ def fit(
     max_bad_fraction: float = 1.0,
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
-) -> None:
+    leave: Callable[[], bool] = lambda: False,
+) -> bool:
     """Train from `state.step` to the recipe's end; every worker calls it alike.
 
+    Returns whether it came there. `leave` is asked before every step; where it says yes on any
+    worker, all of them stop before that step, so that `state` may be saved as it is.
     `on_step` follows every step, `on_epoch` every evaluation. A state saved by `on_step` after an
     epoch's last step lacks that epoch's evaluation: save it in `on_epoch`. Raises TrainingError
     where the images used are not those planned, or a loss is not finite; BadImagesError where
@@ -98,8 +101,11 @@ def fit(
         epoch, step = divmod(state.step, shape.steps_per_epoch)
         train_mode(state.network, recipe)
         for lanes in batches.train(step):
+            count, leaving = worker.agree(lanes, leave())
+            if leaving:
+                return False
             rate = learning_rate(recipe, state.step, shape.steps_per_epoch)
-            state.tally += train_step(worker, lanes, rate, state.step)
+            state.tally += train_step(worker, lanes, count, rate, state.step)
             state.step += 1
             _check_bad("train", state.tally, shape.train_images, max_bad_fraction)
             on_step(state)
@@ -111,6 +117,7 @@ def fit(
         state.history.append(report)
         state.tally = Tally.zero(worker.device)
         on_epoch(report, state)
+    return True
 
 
 class Worker:
@@ -134,6 +141,13 @@ class Worker:
         if self.recipe.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def agree(self, lanes: Sequence[Batch], leaving: bool = False) -> tuple[Tensor, bool]:
+        """Readable images [1] of the global batch, and whether any worker is leaving."""
+        readable = sum(float(lane.weight.sum()) for lane in lanes if len(lane.label))
+        mine = torch.tensor([readable, float(leaving)], dtype=torch.float64)
+        both = sum_over_workers(mine)
+        return both[:1], bool(both[1])
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         """Keep gradients on this worker until its last lane of the step."""
@@ -159,11 +173,14 @@ class Worker:
         self.optimizer.zero_grad()
 
 
-def train_step(worker: Worker, lanes: Sequence[Batch], rate: float, step: int) -> Tally:
-    """One optimizer update. Returns the global batch's tally, over all workers."""
+def train_step(
+    worker: Worker, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
+) -> Tally:
+    """One optimizer update. Returns the global batch's tally, over all workers.
+
+    `count` [1]: readable images of the global batch, from `Worker.agree`.
+    """
     filled = [lane for lane in lanes if len(lane.label)]
-    readable = sum(float(lane.weight.sum()) for lane in filled)
-    count = sum_over_workers(torch.tensor([readable], dtype=torch.float64))
     if not filled:
         filled = [worker.empty_batch(worker.recipe.image_size or 0)]
     tally = gradients(worker, filled, step, count).over_workers()

@@ -68,6 +68,14 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """The workers saved their state and left, since a machine of theirs is being taken away."""
+
+    step: int
+    """At which they stopped: the next group begins with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """There are no workers, for want of room."""
 
@@ -85,7 +93,7 @@ class Failed:
     """Whether too many images could not be read: `Quarantined` names some."""
 
 
-Event = Started | Stepped | EpochDone | Quarantined | Lost | Waiting | Failed
+Event = Started | Stepped | EpochDone | Quarantined | Lost | Left | Waiting | Failed
 
 
 class _Board:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from effnet_ray.train.progress import Event, Lost, Started, Waiting
+from effnet_ray.train.progress import Event, Left, Lost, Started, Waiting
 from effnet_ray.train.session import Lease
 
 PATIENCE_S = 5
@@ -53,7 +53,7 @@ class _Watch:
         """Workers have started, or are gone."""
         if isinstance(event, Started):
             self._since, self._said = None, ""
-        elif isinstance(event, Lost) and self._since is None:
+        elif isinstance(event, Lost | Left) and self._since is None:
             self._since = time.monotonic()
         self._pass_on(event)
 

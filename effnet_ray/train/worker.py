@@ -22,8 +22,9 @@ from effnet_ray.errors import BadImagesError, InputError, TrainingError
 from effnet_ray.model import network, optim
 from effnet_ray.recipe import Placement
 from effnet_ray.train import audit, checkpoint, quarantine, record
+from effnet_ray.train.drain import Drain
 from effnet_ray.train.loop import Batch, Shape, TrainState, fit
-from effnet_ray.train.progress import EpochDone, Failed, Quarantined, Started, Stepped
+from effnet_ray.train.progress import EpochDone, Failed, Left, Quarantined, Started, Stepped
 from effnet_ray.train.reports import EpochReport
 
 POST_EVERY_S = 0.5
@@ -200,6 +201,7 @@ class _Reporter:
     ) -> None:
         self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
         self._state = state
+        self._drain = Drain()
         batches.before_step, batches.after_eval = self._before_step, self._after_eval
         self._bad: dict[int, Bad] = {}
         plan = job.dataset.plan
@@ -217,7 +219,7 @@ class _Reporter:
     def run(self) -> None:
         """Train to the end. A failure that all workers share ends the run without retries."""
         try:
-            fit(
+            ended = fit(
                 self._state,
                 self._job.run.recipe,
                 self._shape,
@@ -225,7 +227,12 @@ class _Reporter:
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
                 max_bad_fraction=self._job.placement.max_bad_fraction,
+                leave=self._drain.seen,
             )
+            if not ended and self._rank == 0:
+                self._writer.save(self._state)
+                self._writer.wait()
+                ray.get(self._job.board.post.remote(Left(self._state.step)))
         except TrainingError as error:
             self._tell_of_bad()
             failed = Failed(str(error), bad_images=isinstance(error, BadImagesError))
