@@ -1,0 +1,145 @@
+"""EC2's spot notice becomes a drain of this machine's Ray node, and nothing else does."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "cluster"))
+from spot_watcher import Metadata  # noqa: E402  # a script of its own, not of the package
+
+TOKEN = "a-token"
+
+
+class Service(BaseHTTPRequestHandler):
+    """A metadata service that wants its token, and says what it is told to."""
+
+    status, notice, delay_s = 404, b"", 0.0
+
+    def do_PUT(self) -> None:
+        """A token."""
+        asked = int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._answer(200 if asked and self.path == "/latest/api/token" else 400, TOKEN.encode())
+
+    def do_GET(self) -> None:
+        """The notice."""
+        time.sleep(self.delay_s)
+        known = self.headers["X-aws-ec2-metadata-token"] == TOKEN
+        there = self.path == "/latest/meta-data/spot/instance-action"
+        self._answer(self.status if known and there else 401, self.notice)
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[..., str]]:
+    """Sets what the metadata service says; its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Told", (Service,), {}))
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # it hangs up in time
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def say(status: int, notice: bytes = b"", delay_s: float = 0.0) -> str:
+        kind = server.RequestHandlerClass
+        kind.status, kind.notice, kind.delay_s = status, notice, delay_s  # type: ignore[attr-defined]
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield say
+    server.shutdown()
+    server.server_close()
+
+
+def notice(seconds: float) -> bytes:
+    at = datetime.now(UTC) + timedelta(seconds=seconds)
+    return json.dumps({"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
+
+
+def test_a_notice_is_read_with_its_time(service: Callable[..., str]) -> None:
+    left = Metadata(service(200, notice(90))).seconds_left()
+    assert left is not None and 80 < left <= 90
+    assert Metadata(service(200, notice(-5))).seconds_left() == 0
+    assert Metadata(service(200, b'{"action": "stop", "time": "soon"}')).seconds_left() == 120
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(404, b""), (500, notice(90)), (503, b""), (403, b""), (200, b""), (200, b"<html>"),
+     (200, b"[]"), (200, b'"action"'), (200, b"7"), (200, b'{"time": "2026-01-01T00:00:00Z"}')],
+)  # fmt: skip
+def test_what_is_no_notice_drains_nothing(
+    status: int, said: bytes, service: Callable[..., str]
+) -> None:
+    assert Metadata(service(status, said)).seconds_left() is None
+
+
+def test_a_service_that_hangs_or_is_not_there_drains_nothing(
+    service: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spot_watcher.TIMEOUT_S", 0.2)
+    metadata = Metadata(service(200, notice(90), delay_s=1))
+    assert metadata.seconds_left() is None
+    service(200, notice(90))
+    assert metadata.seconds_left() is not None
+    assert Metadata("http://127.0.0.1:1").seconds_left() is None
+
+
+def test_an_expired_token_is_renewed(service: Callable[..., str]) -> None:
+    metadata = Metadata(service(200, notice(90)))
+    metadata._token = "an-old-one"
+    assert metadata.seconds_left() is None
+    assert metadata.seconds_left() is not None
+
+
+DRAINED = """
+import subprocess, sys, time
+import ray
+from ray._private.state import state
+from ray.cluster_utils import Cluster
+class Busy:
+    def there(self):
+        pass
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+busy = ray.remote(num_cpus=1)(Busy).remote()  # an idle node would be gone at once
+ray.get(busy.there.remote())
+watcher = subprocess.Popen([sys.executable, sys.argv[1], "--address", cluster.address,
+                            "--node-id", node.node_id, "--metadata", sys.argv[2]])
+sys.stdin.readline()  # the notice is given now
+began = time.monotonic()
+while node.node_id not in state.get_draining_nodes() and time.monotonic() < began + 30:
+    time.sleep(0.05)
+drained = list(state.get_draining_nodes())
+print(f"drained after {time.monotonic() - began:.2f} s", file=sys.stderr)
+code = watcher.wait(timeout=30)
+print(code, drained == [node.node_id])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_a_notice_drains_the_node_for_real(service: Callable[..., str]) -> None:
+    url = service(500)
+    watched = subprocess.Popen(
+        [sys.executable, "-c", DRAINED, str(ROOT / "cluster/spot_watcher.py"), url],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(8)  # errors of the service until now
+    service(200, notice(90))
+    out, err = watched.communicate("now\n", timeout=100)
+    assert out.split() == ["0", "True"], err
