@@ -4,7 +4,14 @@ import time
 from collections.abc import Callable
 
 import pytest
-from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo, ResourceUsage
+from ray.autoscaler.v2.schema import (
+    ClusterStatus,
+    LaunchRequest,
+    NodeInfo,
+    PlacementGroupResourceDemand,
+    ResourceRequestByCount,
+    ResourceUsage,
+)
 
 from effnet_ray.train.progress import Event, Lost, Started, Waiting
 from effnet_ray.train.session import GLOO, Lease
@@ -30,7 +37,7 @@ def test_machines_on_their_way_are_named() -> None:
         pending_nodes=[NodeInfo("", "gpu-small", "", "")],
         pending_launches=[launch("gpu-small", 2, LaunchRequest.Status.PENDING)],
     )
-    assert reason(TWO_GPUS, status) == (
+    assert reason(TWO_GPUS, status, 0) == (
         "2 workers with 1 CPU and 1 GPU each: 1 of 1 GPU free; machines being started: 3 gpu-small"
     )
 
@@ -38,21 +45,28 @@ def test_machines_on_their_way_are_named() -> None:
 def test_what_the_cloud_refused_is_named_with_its_words() -> None:
     refused = launch("gpu-large", 1, LaunchRequest.Status.FAILED, "InsufficientInstanceCapacity")
     status = ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8)), failed_launches=[refused])
-    assert reason(TWO_GPUS, status).endswith(
+    assert reason(TWO_GPUS, status, 0).endswith(
         "not to be had: gpu-large (InsufficientInstanceCapacity)"
     )
 
 
 def test_a_full_cluster_says_that_nothing_is_being_started() -> None:
-    status = ClusterStatus(cluster_resource_usage=usage(CPU=(2, 8), GPU=(4, 4)))
-    assert "0 of 4 GPU free; no machine is being started" in reason(TWO_GPUS, status)
+    full = ClusterStatus(cluster_resource_usage=usage(CPU=(2, 8), GPU=(4, 4)))
+    full.resource_demands.placement_group_demand = [
+        PlacementGroupResourceDemand([ResourceRequestByCount({"CPU": 1, "GPU": 1}, 2)], "")
+    ]
+    assert "0 of 4 GPU free; no machine is being started" in reason(TWO_GPUS, full, 0)
+
+
+def test_workers_that_have_their_place_and_are_starting_wait_for_nothing() -> None:
+    theirs = ClusterStatus(cluster_resource_usage=usage(CPU=(2, 2), GPU=(2, 2)))
+    assert reason(TWO_GPUS, theirs, 30) == ""
+    assert reason(TWO_GPUS, theirs, 60)
 
 
 def test_a_cluster_with_room_says_nothing() -> None:
-    assert (
-        reason(TWO_GPUS, ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8), GPU=(0, 2)))) == ""
-    )
-    assert reason(TWO_GPUS, None) == ""
+    room = ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8), GPU=(0, 2)))
+    assert reason(TWO_GPUS, room, 99) == "" and reason(TWO_GPUS, None, 99) == ""
 
 
 @pytest.mark.ray

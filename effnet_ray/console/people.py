@@ -46,6 +46,7 @@ class People:
         self._task: TaskID | None = None
         self._last_plain = self._began = time.monotonic()
         self._begin = Started(workers=0, step=0, steps=0, device="")
+        self._given_up = False
         self.trained = False
         """Whether any worker has started since."""
 
@@ -92,14 +93,15 @@ class People:
                 if len(named) > NAMED_AT_ONCE:
                     self.say(f"… and {len(named) - NAMED_AT_ONCE} more, in the run's quarantine/")
             case Lost():
-                self.say(f"lost workers ({event.why}): going on from the newest checkpoint")
+                if not self._given_up:  # else the driver says it
+                    self.say(f"lost workers: {event.why}")
             case Left():
                 self.say(f"a machine is being taken away: saved at step {event.step}, going on")
             case Waiting():
                 since = timedelta(seconds=round(event.seconds))
                 self.say(f"waiting since {since} for {event.why}")
             case Failed():
-                pass  # the driver raises it
+                self._given_up = True  # the driver raises it
 
     def _started(self, event: Started) -> None:
         self.trained = True

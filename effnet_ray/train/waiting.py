@@ -17,6 +17,8 @@ PATIENCE_S = 5
 AGAIN_S = 60
 """Said again after this many seconds even if nothing has changed."""
 LOOK_S = 2
+STARTING_S = 60
+"""Workers that have their place have started by then."""
 
 
 @contextmanager
@@ -62,7 +64,7 @@ class _Watch:
         since, now = self._since, time.monotonic()
         if since is None or now - since < PATIENCE_S:
             return
-        why = reason(self._lease, cluster_status())
+        why = reason(self._lease, cluster_status(), now - since)
         if why and (why != self._said or now - self._said_at >= AGAIN_S):
             self._said, self._said_at = why, now
             self._pass_on(Waiting(why, now - since))
@@ -78,16 +80,18 @@ def cluster_status() -> Any:
         return None
 
 
-def reason(lease: Lease, status: Any) -> str:
-    """One sentence; empty where the cluster has room, so that workers are only starting.
+def reason(lease: Lease, status: Any, waited_s: float) -> str:
+    """One sentence; empty where the workers have their place, and are only starting.
 
-    `status` is Ray's `ClusterStatus` or None.
+    `status` is Ray's `ClusterStatus` or None. What is not free may be what they lease already:
+    so it takes a demand that Ray has not met, a cluster too small, or `waited_s` of silence.
     """
     if status is None:
         return ""
     workers = lease.workers if isinstance(lease.workers, int) else lease.workers[0]
     short = _short(lease, workers, status)
-    if not short:
+    unmet = bool(status.resource_demands.placement_group_demand)
+    if not short or not (unmet or _too_small(lease, workers, status) or waited_s >= STARTING_S):
         return ""
     needs = " and ".join(f"{amount:g} {name}" for name, amount in _asked(lease).items())
     each = " each" if workers > 1 else ""
@@ -116,6 +120,13 @@ def _short(lease: Lease, workers: int, status: Any) -> str:
         if free + 1e-6 < amount * workers:
             found.append(f"{free:g} of {total:g} {name} free")
     return ", ".join(found)
+
+
+def _too_small(lease: Lease, workers: int, status: Any) -> bool:
+    """Whether the machines that are here could not hold the workers even if they were idle."""
+    total = {each.resource_name: each.total for each in status.cluster_resource_usage}
+    asked = _asked(lease).items()
+    return any(total.get(name, 0) + 1e-6 < amount * workers for name, amount in asked)
 
 
 def _coming(status: Any) -> str:
