@@ -6,6 +6,7 @@ Both are frozen, checked on construction, and survive JSON.
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
@@ -172,10 +173,10 @@ class Recipe:
     def _fitting_micro_batch(self, size: int, workers: int) -> int:
         """Largest divisor of the batch size that is ≤ batch_size / workers and should fit.
 
-        Activations grow with the area; half of what timm fitted into 24 GB leaves room for a
-        16 GB GPU or, in float32, a few GB of a laptop's memory.
+        Half of what timm fitted into 24 GB leaves room for a 16 GB GPU or, in float32, a few GB
+        of a laptop's memory.
         """
-        fits = self.row.images_in_24gb * (self.row.resolution / size) ** 2 / 2
+        fits = self.row.images_in(12, size)
         largest = max(1, min(self.batch_size // workers, int(fits)))
         return max(m for m in range(1, largest + 1) if self.batch_size % m == 0)
 
@@ -196,6 +197,8 @@ class Recipe:
         )
 
 
+ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
+"""What a label's value may be in Ray, and in Kubernetes."""
 PREFETCH_MB = 320
 """For each decode task: eight chunks of 256 views of 224 px."""
 
@@ -208,6 +211,9 @@ class Placement:
     """Training workers: N, or MIN:MAX to grow and shrink with the cluster."""
     gpus_per_worker: float = 0
     """GPUs per worker; 0 trains on CPUs."""
+    accelerator: str = ""
+    """Which GPUs, as Ray names them: L4, L40S, A100, …; several with commas between. Default:
+    any."""
     checkpoint_every: int = 0
     """Steps between checkpoints, beside the one at every epoch's end; 0: only those."""
     keep_checkpoints: int = 2
@@ -233,6 +239,11 @@ class Placement:
         low, high = self.worker_range
         _require(1 <= low <= high, "workers", self.workers, "N or MIN:MAX, 1 or more")
         _require(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "0 or more")
+        named = all(map(ACCELERATOR.fullmatch, self.accelerators))
+        _require(
+            named and (not self.accelerators or self.gpus_per_worker > 0),
+            "accelerator", self.accelerator, "names like L4 or L4,L40S, with gpus_per_worker > 0",
+        )  # fmt: skip
         _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every,
                  "0 or more steps")  # fmt: skip
         _require(
@@ -256,6 +267,11 @@ class Placement:
             numbers = []
         _require(len(numbers) in (1, 2), "workers", self.workers, "N or MIN:MAX, 1 or more")
         return numbers[0], numbers[-1]
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The GPUs' types; none: any."""
+        return tuple(self.accelerator.split(",")) if self.accelerator else ()
 
     def decoding(self, cores: int, workers: int, store_mb: float = math.inf) -> tuple[int, int]:
         """Decode tasks and MB ahead for each of a machine's workers.

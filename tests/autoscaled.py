@@ -17,6 +17,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.util import get_node_ip_address
 from servers import free_port
 
+from effnet_ray.train.machines import ACCELERATOR
+
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 LISTS = (
@@ -109,20 +111,26 @@ def submit(env: Mapping[str, str], *command: str) -> subprocess.CompletedProcess
 def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
     """Whether the cluster comes back to its head alone."""
     until = time.monotonic() + within_s
-    while (left := machines(env)) > 1 and time.monotonic() < until:
+    while (left := len(machines(env))) > 1 and time.monotonic() < until:
         time.sleep(1)
     return left == 1
 
 
-def machines(env: Mapping[str, str]) -> int:
+def accelerators(env: Mapping[str, str]) -> list[str]:
+    """What the machines that live have, the head left out."""
+    return sorted(filter(None, (node["labels"].get(ACCELERATOR) for node in machines(env))))
+
+
+def machines(env: Mapping[str, str]) -> list[dict[str, Any]]:
     """Machines of the cluster that live, the head among them."""
     listed = subprocess.run(
         [Path(sys.executable).with_name("ray"), "list", "nodes", "--filter=state=ALIVE",
-         "--format=json"],
+         "--format=json", "--detail"],
         env={**env, "RAY_ADDRESS": env["RAY_API_SERVER_ADDRESS"]},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    return len(json.loads(listed.stdout))
+    found: list[dict[str, Any]] = json.loads(listed.stdout)
+    return found
 
 
 def end(folder: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoscaled import ROOT, autoscaled, gone, node_types, submit
+from autoscaled import ROOT, accelerators, autoscaled, gone, node_types, submit
+from gpus import counted_gpus
 from servers import fresh_bucket, s3_environment
 
 from effnet_ray.data.sample import pack_sample
@@ -19,7 +20,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
 def test_a_submitted_run_buys_its_machine_trains_publishes_and_gives_it_back(
     fleet: dict[str, str], bucket: str
 ) -> None:
-    told = run(fleet, "finetune", bucket, "--epochs", "2", "--workers", "2")
+    flags = ("--workers", "2", "--gpus-per-worker", "0.5", "--accelerator", "L40S")
+    told = run(fleet, "finetune", bucket, "--epochs", "2", *flags)
+    assert accelerators(fleet) == ["L40S"]
     assert told["release"] == "bought@v1" and told["steps"] == 8
     assert ModelStore(f"{bucket}/store").find("bought@v1").uri == told["release_uri"]
     assert gone(fleet)
@@ -28,16 +31,35 @@ def test_a_submitted_run_buys_its_machine_trains_publishes_and_gives_it_back(
 def test_a_submitted_sweep_buys_its_machines_publishes_and_gives_them_back(
     fleet: dict[str, str], bucket: str
 ) -> None:
-    told = run(fleet, "tune", bucket, "--epochs", "1", "--variants", "b0,b1", "--trials", "3")
+    flags = ("--variants", "b0,b1", "--trials", "3")
+    flags += ("--workers", "1", "--gpus-per-worker", "0.5")
+    told = run(fleet, "tune", bucket, "--epochs", "1", *flags)
+    assert "L4" in accelerators(fleet)  # what is bought first
     assert sum(told["states"].values()) == 3 and told["states"]["finished"]
     assert ModelStore(f"{bucket}/store").find(told["release"]).uri == told["release_uri"]
     assert gone(fleet)
 
 
+def test_what_the_autoscaler_may_never_buy_is_refused_at_once(
+    fleet: dict[str, str], bucket: str
+) -> None:
+    flags = ("--data", f"{bucket}/digits", "--runs", f"{bucket}/runs", "--weights", "none")
+    flags += ("--image-size", "32", "--gpus-per-worker")
+    for more, says in {
+        ("2",): "holds 0 such, and can buy no machine for more",
+        ("1", "--workers", "17"): "holds 0 such, and 16 when it has grown",
+        ("1", "--accelerator", "H100"): "(H100)",
+    }.items():
+        done = submit(fleet, sys.executable, str(ROOT / "jobs/finetune.py"), *flags, *more)
+        assert done.returncode and says in done.stdout, done.stdout + done.stderr
+    assert gone(fleet, within_s=0)
+
+
 @pytest.fixture
-def bucket(rclone: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(rclone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket that holds a packed data set."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # raylets of one machine take no working dir
+    monkeypatch.setenv("PYTHONPATH", counted_gpus(tmp_path))
     with s3_environment(rclone):
         bucket = fresh_bucket()
         pack_sample(f"{bucket}/digits")
@@ -47,7 +69,7 @@ def bucket(rclone: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def fleet(bucket: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a cluster that has no machine but its head, and may buy some."""
-    with autoscaled(node_types("cpu"), tmp_path) as env:
+    with autoscaled(node_types("gpu-small", "gpu-large"), tmp_path) as env:
         yield env
 
 

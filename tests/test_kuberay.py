@@ -10,6 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from effnet_ray.train.machines import MACHINES, Machine, to_buy
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster/kuberay"
 SCHEMAS = ROOT.parent / "shared/kuberay"
@@ -97,6 +99,27 @@ def test_gpu_pods_tolerate_the_gpus_taint() -> None:
     assert len(gpus) == 2
     assert all(pod["tolerations"][0]["key"] == "nvidia.com/gpu" for pod in gpus)
     assert len({pod["nodeSelector"]["nvidia.com/gpu.product"] for pod in gpus}) == 2
+
+
+def test_jobs_are_told_of_the_machines_that_the_autoscaler_may_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = load("cluster")["spec"]
+    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+    told = next(each["value"] for each in head["env"] if each["name"] == MACHINES)
+    monkeypatch.setenv(MACHINES, told)
+    assert to_buy() == [
+        Machine(group["groupName"], resources(group), group.get("labels", {}),
+                group["maxReplicas"])
+        for group in spec["workerGroupSpecs"]
+    ]  # fmt: skip
+
+
+def resources(group: dict[str, Any]) -> dict[str, float]:
+    """What Ray makes of a pod's requests."""
+    asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    names = {"cpu": "CPU", "nvidia.com/gpu": "GPU"}
+    return {names[name]: float(amount) for name, amount in asked.items() if name in names}
 
 
 @pytest.mark.parametrize("name", ["finetune", "tune"])

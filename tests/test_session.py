@@ -10,7 +10,10 @@ pytestmark = pytest.mark.ray
 
 
 def test_gpus_that_the_cluster_lacks_are_refused(cluster: None) -> None:
-    with pytest.raises(ClusterError, match="need 2 GPUs, the cluster has 0 and does not grow"):
+    says = (
+        "2 workers with 1 CPU and 1 GPU each cannot be had: this cluster holds 0 such, and can buy"
+    )
+    with pytest.raises(ClusterError, match=says):
         session.lease(Placement(workers="2", gpus_per_worker=1), [])
 
 
@@ -23,3 +26,9 @@ def test_more_workers_than_cores_share_one_machine(cluster: None) -> None:
 
 def test_a_range_of_workers_is_elastic(cluster: None) -> None:
     assert session.lease(Placement(workers="1:3"), []).workers == (1, 3)
+
+
+def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> None:
+    with pytest.raises(ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\) can"):
+        wanted = Placement(workers="1", gpus_per_worker=0.5, accelerator="L4,L40S")
+        session.lease(wanted, [])

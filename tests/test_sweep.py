@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from gpus import counted_gpus
 from servers import fresh_bucket, s3_environment
 from test_jobs import answer, job
 
@@ -23,31 +24,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SMALL = [
     "--local", "--limit", "64", "--epochs", "3", "--batch-size", "16", "--lr", "log:1e-3:1e-2",
 ]  # fmt: skip
-
-COUNTED_GPUS = """
-import importlib.abc, importlib.util, sys
-
-NAME = "ray.air._internal.device_manager.nvidia_gpu"
-
-class Patch(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != NAME:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        def patched(module):
-            execute(module)
-            manager = module.CUDATorchDeviceManager
-            manager.get_devices = lambda self: [module.torch.device("cpu")]
-            manager.set_device = lambda self, device: None
-        spec.loader.exec_module = patched
-        return spec
-
-sys.meta_path.insert(0, Patch())
-"""
-"""sitecustomize.py of all a test's processes: Ray counts GPUs that nobody has; where a worker
-looks for its device, it finds the CPU."""
 
 ONE_TRIAL_AT_A_TIME = """
 import json, sys, threading, time
@@ -136,10 +112,9 @@ def until(said: Any, seconds: float = 240) -> None:
 def test_on_a_cluster_for_one_trial_a_stopped_one_makes_room_and_a_failed_one_harms_none(
     digits: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(COUNTED_GPUS)
     done = subprocess.run(
         [sys.executable, "-c", ONE_TRIAL_AT_A_TIME, digits, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        env={**os.environ, "PYTHONPATH": counted_gpus(tmp_path)},
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
 from effnet_ray.sweep.searchers import RANDOM, Draws, draws
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.trial import Driver, leaders, run_trials
-from effnet_ray.train import record as runs_record, session
+from effnet_ray.train import machines, record as runs_record, session
 from effnet_ray.train.finetune import checked_name
 from effnet_ray.variants import VARIANTS
 
@@ -151,7 +151,10 @@ class _Search:
     def shares(self, workers: str | None, uris: Sequence[str]) -> Shares:
         """What each trial leases. Raises InputError where this cluster can never give it, or no
         model could be chosen."""
-        hardware = Hardware(gpus=session.capacity("GPU")[1], cpus=session.capacity("CPU")[1])
+        wanted = self._placement.accelerators
+        hardware = Hardware(
+            gpus=machines.capacity("GPU", wanted), cpus=machines.capacity("CPU", wanted)
+        )
         batch_size = self.sweep.recipe.batch_size
         found = share_out(self._placement, workers, self.ladder.waves, batch_size, hardware)
         for chosen in found.placements.values():

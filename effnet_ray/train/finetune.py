@@ -180,6 +180,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
                 num_workers=lease.workers,
                 use_gpu=lease.use_gpu,
                 resources_per_worker=lease.resources_per_worker,
+                label_selector=lease.labels or None,
             ),
             torch_config=TorchConfig(backend=lease.backend),
             run_config=RunConfig(

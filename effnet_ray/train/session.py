@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from effnet_ray import storage
 from effnet_ray.errors import ClusterError
 from effnet_ray.recipe import Placement
+from effnet_ray.train import machines
 
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
@@ -27,6 +27,22 @@ class Lease:
     use_gpu: bool
     resources_per_worker: dict[str, float]
     backend: str
+    accelerators: tuple[str, ...] = ()
+    """On machines with one of these; none: on any."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Ray's label selector for each worker."""
+        if not self.accelerators:
+            return {}
+        return {machines.ACCELERATOR: f"in({','.join(self.accelerators)})"}
+
+    def told(self, workers: int) -> str:
+        """So many workers in words, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
+        asked = [f"{each:g} {name}" for name, each in self.resources_per_worker.items() if each]
+        which = f" ({' or '.join(self.accelerators)})" if self.accelerators else ""
+        plural, apiece = ("s", " each") if workers > 1 else ("", "")
+        return f"{workers} worker{plural} with {' and '.join(asked)}{which}{apiece}"
 
 
 def submitted() -> bool:
@@ -101,61 +117,49 @@ def leaving() -> Iterator[None]:
 def lease(placement: Placement, uris: Sequence[str]) -> Lease:
     """What to ask for. Raises ClusterError where this cluster can never give it."""
     check_reach(uris)
-    nodes = _nodes()
     low, high = placement.worker_range
-    _check_capacity(placement, low)
-    shared = placement.gpus_per_worker and placement.gpus_per_worker < 1
-    resources: dict[str, float] = {"CPU": _cpus_per_worker(nodes, high)}
+    resources: dict[str, float] = {"CPU": _cpus_per_worker(machines.here(), high)}
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
-    return Lease(
+    shared = placement.gpus_per_worker and placement.gpus_per_worker < 1
+    asked = Lease(
         workers=low if low == high else (low, high),
         use_gpu=bool(placement.gpus_per_worker),
         resources_per_worker=resources,
+        accelerators=placement.accelerators,
         # NCCL refuses two workers on one GPU.
         backend=NCCL if placement.gpus_per_worker and not shared else GLOO,
     )
+    _check_room(asked, low)
+    return asked
 
 
 def check_reach(uris: Sequence[str]) -> None:
     """Raises ClusterError for a local path where the cluster has several nodes."""
     for uri in uris:
-        if not storage.is_remote(uri) and len(_nodes()) > 1:
+        if not storage.is_remote(uri) and len(machines.here()) > 1:
             raise ClusterError(
-                f"{uri} is a folder of one machine, but the cluster has {len(_nodes())} nodes: "
+                f"{uri} is a folder of one machine, but the cluster has {len(machines.here())} "
+                "nodes: "
                 "use an s3:// URI that all of them can reach"
             )
 
 
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _cpus_per_worker(nodes: Sequence[dict[str, dict[str, float]]], workers: int) -> float:
+def _cpus_per_worker(living: Sequence[machines.Machine], workers: int) -> float:
     """1, or less where one machine with fewer cores than workers must hold them all."""
-    cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
-    if len(nodes) > 1 or cpus < 1 or cpus >= workers:
+    cpus = sum(machine.resources.get("CPU", 0) for machine in living)
+    if len(living) > 1 or cpus < 1 or cpus >= workers:
         return 1
     return math.floor(100 * cpus / workers) / 100
 
 
-def _check_capacity(placement: Placement, workers: int) -> None:
+def _check_room(asked: Lease, workers: int) -> None:
     """What a cluster can never give is refused at once."""
-    wanted = placement.gpus_per_worker * workers
-    have, most = capacity("GPU")
-    if wanted > most:
-        grows = f"grows to {most:g} at most" if most > have else "does not grow"
-        raise ClusterError(
-            f"{workers} workers with {placement.gpus_per_worker:g} GPUs each need {wanted:g} "
-            f"GPUs, the cluster has {have:g} and {grows}: lower --workers or --gpus-per-worker, "
-            "or add machines"
-        )
-
-
-def capacity(resource: str) -> tuple[float, float]:
-    """How much of a resource the cluster has, and has when its autoscaler has grown it."""
-    from ray._private.state import state  # the only place where Ray tells an autoscaler's limits
-
-    have = ray.cluster_resources().get(resource, 0)
-    limits = state.get_max_resources_from_cluster_config() or {}
-    return have, max(have, limits.get(resource, 0))
+    found = machines.room(asked.resources_per_worker, asked.accelerators)
+    if workers <= found.grown:
+        return
+    grows = f"{found.grown:g} when it has grown" if found.offers else "can buy no machine for more"
+    raise ClusterError(
+        f"{asked.told(workers)} cannot be had: this cluster holds {found.now:g} such, and "
+        f"{grows}: lower --workers or --gpus-per-worker, or add machines"
+    )

@@ -1,5 +1,6 @@
 """Says why a run has no workers: what the cluster has free, and what its autoscaler is doing."""
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from typing import Any
 
 import ray
 
+from effnet_ray.train.machines import ACCELERATOR
 from effnet_ray.train.progress import Event, Left, Lost, Started, Waiting
 from effnet_ray.train.session import Lease
 
@@ -93,9 +95,7 @@ def reason(lease: Lease, status: Any, waited_s: float) -> str:
     unmet = bool(status.resource_demands.placement_group_demand)
     if not short or not (unmet or _too_small(lease, workers, status) or waited_s >= STARTING_S):
         return ""
-    needs = " and ".join(f"{amount:g} {name}" for name, amount in _asked(lease).items())
-    each = " each" if workers > 1 else ""
-    parts = [f"{workers} worker{'s' if workers > 1 else ''} with {needs}{each}: {short}"]
+    parts = [f"{lease.told(workers)}: {short}"]
     coming, refused = _coming(status), _refused(status)
     if coming:
         parts.append(f"machines being started: {coming}")
@@ -112,21 +112,39 @@ def _asked(lease: Lease) -> dict[str, float]:
 
 def _short(lease: Lease, workers: int, status: Any) -> str:
     """What is missing, as `1 of 2 GPU free`."""
-    usage = {each.resource_name: each for each in status.cluster_resource_usage}
+    usage = _usage(lease, status)
     found = []
     for name, amount in _asked(lease).items():
-        total = usage[name].total if name in usage else 0
-        free = total - usage[name].used if name in usage else 0
-        if free + 1e-6 < amount * workers:
-            found.append(f"{free:g} of {total:g} {name} free")
+        total, used = usage[name]
+        if total - used + 1e-6 < amount * workers:
+            found.append(f"{total - used:g} of {total:g} {name} free")
     return ", ".join(found)
 
 
 def _too_small(lease: Lease, workers: int, status: Any) -> bool:
     """Whether the machines that are here could not hold the workers even if they were idle."""
-    total = {each.resource_name: each.total for each in status.cluster_resource_usage}
-    asked = _asked(lease).items()
-    return any(total.get(name, 0) + 1e-6 < amount * workers for name, amount in asked)
+    usage = _usage(lease, status)
+    return any(usage[name][0] + 1e-6 < amount * workers for name, amount in _asked(lease).items())
+
+
+def _usage(lease: Lease, status: Any) -> dict[str, tuple[float, float]]:
+    """Of each resource that is asked for, all there is and what is used of it.
+
+    Where certain accelerators are asked for, on the machines that have them.
+    """
+    found = dict.fromkeys(_asked(lease), (0.0, 0.0))
+    usages = [status.cluster_resource_usage]
+    if lease.accelerators:
+        usages = [
+            node.resource_usage.usage
+            for node in [*status.active_nodes, *status.idle_nodes]
+            if node.resource_usage and (node.labels or {}).get(ACCELERATOR) in lease.accelerators
+        ]
+    for each in itertools.chain.from_iterable(usages):
+        if each.resource_name in found:
+            total, used = found[each.resource_name]
+            found[each.resource_name] = (total + each.total, used + each.used)
+    return found
 
 
 def _coming(status: Any) -> str:
