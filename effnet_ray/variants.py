@@ -54,6 +54,13 @@ class Variant:
     images_in_24gb: int
     train_images_per_s: float
 
+    def images_in(self, gigabytes: float, size: int) -> float:
+        """About how many images of `size` px it trains on at once in so much memory.
+
+        In mixed precision; activations, which are most of it, grow with the area.
+        """
+        return self.images_in_24gb * gigabytes / 24 * (self.resolution / size) ** 2
+
     @property
     def architecture(self) -> str:
         """timm's name of the network. One architecture for all families and for scratch."""

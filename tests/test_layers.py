@@ -15,24 +15,26 @@ ORDER = (
     "data.rows data.spread data.ingest "
     "model.network model.weights model.optim model.cost "
     "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
-    "train.record train.progress train.drain train.worker train.session train.waiting "
-    "train.finetune "
+    "train.record train.progress train.drain train.worker train.machines train.session "
+    "train.waiting train.finetune "
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
-    "check.findings check.ec2 check.cluster_file "
+    "check.findings check.ec2 check.cluster_file check.places check.inputs check.working_dir "
+    "check.cluster check.preflight "
     "console.people console.packing console.sweeping console.checking "
-    "cli.main cli.flags cli.finetuning cli.packing cli.sweeping cli.checking"
+    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "data.spread data.ingest train.progress train.drain train.session train.worker "
-    "train.waiting train.finetune sweep.schedule sweep.costs sweep.searchers sweep.trial "
-    "check.cluster_file",
+    "ray": "data.spread data.ingest train.progress train.drain train.machines train.session "
+    "train.worker train.waiting train.finetune sweep.schedule sweep.costs "
+    "sweep.searchers sweep.trial check.cluster_file check.working_dir "
+    "check.cluster",
     "timm": "model.",
     "s3fs": "storage",
-    "botocore": "retry storage check.ec2",
+    "botocore": "retry storage check.ec2 check.places",
     "tenacity": "retry",
     "torch": "model. train.",
     "PIL": "data.images data.sample",

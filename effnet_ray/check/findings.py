@@ -1,7 +1,9 @@
 """What a check found, for people and for JSON."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from effnet_ray.errors import EffnetRayError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +15,12 @@ class Finding:
     ok: bool
     found: str
     do: str = ""
-    """What to do; empty where there is nothing to do."""
+    """What to do; empty where there is nothing to do, or `found` says it."""
+
+    @property
+    def told(self) -> str:
+        """In one sentence."""
+        return f"{self.check}: {self.found}" + (f": {self.do}" if self.do else "")
 
 
 def finding(check: str, wrong: str, right: str, do: str) -> Finding:
@@ -24,3 +31,11 @@ def finding(check: str, wrong: str, right: str, do: str) -> Finding:
 def all_right(findings: Iterable[Finding]) -> bool:
     """Whether nothing is wrong."""
     return all(finding.ok for finding in findings)
+
+
+def looked(check: str, look: Callable[[], str]) -> Finding:
+    """Of a check that says what it found, or raises a sentence, which says also what to do."""
+    try:
+        return Finding(check=check, ok=True, found=look())
+    except EffnetRayError as error:
+        return Finding(check=check, ok=False, found=str(error))

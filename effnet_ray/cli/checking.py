@@ -1,31 +1,73 @@
-"""`jobs/check.py`."""
+"""`jobs/check.py`, and its quick part, which the jobs that train begin with."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import tyro
-
+from effnet_ray.check import preflight
 from effnet_ray.check.cluster_file import check_cluster_file
-from effnet_ray.check.findings import all_right
+from effnet_ray.check.findings import Finding, all_right
+from effnet_ray.cli import flags as shared
+from effnet_ray.cli.flags import Training
 from effnet_ray.console.checking import show
 from effnet_ray.console.people import People
+from effnet_ray.errors import StorageError
+from effnet_ray.recipe import Placement
+from effnet_ray.train import session
 
 
 @dataclass(frozen=True)
-class Check:
-    """Look at a cluster's file before it costs anything."""
+class Check(Training):
+    """Look before a run costs anything: with its flags, or at a cluster's file."""
 
-    cluster_file: str
-    """A YAML for `ray up`: held against Ray's schema, EC2's and our own rules."""
+    cluster_file: str = ""
+    """A YAML for `ray up`, held against Ray's schema, EC2's and our own rules; nothing else is
+    looked at then."""
 
 
 def check_job(argv: Sequence[str]) -> dict[str, Any]:
     """`jobs/check.py`."""
-    flags = tyro.cli(Check, args=argv)
-    findings = check_cluster_file(flags.cluster_file)
-    show(People(), findings)
+    people = People()
+    flags = shared.parse(Check, argv)
+    findings = (
+        check_cluster_file(flags.cluster_file) if flags.cluster_file else _run(flags, people)
+    )
+    show(people, findings)
     return {
         "ok": all_right(findings),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _run(flags: Check, people: People) -> list[Finding]:
+    """Findings for a run with these flags."""
+    where = flags.where
+    data = where.data or shared.sample(people)
+
+    def connect(placement: Placement) -> None:
+        where = session.connect(placement, local=flags.local, verbose=flags.verbose)
+        people.say(f"Ray: {where}")
+
+    return list(
+        preflight.full(
+            shared.recipe(flags),
+            flags.placement,
+            data,
+            where.runs,
+            where.store,
+            where.weights_mirror or None,
+            submits="RAY_API_SERVER_ADDRESS" in os.environ,
+            connect=connect,
+        )
+    )
+
+
+def ready(flags: Training, data: str, people: People) -> None:
+    """The quick part. Raises StorageError where what is trained could not be kept."""
+    where = flags.where
+    for finding in preflight.quick(data, where.runs, where.store, submitted=session.submitted()):
+        if not finding.ok:
+            raise StorageError(finding.told)
+        if finding.do:
+            people.say(finding.told)

@@ -6,6 +6,7 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.cli import flags as shared
+from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
 from effnet_ray.recipe import Placement
@@ -27,6 +28,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     where = flags.where
     with People() as people:
         data = where.data or shared.sample(people)
+        ready(flags, data, people)
         if flags.recipe.weights == "none":
             people.say("training from scratch: no pretrained weights (--weights none)")
 

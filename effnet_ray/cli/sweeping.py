@@ -9,6 +9,7 @@ import tyro
 
 from effnet_ray import storage
 from effnet_ray.cli import flags as shared
+from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import LOCAL, Training
 from effnet_ray.console.people import People
 from effnet_ray.console.sweeping import SweepView
@@ -86,6 +87,7 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
 def _found(flags: Tune, space: dict[str, Any], people: People, *, workers_given: bool) -> Outcome:
     """The sweep's outcome; people see how it comes about."""
     data = flags.where.data or shared.sample(people)
+    ready(flags, data, people)
 
     def connect(placement: Placement) -> None:
         where = session.connect(

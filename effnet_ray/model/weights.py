@@ -123,16 +123,16 @@ def _from_mirror(name: str, mirror: str) -> bytes:
 def _from_hub(name: str) -> bytes:
     repository = f"{HUB_OWNER}/{name}"
     try:
-        if not isinstance(try_to_load_from_cache(repository, FILE), str):
+        if not _cached(repository):
             _answers(hf_hub_url(repository, FILE))
         path = Path(hf_hub_download(repository, FILE))
     except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
-        raise WeightsError(
-            f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
-            f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that holds "
-            f"{name}.safetensors, or train from scratch with --weights none"
-        ) from error
+        raise _unfetchable(name, error) from error
     return _checked(path.read_bytes(), f"of {name} from the hub")
+
+
+def _cached(repository: str) -> bool:
+    return isinstance(try_to_load_from_cache(repository, FILE), str)
 
 
 def _answers(url: str) -> None:
@@ -141,6 +141,39 @@ def _answers(url: str) -> None:
         get_hf_file_metadata(url)
     except HfHubHTTPError:
         pass  # it answers: the download retries a busy server, and names what is absent
+
+
+def _unfetchable(name: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
+        f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that holds "
+        f"{name}.safetensors, or train from scratch with --weights none"
+    )
+
+
+def whence(weights: Weights, mirror: str | None) -> str:
+    """Where `fetch` would take them from; only looked for. Raises WeightsError."""
+    if weights.name == "none":
+        return "none: from scratch"
+    if "/" not in weights.name and not mirror:
+        return _on_the_hub(weights.name)
+    uri = storage.join(weights.name, FILE)
+    if "/" not in weights.name:
+        uri = storage.join(storage.absolute(mirror or ""), f"{weights.name}.safetensors")
+    if not storage.exists(uri):
+        raise WeightsError(f"there are no weights at {uri}: put them there")
+    return uri
+
+
+def _on_the_hub(name: str) -> str:
+    repository = f"{HUB_OWNER}/{name}"
+    if _cached(repository):
+        return f"{name}, from the hub, in its cache already"
+    try:
+        size = get_hf_file_metadata(hf_hub_url(repository, FILE)).size or 0
+    except Exception as error:  # as above
+        raise _unfetchable(name, error) from error
+    return f"{name}, from the hub, {size / 1e6:,.0f} MB"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,56 @@
+"""Where a job reads and writes: whether it may."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import botocore.session
+from botocore.exceptions import BotoCoreError
+
+from effnet_ray import storage
+from effnet_ray.check.findings import Finding, finding, looked
+from effnet_ray.errors import StorageError
+
+PROBE = b"effnet_ray writes this to see whether it may, and deletes it."
+
+
+def places(data: str, runs: str, store: str) -> Iterator[Finding]:
+    """Credentials for S3 where it is used, and whether runs and releases can be written."""
+    if any(map(storage.is_remote, (data, runs, store))):
+        yield credentials()
+    yield looked("runs", lambda: writable(runs, "checkpoints and records"))
+    yield looked("store", lambda: writable(store, "releases"))
+
+
+def credentials() -> Finding:
+    """How calls to S3 are signed; never with what."""
+    try:
+        found = botocore.session.get_session().get_credentials()
+        how, why = (found.method if found else ""), "none found"
+    except BotoCoreError as error:
+        how, why = "", str(error)
+    where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    return finding(
+        "S3 credentials",
+        "" if how else why,
+        f"{how}, for {where}",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an instance "
+        "role",
+    )
+
+
+def writable(uri: str, what: str) -> str:
+    """Write an object below the URI, read it back and delete it; say so.
+
+    Raises StorageError, before anything is trained that could not be kept.
+    """
+    uri = storage.absolute(uri)
+    probe = storage.join(uri, f".probe-{uuid.uuid4().hex}")
+    try:
+        storage.write_bytes(probe, PROBE)
+        if storage.read_bytes(probe) != PROBE:
+            raise StorageError(f"{probe} is not what was written to it")
+        storage.delete(probe)
+    except StorageError as error:
+        raise StorageError(f"{what} cannot be kept at {uri}: {error}") from error
+    return f"{uri}: written, read and deleted"

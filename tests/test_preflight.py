@@ -1,0 +1,231 @@
+"""A preflight finds what would end a run later, says what to do, and leaves nothing behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ray._private.runtime_env import packaging
+from servers import s3_environment
+
+from effnet_ray import storage
+from effnet_ray.check.cluster import memory
+from effnet_ray.check.findings import Finding, all_right
+from effnet_ray.check.inputs import inputs
+from effnet_ray.check.places import places
+from effnet_ray.check.working_dir import travelling, working_dir
+from effnet_ray.cli.checking import check_job
+from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.main import main
+from effnet_ray.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+SCRATCH = Recipe(weights="none")
+
+
+def by_name(findings: Iterable[Finding]) -> dict[str, Finding]:
+    return {each.check: each for each in findings}
+
+
+# --- places
+
+
+def test_places_are_tried_and_nothing_is_left_there(s3: str) -> None:
+    found = by_name(places(s3, f"{s3}/runs", f"{s3}/store"))
+    assert all_right(found.values()) and set(found) == {"S3 credentials", "runs", "store"}
+    assert found["S3 credentials"].found.startswith("env, for http://")
+    bucket = s3.rpartition("/")[0]
+    assert storage._objects(bucket) == {}  # hidden ones too
+
+
+def test_the_way_of_signing_is_told_but_never_the_key(rclone: str) -> None:
+    with s3_environment(rclone, key="AKIAWRONG", secret="wrong"):
+        found = by_name(places("s3://any/data", "s3://any/runs", "s3://any/store"))
+    assert found["S3 credentials"].ok and not found["runs"].ok and not found["store"].ok
+    assert "WRONG" not in found["S3 credentials"].found
+    with s3_environment(rclone, key=None, secret=None):
+        found = by_name(places("s3://any/data", "s3://any/runs", "s3://any/store"))
+    assert not found["S3 credentials"].ok and "AWS_PROFILE" in found["S3 credentials"].do
+    assert "no usable S3 credentials" in found["store"].found
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = by_name(places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
+    assert set(found) == {"runs", "store"} and found["runs"].ok
+    assert f"releases cannot be kept at {tmp_path}/file/store" in found["store"].found
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- what a run begins with
+
+
+def test_data_and_weights_are_looked_at_as_a_run_does(digits: str) -> None:
+    found = by_name(inputs(SCRATCH, digits, None))
+    assert all_right(found.values())
+    assert "1,438 train and 359 eval images of 10 classes" in found["data"].found
+    assert "8×8 px" in found["an image"].found and "scratch" in found["weights"].found
+
+
+def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
+    digits: str, tmp_path: Path
+) -> None:
+    found = by_name(inputs(Recipe(), str(tmp_path), str(tmp_path)))
+    assert not any(each.ok for each in found.values())
+    assert "jobs/pack.py" in found["data"].found
+    assert f"no weights at {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in found["weights"].found
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits, damaged)
+    shard = next(damaged.glob("train/*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    found = by_name(inputs(SCRATCH, str(damaged), None))
+    assert "SHA-256 is not the manifest's" in found["data"].found and found["weights"].ok
+
+
+# --- the working dir
+
+
+def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
+    for name in ("jobs/a.py", "data/a.jpg", "b.pt", ".git/config", ".venv/x", "more/big"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1234")
+    (tmp_path / ".rayignore").write_text("/data\n*.pt\n")
+    (tmp_path / "more/.gitignore").write_text("big\n")
+    files = {".rayignore", "jobs/a.py", "more/.gitignore"}
+    assert set(travelling(tmp_path)) == files
+    found = by_name(working_dir(tmp_path, submits=True))
+    size = sum(path.stat().st_size for path in map(tmp_path.joinpath, files)) / 1e6
+    assert all_right(found.values()) and f"3 files, {size:.1f} MB" in found["working dir"].found
+
+
+@pytest.mark.parametrize("name", [".env", "keys/my.pem", ".aws/credentials", "id_rsa"])
+def test_keys_in_a_working_dir_that_is_submitted_are_wrong(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("secret")
+    found = by_name(working_dir(tmp_path, submits=True))["no secrets in it"]
+    assert not found.ok and name.split("/")[0] in found.found and ".rayignore" in found.do
+    assert "secret" not in found.found
+    remarked = by_name(working_dir(tmp_path, submits=False))["no secrets in it"]
+    assert remarked.ok and remarked.do
+    (tmp_path / ".rayignore").write_text(f"{name}\n")
+    assert by_name(working_dir(tmp_path, submits=True))["no secrets in it"].found == "none"
+
+
+def test_a_working_dir_too_large_for_ray_and_runs_in_it_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r/checkpoints").mkdir(parents=True)
+    for step in range(9):
+        (tmp_path / f"r/checkpoints/{step}").write_bytes(bytes(1000))
+    found = by_name(working_dir(tmp_path, submits=True))["working dir"]
+    assert found.ok and found.found.endswith("; r/checkpoints") and found.do
+    monkeypatch.setattr(packaging, "GCS_STORAGE_MAX_SIZE", 8000)
+    assert not by_name(working_dir(tmp_path, submits=True))["working dir"].ok
+
+
+def test_our_own_repository_travels_light() -> None:
+    assert sum(travelling(ROOT).values()) < 5e6
+    assert all_right(working_dir(ROOT, submits=True))
+
+
+# --- accelerators
+
+
+@pytest.mark.parametrize(
+    ("variant", "micro", "accelerator", "fits"),
+    [
+        ("b0", 384, "L4", True),  # what timm measured on 24 GB
+        ("b0", 385, "L4", False),
+        ("b7", 8, "L4", True),
+        ("b7", 8, "T4", False),
+        ("b7", 16, "L40S", True),
+        ("b7", 26, "H100", True),
+        ("b7", 27, "H100", False),
+        ("b7", 99, "a new one", True),
+    ],
+)
+def test_the_micro_batch_is_held_against_the_accelerators_memory(
+    variant: str, micro: int, accelerator: str, fits: bool
+) -> None:
+    recipe = Recipe(variant=variant, weights="none", batch_size=micro, micro_batch=micro)
+    recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=True)
+    assert memory(recipe, accelerator).ok is fits
+    assert bool(memory(recipe, accelerator).do) is not fits
+
+
+def test_float32_and_a_shared_gpu_hold_half() -> None:
+    recipe = Recipe(variant="b7", weights="none", batch_size=8)
+    recipe = replace(recipe, image_size=600, micro_batch=8, precision="bfloat16")
+    assert memory(recipe, "L4").ok and not memory(recipe, "L4", share=0.5).ok
+    assert not memory(replace(recipe, precision="float32"), "L4").ok
+
+
+# --- the jobs
+
+
+def test_a_run_that_could_not_publish_is_refused_before_it_begins(
+    digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/file/store"]
+    assert main(finetune_job, ["--local", *where]) == 2
+    assert "store: releases cannot be kept at" in capsys.readouterr().err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.ray
+def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
+    cluster: None, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
+    assert main(check_job, ["--local", *where]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    names = [each["check"] for each in told["findings"]]
+    assert told["ok"] is True and err.rstrip().endswith("all right")
+    assert names == ["runs", "store", "data", "an image", "weights", "working dir",
+                     "no secrets in it", "versions", "workers"]  # fmt: skip
+    assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
+    out, err = capsys.readouterr()
+    wrong = [each for each in json.loads(out)["findings"] if not each["ok"]]
+    assert [each["check"] for each in wrong] == ["workers"] and "can buy no machine" in err
+
+
+OTHER_VERSION = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from effnet_ray.check.cluster import cluster
+from effnet_ray.recipe import Placement, Recipe
+
+head = {"num_cpus": 2, "include_dashboard": False}
+machines = Cluster(initialize_head=True, head_node_args=head)
+machines.add_node(num_cpus=1, env_vars={"PYTHONPATH": sys.argv[1]})
+ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
+recipe = Recipe(weights="none").settled(Recipe().row.input_spec(), workers=2, on_gpu=False)
+for each in cluster(recipe, Placement(workers="2"), ["s3://a", "s3://b", "s3://c"]):
+    print(each.ok, each.told)
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_a_machine_with_other_versions_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "timm-9.9.dist-info/METADATA"
+    other.parent.mkdir()
+    other.write_text("Metadata-Version: 2.1\nName: timm\nVersion: 9.9\n")
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_VERSION, f"{tmp_path}:{ROOT}"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("False versions: ") and "has timm 9.9, the driver 1." in said[0]
+    assert said[1].startswith("True workers: 2 workers with 1 CPU each: the machines that")
