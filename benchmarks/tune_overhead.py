@@ -31,6 +31,7 @@ from effnet_ray.sweep.ladder import Ladder
 from effnet_ray.sweep.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
 from effnet_ray.sweep.trial import run_trials
 from effnet_ray.sweep.tune import Plan
+from effnet_ray.train.progress import Waiting
 
 WORKERS = 2
 """Of a real trial."""
@@ -92,7 +93,7 @@ def starts(folder: str) -> list[float]:
     """Seconds from a real trial's being handed out to its workers' first step."""
     begun, found = dict[int, float](), dict[int, float]()
 
-    def hear(event: Plan | Told) -> None:
+    def hear(event: Plan | Told | Waiting) -> None:
         if not isinstance(event, Told):
             return
         trial, now = event.trial, time.perf_counter()

@@ -29,6 +29,7 @@ ONE_TRIAL_AT_A_TIME = """
 import json, sys, threading, time
 import ray
 from effnet_ray import Placement, Recipe
+from effnet_ray.sweep.book import Told
 from effnet_ray.sweep.record import STOPPED
 from effnet_ray.sweep.tune import Plan, tune
 
@@ -45,7 +46,7 @@ def free(since):
 def hear(event):
     if isinstance(event, Plan):
         assert event.shares.concurrent == 1
-    elif event.trial.state == STOPPED:
+    elif isinstance(event, Told) and event.trial.state == STOPPED:
         threading.Thread(target=free, args=[time.monotonic()]).start()
 
 recipe = Recipe(weights="none", image_size=32, epochs=5, batch_size=16, limit=600, flip=0.0,

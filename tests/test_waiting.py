@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from ray.autoscaler.v2.schema import (
     ClusterStatus,
     LaunchRequest,
     NodeInfo,
+    NodeUsage,
     PlacementGroupResourceDemand,
     ResourceRequestByCount,
     ResourceUsage,
 )
 
+from effnet_ray.train.machines import ACCELERATOR
 from effnet_ray.train.progress import Event, Lost, Started, Waiting
 from effnet_ray.train.session import GLOO, Lease
-from effnet_ray.train.waiting import cluster_status, reason, watching
+from effnet_ray.train.waiting import cluster_status, crowd, reason, watching
 
 TWO_GPUS = Lease(2, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}, backend=GLOO)
 STARTED = Started(workers=2, step=0, steps=9, device="cpu")
@@ -56,6 +59,34 @@ def test_a_full_cluster_says_that_nothing_is_being_started() -> None:
         PlacementGroupResourceDemand([ResourceRequestByCount({"CPU": 1, "GPU": 1}, 2)], "")
     ]
     assert "0 of 4 GPU free; no machine is being started" in reason(TWO_GPUS, full, 0)
+
+
+def test_a_cluster_too_small_without_an_autoscaler_says_what_would_help() -> None:
+    small = ClusterStatus(cluster_resource_usage=usage(CPU=(0, 8), GPU=(0, 1)))
+    assert reason(TWO_GPUS, small, 0).endswith("is being started: add some, or lower --workers")
+
+
+def test_of_certain_gpus_only_theirs_count() -> None:
+    def node(accelerator: str, used: float) -> NodeInfo:
+        has = NodeUsage(usage(CPU=(0, 8), GPU=(used, 1)), 0)
+        return NodeInfo("", "", "", "", resource_usage=has, labels={ACCELERATOR: accelerator})
+
+    wanted = replace(TWO_GPUS, accelerators=("L40S",))
+    nodes = [node("L4", 0), node("L4", 0), node("L40S", 1), node("L40S", 0)]
+    all_of_them = usage(CPU=(0, 32), GPU=(1, 4))
+    status = ClusterStatus(active_nodes=nodes, cluster_resource_usage=all_of_them)
+    assert reason(wanted, status, 99).startswith(
+        "2 workers with 1 CPU and 1 GPU (L40S) each: 1 of 2 GPU free"
+    )
+    assert reason(TWO_GPUS, status, 99) == ""
+
+
+def test_of_many_runs_the_number_that_have_no_place_is_told() -> None:
+    status = ClusterStatus(pending_nodes=[NodeInfo("", "gpu-small", "", "")])
+    assert crowd(status) == "" and crowd(None) == ""
+    demand = PlacementGroupResourceDemand([ResourceRequestByCount({"GPU": 1}, 1)], "")
+    status.resource_demands.placement_group_demand = [demand] * 3
+    assert crowd(status) == "the workers of 3 trials: machines being started: 1 gpu-small"
 
 
 def test_workers_that_have_their_place_and_are_starting_wait_for_nothing() -> None:

@@ -15,6 +15,7 @@ from effnet_ray.sweep import record
 from effnet_ray.sweep.book import Told
 from effnet_ray.sweep.record import Trial
 from effnet_ray.sweep.tune import Plan
+from effnet_ray.train.progress import Waiting
 
 STATES = (record.RUNNING, record.FINISHED, record.STOPPED, record.FAILED, record.SKIPPED)
 
@@ -34,10 +35,13 @@ class SweepView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def hear(self, event: Plan | Told) -> None:
-        """The plan, or what has become of a trial."""
+    def hear(self, event: Plan | Told | Waiting) -> None:
+        """The plan, what has become of a trial, or what is waited for."""
         if isinstance(event, Plan):
             self._begin(event)
+            return
+        if isinstance(event, Waiting):
+            self._people.hear(event)
             return
         assert self._plan is not None
         if event.trial.over and event.trial.state != record.SKIPPED:

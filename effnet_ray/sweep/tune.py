@@ -22,8 +22,9 @@ from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
 from effnet_ray.sweep.searchers import RANDOM, Draws, draws
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.trial import Driver, leaders, run_trials
-from effnet_ray.train import machines, record as runs_record, session
+from effnet_ray.train import machines, record as runs_record, session, waiting
 from effnet_ray.train.finetune import checked_name
+from effnet_ray.train.progress import Waiting
 from effnet_ray.variants import VARIANTS
 
 
@@ -39,7 +40,7 @@ class Plan:
     """Device-seconds if no trial is stopped early, by timm's figures for an RTX 3090."""
 
 
-Hear = Callable[[Plan | Told], None]
+Hear = Callable[[Plan | Told | Waiting], None]
 
 
 def tune(
@@ -181,7 +182,8 @@ class _Search:
             result=lambda name: runs_record.load_result(storage.join(folder, name)),
         )
         driver = Driver(self.sweep, self.uri, shares.placements, mirror, leads)
-        run_trials(driver.run, LadderSearch(ladder, book), brackets, shares.concurrent)
+        with waiting.watching_many(hear):
+            run_trials(driver.run, LadderSearch(ladder, book), brackets, shares.concurrent)
         if not ladder.done:
             raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
         return book

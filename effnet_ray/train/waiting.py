@@ -29,47 +29,90 @@ def watching(lease: Lease, hear: Callable[[Event], None]) -> Iterator[Callable[[
 
     Yields what is to hear the run's events.
     """
-    watch = _Watch(lease, hear)
-    stop = threading.Event()
+    watch = _Watch(lambda status, waited_s: reason(lease, status, waited_s), hear)
+    watch.begin()
+
+    def heard(event: Event) -> None:
+        if isinstance(event, Started):
+            watch.end()
+        elif isinstance(event, Lost | Left):
+            watch.begin()
+        hear(event)
 
     def look() -> None:
-        while not stop.wait(LOOK_S):
-            watch.look()
+        if watch.waits:
+            watch.look(cluster_status())
 
-    thread = threading.Thread(target=look, name="waiting", daemon=True)
+    with _looking(look):
+        yield heard
+
+
+@contextmanager
+def watching_many(hear: Callable[[Waiting], None]) -> Iterator[None]:
+    """Tell `hear` while some of many runs side by side have no place for their workers."""
+    watch = _Watch(lambda status, waited_s: crowd(status), hear)
+
+    def look() -> None:
+        status = cluster_status()
+        if crowd(status):
+            watch.begin()
+        else:
+            watch.end()
+        watch.look(status)
+
+    with _looking(look):
+        yield
+
+
+@contextmanager
+def _looking(look: Callable[[], None]) -> Iterator[None]:
+    """Look now and then, in a thread."""
+    stop = threading.Event()
+
+    def again() -> None:
+        while not stop.wait(LOOK_S):
+            look()
+
+    thread = threading.Thread(target=again, name="waiting", daemon=True)
     thread.start()
     try:
-        yield watch.hear
+        yield
     finally:
         stop.set()
         thread.join()
 
 
 class _Watch:
-    """Knows since when there have been no workers, and what was last said about it."""
+    """Knows since when there has been waiting, and what was last said about it."""
 
-    def __init__(self, lease: Lease, hear: Callable[[Event], None]) -> None:
-        self._lease, self._pass_on = lease, hear
-        self._since: float | None = time.monotonic()
+    def __init__(self, why: Callable[[Any, float], str], hear: Callable[[Waiting], None]) -> None:
+        """`why` makes a sentence of Ray's `ClusterStatus` and the seconds waited."""
+        self._why, self._hear = why, hear
+        self._since: float | None = None
         self._said, self._said_at = "", 0.0
 
-    def hear(self, event: Event) -> None:
-        """Workers have started, or are gone."""
-        if isinstance(event, Started):
-            self._since, self._said = None, ""
-        elif isinstance(event, Lost | Left) and self._since is None:
-            self._since = time.monotonic()
-        self._pass_on(event)
+    def begin(self) -> None:
+        """There is waiting; since now, unless there was before."""
+        self._since = self._since or time.monotonic()
 
-    def look(self) -> None:
-        """Say why there are no workers, if it is new or was said long ago."""
+    def end(self) -> None:
+        """There is none."""
+        self._since, self._said = None, ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is waiting."""
+        return self._since is not None
+
+    def look(self, status: Any) -> None:
+        """Say why, if it is new or was said long ago."""
         since, now = self._since, time.monotonic()
         if since is None or now - since < PATIENCE_S:
             return
-        why = reason(self._lease, cluster_status(), now - since)
+        why = self._why(status, now - since)
         if why and (why != self._said or now - self._said_at >= AGAIN_S):
             self._said, self._said_at = why, now
-            self._pass_on(Waiting(why, now - since))
+            self._hear(Waiting(why, now - since))
 
 
 def cluster_status() -> Any:
@@ -92,17 +135,38 @@ def reason(lease: Lease, status: Any, waited_s: float) -> str:
         return ""
     workers = lease.workers if isinstance(lease.workers, int) else lease.workers[0]
     short = _short(lease, workers, status)
-    unmet = bool(status.resource_demands.placement_group_demand)
-    if not short or not (unmet or _too_small(lease, workers, status) or waited_s >= STARTING_S):
+    unmet, small = _unmet(status), _too_small(lease, workers, status)
+    if not short or not (unmet or small or waited_s >= STARTING_S):
         return ""
-    parts = [f"{lease.told(workers)}: {short}"]
+    return f"{lease.told(workers)}: {short}; {_outlook(status, small)}"
+
+
+def crowd(status: Any) -> str:
+    """The same of many runs, as `the workers of 3 trials: …`; empty where all have their place."""
+    unmet = _unmet(status) if status else 0
+    if not unmet:
+        return ""
+    return (
+        f"the workers of {unmet} trial{'s' if unmet > 1 else ''}: {_outlook(status, small=False)}"
+    )
+
+
+def _unmet(status: Any) -> int:
+    """Groups of workers that Ray has found no place for."""
+    return len(status.resource_demands.placement_group_demand)
+
+
+def _outlook(status: Any, small: bool) -> str:
+    """What is being done about it; `small`: the cluster, even if nothing else ran on it."""
     coming, refused = _coming(status), _refused(status)
+    parts = []
     if coming:
         parts.append(f"machines being started: {coming}")
     if refused:
         parts.append(f"not to be had: {refused}")
-    if not coming and not refused:
-        parts.append("no machine is being started: they come free when other jobs end")
+    if not parts:
+        when = "add some, or lower --workers" if small else "they come free when other jobs end"
+        parts.append(f"no machine is being started: {when}")
     return "; ".join(parts)
 
 
