@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,13 @@ def autoscaled(types: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str
         end(folder)
 
 
-def submit(env: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    env: Mapping[str, str], *command: str, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Submit a job, once the head takes jobs, and wait for its end."""
     while True:
         done = subprocess.run(
-            [Path(sys.executable).with_name("ray"), "job", "submit", "--", *command],
+            [Path(sys.executable).with_name("ray"), "job", "submit", *options, "--", *command],
             env=dict(env), capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         if "No available agent" not in done.stderr:

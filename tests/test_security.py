@@ -1,0 +1,232 @@
+"""A head as our cluster file starts it answers nobody without the token, and tells no secrets."""
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+import secrets
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import ray
+import yaml
+from autoscaled import end, submit
+from ray.core import generated
+from ray.util import get_node_ip_address
+from servers import KEY, SECRET, free_port, fresh_bucket, s3_environment
+
+from effnet_ray.data.sample import pack_sample
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+RAY = Path(ray.__file__).parent
+ROUTE = re.compile(r"""routes\.(get|post|put|delete)\(\s*["'](/[^"']*)["']""")
+PUBLIC = {
+    "/", "/favicon.ico", "/api/authentication_mode", "/api/authenticate", "/api/healthz",
+    "/api/gcs_healthz", "/api/local_raylet_healthz",
+}  # fmt: skip
+"""Ray's own list (`dashboard/http_server_head.py`): the page that asks for the token, and whether
+something lives."""
+OBJECTS = ("/ray.rpc.ObjectManagerService/Push", "/ray.rpc.ObjectManagerService/Pull")
+"""Ray's wheel has no Python for these."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that runs."""
+
+    env: Mapping[str, str]
+    token: str
+    dashboard: int
+    """Port."""
+
+
+@pytest.fixture(scope="module")
+def head(rclone: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Started by the very command of `cluster/aws.yaml`, but for ports and the autoscaler."""
+    home = tmp_path_factory.mktemp("home")
+    with s3_environment(rclone):
+        env = environment(home)
+        token = secrets.token_hex(32)
+        file = home / ".ray/auth_token"
+        file.parent.mkdir()
+        file.touch(mode=0o600)
+        file.write_text(token)
+        port = free_port()
+        done = start(env, f"--dashboard-port={port}")
+        try:
+            assert done.returncode == 0, done.stdout + done.stderr
+            env["RAY_AUTH_MODE"] = "token"
+            env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+            yield Head(env, token, port)
+        finally:
+            end(home)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Of somebody whose home this is."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "HOME": str(home), "PATH": path, "EFFNET_TEST_CLUSTER": str(home)}
+
+
+def start(env: Mapping[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the command of our cluster file that starts a head."""
+    config = yaml.safe_load((ROOT / "cluster/aws.yaml").read_text())
+    command = config["head_start_ray_commands"][-1]
+    assert "RAY_AUTH_MODE=token" in command and "--dashboard-host=127.0.0.1" in command
+    ours = f"--port={free_port()} --dashboard-agent-listen-port={free_port()} --num-cpus=1"
+    for old, new in {
+        "ulimit -n 65536;": "",  # only root may raise it
+        "--port=6379": f"{ours} --disable-usage-stats {' '.join(flags)}",
+        "--autoscaling-config=~/ray_bootstrap_config.yaml": "",
+    }.items():
+        assert old in command
+        command = command.replace(old, new)
+    return subprocess.run(
+        ["bash", "-c", command], env=dict(env), capture_output=True, text=True, timeout=60
+    )
+
+
+def listening(env: Mapping[str, str]) -> dict[int, set[str]]:
+    """Port → addresses, of all of the head's processes."""
+    found = defaultdict(set)
+    for process in processes(env):
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                found[connection.laddr.port].add(connection.laddr.ip)
+    return found
+
+
+def processes(env: Mapping[str, str]) -> set[psutil.Process]:
+    """The head's. Those that give themselves a title have no environment to be known by."""
+    found = set[psutil.Process]()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("EFFNET_TEST_CLUSTER") == env["EFFNET_TEST_CLUSTER"]:
+                found |= {process, *process.children(recursive=True)}
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def status(method: str, url: str, token: str | None = None) -> tuple[int, str]:
+    """What an HTTP server answers."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, method=method.upper(), headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+def routes() -> set[tuple[str, str]]:
+    """Method and path of everything that Ray's dashboard and its agents know, by their source."""
+    found = {
+        (method, re.sub(r"\{\w+\}", "x", path))
+        for file in (RAY / "dashboard").rglob("*.py")
+        for method, path in ROUTE.findall(file.read_text())
+    }
+    assert len(found) > 60
+    return found
+
+
+def methods() -> Iterator[str]:
+    """Every gRPC method that Ray has."""
+    for module in pkgutil.iter_modules(generated.__path__):
+        if module.name.endswith("_pb2"):
+            file = importlib.import_module(f"ray.core.generated.{module.name}").DESCRIPTOR
+            for service in file.services_by_name.values():
+                yield from (f"/{service.full_name}/{each.name}" for each in service.methods)
+    yield from OBJECTS
+
+
+def answers(address: str) -> dict[str, grpc.StatusCode]:
+    """What a port answers to every method, called without a token; empty if it is no gRPC."""
+    found = {}
+    with grpc.insecure_channel(address) as channel:
+        for method in methods():
+            try:
+                channel.unary_unary(method)(b"", timeout=5)
+                found[method] = grpc.StatusCode.OK
+            except grpc.RpcError as error:
+                found[method] = error.code()
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    return {}
+    return found
+
+
+def test_no_route_of_the_dashboard_answers_without_the_token(head: Head) -> None:
+    url = f"http://127.0.0.1:{head.dashboard}"
+    for method, path in sorted(routes()):
+        if path not in PUBLIC:
+            assert status(method, url + path)[0] == 401, (method, path)
+            assert status(method, url + path, "0" * 64)[0] == 403, (method, path)
+    assert status("get", f"{url}/api/version", head.token)[0] == 200
+
+
+def test_the_dashboard_is_on_loopback_alone(head: Head) -> None:
+    assert listening(head.env)[head.dashboard] == {"127.0.0.1"}
+
+
+def test_every_other_port_wants_the_token_or_tells_only_figures(head: Head) -> None:
+    host, kinds = get_node_ip_address(), dict[int, str]()
+    for port in listening(head.env):
+        called = answers(f"{host}:{port}") or answers(f"127.0.0.1:{port}")
+        if called:
+            refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+            assert set(called.values()) <= refused and len(set(called.values())) == 2
+            kinds[port] = "gRPC"
+        elif port != head.dashboard:
+            code, said = status("get", f"http://{host}:{port}/x")
+            if code == 401:
+                kinds[port] = "HTTP"
+                for method, path in sorted(routes()):
+                    if path not in PUBLIC:
+                        assert status(method, f"http://{host}:{port}{path}")[0] == 401
+            else:
+                assert said.startswith("# HELP") and head.token not in said
+                kinds[port] = "figures"
+    assert {"gRPC", "HTTP", "figures"} == set(kinds.values()), kinds
+
+
+def test_without_a_token_it_does_not_start(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    try:
+        done = start(env)
+        assert done.returncode != 0 and "token" in done.stdout + done.stderr
+        assert processes(env) == set()
+    finally:
+        end(tmp_path)
+
+
+def test_a_job_on_s3_leaves_no_secret_in_arguments_runtime_env_or_logs(head: Head) -> None:
+    bucket = fresh_bucket()
+    pack_sample(f"{bucket}/digits")
+    where = [f"--data={bucket}/digits", f"--runs={bucket}/runs", f"--store={bucket}/store"]
+    command = ["python", "jobs/check.py", *where, "--weights=none"]
+    command += ["--workers=1", "--gpus-per-worker=0"]
+    done = submit(head.env, *command, options=["--working-dir", str(ROOT)])
+    assert done.returncode == 0 and '"ok": true' in done.stdout, done.stdout + done.stderr
+    seen = {word for process in processes(head.env) for word in process.cmdline()}
+    url = f"http://127.0.0.1:{head.dashboard}/api/jobs/"
+    code, told = status("get", url, head.token)
+    assert code == 200 and json.loads(told)
+    logs = {Path(word.partition("=")[2]) for word in seen if word.startswith("--logs-dir=")}
+    files = [file for folder in logs for file in folder.rglob("*") if file.is_file()]
+    text = "".join(file.read_text(errors="replace") for file in files)
+    assert "jobs/check.py" in text
+    for secret in (SECRET, KEY, head.token):
+        assert secret not in text and secret not in told and secret not in done.stdout
+        assert not any(secret in word for word in seen)
