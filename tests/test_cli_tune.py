@@ -48,7 +48,10 @@ def test_impossible_sweeps_are_refused(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--gpus-per-worker", "1", "--workers", "64"], "the cluster has 0 and does not grow"),
+        (
+            ["--gpus-per-worker", "1", "--workers", "64"],
+            "this cluster holds 0 such, and can buy no",
+        ),
         (["--objective", "accuracy-under", "--max-params", "1"], "the cheapest has 4.0 M"),
     ],
 )
@@ -56,7 +59,8 @@ def test_what_this_cluster_can_never_give_is_refused_before_a_trial_begins(
     packed: Path, tmp_path: Path, flags: list[str], says: str
 ) -> None:
     runs = tmp_path / "runs"
-    asked = job("tune", "--data", str(packed), "--local", "--runs", str(runs), *flags)
+    folders = ("--runs", str(runs), "--store", str(tmp_path / "store"))
+    asked = job("tune", "--data", str(packed), "--local", *folders, *flags)
     out, err = asked.communicate(timeout=120)
     assert (asked.returncode, out) == (2, "") and "Traceback" not in err
     assert says in err.splitlines()[-1]

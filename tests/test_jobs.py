@@ -125,10 +125,11 @@ sys.exit(code)
 
 
 def test_local_folders_on_two_nodes_are_refused(digits: str, tmp_path: Path) -> None:
-    flags = ["--data", digits, "--weights", "none", "--runs", str(tmp_path / "runs")]
+    folders = ["--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
+    flags = ["--data", digits, "--weights", "none", *folders]
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, *flags], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     assert "the cluster has 2 nodes: use an s3:// URI" in done.stderr
-    assert not (tmp_path / "runs").exists()  # nothing is settled by what cannot run
+    assert not list((tmp_path / "runs").rglob("*"))  # nothing is settled by what cannot run
