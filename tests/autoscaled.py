@@ -110,6 +110,20 @@ def submit(
         time.sleep(1)
 
 
+def trained(
+    env: Mapping[str, str], job: str, bucket: str, *flags: str, name: str = "bought"
+) -> dict[str, Any]:
+    """What a small submitted job says at its end."""
+    flags += ("--data", f"{bucket}/digits", "--runs", f"{bucket}/runs", "--name", name)
+    flags += ("--store", f"{bucket}/store", "--weights", "none", "--image-size", "32")
+    flags += ("--limit", "64", "--batch-size", "16")
+    done = submit(env, sys.executable, str(ROOT / f"jobs/{job}.py"), *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = next(line for line in done.stdout.splitlines() if line[:1] == "{")
+    told: dict[str, Any] = json.loads(last)
+    return told
+
+
 def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
     """Whether the cluster comes back to its head alone."""
     until = time.monotonic() + within_s
