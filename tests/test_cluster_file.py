@@ -28,7 +28,7 @@ def found(text: str, tmp_path: Path) -> dict[str, str]:
 
 def test_our_file_is_right_but_for_the_bucket() -> None:
     findings = check_cluster_file(str(AWS))
-    assert all_right(findings) and len(findings) == 14
+    assert all_right(findings) and len(findings) == 16
     assert [each.check for each in findings if each.do] == ["placeholders"]
 
 
@@ -54,6 +54,36 @@ def test_our_file_is_right_but_for_the_bucket() -> None:
         ("EFFNET_DATA=", "AWS_SECRET_ACCESS_KEY=x EFFNET_DATA=", "no secrets", "on line"),
         ("cluster_name: effnet-ray", "cluster_name: AKIAIOSFODNN7EXAMPLE", "no secrets", "AKIA…"),
         ("--autoscaling-config", "--other-config", "autoscaling", "not asked for"),
+        ("RAY_AUTH_MODE=token RAY_enable", "RAY_AUTH_MODE=disabled RAY_enable",
+         "token authentication", "off"),
+        ("auth_token: ~/.ray/auth_token", "auth_token: requirements.lock",
+         "token authentication", "no token on the machines"),
+        ("/home/ubuntu/.ray/auth_token:", "/tmp/.ray/auth_token:",
+         "token authentication", "no token on the machines"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=127.0.0.1 --dashboard-host=10.0.0.1",
+         "dashboard", "every network"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=localhost.evil.com", "dashboard",
+         "every network"),
+        ("  type: aws\n", "  type: aws\n  security_group: {GroupName: x, IpPermissions: [{FromPort: 0, "
+         "ToPort: 65535, IpProtocol: tcp, IpRanges: [{CidrIp: 0.0.0.0/0}]}]}\n",
+         "network", "the security group opens port 0"),
+        ("auth:\n", 'docker: {image: x, container_name: x, run_options: ["-p 8265:8265"]}\nauth:\n',
+         "network", "docker publishes 8265:8265"),
+        ("auth:\n", 'docker: {image: x, container_name: x, run_options: ["-p 0.0.0.0:1:1"]}\nauth:\n',
+         "network", "open to everybody"),
+        ("InstanceType: m7i.xlarge", "UserData: export HF_TOKEN=abc", "no secrets", "HF_T…"),
+        ("InstanceType: m7i.xlarge", 'UserData: "-----BEGIN RSA PRIVATE KEY-----"',
+         "no secrets", "----…"),
+        ("  - chmod", "  - echo ' #'; export AWS_SECRET_ACCESS_KEY=x\n  - chmod", "no secrets",
+         "AWS_…"),
+        ("InstanceType: m7i.xlarge", "KeyName: mine", "machine head", "no InstanceType"),
+        ("region: us-west-2", "region: us-wset-2", "region", "'us-wset-2' is not known to EC2"),
+        ("InstanceMarketOptions: *spot", "InstanceMarketOptions: spot", "machine gpu-small",
+         "InstanceMarketOptions"),
+        ("MetadataOptions: {HttpTokens: required, HttpPutResponseHopLimit: 1}",
+         "MetadataOptions: required", "machine head", "MetadataOptions"),
+        ("{VolumeSize: 120, VolumeType: gp3, Encrypted: true, DeleteOnTermination: true}", "big",
+         "machine head", "Ebs"),
         ("InstanceType: m7i.xlarge",
          "InstanceType: m7i.xlarge\n      InstanceMarketOptions: {MarketType: spot}",
          "head", "spot"),
@@ -65,6 +95,19 @@ def test_what_would_hurt_is_named(
     text = AWS.read_text()
     assert old in text
     assert says in found(text.replace(old, new), tmp_path)[check]
+
+
+def test_a_field_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    text = AWS.read_text() + "\nmax_workers: 5\n"
+    with pytest.raises(ClusterError, match="'max_workers' is there twice"):
+        found(text, tmp_path)
+
+
+def test_another_clouds_machines_are_said_to_be_unknown(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(AWS.read_text().replace("type: aws", "type: gcp\n  project_id: mine"))
+    told = {each.check: each.found for each in check_cluster_file(str(file))}
+    assert told["machines"] == "not looked at: provider 'gcp', and only AWS's are known here"
 
 
 def test_comments_are_not_held_against_a_file(tmp_path: Path) -> None:

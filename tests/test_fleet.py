@@ -30,7 +30,13 @@ told["left"] = [event.step for event in heard if isinstance(event, Left)]
 told["lost"] = [event.why for event in heard if isinstance(event, Lost)]
 """
 KILLED = f"""
+from effnet_ray.train import progress
 nodes = machines(3)
+boards = [progress.board() for _ in range(8)]
+ray.get([board.failed.remote() for board in boards])
+told["boards"] = [ray._private.state.actors(board._actor_id.hex())["Address"]["NodeID"]
+                  == cluster.head_node.node_id for board in boards]
+del boards
 
 def newest():
     paths = storage.sizes(f"{{bucket}}/runs/disturbed/checkpoints")
@@ -71,6 +77,7 @@ def test_a_drained_machine_costs_no_step_no_failure_and_no_bit(rclone: str) -> N
 
 def test_a_killed_machine_costs_the_steps_since_the_newest_checkpoint(rclone: str) -> None:
     told = on_a_fleet(rclone, KILLED)
+    assert all(told["boards"])  # what carries a run's events is on no machine that may go
     assert told["begun"][0] == 0 and len(told["begun"]) == 2
     assert told["begun"][1] >= told["kept"] >= 8
     with s3_environment(rclone):

@@ -20,8 +20,8 @@ ORDER = (
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
-    "check.findings check.ec2 check.cluster_file check.places check.inputs check.working_dir "
-    "check.cluster check.preflight "
+    "check.findings check.ec2 check.cluster_security check.cluster_file check.places "
+    "check.inputs check.working_dir check.cluster check.preflight "
     "console.people console.packing console.sweeping console.checking "
     "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping"
 ).split()
@@ -34,7 +34,7 @@ DOORS = {
     "check.cluster",
     "timm": "model.",
     "s3fs": "storage",
-    "botocore": "retry storage check.ec2 check.places",
+    "botocore": "retry storage check.ec2 check.cluster_file check.places",
     "tenacity": "retry",
     "torch": "model. train.",
     "PIL": "data.images data.sample",

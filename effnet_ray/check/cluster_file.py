@@ -12,41 +12,50 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import yaml
 
-from effnet_ray.check import ec2
+from effnet_ray.check import cluster_security, ec2
 from effnet_ray.check.findings import Finding, finding
 from effnet_ray.errors import ClusterError
 
-TOKEN = ".ray/auth_token"
 OURS = ("SubnetIds",)
 """Fields of a node_config that Ray takes out before it asks EC2 (ray 2.60 `aws/config.py`)."""
-SECRETS = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|aws_(?:secret_access_key|session_token)|RAY_AUTH_TOKEN\s*[=:]",
-    re.IGNORECASE,
-)
-"""An access key's id, or the names under which secrets are given."""
-EVERYWHERE = re.compile(r"0\.0\.0\.0|\[?::\]?(?=\s|$)")
-LOOPBACK = re.compile(r"--dashboard-host[= ](127\.0\.0\.1|localhost)\b")
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z-]+")
 
 Config = Mapping[str, Any]
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Refuses a field that comes twice, of which YAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((str(name) for name in names if names.count(name) > 1), "")
+        if twice and not getattr(node, "merged", False):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} is there twice", node.start_mark
+            )
+        node.merged = True  # what `<<` brings in stands before the node's own
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def check_cluster_file(path: str) -> list[Finding]:
     """All findings for the file. Raises ClusterError where it cannot be read as YAML."""
     try:
         text = Path(path).expanduser().read_text()
-        config = yaml.safe_load(text)
+        config = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise ClusterError(f"{path} cannot be read as YAML ({why}): correct it") from None
     if not isinstance(config, dict):
         raise ClusterError(f"{path} is no cluster file: expected a YAML mapping")
     accepted, filled = _by_ray(config)
-    findings = [accepted, _secrets(text), *_placeholders(text)]
+    findings = [accepted, cluster_security.secrets(config, text), *_placeholders(text)]
     if accepted.ok:
-        findings += [*_commands(filled), *_workers(filled), *_machines(filled)]
+        findings += [*cluster_security.checks(filled), *_autoscaling(filled)]
+        findings += [*_workers(filled), *_machines(filled)]
     return findings
 
 
@@ -69,64 +78,25 @@ def _by_ray(config: Config) -> tuple[Finding, Config]:
     return finding(check, found, "", "correct the field"), {}
 
 
-def _secrets(text: str) -> Finding:
-    found = SECRETS.search(_without_comments(text))
-    return finding(
-        "no secrets",
-        f"{found.group()[:4]}… on line {_line(text, found.group())}" if found else "",
-        "none",
-        "take it out, and revoke it: machines get their rights from IamInstanceProfile, and the "
-        f"token from file_mounts ({TOKEN})",
-    )
-
-
 def _placeholders(text: str) -> Iterator[Finding]:
-    left = PLACEHOLDER.search(_without_comments(text))
-    if left:
-        where = f"{left.group()} on line {_line(text, left.group())}"
-        yield Finding(check="placeholders", ok=True, found=where, do="put your own in its place")
+    for number, line in enumerate(text.splitlines(), start=1):
+        left = PLACEHOLDER.search(re.sub(r"(^|\s)#.*", "", line))
+        if left:
+            where = f"{left.group()} on line {number}"
+            yield Finding(
+                check="placeholders", ok=True, found=where, do="put your own in its place"
+            )
+            return
 
 
-def _without_comments(text: str) -> str:
-    return "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in text.splitlines())
-
-
-def _line(text: str, found: str) -> int:
-    lines = _without_comments(text).splitlines()
-    return next(number for number, line in enumerate(lines, start=1) if found in line)
-
-
-def _commands(config: Config) -> Iterator[Finding]:
-    """How Ray is started."""
-    head = _starts(config["head_start_ray_commands"])
-    everyone = head + _starts(config["worker_start_ray_commands"])
-    exported = any("RAY_AUTH_MODE=token" in line for line in config["setup_commands"])
-    closed = exported or all("RAY_AUTH_MODE=token" in command for command in everyone)
-    mounted = any(str(target).endswith(TOKEN) for target in config.get("file_mounts") or {})
-    yield finding(
-        "token authentication",
-        "off" if not closed else "" if mounted else "on, but no token on the machines",
-        "on, the token mounted",
-        "put RAY_AUTH_MODE=token before every `ray start`, and mount the token file: "
-        f"file_mounts: {{/home/ubuntu/{TOKEN}: ~/{TOKEN}}}",
-    )
-    everywhere = any(EVERYWHERE.search(command) for command in everyone)
-    yield finding(
-        "dashboard",
-        "open to every network" if everywhere or not all(map(LOOPBACK.search, head)) else "",
-        "on loopback",
-        "start the head with --dashboard-host=127.0.0.1; `ray dashboard` makes a tunnel",
-    )
+def _autoscaling(config: Config) -> Iterator[Finding]:
+    head = " ".join(config["head_start_ray_commands"])
     yield finding(
         "autoscaling",
-        "" if any("--autoscaling-config" in command for command in head) else "not asked for",
+        "" if "--autoscaling-config" in head else "not asked for",
         "asked for",
         "start the head with --autoscaling-config=~/ray_bootstrap_config.yaml",
     )
-
-
-def _starts(commands: list[str]) -> list[str]:
-    return [command for command in commands if "ray start" in command]
 
 
 def _workers(config: Config) -> Iterator[Finding]:
@@ -154,22 +124,40 @@ def _workers(config: Config) -> Iterator[Finding]:
 
 def _machines(config: Config) -> Iterator[Finding]:
     """What is asked of EC2 for each type of machine."""
-    if config["provider"]["type"] != "aws":
+    provider = config["provider"]
+    if provider["type"] != "aws":
+        found = f"not looked at: provider {provider['type']!r}, and only AWS's are known here"
+        yield Finding(check="machines", ok=True, found=found)
         return
+    yield _region(provider)
     for name, each in config["available_node_types"].items():
         node = {key: value for key, value in each["node_config"].items() if key not in OURS}
-        wrong = [*ec2.refusals(node), *_rules(node)]
-        kind = f"{node.get('InstanceType', 'no type')}{', spot' if _spot(each) else ''}"
+        wrong = ec2.refusals(node) or list(_rules(node))
+        kind = f"{node.get('InstanceType')}{', spot' if _spot(each) else ''}"
         yield finding(f"machine {name}", "; ".join(wrong), kind, "correct its node_config")
 
 
+def _region(provider: Config) -> Finding:
+    session = botocore.session.get_session()
+    known = [
+        region
+        for partition in session.get_available_partitions()
+        for region in session.get_available_regions("ec2", partition)
+    ]
+    region = provider.get("region")
+    wrong = "" if region in known else f"{region!r} is not known to EC2"
+    return finding("region", wrong, str(region), "name one of AWS's, such as us-west-2")
+
+
 def _spot(node_type: Config) -> bool:
-    market = node_type["node_config"].get("InstanceMarketOptions") or {}
-    return bool(market.get("MarketType") == "spot")
+    market = node_type["node_config"].get("InstanceMarketOptions")
+    return isinstance(market, Mapping) and market.get("MarketType") == "spot"
 
 
 def _rules(node: Config) -> Iterator[str]:
-    """What we ask of every machine beside what EC2 does."""
+    """What we ask of every machine that EC2 would give."""
+    if not node.get("InstanceType"):
+        yield "no InstanceType"
     if not str(node.get("ImageId", "")).startswith(("ami-", "resolve:ssm:")):
         yield "no ImageId: Ray's default is an Ubuntu 18.04, on which torch does not run"
     if not node.get("IamInstanceProfile"):

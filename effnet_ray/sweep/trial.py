@@ -18,6 +18,7 @@ from effnet_ray.sweep import record
 from effnet_ray.sweep.book import FAILURE
 from effnet_ray.sweep.record import Sweep
 from effnet_ray.sweep.schedule import Brackets, LadderSearch
+from effnet_ray.train import progress
 from effnet_ray.train.finetune import finetune
 
 CRASHES = 2
@@ -89,8 +90,8 @@ class _Leaders:
 
 
 def leaders() -> Any:
-    """Start the actor that can stop trials; it needs no CPU of its own."""
-    return ray.remote(num_cpus=0)(_Leaders).remote()
+    """Start the actor that can stop trials."""
+    return progress.beside_me(_Leaders)
 
 
 class _Reports(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types

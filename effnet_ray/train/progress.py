@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effnet_ray.train.reports import EpochReport
 
@@ -119,8 +120,17 @@ class _Board:
 
 
 def board() -> Any:
-    """Start the actor that carries events; it needs no CPU of its own."""
-    return ray.remote(num_cpus=0)(_Board).remote()
+    """Start the actor that carries events."""
+    return beside_me(_Board)
+
+
+def beside_me(kind: type) -> Any:
+    """Start an actor that needs no CPU on this process's machine, and nowhere else.
+
+    Ray would place it on any, and take it away with it; without this process nobody needs it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
 
 
 @contextmanager
