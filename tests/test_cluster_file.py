@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 AWS = ROOT / "cluster/aws.yaml"
 
 
+DOCKER = 'docker: {{image: x, container_name: x, run_options: ["{}"]}}\nauth:\n'
+
+
 def found(text: str, tmp_path: Path) -> dict[str, str]:
     """Check → what is wrong, for a cluster file's text."""
     file = tmp_path / "cluster.yaml"
@@ -64,18 +67,17 @@ def test_our_file_is_right_but_for_the_bucket() -> None:
          "dashboard", "every network"),
         ("--dashboard-host=127.0.0.1", "--dashboard-host=localhost.evil.com", "dashboard",
          "every network"),
-        ("  type: aws\n", "  type: aws\n  security_group: {GroupName: x, IpPermissions: [{FromPort: 0, "
+        ("  type: aws\n",
+         "  type: aws\n  security_group: {GroupName: x, IpPermissions: [{FromPort: 0, "
          "ToPort: 65535, IpProtocol: tcp, IpRanges: [{CidrIp: 0.0.0.0/0}]}]}\n",
          "network", "the security group opens port 0"),
-        ("auth:\n", 'docker: {image: x, container_name: x, run_options: ["-p 8265:8265"]}\nauth:\n',
-         "network", "docker publishes 8265:8265"),
-        ("auth:\n", 'docker: {image: x, container_name: x, run_options: ["-p 0.0.0.0:1:1"]}\nauth:\n',
-         "network", "open to everybody"),
+        ("auth:\n", DOCKER.format("-p 8265:8265"), "network", "docker publishes 8265:8265"),
+        ("auth:\n", DOCKER.format("-p 0.0.0.0:1:1"), "network", "open to everybody"),
         ("InstanceType: m7i.xlarge", "UserData: export HF_TOKEN=abc", "no secrets", "HF_T…"),
         ("InstanceType: m7i.xlarge", 'UserData: "-----BEGIN RSA PRIVATE KEY-----"',
          "no secrets", "----…"),
-        ("  - chmod", "  - echo ' #'; export AWS_SECRET_ACCESS_KEY=x\n  - chmod", "no secrets",
-         "AWS_…"),
+        ("  - chmod", """  - "echo ' #'; export AWS_SECRET_ACCESS_KEY=x"\n  - chmod""",
+         "no secrets", "AWS_…"),
         ("InstanceType: m7i.xlarge", "KeyName: mine", "machine head", "no InstanceType"),
         ("region: us-west-2", "region: us-wset-2", "region", "'us-wset-2' is not known to EC2"),
         ("InstanceMarketOptions: *spot", "InstanceMarketOptions: spot", "machine gpu-small",
