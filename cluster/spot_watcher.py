@@ -13,10 +13,11 @@ recommendation is no notice either: most machines live on for hours after it.
 import argparse
 import json
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from ray._raylet import (  # type: ignore[attr-defined]
     GcsClient,  # what `ray drain-node` uses: there is no public way
@@ -28,7 +29,9 @@ from ray.util import get_node_ip_address
 METADATA = "http://169.254.169.254"
 LOOK_S = 1
 TIMEOUT_S = 2
-"""Of a request; the service answers within milliseconds."""
+"""Of a look; the service answers within milliseconds."""
+DIRECTLY = build_opener(ProxyHandler({}))
+"""The service is this machine's own: no proxy, whatever the environment says."""
 TOKEN_TTL_S = 21600
 """The longest that EC2 gives."""
 NOTICE_S = 120
@@ -45,13 +48,18 @@ class Metadata:
         self._url, self._token = url, ""
 
     def seconds_left(self) -> float | None:
-        """Until the machine is taken; None where it is not announced, or nobody answers."""
+        """Until the machine is taken; None where that is not announced, or nobody answers."""
+        found: list[str] = []
+        look = threading.Thread(target=self._look, args=[found], daemon=True)
+        look.start()
+        look.join(TIMEOUT_S)  # a request's own time-out begins anew with every byte
+        return _seconds_left(found[0]) if found else None
+
+    def _look(self, found: list[str]) -> None:
         try:
-            said = self._get("/latest/meta-data/spot/instance-action")
-        except OSError:  # HTTPError, URLError and timeouts are OSErrors
+            found.append(self._get("/latest/meta-data/spot/instance-action"))
+        except Exception:  # whatever it says or does instead, it is no notice
             self._token = ""  # it may have expired
-            return None
-        return _seconds_left(said)
 
     def _get(self, path: str) -> str:
         if not self._token:
@@ -68,7 +76,7 @@ class Metadata:
 
 
 def _ask(request: Request) -> str:
-    with urlopen(request, timeout=TIMEOUT_S) as answer:
+    with DIRECTLY.open(request, timeout=TIMEOUT_S) as answer:
         text: str = answer.read(4096).decode(errors="replace")
         return text
 
@@ -77,7 +85,7 @@ def _seconds_left(said: str) -> float | None:
     """Of `{"action": "terminate", "time": "2026-01-01T08:22:00Z"}`; None for anything else."""
     try:
         notice = json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(notice, dict) or "action" not in notice:
         return None

@@ -238,7 +238,9 @@ class Placement:
     def __post_init__(self) -> None:
         low, high = self.worker_range
         _require(1 <= low <= high, "workers", self.workers, "N or MIN:MAX, 1 or more")
-        _require(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "0 or more")
+        gpus = self.gpus_per_worker
+        _require(0 <= gpus <= 1 or (1 < gpus < math.inf and gpus % 1 == 0), "gpus_per_worker",
+                 gpus, "a share of one GPU, or a whole number")  # fmt: skip
         named = all(map(ACCELERATOR.fullmatch, self.accelerators))
         _require(
             named and (not self.accelerators or self.gpus_per_worker > 0),

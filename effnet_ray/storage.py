@@ -42,10 +42,15 @@ DELETED_AT_ONCE = 1000
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI is in object storage. Raises StorageError for an unknown scheme."""
-    scheme, mark, _ = uri.partition("://")
+    """Whether the URI is in object storage.
+
+    Raises StorageError for an unknown scheme, and where no bucket is named.
+    """
+    scheme, mark, rest = uri.partition("://")
     if mark and scheme != "s3":
         raise StorageError(f"{uri} has the scheme {scheme}://: use s3://bucket/prefix or a path")
+    if mark and not rest.split("/")[0]:
+        raise StorageError(f"{uri} names no bucket: use s3://bucket/prefix")
     return bool(mark)
 
 
@@ -61,6 +66,7 @@ def join(uri: str, *parts: str) -> str:
 
 @lru_cache(maxsize=1)
 def _s3() -> s3fs.S3FileSystem:
+    _endpoint()
     retries = {"mode": "standard", "max_attempts": 1}
     client = s3fs.S3FileSystem(
         use_listings_cache=False,
@@ -78,6 +84,18 @@ def _s3() -> s3fs.S3FileSystem:
     return client
 
 
+def _endpoint() -> str:
+    """Of a server that is not AWS's; empty for AWS. Raises StorageError where it is no URL."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        endpoint = os.environ.get(name, "")
+        if endpoint:
+            url = urlparse(endpoint)
+            if url.scheme not in ("http", "https") or not url.netloc:
+                raise StorageError(f"{name} is {endpoint!r}: expected http(s)://HOST:PORT")
+            return endpoint
+    return ""
+
+
 def _region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
 
@@ -91,7 +109,7 @@ def _arrow_s3() -> pafs.S3FileSystem:
         "connect_timeout": 5,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2),
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = _endpoint()
     if endpoint:
         # Servers that are not AWS's may answer a range with the whole object's checksum
         # (rclone 1.75 does), which the SDK would take for damage; images carry their own digest.

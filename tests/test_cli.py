@@ -38,12 +38,38 @@ def copied(packed: Path, to: Path) -> Path:
         (["--workers", "3:2"], "N or MIN:MAX"),
         (["--epochs", "0"], "1 or more"),
         (["--name", "a/b"], "cannot be a folder's name"),
+        (["--gpus-per-worker", "1.5"], "a share of one GPU, or a whole number"),
+        (["--runs", "s3://"], "s3:// names no bucket: use s3://bucket/prefix"),
     ],
 )
 def test_impossible_flags_are_refused(
     refused: Refused, packed: Path, flags: list[str], says: str
 ) -> None:
     assert says in refused("--data", str(packed), *flags)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://127.0.0.1:8265", "expected HOST:PORT of the cluster"),
+        ("ray://head:10001", "expected HOST:PORT of the cluster"),
+        ("head", "expected HOST:PORT of the cluster"),
+        ("127.0.0.1:9", "no cluster answers at RAY_ADDRESS 127.0.0.1:9"),
+        ("127.0.0.1:99999", "no cluster answers at RAY_ADDRESS 127.0.0.1:99999"),
+    ],
+)
+def test_a_cluster_that_is_none_is_refused(
+    refused: Refused, packed: Path, monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert says in refused("--data", str(packed), "--weights", "none")
+
+
+def test_an_endpoint_that_is_no_url_is_refused(refused: Refused) -> None:
+    with s3_environment("localhost:9000"):
+        assert "AWS_ENDPOINT_URL is 'localhost:9000': expected http(s)://" in refused(
+            "--data", "s3://bucket/data"
+        )
 
 
 def test_data_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster/kuberay"
 SCHEMAS = ROOT.parent / "shared/kuberay"
 """KubeRay's custom resource definitions, where somebody has put them."""
-DRAIN_S = 30
-"""For which Ray drains a node that is told to go (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S)."""
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+"""For how many seconds Ray drains a node that is told to go; 30 if it is not told."""
 
 FILES = ("cluster", "finetune", "tune")
 
@@ -88,7 +88,8 @@ def test_tokens_are_on_and_the_autoscaler_is_the_second() -> None:
 
 def test_pods_outlive_the_drain_and_hold_no_secrets() -> None:
     for pod in pods(load("cluster")):
-        assert pod["terminationGracePeriodSeconds"] > DRAIN_S
+        drain_s = next(e["value"] for e in pod["containers"][0]["env"] if e["name"] == DRAIN)
+        assert pod["terminationGracePeriodSeconds"] > float(drain_s) > 30
         assert pod["serviceAccountName"] == "effnet-ray"
         for container in pod["containers"]:
             assert not re.search("KEY|SECRET|TOKEN", str([e["name"] for e in container["env"]]))

@@ -104,7 +104,19 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
     assert all_right(found.values()) and f"3 files, {size:.1f} MB" in found["working dir"].found
 
 
-@pytest.mark.parametrize("name", [".env", "keys/my.pem", ".aws/credentials", "id_rsa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".env",
+        "prod.env",
+        "keys/my.pem",
+        "tls.key",
+        ".aws/credentials",
+        ".ssh/mine",
+        ".git-credentials",
+        "id_rsa",
+    ],
+)
 def test_keys_in_a_working_dir_that_is_submitted_are_wrong(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("secret")

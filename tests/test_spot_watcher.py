@@ -1,11 +1,13 @@
 """EC2's spot notice becomes a drain of this machine's Ray node, and nothing else does."""
 
 import json
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -95,6 +97,56 @@ def test_a_service_that_hangs_or_is_not_there_drains_nothing(
     service(200, notice(90))
     assert metadata.seconds_left() is not None
     assert Metadata("http://127.0.0.1:1").seconds_left() is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na\nb",  # as a token: two header lines
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xc4\x80",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n" + b"[" * 4000,
+    ],
+)
+def test_garbage_drains_nothing_and_the_next_notice_is_read(
+    said: bytes, service: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # its own machine needs no proxy
+    with raw_service(said) as url:
+        metadata = Metadata(url)
+        assert metadata.seconds_left() is None
+        metadata._url = service(200, notice(90))
+        assert any(metadata.seconds_left() for _ in range(2))  # a token of garbage is renewed
+
+
+def test_a_service_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spot_watcher.TIMEOUT_S", 0.3)
+    with raw_service(b"HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n" + b"a" * 60, 0.1) as url:
+        looked = threading.Thread(target=Metadata(url).seconds_left, daemon=True)
+        looked.start()
+        looked.join(3)  # it drips for ten seconds
+        assert not looked.is_alive()
+
+
+@contextmanager
+def raw_service(said: bytes, every_s: float = 0.0) -> Iterator[str]:
+    """A server that answers everything with these bytes, or with one of them every so often."""
+
+    class Raw(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(4096)
+                for part in [said[i : i + 1] for i in range(len(said))] if every_s else [said]:
+                    self.request.sendall(part)
+                    time.sleep(every_s)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def test_an_expired_token_is_renewed(service: Callable[..., str]) -> None:

@@ -114,8 +114,8 @@ def _workers(lease: Lease, placement: Placement, room: Room) -> str:
         return f"{asked}: room for {room.now:g} now{'; ' if tail else ''}{tail}"
     missing = high - room.now
     bought = " or ".join(
-        f"{min(kind.count, math.ceil(missing / kind.holds(lease.resources_per_worker))):g} "
-        f"{kind.name}"
+        f"{min(kind.count, max(1, math.ceil(missing / kind.holds(lease.resources_per_worker)))):g}"
+        f" {kind.name}"
         for kind in room.offers
     )
     return f"{asked}: room for {room.now:g} now, the autoscaler would buy {bought}"

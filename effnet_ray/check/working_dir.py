@@ -11,10 +11,13 @@ from ray._private.runtime_env import packaging  # what `ray job submit` packs wi
 from effnet_ray.check.findings import Finding
 
 SECRET = (
-    ".env", ".env.*", ".aws", ".netrc", "*.pem", "id_rsa", "id_ed25519", "id_ecdsa",
-    "credentials", "credentials.json", "auth_token",
+    ".env", ".env.*", "*.env", ".aws", ".ssh", ".kube", ".netrc", ".git-credentials", "*.pem",
+    "*.key", "id_rsa", "id_dsa", "id_ed25519", "id_ecdsa", "credentials", "credentials.json",
+    "auth_token",
 )  # fmt: skip
 """Where people keep keys."""
+SHOWN = ("*.example", "*.sample", "*.template")
+"""What is there to be seen."""
 HEAVY = ("*.parquet", "*.safetensors", "checkpoints")
 """What a job finds elsewhere: data, weights and runs."""
 NAMED = 3
@@ -71,7 +74,8 @@ def _matching(files: dict[str, int], patterns: tuple[str, ...]) -> str:
     for name in files:
         path = Path(name)
         for part in [path, *path.parents][:-1]:
-            if any(part.match(pattern) for pattern in patterns):
+            shown = any(part.match(pattern) for pattern in SHOWN)
+            if not shown and any(part.match(pattern) for pattern in patterns):
                 hits[part.as_posix()] = None
     top = [hit for hit in hits if not any(str(up) in hits for up in Path(hit).parents)]
     more = f" and {len(top) - NAMED} more" if len(top) > NAMED else ""

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from effnet_ray.train import machines
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
 """NCCL for gradients, gloo for the few numbers that live on the CPU."""
+ANSWER_S = 10
+"""In which a cluster's head accepts a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if joins:
+        _check_address(os.environ["RAY_ADDRESS"])
         ray.init(**options)
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
@@ -84,6 +89,26 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         **options,
     )
     return f"a local Ray on this machine ({cpus} CPUs)"
+
+
+def _check_address(address: str) -> None:
+    """Raises ClusterError where it is no cluster's, or nobody answers; Ray would try for long."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:]+\]", host) or not port.isdigit():
+        raise ClusterError(
+            f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the cluster that this process is "
+            "to join, as `ray job submit` sets it; where jobs are submitted to is "
+            "RAY_API_SERVER_ADDRESS"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no cluster answers at RAY_ADDRESS {address} ({error}): start it, or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        ) from None
 
 
 def _settle_ray_data() -> None:
