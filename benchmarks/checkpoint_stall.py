@@ -21,8 +21,9 @@ import tyro
 from ray_train_step import Settings as Batches, prepared, recipe_of
 
 from effnet_ray.model import network
+from effnet_ray.phases import phases
 from effnet_ray.train.checkpoint import Writer
-from effnet_ray.train.loop import Worker, train_step
+from effnet_ray.train.step import Worker, train_step
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ def main(settings: Settings) -> None:
     """Measure and print."""
     batches = Batches(settings.variant, settings.size, settings.batch, steps=4)
     state, given = prepared(batches)
-    worker = Worker(state, recipe_of(batches))
+    recipe = recipe_of(batches)
+    worker = Worker(state, recipe, phases(recipe)[0])
     worker.warm_up(settings.size)
-    network.train_mode(state.network, worker.recipe)
+    network.train_mode(state.network, recipe, worker.phase.lowest)
 
     def steps() -> float:
         begin = time.perf_counter()

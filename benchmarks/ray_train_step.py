@@ -29,7 +29,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import Recipe
 from effnet_ray.model import network, optim
-from effnet_ray.train.loop import Batch, TrainState, Worker, train_step
+from effnet_ray.phases import phases
+from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.step import Worker, train_step
 
 OURS, BARE = "Ray Train", "bare"
 
@@ -80,9 +82,10 @@ def prepared(settings: Settings) -> tuple[TrainState, list[Batch]]:
 def our_round(settings: Settings) -> Callable[[], float]:
     """A function that trains one round with our step; images/s."""
     state, batches = prepared(settings)
-    worker = Worker(state, recipe_of(settings))
+    recipe = recipe_of(settings)
+    worker = Worker(state, recipe, phases(recipe)[0])
     worker.warm_up(settings.size)
-    network.train_mode(state.network, worker.recipe)
+    network.train_mode(state.network, recipe, worker.phase.lowest)
 
     def run() -> float:
         begin = time.perf_counter()

@@ -7,7 +7,8 @@ package loads neither Ray nor torch; the names below load their modules when fir
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
     from effnet_ray.data.pack import Packing, pack

@@ -12,6 +12,7 @@
     ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
     ├─ CheckpointError            saved state is damaged or does not fit this Recipe
     └─ TrainingError              a run failed after it had started: exit 1
+        ├─ NonFiniteError         losses or gradients are no finite numbers, step after step
         ├─ BadImagesError         more images than --max-bad-fraction allows cannot be read
         └─ LeaderLostError        the process that leads a run's workers died
 
@@ -70,6 +71,10 @@ class CheckpointError(EffnetRayError):
 
 class TrainingError(EffnetRayError):
     """A run failed after it had started."""
+
+
+class NonFiniteError(TrainingError):
+    """Losses or gradients are no finite numbers, step after step."""
 
 
 class BadImagesError(TrainingError):

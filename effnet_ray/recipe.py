@@ -1,18 +1,12 @@
-"""Recipe and Placement: what decides a run's numbers, and what decides only where and how fast.
+"""Recipe: everything that decides the numbers of a run."""
 
-Changing a Placement never changes a loss curve beyond float noise; that is why the two are two.
-Both are frozen, checked on construction, and survive JSON.
-"""
-
-import difflib
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from types import UnionType
-from typing import Any, Self, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
-from effnet_ray.errors import RecipeError
+from effnet_ray.records import require
 from effnet_ray.variants import (
     BEST_FAMILY,
     DROP_PATH,
@@ -23,41 +17,42 @@ from effnet_ray.variants import (
     variant,
 )
 
-Record = TypeVar("Record")
+OPTIMIZERS = {
+    "adamw": (1.0, 0.05), "nadamw": (1.0, 0.05), "lamb": (5.0, 0.02), "lion": (0.1, 0.5),
+    "sgd": (20.0, 1e-4), "momentum": (20.0, 1e-4), "rmsproptf": (2.0, 1e-5),
+}  # fmt: skip
+"""timm's names of those whose resuming is tested to the bit: the learning rate to begin with as a
+multiple of AdamW's, and the weight decay, which for the last three is an L2 penalty on the loss.
+Lion's are its paper's (arXiv 2302.06675, section 5); the others' ratios are those of timm's
+training recipes."""
+AA = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
+UNFREEZE = re.compile(r"all|head|stage:[1-7]")
+LR, LAYER_DECAY = 1e-3, 0.8
+HEAD_LR = 10.0
+"""Times lr: a head that knows nothing has further to go."""
 
-
-def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """Build a dataclass from its JSON form, refusing unknown names and saying the nearest one."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass type
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}"
-            raise RecipeError(f"{kind.__name__} has no field {name!r}{hint}")
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        _check_type(f"{kind.__name__}.{name}", value, hints[name])
-    return kind(**{name: _tuples(value) for name, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check_type(name: str, value: object, hint: Any) -> None:
-    """Refuse a JSON value of another type than a plain field's; containers are left alone."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if not all(isinstance(kind, type) for kind in kinds):
-        return
-    allowed = {*kinds, int} if float in kinds else set(kinds)
-    if type(value) not in allowed:
-        names = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise RecipeError(f"{name} is {value!r}: expected {names}")
-
-
-def _require(ok: bool, field: str, value: object, expected: str) -> None:
-    if not ok:
-        raise RecipeError(f"{field} is {value!r}: expected {expected}")
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("image_size", lambda v: v >= MIN_IMAGE_SIZE,
+     f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)"),
+    ("epochs batch_size micro_batch limit", lambda v: v >= 1, "1 or more"),
+    ("head_epochs max_skips patience seed", lambda v: v >= 0, "0 or more"),
+    ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
+    ("weight_decay warmup_epochs clip_grad mixup cutmix", lambda v: 0 <= v < math.inf,
+     "0 or more"),
+    ("label_smoothing dropout drop_path flip reprob", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("momentum ema_decay", lambda v: 0 <= v < 1, "0 or more, below 1"),
+    ("layer_decay crop_scale", lambda v: 0 < v <= 1, "above 0, up to 1"),
+    ("crop_ratio", lambda v: 1 <= v < math.inf, "1 or more"),
+    ("unfreeze", lambda v: UNFREEZE.fullmatch(v) is not None,
+     "all, head, or stage:N with N from 1 to 7"),
+    ("aa", lambda v: AA.fullmatch(v) is not None,
+     "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9"),
+    ("opt", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
+    ("sched", ("cosine", "constant").__contains__, "'cosine' or 'constant'"),
+    ("batchnorm", ("train", "frozen").__contains__, "'train' or 'frozen'"),
+    ("precision", ("float32", "bfloat16").__contains__, "'float32' or 'bfloat16'"),
+)  # fmt: skip
+"""Fields, what a value of theirs must be, and the same in words; None is good for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,18 +71,60 @@ class Recipe:
     image_size: int | None = None
     """Height and width in px the network sees (≥ 32); not given: the weights' own."""
     epochs: int = 10
-    """Passes over the train split."""
+    """Passes over the train split, those of the head alone included."""
+    head_epochs: int | None = None
+    """First epochs, in which only the new head learns, on a frozen backbone. Not given: a quarter
+    of all for pretrained weights, 0 from scratch."""
+    unfreeze: str = "all"
+    """What learns after them: all, head, or stage:N, which is the stages N to 7 (the blockN of
+    Keras, blocks.N-1 of timm), the last convolution and the head."""
     batch_size: int = 64
     """Images per optimizer step, over all workers."""
     micro_batch: int | None = None
     """Images per forward pass, a divisor of the batch size: the rows of one lane. Not given:
     batch size / workers, if that fits; then part of the recipe."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW; linear warm-up, then cosine to 1 % of it."""
-    weight_decay: float = 0.05
-    """AdamW's decoupled weight decay; not on norms and biases."""
+    opt: str = "adamw"
+    """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (Nesterov), momentum or
+    rmsproptf."""
+    lr: float | None = None
+    """Peak learning rate. Not given: 1e-3 for AdamW, for other optimizers a multiple of it (sgd
+    20, rmsproptf 2, lamb 5, lion 0.1)."""
+    head_lr: float | None = None
+    """The same while only the head learns. Not given: ten times lr; with --unfreeze head: lr, if
+    that is given."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from one stage to the one below it. Not given: 0.8 for
+    pretrained weights, 1 from scratch."""
+    momentum: float = 0.9
+    """Momentum of optimizers that have one (sgd, momentum, rmsproptf)."""
+    weight_decay: float | None = None
+    """Not on norms and biases. Not given: 0.05 for AdamW, 1e-4 for sgd, …"""
+    sched: str = "cosine"
+    """From the peak on: cosine (to 1 % of it at the phase's end) or constant."""
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up, at most half of the phase."""
+    clip_grad: float = 0.0
+    """Gradients longer than this (norm over all parameters) are shortened to it; 0: never."""
+    max_skips: int = 3
+    """Steps in a row that may be skipped because their loss or gradient is no finite number;
+    after them the run goes back to its newest checkpoint, once, and then ends."""
+    ema_decay: float = 0.0
+    """Decay per step of a moving average of the weights, such as 0.99; it is evaluated too, and
+    released if better. After n steps it is at most (1 + n) / (10 + n). 0: no average."""
+    patience: int = 0
+    """End the run after so many epochs without a better one, once all that shall learn does;
+    0: never."""
+    aa: str = "none"
+    """What is done to training views after crop and flip: auto (AutoAugment), trivial
+    (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30) or rand-mM-nN; none."""
+    mixup: float = 0.0
+    """Alpha of mixup: images of a lane are blended in pairs by a Beta(alpha, alpha) draw; 0: off.
+    Training loss and top-1 are told by each image's own label."""
+    cutmix: float = 0.0
+    """Alpha of cutmix: a box of another image is pasted in. With mixup, each takes half of the
+    images; 0: off."""
+    reprob: float = 0.0
+    """Probability that a box of a training image is erased (noise)."""
     label_smoothing: float = 0.1
     """Share of each target spread over all classes, 0 to 1."""
     dropout: float | None = None
@@ -108,7 +145,7 @@ class Recipe:
     limit: int | None = None
     """Use only the first N images of each split; packing shuffles, so they are a fair sample."""
     seed: int = 0
-    """Seeds the order, the views, the new head, dropout and drop path."""
+    """Seeds the order, the views, the new head, dropout, drop path, mixing and erasing."""
 
     def __post_init__(self) -> None:
         row = variant(self.variant)
@@ -116,34 +153,25 @@ class Recipe:
             object.__setattr__(self, "weights", BEST_FAMILY)
         if self.weights in FAMILIES:
             row.weights_tag(self.weights)
-        size = self.image_size
-        _require(
-            size is None or size >= MIN_IMAGE_SIZE,
-            "image_size", size, f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)",
-        )  # fmt: skip
-        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        micro = self.micro_batch
-        _require(
-            micro is None or (micro >= 1 and self.batch_size % micro == 0),
-            "micro_batch", micro, f"a divisor of batch_size {self.batch_size}",
-        )  # fmt: skip
-        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
-        _require(
-            0 <= self.warmup_epochs < math.inf, "warmup_epochs", self.warmup_epochs, "0 or more"
-        )
-        for name in ("label_smoothing", "dropout", "drop_path", "flip"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, name, value, "0 to 1")
-        _require(self.batchnorm in (None, "train", "frozen"), "batchnorm", self.batchnorm,
-                 "'train' or 'frozen'")  # fmt: skip
-        _require(self.precision in (None, "float32", "bfloat16"), "precision", self.precision,
-                 "'float32' or 'bfloat16'")  # fmt: skip
-        _require(0 < self.crop_scale <= 1, "crop_scale", self.crop_scale, "above 0, up to 1")
-        _require(1 <= self.crop_ratio < math.inf, "crop_ratio", self.crop_ratio, "1 or more")
-        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "1 or more")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for names, good, expected in RULES:
+            for name in names.split():
+                value = getattr(self, name)
+                require(value is None or good(value), name, value, expected)
+        micro, head = self.micro_batch, self.head_epochs
+        require(micro is None or self.batch_size % micro == 0, "micro_batch", micro,
+                f"a divisor of batch_size {self.batch_size}")  # fmt: skip
+        most = self.epochs
+        require(head is None or head <= most, "head_epochs", head, f"at most epochs, {most}")
+        require(self.unfreeze != "head" or head in (None, most), "head_epochs", head,
+                f"all {most} epochs where unfreeze is head")  # fmt: skip
+        mixes = self.mixup > 0 or self.cutmix > 0
+        require(not mixes or min(self.batch_size, micro or 2) > 1, "micro_batch", micro,
+                "2 or more images to mix (mixup, cutmix)")  # fmt: skip
+        require(self.opt != "sgd" or self.momentum > 0, "momentum", self.momentum,
+                "above 0 for sgd, which is Nesterov's")  # fmt: skip
+        whole = not head and self.unfreeze == "all"
+        require(whole or self.weights != "none", "weights", "none",
+                "pretrained ones where some stay frozen (head_epochs, unfreeze)")  # fmt: skip
 
     @property
     def row(self) -> Variant:
@@ -156,17 +184,40 @@ class Recipe:
         assert self.micro_batch is not None
         return self.batch_size // self.micro_batch
 
-    def settled(self, spec: InputSpec, *, workers: int, on_gpu: bool) -> Self:
-        """This recipe with every None decided: from the weights' spec and the first placement."""
+    @property
+    def decided(self) -> Self:
+        """This recipe with every None decided that neither weights nor placement have a say in."""
         pretrained = self.weights != "none"
-        size = self.image_size or spec.resolution
+        factor, weight_decay = OPTIMIZERS[self.opt]
+        lr = self.lr or factor * LR
+        alone = self.unfreeze == "head" and self.lr
         return replace(
             self,
-            image_size=size,
-            micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
+            head_epochs=self._decided_head_epochs(pretrained),
+            lr=lr,
+            head_lr=self.head_lr or (lr if alone else HEAD_LR * lr),
+            weight_decay=weight_decay if self.weight_decay is None else self.weight_decay,
+            layer_decay=self.layer_decay or (LAYER_DECAY if pretrained else 1.0),
             dropout=self.row.dropout if self.dropout is None else self.dropout,
             drop_path=DROP_PATH if self.drop_path is None else self.drop_path,
             batchnorm=self.batchnorm or ("frozen" if pretrained else "train"),
+        )
+
+    def _decided_head_epochs(self, pretrained: bool) -> int:
+        """One of two to seven epochs, two of eight, …; a single epoch is for all that learns."""
+        if self.head_epochs is not None:
+            return self.head_epochs
+        if self.unfreeze == "head":
+            return self.epochs
+        return min(self.epochs - 1, max(1, self.epochs // 4)) if pretrained else 0
+
+    def settled(self, spec: InputSpec, *, workers: int, on_gpu: bool) -> Self:
+        """This recipe with every None decided: from the weights' spec and the first placement."""
+        size = self.image_size or spec.resolution
+        return replace(
+            self.decided,
+            image_size=size,
+            micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
             precision=self.precision or ("bfloat16" if on_gpu else "float32"),
         )
 
@@ -177,110 +228,24 @@ class Recipe:
         of a laptop's memory.
         """
         fits = self.row.images_in(12, size)
+        least = 2 if self.mixup or self.cutmix else 1
         largest = max(1, min(self.batch_size // workers, int(fits)))
-        return max(m for m in range(1, largest + 1) if self.batch_size % m == 0)
+        divisors = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
+        return max((m for m in divisors if least <= m <= largest), default=divisors[least - 1])
 
     def agrees_with(self, recorded: Self) -> bool:
         """Whether every field given here is what `recorded` (a settled recipe) holds."""
         return not self.differences(recorded)
 
     def differences(self, recorded: Self) -> str:
-        """The given fields that differ from `recorded`, for a person to read.
+        """The fields that differ from `recorded`, for a person to read.
 
-        None agrees with whatever it was settled to; but a `limit` of None means every image.
+        A None that weights or placement settled agrees with whatever it was settled to; but a
+        `limit` of None means every image.
         """
-        mine, theirs = asdict(self), asdict(recorded)
+        mine, theirs = asdict(self.decided), asdict(recorded)
         return ", ".join(
             f"{name} {value!r} (recorded: {theirs[name]!r})"
             for name, value in mine.items()
             if value != theirs[name] and (value is not None or name == "limit")
         )
-
-
-ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
-"""What a label's value may be in Ray, and in Kubernetes."""
-PREFETCH_MB = 320
-"""For each decode task: eight chunks of 256 views of 224 px."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """Everything that decides only where and how fast a run goes."""
-
-    workers: str = "2"
-    """Training workers: N, or MIN:MAX to grow and shrink with the cluster."""
-    gpus_per_worker: float = 0
-    """GPUs per worker; 0 trains on CPUs."""
-    accelerator: str = ""
-    """Which GPUs, as Ray names them: L4, L40S, A100, …; several with commas between. Default:
-    any."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints, beside the one at every epoch's end; 0: only those."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints to keep; the best one is kept besides."""
-    max_failures: int = 3
-    """Worker failures to recover from before the run is given up."""
-    cores: int | None = None
-    """CPU cores that each worker may count on, its decoding included; not given: the machine's,
-    over this run's workers on it."""
-    decode_tasks: int | None = None
-    """Parallel decode tasks per worker; not given: one more than a machine's workers have
-    cores, over the workers."""
-    prefetch_mb: int | None = None
-    """Decoded images to hold ahead of each worker, MB; not given: 320 for each decode task,
-    or what the object store has room for."""
-    max_bad_fraction: float = 0.01
-    """The run stops when more than this share of a split's images, and more than one image,
-    cannot be read in an epoch; 0 stops at the first."""
-    audit: bool = False
-    """Write which images every step used, as Parquet, under the run's audit/ folder."""
-
-    def __post_init__(self) -> None:
-        low, high = self.worker_range
-        _require(1 <= low <= high, "workers", self.workers, "N or MIN:MAX, 1 or more")
-        gpus = self.gpus_per_worker
-        _require(0 <= gpus <= 1 or (1 < gpus < math.inf and gpus % 1 == 0), "gpus_per_worker",
-                 gpus, "a share of one GPU, or a whole number")  # fmt: skip
-        named = all(map(ACCELERATOR.fullmatch, self.accelerators))
-        _require(
-            named and (not self.accelerators or self.gpus_per_worker > 0),
-            "accelerator", self.accelerator, "names like L4 or L4,L40S, with gpus_per_worker > 0",
-        )  # fmt: skip
-        _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every,
-                 "0 or more steps")  # fmt: skip
-        _require(
-            self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more"
-        )
-        _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
-        _require(self.cores is None or self.cores >= 1, "cores", self.cores, "1 or more")
-        _require(self.decode_tasks is None or self.decode_tasks >= 1, "decode_tasks",
-                 self.decode_tasks, "1 or more")  # fmt: skip
-        _require(self.prefetch_mb is None or self.prefetch_mb >= 16, "prefetch_mb",
-                 self.prefetch_mb, "16 or more")  # fmt: skip
-        _require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", self.max_bad_fraction,
-                 "0 to 1")  # fmt: skip
-
-    @property
-    def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
-        try:
-            numbers = [int(part) for part in self.workers.split(":")]
-        except ValueError:
-            numbers = []
-        _require(len(numbers) in (1, 2), "workers", self.workers, "N or MIN:MAX, 1 or more")
-        return numbers[0], numbers[-1]
-
-    @property
-    def accelerators(self) -> tuple[str, ...]:
-        """The GPUs' types; none: any."""
-        return tuple(self.accelerator.split(",")) if self.accelerator else ()
-
-    def decoding(self, cores: int, workers: int, store_mb: float = math.inf) -> tuple[int, int]:
-        """Decode tasks and MB ahead for each of a machine's workers.
-
-        One task more than there are cores, so that none waits while Ray hands out the next. Half
-        of the object store is left to whatever else there is, like the next window's start.
-        """
-        tasks = self.decode_tasks or max(1, (cores + 1) // workers)
-        ahead = min(PREFETCH_MB * tasks, store_mb / 2 / workers)
-        return tasks, self.prefetch_mb or max(16, int(ahead))

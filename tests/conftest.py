@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from hypothesis import HealthCheck, settings
 from laws import RECIPE
 from PIL import Image
+from safetensors.torch import save_file
 from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
 
@@ -25,6 +28,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("effnet")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bit-equality wants one order of additions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 # --- object storage
 
@@ -80,6 +93,16 @@ def packed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed")
     pack(str(photographs), str(out), Packing(eval_fraction=0.25))
     return out
+
+
+@pytest.fixture(scope="session")
+def weights_mirror(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A mirror with B0's weights, made up."""
+    folder = tmp_path_factory.mktemp("mirror")
+    torch.manual_seed(0)
+    made = timm.create_model("tf_efficientnet_b0")
+    save_file(made.state_dict(), folder / "tf_efficientnet_b0.ns_jft_in1k.safetensors")
+    return str(folder)
 
 
 # --- Ray

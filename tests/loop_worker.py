@@ -1,5 +1,6 @@
 """What the loop's tests share: fixed batches in lanes, and one process of a group of workers."""
 
+import copy
 import gc
 import json
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,21 @@ import torch.distributed as dist
 from effnet_ray.model.network import build
 from effnet_ray.model.optim import optimizer
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.loop import Batch, Shape, TrainState, evaluate, fit
+from effnet_ray.train.loop import Shape, evaluate, fit
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.state import Batch, TrainState
 
 CLASSES = 4
 WORLDS = (1, 2, 3)
 STEPS = 2
+
+
+DIALS: dict[str, object] = {
+    "weights": "ns", "head_epochs": 0, "unfreeze": "stage:5", "layer_decay": 0.7,
+    "clip_grad": 1.0, "ema_decay": 0.9, "mixup": 0.2, "cutmix": 1.0, "reprob": 0.5,
+    "label_smoothing": 0.1,
+}  # fmt: skip
+"""Every dial of a Recipe that the loop turns."""
 
 
 def settled(**given: object) -> Recipe:
@@ -31,7 +41,8 @@ def settled(**given: object) -> Recipe:
 
 def new_state(recipe: Recipe) -> TrainState:
     network = build(recipe, recipe.row.input_spec(), CLASSES)
-    return TrainState(network, optimizer(network, recipe))
+    averaged = copy.deepcopy(network) if recipe.ema_decay else None
+    return TrainState(network, optimizer(network, recipe), averaged)
 
 
 def random_batch(seed: int, images: int, size: int, lane: int = 0) -> Batch:
@@ -99,7 +110,7 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
         ),
         on_epoch=lambda report, _: reports.append(report),
     )
-    untrained = evaluate(new_state(recipe).network, batches.eval())
+    untrained = evaluate([new_state(recipe).network], batches.eval())[0]
     return {
         "sums": sums,
         "statistics": moved,
@@ -120,7 +131,8 @@ def _gradient_norms(state: TrainState) -> list[float]:
 
 
 def scenarios() -> dict[str, Recipe]:
-    """What every world trains: 4 lanes without BatchNorm's batches, and 2 lanes with them.
+    """What every world trains: 4 lanes without BatchNorm's batches, and 2 lanes with them; the
+    head alone, with every dial on, and from one phase into the next.
 
     AdamW's first step is about the learning rate whatever the gradient, so that float noise in
     a gradient near 0 moves a weight by as much; where BatchNorm trains, a lower rate bounds it.
@@ -128,6 +140,11 @@ def scenarios() -> dict[str, Recipe]:
     return {
         "frozen": settled(micro_batch=2),
         "train": settled(micro_batch=4, batchnorm="train", image_size=64, lr=1e-4),
+        "head": settled(micro_batch=2, weights="ns", unfreeze="head"),
+        "dials": settled(micro_batch=2, lr=1e-4, **DIALS),
+        "phases": settled(
+            micro_batch=2, weights="ns", epochs=2, head_epochs=1, lr=1e-5, opt="lamb"
+        ),
     }
 
 

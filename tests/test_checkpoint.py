@@ -2,22 +2,26 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from loop_worker import FixedBatches, new_state, nothing, random_batch, settled
+from loop_worker import DIALS, FixedBatches, new_state, random_batch, settled
 from safetensors import safe_open
 from torch import Tensor
 
 from effnet_ray.errors import CheckpointError
-from effnet_ray.recipe import Recipe
+from effnet_ray.phases import phases
+from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train import checkpoint
-from effnet_ray.train.loop import TrainState, Worker, fit, train_step
+from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Tally
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.state import TrainState
+from effnet_ray.train.step import Worker, train_step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = settled(batchnorm="train")
 REPORT = EpochReport(
@@ -26,21 +30,12 @@ REPORT = EpochReport(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit-equality wants one order of additions."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def trained() -> TrainState:
     """A state after one step, with a past. Read only: copy it with `at`."""
     state = new_state(RECIPE)
     lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
-    worker = Worker(state, RECIPE)
+    worker = Worker(state, RECIPE, phases(RECIPE)[0])
     state.tally = train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
     state.step, state.history = 7, [REPORT]
     return state
@@ -49,12 +44,17 @@ def trained() -> TrainState:
 def at(state: TrainState, step: int, *tops: float) -> TrainState:
     """The state at another step, its epochs ended with these eval top-1 at steps 1, 2, …"""
     history = [replace(REPORT, epoch=n, step=n + 1, eval_top1=top) for n, top in enumerate(tops)]
-    return TrainState(state.network, state.optimizer, step, state.tally, history)
+    return TrainState(state.network, state.optimizer, None, step, state.tally, history)
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
     """All of a state's tensors, by name."""
     found = dict(state.network.state_dict())
+    if state.averaged:
+        found |= {f"averaged.{n}": t for n, t in state.averaged.state_dict().items()}
+    for number, group in enumerate(state.optimizer.param_groups):
+        if "step" in group:
+            found[f"group {number}"] = group["step"]
     for index, values in state.optimizer.state_dict()["state"].items():
         found |= {f"{index}.{name}": value for name, value in values.items()}
     return found
@@ -148,29 +148,52 @@ class Killed(Exception):
 def trained_to_the_end(recipe: Recipe, state: TrainState, folder: Path, kill: int = 0) -> None:
     batches = FixedBatches(recipe, steps=3)
 
-    def on_step(state: TrainState) -> None:
+    def die(state: TrainState) -> None:
         if state.step == kill:
             write(state, folder)
             raise Killed
 
-    fit(state, recipe, batches.shape(), batches, on_step=on_step, on_epoch=nothing)
+    def on_step(state: TrainState) -> None:
+        if state.step % 3:  # after an epoch's last step, its evaluation comes first
+            die(state)
+
+    def on_epoch(report: EpochReport, state: TrainState) -> None:
+        die(state)
+
+    fit(state, recipe, batches.shape(), batches, on_step=on_step, on_epoch=on_epoch)
+
+
+def assert_resuming_equals_never_stopping(recipe: Recipe, folder: Path, kill: int) -> None:
+    straight, stopped = new_state(recipe), new_state(recipe)
+    trained_to_the_end(recipe, straight, folder)
+    with pytest.raises(Killed):
+        trained_to_the_end(recipe, stopped, folder, kill)
+    resumed, found = new_state(recipe), checkpoint.newest(str(folder))
+    assert found and found.step == kill
+    found.load_into(resumed)
+    trained_to_the_end(recipe, resumed, folder)
+    assert resumed.step == straight.step == 6
+    assert same(resumed, straight)
+    assert resumed.history == straight.history
 
 
 @pytest.mark.parametrize("kill", [1, 4])
 @pytest.mark.parametrize("batchnorm", ["train", "frozen"])
 def test_resuming_equals_never_stopping(tmp_path: Path, batchnorm: str, kill: int) -> None:
-    recipe = settled(epochs=2, batchnorm=batchnorm)
-    straight, stopped = new_state(recipe), new_state(recipe)
-    trained_to_the_end(recipe, straight, tmp_path)
-    with pytest.raises(Killed):
-        trained_to_the_end(recipe, stopped, tmp_path, kill)
-    resumed, found = new_state(recipe), checkpoint.newest(str(tmp_path))
-    assert found and found.step == kill
-    found.load_into(resumed)
-    trained_to_the_end(recipe, resumed, tmp_path)
-    assert resumed.step == straight.step == 6
-    assert same(resumed, straight)
-    assert resumed.history == straight.history
+    assert_resuming_equals_never_stopping(settled(epochs=2, batchnorm=batchnorm), tmp_path, kill)
+
+
+@pytest.mark.parametrize("kill", [1, 3, 4])
+def test_resuming_equals_never_stopping_with_every_dial_on(tmp_path: Path, kill: int) -> None:
+    """In the head's phase, between the two, and in the second."""
+    recipe = settled(epochs=2, batchnorm="train", **(DIALS | {"head_epochs": 1}))
+    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_every_optimizer_is_resumed_to_the_bit(tmp_path: Path, opt: str) -> None:
+    recipe = settled(epochs=2, weights="ns", unfreeze="stage:7", head_epochs=1, opt=opt)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, kill=4)
 
 
 # --- complete or absent

@@ -19,14 +19,14 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
     log = io.StringIO()
     with People(log) as people:
-        people.hear(Started(workers=2, step=10, steps=30, device="cpu"))
+        people.hear(Started(workers=2, step=10, steps=30, device="cpu", phases="3 of x"))
         people.hear(Stepped(step=12, loss=0.75, images_per_s=150.0))
         people.hear(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
         people.hear(Quarantined({7: "cat/7.jpg: truncated"}))
         people.table("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
     text = log.getvalue()
-    assert "resuming at step 10 of 30 steps on 2 workers (cpu)" in text
+    assert "resuming at step 10 of 30 steps on 2 workers (cpu): 3 of x" in text
     assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
     assert "quarantined image 7: cat/7.jpg: truncated" in text

@@ -1,6 +1,7 @@
 """The laws that need Ray: real clusters, real workers, real kills, on 1 to 4 workers."""
 
 import hashlib
+import json
 import re
 import threading
 from collections import defaultdict
@@ -12,10 +13,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from laws import RECIPE, STEPS, await_step, await_workers
+from safetensors.torch import load
 
-from effnet_ray import Placement, finetune, storage
+from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import TrainingError
+from effnet_ray.records import from_dict
+from effnet_ray.store.release_run import release_run
 from effnet_ray.train import checkpoint, progress
 from effnet_ray.train.record import Result
 
@@ -146,6 +150,50 @@ def test_resizing_from_1_to_2_to_1_worker_mid_epoch_changes_nothing(
     assert len(on_two) == 2  # both of two workers took steps
 
 
+def test_with_every_dial_on_resuming_equals_never_stopping_on_three_workers(
+    cluster: None, digits: str, tmp_path: Path, weights_mirror: str
+) -> None:
+    """Killed in the second phase: another optimizer, the average, augmented and mixed images."""
+    recipe = replace(
+        RECIPE, weights="ns", head_epochs=1, unfreeze="stage:6", layer_decay=0.7, opt="lamb",
+        clip_grad=1.0, ema_decay=0.9, aa="rand", mixup=0.2, cutmix=1.0, reprob=0.5,
+    )  # fmt: skip
+    placement = Placement(workers="3", audit=True, checkpoint_every=2)
+
+    def go(name: str) -> Result:
+        return finetune(
+            recipe, placement, digits, runs=str(tmp_path), name=name, mirror=weights_mirror
+        )
+
+    killer = kill_a_worker_at(STEPS + 3, tmp_path / "killed" / "audit")
+    killed = go("killed")
+    killer.join()
+    assert STEPS <= killed.resumed_from_step < 2 * STEPS
+    straight = go("straight")
+    assert weights(killed) == weights(straight) and losses(killed) == losses(straight)
+    assert_once_each(killed, planned(digits))
+
+
+def test_a_released_recipe_run_again_gives_the_same_weights(
+    cluster: None, digits: str, tmp_path: Path, weights_mirror: str
+) -> None:
+    """And the release holds the average where that was better."""
+    recipe = replace(RECIPE, weights="ns", ema_decay=0.5, micro_batch=None)
+    found = []
+    for name in ("first", "again"):
+        result = finetune(
+            recipe, Placement(workers="2"), digits,
+            runs=str(tmp_path), name=name, mirror=weights_mirror,
+        )  # fmt: skip
+        release = release_run(result, str(tmp_path / "store"))
+        found.append((Path(release.uri) / "model.safetensors").read_bytes())
+        recipe = from_dict(Recipe, json.loads((Path(release.uri) / "recipe.json").read_text()))
+    assert found[0] == found[1] and recipe.micro_batch == 4 and recipe.head_epochs == 1
+    metrics = json.loads((Path(release.uri) / "metrics.json").read_text())
+    file = checkpoint.AVERAGED if metrics["best"]["averaged"] else checkpoint.WEIGHTS
+    assert found[1] == (Path(result.checkpoint) / file).read_bytes()
+
+
 def test_three_workers_on_s3_equal_one_on_disk(
     undisturbed: Callable[[int], Result], digits: str, rclone_bucket: str
 ) -> None:
@@ -194,6 +242,29 @@ def test_too_many_corrupt_images_end_a_run_in_one_sentence(
     named = pq.read_table(tmp_path / "runs/bad/quarantine").to_pylist()
     assert len(named) >= 2 and {row["id"] for row in named} <= set(corrupt)
     assert any(f"{row['path']}: {row['reason']}" in sentence for row in named)
+
+
+def test_a_run_that_explodes_goes_back_once_and_ends_in_one_sentence(
+    cluster: None, digits: str, tmp_path: Path
+) -> None:
+    starts: list[progress.Event] = []
+
+    def hear(event: progress.Event) -> None:
+        starts.extend([event] if isinstance(event, progress.Started) else [])
+
+    exploding = replace(RECIPE, lr=1e30, max_skips=1, warmup_epochs=0)
+    with pytest.raises(TrainingError) as refused:
+        finetune(
+            exploding, Placement(workers="2", checkpoint_every=1), digits,
+            runs=str(tmp_path), name="exploding", hear=hear,
+        )  # fmt: skip
+    sentence = str(refused.value)
+    assert re.search(r"not finite at step \d, as at the 1 before it \(adamw", sentence)
+    assert "\n" not in sentence and len(starts) == 2
+    for folder in storage.folders(str(tmp_path / "exploding/checkpoints")):
+        kept = checkpoint.open_checkpoint(str(tmp_path / "exploding/checkpoints" / folder))
+        found = load(kept.read(checkpoint.WEIGHTS))
+        assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 
 def test_a_damaged_shard_ends_a_run_in_one_sentence(

@@ -9,14 +9,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors variants recipe retry storage "
-    "data.manifest data.images data.archives data.sources data.splits data.duplicates "
-    "data.shards data.report data.in_place data.pack data.sample data.order "
+    "errors records variants recipe phases placement retry storage "
+    "data.manifest data.augment data.images data.archives data.sources data.splits "
+    "data.duplicates data.shards data.report data.in_place data.pack data.sample data.order "
     "data.rows data.spread data.ingest "
-    "model.network model.weights model.optim model.cost "
-    "train.reports train.metrics train.loop train.checkpoint train.audit train.quarantine "
-    "train.record train.progress train.drain train.worker train.machines train.session "
-    "train.waiting train.finetune "
+    "model.network model.average model.weights model.optim model.cost "
+    "train.reports train.metrics train.state train.mixing train.step train.loop "
+    "train.checkpoint train.audit train.quarantine train.record train.progress train.drain "
+    "train.worker train.machines train.session train.waiting train.finetune "
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
@@ -37,7 +37,7 @@ DOORS = {
     "botocore": "retry storage check.ec2 check.cluster_file check.places",
     "tenacity": "retry",
     "torch": "model. train.",
-    "PIL": "data.images data.sample",
+    "PIL": "data.augment data.images data.sample",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",

@@ -1,6 +1,8 @@
 """The loop: the same recipe takes the same steps on any number of workers."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +22,20 @@ from loop_worker import (
     train,
     worker,
 )
+from torch import Tensor
 
-from effnet_ray.errors import BadImagesError, TrainingError
+from effnet_ray.errors import BadImagesError, NonFiniteError, TrainingError
+from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.loop import Batch, TrainState, Worker, evaluate, fit, gradients, lane_seed
+from effnet_ray.train.loop import evaluate, fit
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.step import Worker, gradients, lane_seed
 
 Found = dict[tuple[str, int], dict[str, Any]]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +50,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Found:
     }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit-equality wants one order of additions."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- placement is not a hyper-parameter
 
 
@@ -60,7 +60,7 @@ def test_every_steps_loss_is_the_same_on_any_number_of_workers(
 ) -> None:
     """Three workers share 4 lanes unevenly ("frozen"), and 2 lanes leave one idle ("train")."""
     one, many = (torch.tensor(worlds[scenario, w]["sums"]) for w in (1, workers))
-    assert len(one) == STEPS
+    assert len(one) == STEPS * scenarios()[scenario].epochs
     assert torch.equal(one[:, 3:], many[:, 3:])
     assert torch.allclose(many[:, 0] / many[:, 3], one[:, 0] / one[:, 3], rtol=0, atol=1e-4)
 
@@ -97,8 +97,9 @@ def test_an_evaluation_counts_every_image_once_on_any_number_of_workers(
 
 
 @pytest.mark.parametrize("scenario", scenarios())
-def test_every_number_of_workers_ends_with_one_report(worlds: Found, scenario: str) -> None:
-    assert [worlds[scenario, workers]["reports"] for workers in WORLDS] == [1, 1, 1]
+def test_every_number_of_workers_ends_with_a_report_an_epoch(worlds: Found, scenario: str) -> None:
+    epochs = scenarios()[scenario].epochs
+    assert [worlds[scenario, workers]["reports"] for workers in WORLDS] == [epochs] * 3
 
 
 # --- steps and epochs
@@ -148,7 +149,7 @@ def test_a_run_that_has_ended_takes_no_step() -> None:
 def test_warming_up_changes_nothing() -> None:
     recipe = settled(batchnorm="train")
     state, untouched = new_state(recipe), new_state(recipe)
-    Worker(state, recipe).warm_up(32)
+    Worker(state, recipe, phases(recipe)[0]).warm_up(32)
     pairs = zip(
         state.network.state_dict().values(), untouched.network.state_dict().values(), strict=True
     )
@@ -198,7 +199,7 @@ def test_a_network_learns_what_it_is_shown_again_and_again() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step() -> None:
-    recipe = settled()
+    recipe = settled(max_skips=0)
     state = new_state(recipe)
 
     def poison(state: TrainState) -> None:
@@ -206,22 +207,60 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step() -> None:
             state.network.backbone.get_classifier().bias.fill_(float("nan"))
 
     batches = FixedBatches(recipe)
-    with pytest.raises(TrainingError, match=r"not finite at step 1 .*lower --lr"):
+    with pytest.raises(NonFiniteError, match=r"not finite at step 1 .*lower --lr"):
         fit(state, recipe, batches.shape(), batches, on_step=poison, on_epoch=nothing)
     assert state.step == 1
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_gradient_that_is_not_finite_ends_the_run_at_the_next_loss(steps: int) -> None:
-    recipe = settled()
-    state = new_state(recipe)
+def spoiling(state: TrainState, *steps: int) -> None:
+    """Make the head's gradient infinite in these steps."""
     bias = state.network.backbone.get_classifier().bias
-    bias.register_hook(lambda gradient: gradient / 0)
-    batches = FixedBatches(recipe, steps)
-    where = "at step 1" if steps == 2 else "at the evaluation after step 0"
-    with pytest.raises(TrainingError, match=rf"not finite {where}"):
-        fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
-    assert not state.history
+    calls = itertools.count(-1)  # the first is the warm-up's
+
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient / (0 if next(calls) in steps else 1)
+
+    bias.register_hook(spoil)
+
+
+def spoiled(recipe: Recipe, *steps: int) -> TrainState:
+    state, batches = new_state(recipe), FixedBatches(recipe, steps=4)
+    spoiling(state, *steps)
+    fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+    return state
+
+
+ONE_LANE = {"batch_size": 4, "micro_batch": 4}
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step() -> None:
+    with pytest.raises(NonFiniteError, match="not finite at step 2 "):
+        spoiled(settled(max_skips=0, **ONE_LANE), 2)
+
+
+def test_a_few_steps_are_skipped_and_the_rest_are_taken() -> None:
+    state = spoiled(settled(max_skips=2, **ONE_LANE), 0, 1, 3)
+    assert (state.step, state.history[0].skipped, state.skipped) == (4, 3, 1)
+    assert state.history[0].train_images == 13 and state.history[0].quarantined < 13
+    assert math.isfinite(state.history[0].train_loss)
+
+
+def test_too_many_skipped_in_a_row_end_the_run() -> None:
+    with pytest.raises(NonFiniteError, match="at step 3, as at the 2 before it"):
+        spoiled(settled(max_skips=2, **ONE_LANE), 1, 2, 3)
+
+
+@pytest.mark.parametrize("batchnorm", ["train", "frozen"])
+def test_a_skipped_step_changes_nothing(batchnorm: str) -> None:
+    recipe = settled(batchnorm=batchnorm, ema_decay=0.9, **ONE_LANE)
+    state, untouched = spoiled(recipe, 0, 1, 2), new_state(recipe)
+    spoiled_again = spoiled(replace(recipe, max_skips=9), 0, 1, 2, 3)
+    assert len(state.optimizer.state) and not spoiled_again.optimizer.state
+    for network in spoiled_again.networks:
+        pairs = zip(
+            network.state_dict().values(), untouched.network.state_dict().values(), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -251,7 +290,7 @@ def draws(kind: str, step: int, lane: int, seed: int = 0, before: int = 0) -> li
     recipe = settled(seed=seed, **({"dropout": 0.0, "drop_path": 0.0} | {kind: 0.5}))
     state = new_state(replace(recipe, seed=0))
     torch.manual_seed(before)
-    made = Worker(state, recipe)
+    made = Worker(state, recipe, phases(recipe)[0])
     state.network.train()
     batch = replace(random_batch(1, 2, 32), lane=lane)
     gradients(made, [batch], step, torch.tensor([2.0]))
@@ -285,7 +324,7 @@ def test_the_same_run_twice_is_bit_equal() -> None:
 def test_an_evaluation_leaves_the_network_as_it_was() -> None:
     recipe = settled(batchnorm="train")
     network, untouched = new_state(recipe).network, new_state(recipe).network
-    tally = evaluate(network, FixedBatches(recipe).eval())
+    (tally,) = evaluate([network], FixedBatches(recipe).eval())
     pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
     assert tally.images == 15
     assert all(torch.equal(a, b) for a, b in pairs)

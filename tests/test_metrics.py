@@ -71,7 +71,7 @@ def test_bfloat16_logits_are_judged_in_float32() -> None:
 
 
 def test_sums_beyond_float32_stay_exact() -> None:
-    many = Tally(torch.tensor([0, 0, 0, 2.0**24, 2.0**24], dtype=torch.float64))
+    many = Tally(torch.tensor([0, 0, 0, 2.0**24, 2.0**24, 0, 0], dtype=torch.float64))
     one = Tally.of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.ones(1))
     assert (many + one).images == 2**24 + 1
 

@@ -1,27 +1,26 @@
 """The network: it normalises by itself, and BatchNorm knows lanes, not workers."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from effnet_ray.model.network import Network, RunningStatistics, build, train_mode
+from effnet_ray.model.network import (
+    Network,
+    RunningStatistics,
+    batchnorms,
+    build,
+    train_mode,
+)
+from effnet_ray.phases import STEM
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit-equality wants one order of additions."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settled(**given: object) -> Recipe:
@@ -81,7 +80,7 @@ def test_frozen_batchnorm_neither_learns_nor_moves() -> None:
     network = fresh(recipe)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     before = snapshot(network)
-    train_mode(network, recipe)
+    train_mode(network, recipe, STEM)
     network(photographs(4, seed=3)).square().sum().backward()
     assert layers
     assert not any(p.requires_grad for layer in layers for p in layer.parameters())
@@ -93,7 +92,7 @@ def test_training_batchnorm_learns_and_moves() -> None:
     recipe = settled(batchnorm="train")
     network = fresh(recipe)
     before = snapshot(network)
-    train_mode(network, recipe)
+    train_mode(network, recipe, STEM)
     network(photographs(4, seed=3)).square().sum().backward()
     assert all(p.requires_grad for p in network.parameters())
     assert not any(torch.equal(a, b) for a, b in zip(before, statistics(network), strict=True))
@@ -112,7 +111,7 @@ def lane_statistics(network: Network, images: Tensor) -> list[Tensor]:
 
 def run_lanes(network: Network, lanes: list[Tensor]) -> RunningStatistics:
     """A worker's part of a step, up to the sum over workers."""
-    running = RunningStatistics(network)
+    running = RunningStatistics(batchnorms(network))
     running.begin_step()
     with torch.no_grad():
         for lane in lanes:
@@ -158,7 +157,10 @@ def test_running_statistics_are_the_same_however_many_workers_shared_the_lanes()
 
 def test_a_step_of_two_lanes_is_counted_once() -> None:
     network = fresh(settled(batchnorm="train"))
-    running, counters = RunningStatistics(network), network.backbone.bn1.num_batches_tracked
+    running, counters = (
+        RunningStatistics(batchnorms(network)),
+        network.backbone.bn1.num_batches_tracked,
+    )
     for _ in range(3):
         running.begin_step()
         for seed in (4, 5):

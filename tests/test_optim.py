@@ -7,7 +7,14 @@ from effnet_ray.model.network import Network, build
 from effnet_ray.model.optim import learning_rate, optimizer, set_learning_rate
 from effnet_ray.recipe import Recipe
 
-RECIPE = Recipe(weights="none", epochs=4, lr=0.1, warmup_epochs=1.0, weight_decay=0.3)
+
+def scratch(**given: object) -> Recipe:
+    """A settled recipe that trains everything from the start."""
+    recipe = Recipe(**({"weights": "none", "lr": 0.1} | given))  # type: ignore[arg-type]
+    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+
+
+RECIPE = scratch(epochs=4, warmup_epochs=1.0, weight_decay=0.3)
 STEPS = 10
 
 
@@ -17,7 +24,7 @@ def rates(recipe: Recipe, steps: int = STEPS) -> list[float]:
 
 @pytest.fixture(scope="module", params=["train", "frozen"])
 def network(request: pytest.FixtureRequest) -> Network:
-    recipe = Recipe(weights="none", dropout=0.0, drop_path=0.0, batchnorm=request.param)
+    recipe = scratch(dropout=0.0, drop_path=0.0, batchnorm=request.param)
     return build(recipe, recipe.row.input_spec(), 3)
 
 
@@ -33,7 +40,7 @@ def test_after_the_warm_up_the_rate_only_falls_and_ends_near_one_percent() -> No
 
 
 def test_half_way_down_the_cosine_is_the_mean_of_both_ends() -> None:
-    recipe = Recipe(weights="none", epochs=2, lr=0.1, warmup_epochs=0)
+    recipe = scratch(epochs=2, warmup_epochs=0)
     assert learning_rate(recipe, STEPS, STEPS) == pytest.approx((0.1 + 0.001) / 2)
 
 
@@ -43,18 +50,18 @@ def test_the_rate_is_a_pure_function_of_the_step() -> None:
 
 
 def test_without_warm_up_the_first_rate_is_the_peak() -> None:
-    assert rates(Recipe(weights="none", lr=0.1, warmup_epochs=0))[0] == 0.1
+    assert rates(scratch(warmup_epochs=0))[0] == 0.1
 
 
 def test_a_warm_up_longer_than_the_run_takes_half_of_it() -> None:
-    found = rates(Recipe(weights="none", epochs=2, lr=0.1, warmup_epochs=50))
+    found = rates(scratch(epochs=2, warmup_epochs=50))
     assert found.index(max(found)) == STEPS - 1
     assert max(found) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_of_one_step_an_epoch_has_a_rate_for_each(epochs: int) -> None:
-    recipe = Recipe(weights="none", epochs=epochs, lr=0.1)
+    recipe = scratch(epochs=epochs)
     assert all(0 < rate <= 0.1 for rate in rates(recipe, steps=1))
 
 

@@ -214,7 +214,8 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 from effnet_ray.check.cluster import cluster
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 
 head = {"num_cpus": 2, "include_dashboard": False}
 machines = Cluster(initialize_head=True, head_node_args=head)

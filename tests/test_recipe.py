@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError, WeightsError
-from effnet_ray.recipe import Placement, Recipe, from_dict
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.variants import VARIANTS
 
 
@@ -20,13 +22,21 @@ def recipes(draw: st.DrawFn) -> Recipe:
     micro, lanes = draw(st.integers(1, 64)), draw(st.integers(1, 16))
     name = draw(st.sampled_from(sorted(VARIANTS)))
     families = st.sampled_from([*VARIANTS[name].families, "best", "none", "mine@v3"])
+    weights = draw(families)
     return Recipe(
         variant=name,
-        weights=draw(families),
+        weights=weights,
         image_size=draw(st.none() | st.integers(32, 1024)),
         batch_size=micro * lanes,
         micro_batch=draw(st.none() | st.just(micro)),
         lr=draw(st.floats(1e-8, 10)),
+        epochs=draw(st.integers(1, 50)),
+        unfreeze="all" if weights == "none" else draw(st.sampled_from(["all", "head", "stage:6"])),
+        opt=draw(st.sampled_from(sorted(OPTIMIZERS))),
+        layer_decay=draw(st.none() | st.floats(0.1, 1)),
+        aa=draw(st.sampled_from(["none", "auto", "trivial", "rand", "rand-m30-n9"])),
+        ema_decay=draw(st.floats(0, 0.999)),
+        mixup=draw(st.floats(0, 2)) if micro > 1 else 0.0,
         dropout=draw(st.none() | share),
         drop_path=draw(st.none() | share),
         batchnorm=draw(st.sampled_from([None, "train", "frozen"])),
@@ -69,7 +79,7 @@ def test_a_settled_recipe_is_settled_wherever_it_runs(
 @given(recipes(), st.integers(1, 64))
 def test_a_chosen_micro_batch_leaves_a_lane_for_every_worker(recipe: Recipe, workers: int) -> None:
     settled = recipe.settled(recipe.row.input_spec(), workers=workers, on_gpu=False)
-    if recipe.micro_batch is None:
+    if recipe.micro_batch is None and not recipe.mixup:
         assert settled.lanes >= min(workers, settled.batch_size)
 
 
@@ -87,7 +97,7 @@ def test_batchnorm_is_frozen_for_pretrained_weights_and_trains_from_scratch() ->
 def test_recipes_that_disagree_name_every_field_that_differs(a: Recipe, b: Recipe) -> None:
     theirs = b.settled(b.row.input_spec(), workers=1, on_gpu=False)
     named = {part.split(" ")[0] for part in a.differences(theirs).split("), ") if part}
-    mine, recorded = asdict(a), asdict(theirs)
+    mine, recorded = asdict(a.decided), asdict(theirs)
     assert named == {
         n for n in mine if mine[n] != recorded[n] and (n == "limit" or mine[n] is not None)
     }
@@ -115,6 +125,19 @@ BAD: list[tuple[str, Any]] = [
     ("weight_decay", -0.1),
     ("warmup_epochs", -1.0),
     ("batchnorm", "off"),
+    ("head_epochs", -1),
+    ("head_epochs", 11),  # more than epochs
+    ("unfreeze", "stage:8"),
+    ("unfreeze", "stage:0"),
+    ("unfreeze", "top"),
+    ("opt", "adamax"),
+    ("sched", "step"),
+    *(("aa", bad) for bad in ("", "augmix", "rand-m31", "rand-n0", "rand-n2-m3", "Auto")),
+    ("patience", -1),
+    *((n, bad) for n in ("momentum", "ema_decay") for bad in (-0.1, 1.0, math.nan)),
+    *((n, bad) for n in ("mixup", "cutmix", "clip_grad") for bad in (-1.0, math.inf)),
+    ("layer_decay", 0.0),
+    ("head_lr", 0.0),
     ("precision", "float16"),
     ("crop_scale", 0.0),
     ("crop_scale", 1.1),
@@ -124,7 +147,7 @@ BAD: list[tuple[str, Any]] = [
     *(("lr", bad) for bad in (0.0, -1.0, math.inf, math.nan)),
     *(
         (n, bad)
-        for n in ("label_smoothing", "dropout", "drop_path", "flip")
+        for n in ("label_smoothing", "dropout", "drop_path", "flip", "reprob")
         for bad in (-0.1, 1.1)
     ),
     *((n, math.nan) for n in ("weight_decay", "flip", "crop_scale", "crop_ratio")),
@@ -150,6 +173,55 @@ def test_a_count_that_is_no_whole_number_is_refused_by_name(field: str) -> None:
     for value in ("64", 64.5):
         with pytest.raises(RecipeError, match=field):
             from_dict(Recipe, {field: value})
+
+
+def test_what_follows_from_the_recipe_alone_is_no_agreement() -> None:
+    """The same command without --lr asks for the default, not for whatever was recorded."""
+    spec = VARIANTS["b0"].input_spec()
+    recorded = Recipe(weights="ns", lr=0.1).settled(spec, workers=2, on_gpu=True)
+    assert "lr 0.001 (recorded: 0.1)" in Recipe(weights="ns").differences(recorded)
+    default = Recipe(weights="ns").settled(spec, workers=2, on_gpu=True)
+    assert Recipe(weights="ns").agrees_with(default)
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_each_optimizer_has_its_own_rate_and_decay(opt: str) -> None:
+    given = Recipe(weights="ns", opt=opt, lr=0.3, weight_decay=0.0).decided
+    assert (given.lr, given.weight_decay, given.head_lr) == (0.3, 0.0, pytest.approx(3.0))
+    factor, weight_decay = OPTIMIZERS[opt]
+    decided = Recipe(weights="none", opt=opt).decided
+    assert (decided.lr, decided.weight_decay) == (pytest.approx(factor * 1e-3), weight_decay)
+
+
+def test_the_heads_rate_is_lr_where_nothing_else_learns() -> None:
+    assert Recipe(weights="ns", unfreeze="head", lr=0.01).decided.head_lr == 0.01
+    assert Recipe(weights="ns", unfreeze="head").decided.head_lr == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(
+    ("dials", "says"),
+    [
+        ({"opt": "sgd", "momentum": 0.0}, "momentum is 0.0: expected above 0 for sgd"),
+        ({"mixup": 0.2, "micro_batch": 1}, "micro_batch is 1: expected 2 or more images to mix"),
+        ({"cutmix": 1.0, "batch_size": 1}, "2 or more images to mix"),
+        ({"unfreeze": "head", "head_epochs": 2}, "expected all 10 epochs where unfreeze is head"),
+    ],
+)
+def test_dials_that_contradict_each_other_are_refused(dials: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Recipe(weights="ns", **dials)
+
+
+def test_mixing_leaves_two_images_a_lane_at_least() -> None:
+    recipe = Recipe(weights="none", mixup=0.2, batch_size=8)
+    spec = VARIANTS["b0"].input_spec()
+    assert recipe.settled(spec, workers=8, on_gpu=False).micro_batch == 2
+
+
+@pytest.mark.parametrize("dials", [{"head_epochs": 1}, {"unfreeze": "head"}])
+def test_a_backbone_that_knows_nothing_is_not_kept_frozen(dials: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="expected pretrained ones where some stay frozen"):
+        Recipe(weights="none", **dials)
 
 
 def test_weights_the_variant_does_not_have_are_refused_by_name() -> None:

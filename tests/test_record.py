@@ -118,3 +118,9 @@ def test_a_refusal_names_only_the_fields_that_differ() -> None:
 def test_other_data_is_refused_with_both_fingerprints() -> None:
     with pytest.raises(RunExistsError, match=r"other data .*ffffffff, asked for eeeeeeee"):
         record.check_same(RUN, GIVEN, "e" * 64)
+
+
+def test_a_run_of_another_version_is_refused_by_name() -> None:
+    older = replace(RUN, recipe=replace(SETTLED, head_epochs=None))
+    with pytest.raises(RunExistsError, match="'birds' was recorded by another version"):
+        record.check_same(older, GIVEN, "f" * 64)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.recipe import Recipe, from_dict
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.sweep.space import DEFAULT, describe, parse
 
 seeds = st.integers(0, 2**32)
@@ -99,3 +100,9 @@ def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:
     with pytest.raises(RecipeError, match="space of weights for b0"):
         parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b0"])
     parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b5", "b7"])
+
+
+def test_choices_that_contradict_each_other_are_refused_before_a_trial() -> None:
+    space = parse({"weights": ["ns", "none"], "unfreeze": ["all", "head"]})
+    with pytest.raises(RecipeError, match="space with weights none, unfreeze head: weights is"):
+        space.check(Recipe(weights="ns"), ["b0"])

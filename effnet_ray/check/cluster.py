@@ -12,7 +12,8 @@ import effnet_ray
 from effnet_ray import storage
 from effnet_ray.check.findings import Finding, finding
 from effnet_ray.errors import ClusterError
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 from effnet_ray.train import machines, session
 from effnet_ray.train.machines import ACCELERATOR, Machine, Room
 from effnet_ray.train.session import Lease

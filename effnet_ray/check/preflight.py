@@ -10,7 +10,8 @@ from effnet_ray.check.places import places
 from effnet_ray.check.working_dir import working_dir
 from effnet_ray.errors import EffnetRayError
 from effnet_ray.model import weights as pretrained
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 
 
 def quick(data: str, runs: str, store: str, *, submitted: bool) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from effnet_ray.cli.flags import Training
 from effnet_ray.console.checking import show
 from effnet_ray.console.people import People
 from effnet_ray.errors import StorageError
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.train import session
 
 

@@ -9,7 +9,7 @@ from effnet_ray.cli import flags as shared
 from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.store.release_run import release_run
 from effnet_ray.store.releases import Release
 from effnet_ray.train import session

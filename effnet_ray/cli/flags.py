@@ -13,7 +13,9 @@ from effnet_ray.console.people import People
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.sample import pack_sample
 from effnet_ray.errors import RecipeError
-from effnet_ray.recipe import Placement, Recipe, from_dict
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.store.releases import REFERENCE, ModelStore
 
 HOME = "~/effnet-ray"

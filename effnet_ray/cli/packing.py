@@ -12,7 +12,7 @@ from effnet_ray.console.people import People
 from effnet_ray.data import manifest as manifests, report, spread
 from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.sources import Each
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.train import session
 
 

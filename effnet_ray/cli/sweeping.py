@@ -14,7 +14,8 @@ from effnet_ray.cli.flags import LOCAL, Training
 from effnet_ray.console.people import People
 from effnet_ray.console.sweeping import SweepView
 from effnet_ray.errors import RecipeError
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 from effnet_ray.store.releases import Release
 from effnet_ray.sweep import outcome, record, report, space as spaces
 from effnet_ray.sweep.outcome import Objective, Outcome

@@ -108,7 +108,8 @@ class People:
         self._begin, self._began = event, time.monotonic()
         begin = f"resuming at step {event.step} of" if event.step else "training for"
         workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
-        self.say(f"{begin} {event.steps} steps on {workers} ({event.device})")
+        phases = f": {event.phases}" if event.phases else ""
+        self.say(f"{begin} {event.steps} steps on {workers} ({event.device}){phases}")
         if self._task is not None:
             self._live.remove_task(self._task)
         self._task = self._live.add_task(
@@ -137,9 +138,12 @@ class People:
         self.say(
             f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.4f}  "
             f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  "
+            f"{'(averaged)  ' if report.averaged else ''}"
             f"{event.images_per_s:,.1f} images/s  {event.seconds:.1f} s  "
             f"(waited {event.data_wait_s:.1f} s for data)"
         )
+        if report.skipped:
+            self.say(f"skipped {report.skipped} steps: loss or gradient not finite")
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Names and values, one a line and never folded: they are there to be copied."""

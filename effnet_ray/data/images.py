@@ -18,6 +18,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from effnet_ray.data.augment import augmented
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
@@ -299,6 +300,7 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
 def train_view(data: bytes, spec: InputSpec, recipe: Recipe, random: Random) -> Pixels:
     """A random resized crop of an encoded image, mirrored with probability `recipe.flip`.
 
+    Then what the recipe's `aa` does to it.
     Crops are drawn as torchvision's RandomResizedCrop draws them (area uniform, log aspect
     uniform, ten tries, then the centre); every draw comes from `random`. A JPEG is decoded no
     finer than its crop needs: at 1/2, 1/4 or 1/8 where that still has R pixels a side.
@@ -315,7 +317,10 @@ def train_view(data: bytes, spec: InputSpec, recipe: Recipe, random: Random) -> 
             pixels = _decode_other(data)
             box = _crop_box(pixels.shape[0], pixels.shape[1], recipe, random)
     view = _resized(pixels, box, spec.resolution)
-    return cv2.flip(view, 1) if random.random() < recipe.flip else view
+    view = cv2.flip(view, 1) if random.random() < recipe.flip else view
+    if recipe.aa == "none":
+        return view
+    return augmented(view, recipe.aa, random, tuple(round(255 * mean) for mean in spec.mean))
 
 
 def shrunk(pixels: Pixels, max_side: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Self
 
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError, RecipeError, StorageError
-from effnet_ray.recipe import from_dict
+from effnet_ray.records import from_dict
 
 VERSION = 1
 NAME = "manifest.json"

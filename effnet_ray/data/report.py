@@ -11,7 +11,7 @@ import pyarrow as pa
 from effnet_ray import storage
 from effnet_ray.data.archives import values
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.recipe import from_dict
+from effnet_ray.records import from_dict
 
 NAME = "report.json"
 

@@ -27,7 +27,7 @@ from effnet_ray.data.duplicates import phash
 from effnet_ray.data.images import decode, shrunk
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
-from effnet_ray.recipe import from_dict
+from effnet_ray.records import from_dict
 
 ROW_GROUP_IMAGES = 64
 ROW_GROUP_BYTES = 16 * 1024**2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from effnet_ray.phases import lowest, part_of
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
 
@@ -27,8 +28,13 @@ class Network(nn.Module):
         self.register_buffer("mean", scale[0], persistent=False)
         self.register_buffer("std", scale[1], persistent=False)
 
+    @property
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of pixels, [1, 3, 1, 1], of 0 to 255."""
+        return self.mean, self.std
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of images [B, 3, R, R] uint8."""
+        """Logits [B, K] of images [B, 3, R, R], 0 to 255: uint8, or float where mixed."""
         logits: Tensor = self.backbone((images - self.mean) / self.std)
         return logits
 
@@ -59,21 +65,44 @@ def build(
         drop_path_rate=recipe.drop_path,
     )
     network = Network(backbone, spec).to(memory_format=torch.channels_last)
-    if recipe.batchnorm == "frozen":
-        for layer in _batchnorms(network):
-            layer.requires_grad_(False)
+    learn(network, recipe, lowest(recipe.unfreeze))
     return network
 
 
-def train_mode(network: Network, recipe: Recipe) -> None:
-    """Dropout and drop path on; BatchNorm too, unless the recipe freezes it."""
+def learnable(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Parameter]:
+    """The parameters that learn where `lowest` is the lowest part that does, by timm's names."""
+    frozen = batchnorms(network) if recipe.batchnorm == "frozen" else []
+    fixed = {id(parameter) for layer in frozen for parameter in layer.parameters()}
+    return {
+        name: parameter
+        for name, parameter in network.backbone.named_parameters()
+        if part_of(name) >= lowest and id(parameter) not in fixed
+    }
+
+
+def learn(network: Network, recipe: Recipe, lowest: int) -> list[nn.Parameter]:
+    """Let these parameters learn, and no others; they are returned."""
+    network.requires_grad_(False)
+    learning = list(learnable(network, recipe, lowest).values())
+    for parameter in learning:
+        parameter.requires_grad_()
+    return learning
+
+
+def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
+    """Dropout, drop path and BatchNorm's batches from part `lowest` up; below it as in use.
+
+    BatchNorm's only where the recipe does not freeze it.
+    """
     network.train()
-    if recipe.batchnorm == "frozen":
-        for layer in _batchnorms(network):
-            layer.eval()
+    for name, module in network.backbone.named_modules():
+        below = part_of(f"{name}.") < lowest if name else False  # the network drops for its head
+        if below or (recipe.batchnorm == "frozen" and isinstance(module, nn.BatchNorm2d)):
+            module.training = False  # of this module alone, not of what it holds
 
 
-def _batchnorms(network: nn.Module) -> list[nn.BatchNorm2d]:
+def batchnorms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """All BatchNorm layers, in the order of the forward pass."""
     return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
@@ -85,12 +114,11 @@ class RunningStatistics:
     its result is kept aside, weighted by its images, and the mean over all lanes is taken last.
     """
 
-    def __init__(self, network: Network) -> None:
-        """`network`'s BatchNorm buffers become views of one tensor, and are changed in place."""
-        layers = _batchnorms(network)
+    def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
+        """The layers' buffers become views of one tensor, and are changed in place."""
         self._live = _as_one(layers, ("running_mean", "running_var"))
         self._steps = _as_one(layers, ("num_batches_tracked",))
-        self._taken = int(self._steps[0])
+        self._taken = self._taken_before = int(self._steps[0])
         self._before = self._live.clone()
         # The last number is the count of images, so that one sum over workers is enough.
         self._sum = torch.zeros(len(self._live) + 1, device=self._live.device)
@@ -99,6 +127,7 @@ class RunningStatistics:
     def begin_step(self) -> None:
         """Remember where every lane of this step starts."""
         self._before.copy_(self._live)
+        self._taken_before = self._taken
         self._sum.zero_()
 
     @torch.no_grad()
@@ -117,6 +146,13 @@ class RunningStatistics:
             return
         torch.div(sums[:-1], sums[-1], out=self._live)
         self._taken += 1
+        self._steps.fill_(self._taken)
+
+    @torch.no_grad()
+    def undo_step(self) -> None:
+        """Be as before the step."""
+        self._live.copy_(self._before)
+        self._taken = self._taken_before
         self._steps.fill_(self._taken)
 
 

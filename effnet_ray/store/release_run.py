@@ -33,11 +33,11 @@ def release_run(
         raise ReleaseError(f"{result.run_uri} has no {record.RUN}: run the same command again")
     try:
         chosen = checkpoint.open_checkpoint(result.checkpoint)
-        data = chosen.read(checkpoint.WEIGHTS)
+        winner = best(chosen.history)
+        assert winner is not None  # the best checkpoint is one of an epoch's end
+        data = chosen.read(checkpoint.AVERAGED if winner.averaged else checkpoint.WEIGHTS)
     except CheckpointError as error:
         raise ReleaseError(f"run {run.name!r} cannot be released: {error}") from error
-    winner = best(chosen.history)
-    assert winner is not None  # the best checkpoint is one of an epoch's end
     history = [asdict(report) for report in chosen.history]
     built = network.build(run.recipe, run.spec, len(run.classes))
     files = {

@@ -6,19 +6,18 @@ from dataclasses import asdict
 
 import ray
 
-from effnet_ray import storage
+from effnet_ray import phases, storage
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.model import cost, weights as pretrained
 from effnet_ray.model.cost import Cost
-from effnet_ray.recipe import Placement, Recipe, from_dict
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.sweep.record import Sweep, Trial
 from effnet_ray.variants import InputSpec
 
 COSTS = "costs.json"
 """In the sweep's folder: measured once, so that a sweep's outcome stays what it was."""
-EVAL_SHARE = 1 / 3
-"""A forward pass takes a third of a training step: the backward pass is two more of the kind."""
-
 Key = tuple[str, int]
 """Variant and image size, px."""
 
@@ -29,9 +28,10 @@ def device_seconds(recipe: Recipe, manifest: Manifest) -> float:
     Real devices are faster or slower; what decides is the ratio between variants.
     """
     images = manifest.limited(recipe.limit).images
-    passes = images.get("train", 0) + EVAL_SHARE * images.get("eval", 0)
+    trained = phases.cost(recipe.decided, recipe.epochs) * images.get("train", 0)
+    evaluated = phases.FORWARD * recipe.epochs * images.get("eval", 0)
     area = (spec(recipe).resolution / recipe.row.resolution) ** 2
-    return recipe.epochs * passes * area / recipe.row.train_images_per_s
+    return (trained + evaluated) * area / recipe.row.train_images_per_s
 
 
 def spec(recipe: Recipe) -> InputSpec:

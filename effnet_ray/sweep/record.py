@@ -16,7 +16,8 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import RecipeError, RunExistsError, StorageError
-from effnet_ray.recipe import Recipe, from_dict
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.sweep.space import Settings
 
 SWEEP, TRIALS, RUNS, REPORT, OUTCOME = (

@@ -7,7 +7,7 @@ run side by side. Where fewer trials than devices are left, each takes more.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 
 MOST = 8
 """Devices that a trial takes by itself: those of one machine, as clouds rent them."""

@@ -6,6 +6,7 @@ warmup_epochs = int:0:3   both ends included
 batchnorm = choice:train,frozen
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,18 +17,20 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from effnet_ray.errors import InputError, RecipeError
-from effnet_ray.recipe import Recipe, from_dict
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 
 Settings = dict[str, Any]
 """One draw: field → value, of every field of a space."""
 
 DEFAULT = {
-    "lr": "log:1e-4:1e-2",
+    "lr": "log:2e-4:5e-3",
     "weight_decay": "log:1e-3:0.2",
     "label_smoothing": "uniform:0:0.2",
     "drop_path": "uniform:0:0.3",
 }
-"""What decides most when fine-tuning with AdamW, in ranges that hold the Recipe's defaults."""
+"""What decides most when fine-tuning with AdamW, in ranges that hold the Recipe's defaults. The
+head's rate is ten times lr."""
 
 FROM_SCRATCH = {**DEFAULT, "lr": "log:1e-3:1e-2"}
 """Without pretrained weights there is further to go."""
@@ -39,6 +42,9 @@ ELSEWHERE = {
     "limit": "trials on different images cannot be compared",
 }
 """Fields that a space may not hold, and why."""
+
+COMBINATIONS = 4096
+"""Of choices, that are tried before a sweep begins."""
 
 EXPECTED = "expected log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,…"
 
@@ -92,6 +98,14 @@ class Space:
                         replace(base, **{"variant": variant, name: value})
                     except InputError as error:
                         raise RecipeError(f"space of {name} for {variant}: {error}") from None
+        choices = {n: domain.choices for n, domain in self.domains.items() if domain.choices}
+        for combination in itertools.islice(itertools.product(*choices.values()), COMBINATIONS):
+            chosen = dict(zip(choices, combination, strict=True))
+            try:
+                replace(base, variant=next(iter(variants)), **chosen)
+            except InputError as error:
+                told = ", ".join(f"{name} {value}" for name, value in chosen.items())
+                raise RecipeError(f"space with {told}: {error}") from None
 
 
 def parse(described: Mapping[str, Any]) -> Space:
@@ -161,7 +175,7 @@ def _checked(field: str, domain: Domain, text: Any) -> Domain:
         wrong = "expected one choice or more, each once"
     elif not all(type(choice) in kinds | ({int} if float in kinds else set())
                  for choice in domain.choices):  # fmt: skip
-        wrong = "expected " + " or ".join(sorted(kind.__name__ for kind in kinds))
+        wrong = "expected " + " or ".join(sorted(k.__name__ for k in kinds - {type(None)}))
     elif kind in ("log", "uniform") and float not in kinds:
         wrong = "it holds no fractions: expected int:LOW:HIGH or choice:A,B,…"
     elif kind == "int" and not {int, float} & kinds:

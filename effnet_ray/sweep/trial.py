@@ -13,7 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from effnet_ray import storage
 from effnet_ray.errors import EffnetRayError, LeaderLostError
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.sweep import record
 from effnet_ray.sweep.book import FAILURE
 from effnet_ray.sweep.record import Sweep

@@ -11,7 +11,8 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.cost import Cost
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 from effnet_ray.sweep import costs, outcome, record, space as spaces
 from effnet_ray.sweep.book import Book, Told
 from effnet_ray.sweep.ladder import Ladder
@@ -106,6 +107,10 @@ def _sweep(
         raise RecipeError(
             f"variants are {', '.join(variants) or 'none'}: expected some of "
             f"{', '.join(VARIANTS)}, each once"
+        )
+    if recipe.patience or "patience" in space:
+        raise RecipeError(
+            "patience is for single runs: a sweep stops trials by ASHA; leave it out"
         )
     spaces.parse(space).check(recipe, variants)
     content: dict[str, Any] = {

@@ -15,17 +15,24 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, RecipeError, StorageError
-from effnet_ray.recipe import from_dict
-from effnet_ray.train.loop import TrainState
+from effnet_ray.model.optim import PART
+from effnet_ray.phases import HEAD
+from effnet_ray.records import from_dict
 from effnet_ray.train.metrics import Tally
 from effnet_ray.train.reports import EpochReport, best
+from effnet_ray.train.state import TrainState
 
 RECORD = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+AVERAGED = "averaged.safetensors"
+STEP = "step"
+GROUP = "group."
+"""Before the number of a parameter group that counts its steps itself (lamb)."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,7 @@ class Snapshot:
     """File name → tensor name → tensor; there after `wait`."""
     history: list[EpochReport]
     tally: list[float]
+    skipped: int
     arrived: torch.cuda.Event | None
     """When the copies have come from a GPU."""
 
@@ -50,24 +58,36 @@ class Snapshot:
 
 def snapshot(state: TrainState) -> Snapshot:
     """Copy what must survive."""
-    optimizer = {
-        f"{index}.{name}": value
-        for index, values in state.optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
     tally = state.tally.sums.tolist()
     tensors = {
         WEIGHTS: _copied(state.network.backbone.state_dict()),
-        OPTIMIZER: _copied(optimizer),
+        OPTIMIZER: _copied(_moments(state.optimizer)),
     }
+    if state.averaged:
+        tensors[AVERAGED] = _copied(state.averaged.backbone.state_dict())
     on_gpu = next(state.network.parameters()).is_cuda
     return Snapshot(
         step=state.step,
         tensors=tensors,
         history=list(state.history),
         tally=tally,
+        skipped=state.skipped,
         arrived=torch.cuda.current_stream().record_event() if on_gpu else None,
     )
+
+
+def _moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """All that an optimizer remembers, as `<number of the parameter>.<name>`."""
+    state = optimizer.state_dict()
+    found = {
+        f"{index}.{name}": value
+        for index, values in state["state"].items()
+        for name, value in values.items()
+    }
+    for number, group in enumerate(state["param_groups"]):
+        if STEP in group:
+            found[f"{GROUP}{number}.{STEP}"] = group[STEP]
+    return found
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,6 +123,7 @@ def write(taken: Snapshot, checkpoints: str) -> str:
         "files": digests,
         "history": [asdict(report) for report in taken.history],
         "tally": taken.tally,
+        "skipped": taken.skipped,
     }
     content = json.dumps({**record, "sha256": _digest(record)}, indent=1)
     storage.write_bytes(storage.join(uri, RECORD), content.encode())
@@ -122,6 +143,7 @@ class Checkpoint:
     step: int
     history: list[EpochReport]
     tally: list[float]
+    skipped: int
     files: dict[str, str]
     """File name → SHA-256."""
 
@@ -145,11 +167,13 @@ class Checkpoint:
         weights, optimizer = load(self.read(WEIGHTS)), load(self.read(OPTIMIZER))
         try:
             state.network.backbone.load_state_dict(weights)
+            if state.averaged:
+                state.averaged.backbone.load_state_dict(load(self.read(AVERAGED)))
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
         except (RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
         state.step = self.step
-        state.history = list(self.history)
+        state.history, state.skipped = list(self.history), self.skipped
         state.tally = Tally(torch.tensor(self.tally, dtype=torch.float64))
 
 
@@ -159,19 +183,25 @@ def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str,
     Fused AdamW walks parameter and moments side by side in memory; a contiguous moment beside a
     `channels_last` parameter would silently update the wrong elements.
     """
+    groups = state.optimizer.state_dict()["param_groups"]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
+        index, name = key.removeprefix(GROUP).split(".", 1)
+        if key.startswith(GROUP):
+            groups[int(index)][name] = tensor
+            continue
         parameter = parameters[int(index)]
         if tensor.dim():  # all but the step's counter
             if tensor.shape != parameter.shape:
                 raise ValueError(f"{key} is {list(tensor.shape)}, not {list(parameter.shape)}")
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         values.setdefault(int(index), {})[name] = tensor
-    if values and len(values) != len(parameters):
-        raise ValueError(f"moments of {len(values)} parameters, not of {len(parameters)}")
-    return {"state": values, "param_groups": state.optimizer.state_dict()["param_groups"]}
+    parts = [group[PART] for group in state.optimizer.param_groups for _ in group["params"]]
+    head = {index for index, part in enumerate(parts) if part == HEAD}
+    if values and set(values) not in (head, set(range(len(parts)))):
+        raise ValueError(f"moments of {len(values)} of {len(parts)} parameters")
+    return {"state": values, "param_groups": groups}
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
@@ -185,6 +215,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
             step=record["step"],
             history=[from_dict(EpochReport, report) for report in record["history"]],
             tally=record["tally"],
+            skipped=record["skipped"],
             files=record["files"],
         )
     except (
@@ -245,7 +276,8 @@ class Writer:
 
     def _write(self, taken: Snapshot) -> None:
         taken.wait()
-        if not all(bool(t.isfinite().all()) for t in taken.tensors[WEIGHTS].values()):
+        weights = [*taken.tensors[WEIGHTS].values(), *taken.tensors.get(AVERAGED, {}).values()]
+        if not all(bool(tensor.isfinite().all()) for tensor in weights):
             return  # the loop ends at its next loss; what resumes must start before
         write(taken, self._checkpoints)
         winner = best(taken.history)

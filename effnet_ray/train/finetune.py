@@ -20,10 +20,11 @@ from effnet_ray.data.ingest import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
-from effnet_ray.recipe import Placement, Recipe
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, progress, record, session, waiting
 from effnet_ray.train.record import Result, Run
-from effnet_ray.train.reports import best
+from effnet_ray.train.reports import best, ended_early
 from effnet_ray.train.worker import Job, train
 
 Hear = Callable[[progress.Event], None]
@@ -297,7 +298,10 @@ class _Ending:
         self.check(run, run_uri)
         last = checkpoint.newest(storage.join(run_uri, record.CHECKPOINTS))
         winner = best(last.history) if last else None
-        if not last or not winner or len(last.history) < run.recipe.epochs:
+        done = last and (
+            len(last.history) == run.recipe.epochs or ended_early(last.history, run.recipe)
+        )
+        if not last or not winner or not done:
             raise TrainingError(
                 f"run {run.name!r} stopped before its last epoch: run the same command again to "
                 "resume it"

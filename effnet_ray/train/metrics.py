@@ -20,15 +20,16 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over images: loss, top-1 and top-5 hits, weight (readable images), and all images."""
+    """Sums over images, and how many steps were skipped."""
 
     sums: Tensor
-    """[5] float64: loss, top1, top5, weight, images."""
+    """[7] float64: loss, top1, top5, weight (images that these are of), images, images of skipped
+    steps, skipped steps."""
 
     @classmethod
     def zero(cls, device: torch.device | None = None) -> Self:
         """No images yet."""
-        return cls(torch.zeros(5, dtype=torch.float64, device=device))
+        return cls(torch.zeros(7, dtype=torch.float64, device=device))
 
     @classmethod
     def of(cls, logits: Tensor, label: Tensor, weight: Tensor) -> Self:
@@ -38,7 +39,14 @@ class Tally:
         rank = _rank(logits, label)
         columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
         kept = [(column.double() * weight).sum() for column in columns]
-        return cls(torch.stack([*kept, torch.full_like(kept[0], len(label))]))
+        nothing = torch.zeros_like(kept[0])
+        return cls(torch.stack([*kept, torch.full_like(kept[0], len(label)), nothing, nothing]))
+
+    def skipped(self) -> Self:
+        """The same images, seen in a step that was not taken: no loss and no hits."""
+        sums = torch.zeros_like(self.sums)
+        sums[4], sums[5], sums[6] = self.sums[4], self.sums[3], 1
+        return type(self)(sums)
 
     def __add__(self, other: Self) -> Self:
         return type(self)(self.sums + other.sums)
@@ -70,7 +78,12 @@ class Tally:
     @property
     def quarantined(self) -> int:
         """Images seen that could not be read."""
-        return int(self.sums[4] - self.sums[3])
+        return int(self.sums[4] - self.sums[3] - self.sums[5])
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were not taken."""
+        return int(self.sums[6])
 
     def _mean(self, index: int) -> float:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
@@ -88,17 +101,28 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
     return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
-def epoch_report(epoch: int, step: int, train: Tally, evaluated: Tally) -> EpochReport:
-    """The report of an epoch from its two tallies (over all workers)."""
+def epoch_report(
+    epoch: int, step: int, train: Tally, evaluated: Tally, averaged: Tally | None = None
+) -> EpochReport:
+    """The report of an epoch from its tallies (over all workers).
+
+    Of the network's evaluation and its average's, the better one's figures: higher top-1, then
+    lower loss.
+    """
+    better = evaluated
+    if averaged and (averaged.top1, -averaged.loss) > (evaluated.top1, -evaluated.loss):
+        better = averaged
     return EpochReport(
         epoch=epoch,
         step=step,
         train_loss=train.loss,
         train_top1=train.top1,
         train_images=train.images,
-        eval_loss=evaluated.loss,
-        eval_top1=evaluated.top1,
-        eval_top5=evaluated.top5,
-        eval_images=evaluated.images,
+        eval_loss=better.loss,
+        eval_top1=better.top1,
+        eval_top5=better.top5,
+        eval_images=better.images,
         quarantined=train.quarantined + evaluated.quarantined,
+        skipped=train.skipped_steps,
+        averaged=better is averaged,
     )

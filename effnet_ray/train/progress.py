@@ -25,6 +25,8 @@ class Started:
     steps: int
     """Steps of the whole run."""
     device: str
+    phases: str = ""
+    """What learns when, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class _Board:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._failed = False
+        self._stumbled = set[int]()
 
     def post(self, event: Event) -> None:
         """Called by workers."""
@@ -112,6 +115,12 @@ class _Board:
     def failed(self) -> bool:
         """Whether a worker has given the run up."""
         return self._failed
+
+    def stumbles(self, step: int) -> bool:
+        """Whether the run has come to grief at this step before; remembered from now on."""
+        before = step in self._stumbled
+        self._stumbled.add(step)
+        return before
 
     def take(self) -> list[Event]:
         """Called by the driver: everything since it last asked, in order."""

@@ -18,7 +18,8 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import RecipeError, RunExistsError, StorageError
-from effnet_ray.recipe import Recipe, from_dict
+from effnet_ray.recipe import Recipe
+from effnet_ray.records import from_dict
 from effnet_ray.variants import InputSpec
 
 RUN = "run.json"
@@ -115,6 +116,11 @@ def create(run: Run, run_uri: str) -> None:
 
 def check_same(found: Run, recipe: Recipe, fingerprint: str) -> None:
     """Raises RunExistsError where a recorded run is not the one that is asked for."""
+    if found.recipe.head_epochs is None:
+        raise RunExistsError(
+            f"run {found.name!r} was recorded by another version of this package: choose another "
+            "--name, or go on with that version"
+        )
     if not recipe.agrees_with(found.recipe):
         raise RunExistsError(
             f"run {found.name!r} exists with another recipe: asked for "

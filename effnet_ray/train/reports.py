@@ -1,7 +1,11 @@
 """What an epoch says to the world. Without torch: drivers and actors that carry it stay light."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from effnet_ray.phases import phases
+from effnet_ray.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +25,14 @@ class EpochReport:
     eval_images: int
     quarantined: int
     """Images of this epoch, train and eval, that could not be read."""
+    skipped: int = 0
+    """Steps of this epoch that were not taken, their loss or gradient being no finite number."""
+    averaged: bool = False
+    """Whether the eval figures are those of the averaged weights (EMA), which were better; a
+    release of this epoch has them."""
 
 
-def best(history: list[EpochReport]) -> EpochReport | None:
+def best(history: Sequence[EpochReport]) -> EpochReport | None:
     """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest.
 
     A loss that is no number counts as the highest.
@@ -34,3 +43,12 @@ def best(history: list[EpochReport]) -> EpochReport | None:
         return -epoch.eval_top1, loss, epoch.epoch
 
     return min(history, key=order, default=None)
+
+
+def ended_early(history: Sequence[EpochReport], recipe: Recipe) -> bool:
+    """Whether the last `patience` epochs brought no better one, all in the last phase."""
+    winner = best(history)
+    if not recipe.patience or winner is None:
+        return False
+    since = max(winner.epoch, phases(recipe)[-1].first - 1)
+    return history[-1].epoch - since >= recipe.patience

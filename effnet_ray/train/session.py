@@ -13,7 +13,7 @@ import ray
 
 from effnet_ray import storage
 from effnet_ray.errors import ClusterError
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.train import machines
 
 GLOO = "gloo"

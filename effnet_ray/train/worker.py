@@ -1,5 +1,6 @@
 """One Ray Train worker: it connects the loop to its stream, its checkpoints and its board."""
 
+import copy
 import math
 import os
 import time
@@ -16,16 +17,17 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from effnet_ray import storage
+from effnet_ray import phases, storage
 from effnet_ray.data.ingest import Bad, Dataset, Images, Stream
-from effnet_ray.errors import BadImagesError, InputError, TrainingError
+from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.model import network, optim
-from effnet_ray.recipe import Placement
+from effnet_ray.placement import Placement
 from effnet_ray.train import audit, checkpoint, quarantine, record
 from effnet_ray.train.drain import Drain
-from effnet_ray.train.loop import Batch, Shape, TrainState, fit
+from effnet_ray.train.loop import Shape, fit
 from effnet_ray.train.progress import EpochDone, Failed, Left, Quarantined, Started, Stepped
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.state import Batch, TrainState
 
 POST_EVERY_S = 0.5
 
@@ -116,7 +118,8 @@ def _state(job: Job, device: torch.device) -> TrainState:
             weights_file=file,
             weights_classes=job.run.weights_head,
         ).to(device)
-    return TrainState(built, optim.optimizer(built, recipe))
+    averaged = copy.deepcopy(built) if recipe.ema_decay else None
+    return TrainState(built, optim.optimizer(built, recipe), averaged)
 
 
 def _resume(state: TrainState, job: Job, rank: int) -> None:
@@ -214,7 +217,8 @@ class _Reporter:
         if rank == 0:
             total = job.run.recipe.epochs * plan.steps_per_epoch
             device = next(state.network.parameters()).device.type
-            job.board.post.remote(Started(workers, state.step, total, device))
+            told = phases.told(job.run.recipe)
+            job.board.post.remote(Started(workers, state.step, total, device, told))
 
     def run(self) -> None:
         """Train to the end. A failure that all workers share ends the run without retries."""
@@ -235,9 +239,16 @@ class _Reporter:
                 ray.get(self._job.board.post.remote(Left(self._state.step)))
         except TrainingError as error:
             self._tell_of_bad()
+            if isinstance(error, NonFiniteError) and not self._stumbles():
+                raise  # Ray Train begins again, from the newest checkpoint
             failed = Failed(str(error), bad_images=isinstance(error, BadImagesError))
             self._job.board.post.remote(failed)
         self._writer.wait()
+
+    def _stumbles(self) -> bool:
+        """Whether it is the second time at this step; worker 0 alone says so, and ends the run."""
+        board = self._job.board
+        return self._rank == 0 and bool(ray.get(board.stumbles.remote(self._state.step)))
 
     def _on_step(self, state: TrainState) -> None:
         self._last_step = time.perf_counter()
@@ -292,6 +303,8 @@ class _Reporter:
             self._writer.save(state)
             self._job.board.post.remote(timing)
         self._tell_of_bad()
+        recipe = self._job.run.recipe
+        spent = phases.cost(recipe, report.epoch + 1)
         ray.train.report(
             {
                 "epoch": report.epoch,
@@ -300,7 +313,7 @@ class _Reporter:
                 "eval_loss": report.eval_loss,
                 "train_loss": report.train_loss,
                 "train_images_per_s": rate,
-                "reached": (report.epoch + 1) / self._job.run.recipe.epochs,
+                "reached": spent / phases.cost(recipe, recipe.epochs),
                 "device_seconds": self._workers * (now - self._held_since),
             }
         )

@@ -1,0 +1,89 @@
+"""The phases of a run: in which epochs which parts of the network learn, and how fast. Pure.
+
+A part means the same for every variant: 0 is the stem, 1 to 7 are the stages of the paper's table
+(Keras's block1 … block7, timm's blocks.0 … blocks.6), 8 is the last convolution, 9 the head.
+"""
+
+import re
+from dataclasses import dataclass
+
+from effnet_ray.recipe import Recipe
+
+STEM, TOP, HEAD = 0, 8, 9
+"""Parts that are no stages."""
+
+FORWARD = 1 / 3
+"""What a forward pass costs of a training step."""
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+TOPS = ("conv_head.", "bn2.")
+"""timm's names of the last convolution and its norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Epochs in which the same parts learn, at a rate that rises and falls once."""
+
+    first: int
+    """Its first epoch, from 0."""
+    end: int
+    """The epoch after its last."""
+    lr: float
+    """Peak learning rate."""
+    lowest: int
+    """The lowest part that learns; all above it do too."""
+
+
+def phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """The phases of a settled recipe, in order; together they are its epochs."""
+    head_epochs, lr, head_lr = recipe.head_epochs, recipe.lr, recipe.head_lr
+    assert head_epochs is not None and lr is not None and head_lr is not None
+    both = (
+        Phase(0, head_epochs, head_lr, HEAD),
+        Phase(head_epochs, recipe.epochs, lr, lowest(recipe.unfreeze)),
+    )
+    return tuple(phase for phase in both if phase.end > phase.first)
+
+
+def cost(recipe: Recipe, epochs: int) -> float:
+    """What the first `epochs` cost, in epochs in which everything learns.
+
+    A frozen backbone costs its forward pass alone: a third, the backward pass being two of the
+    kind.
+    """
+    return sum(
+        (min(phase.end, epochs) - phase.first) * (FORWARD if phase.lowest == HEAD else 1.0)
+        for phase in phases(recipe)
+        if epochs > phase.first
+    )
+
+
+def phase_at(recipe: Recipe, epoch: int) -> Phase:
+    """The phase of an epoch (from 0)."""
+    return next(phase for phase in phases(recipe) if phase.first <= epoch < phase.end)
+
+
+def told(recipe: Recipe) -> str:
+    """The phases in words, as `2 epochs of the head, then 6 of all`."""
+    what = {HEAD: "the head", STEM: "all"}
+    first, *rest = (
+        (phase.end - phase.first, what.get(phase.lowest, f"stage {phase.lowest} and above"))
+        for phase in phases(recipe)
+    )
+    begin = f"{first[0]} epoch{'s' if first[0] > 1 else ''} of {first[1]}"
+    return ", then ".join([begin, *(f"{epochs} of {parts}" for epochs, parts in rest)])
+
+
+def lowest(unfreeze: str) -> int:
+    """The lowest part that `unfreeze` (head, stage:N or all) lets learn."""
+    named = {"all": STEM, "head": HEAD}
+    return named[unfreeze] if unfreeze in named else int(unfreeze.removeprefix("stage:"))
+
+
+def part_of(name: str) -> int:
+    """The part to which a parameter or module belongs, by its name in timm's network."""
+    block = BLOCK.match(name)
+    if block:
+        return int(block.group(1)) + 1
+    if name.startswith("classifier."):
+        return HEAD
+    return TOP if name.startswith(TOPS) else STEM

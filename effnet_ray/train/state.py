@@ -1,0 +1,47 @@
+"""What the loop works on: a lane's images, and all that must survive a restart."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from effnet_ray.model.network import Network
+from effnet_ray.train.metrics import Tally
+from effnet_ray.train.reports import EpochReport
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One lane's images of one step, or some images to evaluate, on the worker's device."""
+
+    image: Tensor
+    """[B, 3, R, R] uint8, channels last in memory."""
+    label: Tensor
+    """[B] int64"""
+    weight: Tensor
+    """[B] float32: 1, or 0 for a quarantined image."""
+    lane: int = 0
+    """Which lane of the plan."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """All that must survive a restart; `checkpoint` writes and reads it."""
+
+    network: Network
+    optimizer: Optimizer
+    averaged: Network | None = None
+    """Moving average of the network (EMA), where the recipe has one."""
+    step: int = 0
+    """Steps taken, over the whole run."""
+    tally: Tally = field(default_factory=Tally.zero)
+    """Sums of the epoch under way, over all workers."""
+    history: list[EpochReport] = field(default_factory=list)
+    """Reports of the epochs done."""
+    skipped: int = 0
+    """Steps just before this one that were not taken, in a row."""
+
+    @property
+    def networks(self) -> list[Network]:
+        """What an epoch's end evaluates."""
+        return [self.network, *([self.averaged] if self.averaged else [])]

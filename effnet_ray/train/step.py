@@ -1,0 +1,198 @@
+"""One optimizer update over a global batch, which is a set of lanes. Plain torch.
+
+Each worker runs its own lanes one after the other, every random draw seeded by (seed, step, lane),
+and losses are sums divided by the global count: so the same recipe takes the same step on any
+number of workers.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from effnet_ray.errors import NonFiniteError
+from effnet_ray.model.average import Average
+from effnet_ray.model.network import (
+    Network,
+    RunningStatistics,
+    batchnorms,
+    learn,
+    train_mode,
+)
+from effnet_ray.model.optim import begin_phase, set_learning_rate
+from effnet_ray.phases import Phase
+from effnet_ray.recipe import Recipe
+from effnet_ray.train.metrics import Tally, sum_over_workers
+from effnet_ray.train.mixing import Mixed, mixed
+from effnet_ray.train.state import Batch, TrainState
+
+
+class Worker:
+    """One worker's model in one phase: DDP around the network, and what every step needs."""
+
+    def __init__(self, state: TrainState, recipe: Recipe, phase: Phase) -> None:
+        self.state, self.recipe = state, recipe
+        self.network, self.optimizer = state.network, state.optimizer
+        self.phase = phase
+        self.learning = learn(state.network, recipe, phase.lowest)
+        begin_phase(state.optimizer)
+        self.device = next(state.network.parameters()).device
+        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.model: nn.Module = state.network
+        if self.workers > 1:
+            # BatchNorm's buffers are kept equal by RunningStatistics, not by broadcasts.
+            self.model = DistributedDataParallel(
+                state.network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
+        train_mode(state.network, recipe, phase.lowest)
+        moving = [layer for layer in batchnorms(state.network) if layer.training]
+        self.statistics = RunningStatistics(moving) if moving else None
+        self.average = (
+            Average(state.averaged, state.network, recipe.ema_decay) if state.averaged else None
+        )
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 where the recipe says so."""
+        if self.recipe.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def agree(self, lanes: Sequence[Batch], leaving: bool = False) -> tuple[Tensor, bool]:
+        """Readable images [1] of the global batch, and whether any worker is leaving."""
+        readable = sum(float(lane.weight.sum()) for lane in lanes if len(lane.label))
+        mine = torch.tensor([readable, float(leaving)], dtype=torch.float64)
+        both = sum_over_workers(mine)
+        return both[:1], bool(both[1])
+
+    def accumulating(self, last: bool) -> AbstractContextManager[object]:
+        """Keep gradients on this worker until its last lane of the step."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def empty_batch(self, size: int) -> Batch:
+        """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
+        image = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=self.device)
+        label = torch.zeros(2, dtype=torch.int64, device=self.device)
+        weight = torch.zeros(2, device=self.device)
+        return Batch(image.to(memory_format=torch.channels_last), label, weight, lane=-1)
+
+    def warm_up(self, size: int) -> None:
+        """One pass of weight 0, so that DDP has laid out its buckets before the first step.
+
+        It lays them out anew after its first backward pass; a resumed run would otherwise add
+        gradients of its first step in another order than the run it continues (3 workers).
+        """
+        train_mode(self.network, self.recipe, self.phase.lowest)
+        gradients(self, [self.empty_batch(size)], 0, torch.ones(1))
+        self.optimizer.zero_grad()
+
+    def skip(self, step: int, rate: float) -> None:
+        """Leave all as before the step. Raises NonFiniteError where that is once too often."""
+        self.optimizer.zero_grad()
+        if self.statistics:
+            self.statistics.undo_step()
+        self.state.skipped += 1
+        earlier = self.state.skipped - 1
+        if earlier >= self.recipe.max_skips:
+            as_at = f", as at the {earlier} before it" if earlier else ""
+            raise NonFiniteError(
+                f"the loss or its gradient is not finite at step {step}{as_at} "
+                f"({self.recipe.opt}, learning rate {rate:.2g}, {self.recipe.precision}): "
+                "lower --lr, or look at the images of that step with --audit"
+            )
+
+
+def train_step(
+    worker: Worker, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
+) -> Tally:
+    """One optimizer update. Returns the global batch's tally, over all workers.
+
+    `count` [1]: readable images of the global batch, from `Worker.agree`. A step whose loss or
+    gradient is not finite is skipped: it counts as taken, and changes nothing.
+    """
+    filled = [lane for lane in lanes if len(lane.label)]
+    if not filled:
+        filled = [worker.empty_batch(worker.recipe.image_size or 0)]
+    tally = gradients(worker, filled, step, count).over_workers()
+    norm = nn.utils.get_total_norm([p.grad for p in worker.learning if p.grad is not None])
+    if not torch.isfinite(tally.sums[0] + norm):  # the same on every worker
+        worker.skip(step, rate)
+        return tally.skipped()
+    worker.state.skipped = 0
+    set_learning_rate(worker.optimizer, rate)
+    if worker.recipe.clip_grad:
+        nn.utils.clip_grads_with_norm_(worker.learning, worker.recipe.clip_grad, norm)
+    worker.optimizer.step()
+    worker.optimizer.zero_grad()
+    if worker.average:
+        worker.average.follow(step)
+    return tally
+
+
+def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) -> Tally:
+    """Add up the gradients of this worker's lanes. `count` [1]: images of the global batch."""
+    recipe, statistics = worker.recipe, worker.statistics
+    scale = worker.workers / max(1.0, float(count))  # DDP takes the mean over workers
+    tally = Tally.zero(worker.device)
+    if statistics:
+        statistics.begin_step()
+    for index, lane in enumerate(lanes):
+        torch.manual_seed(lane_seed(recipe.seed, step, lane.lane))
+        with worker.accumulating(last=index == len(lanes) - 1):
+            shown = mixed(recipe, lane.image, lane.label, lane.weight, worker.network.noise)
+            with worker.autocast(), _SingleImageMode(worker.network, lane):
+                logits = worker.model(shown.image)
+            losses = _losses(logits.float(), lane.label, shown, recipe.label_smoothing)
+            ((losses * lane.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
+        if lane.lane >= 0:
+            tally += Tally.of(logits, lane.label, lane.weight)
+        if statistics:
+            statistics.end_lane(len(lane.label) if lane.lane >= 0 else 0)
+    if statistics:
+        statistics.end_step(sum_over_workers)
+    return tally
+
+
+def _losses(logits: Tensor, label: Tensor, shown: Mixed, smoothing: float) -> Tensor:
+    """Cross-entropy [B] with the labels, and with those mixed in."""
+    own = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    if shown.other is None:
+        return own
+    other = F.cross_entropy(logits, shown.other, reduction="none", label_smoothing=smoothing)
+    return shown.share * own + (1 - shown.share) * other
+
+
+def lane_seed(seed: int, step: int, lane: int) -> int:
+    """Seed of every random draw of a lane in a step: dropout, mixing, … 63 bits."""
+    state = seed
+    for part in (step + 1, lane + 2):  # SplitMix64's finaliser (Steele et al. 2014), chained
+        state = (state + part * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+class _SingleImageMode(AbstractContextManager[None]):
+    """BatchNorm by its running statistics for a lone image of one value per channel.
+
+    At 32 px the last maps are 1×1, and one value has no variance to normalise by.
+    """
+
+    def __init__(self, network: Network, lane: Batch) -> None:
+        lone = len(lane.label) == 1 and lane.image.shape[-1] <= 32
+        layers = (m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
+        self._layers = list(layers) if lone else []
+
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            layer.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
+            layer.train()

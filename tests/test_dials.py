@@ -1,0 +1,234 @@
+"""Every dial of a Recipe acts: turned on, it changes what it is there to change."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from loop_worker import FixedBatches, new_state, nothing, settled
+from torch import Tensor
+
+from effnet_ray.model.average import Average
+from effnet_ray.model.optim import learning_rate, set_learning_rate
+from effnet_ray.phases import part_of
+from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.train.loop import fit
+from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.reports import EpochReport, best, ended_early
+from effnet_ray.train.state import TrainState
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def pretrained(**given: object) -> Recipe:
+    return settled(**({"weights": "ns", "epochs": 2} | given))
+
+
+def trained(recipe: Recipe) -> TrainState:
+    batches, state = FixedBatches(recipe), new_state(recipe)
+    fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+    return state
+
+
+def changed(recipe: Recipe) -> set[int]:
+    """The parts of which a run of this recipe changed something, statistics included."""
+    before, after = new_state(recipe).network.backbone, trained(recipe).network.backbone
+    pairs = zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+    return {part_of(name) for (name, was), now in pairs if not torch.equal(was, now)}
+
+
+# --- phases
+
+
+@pytest.mark.parametrize(
+    ("dials", "parts"),
+    [
+        ({"unfreeze": "head"}, {9}),
+        ({"unfreeze": "stage:7"}, {7, 8, 9}),
+        ({"unfreeze": "stage:7", "batchnorm": "train"}, {7, 8, 9}),
+        ({"unfreeze": "all"}, set(range(10))),
+        ({"head_epochs": 2}, {9}),
+        ({"head_epochs": 2, "batchnorm": "train"}, {9}),
+    ],
+)
+def test_only_what_is_unfrozen_changes(dials: dict[str, object], parts: set[int]) -> None:
+    assert changed(pretrained(**dials)) == parts
+
+
+def test_the_backbone_waits_for_the_heads_epochs() -> None:
+    recipe = pretrained(head_epochs=1)
+    states: list[dict[str, Tensor]] = [copy.deepcopy(new_state(recipe).network.state_dict())]
+    fit(
+        new_state(recipe), recipe, FixedBatches(recipe).shape(), FixedBatches(recipe),
+        on_step=nothing,
+        on_epoch=lambda _, state: states.append(copy.deepcopy(state.network.state_dict())),
+    )  # fmt: skip
+    stem, head = "backbone.conv_stem.weight", "backbone.classifier.weight"
+    first, second, third = states
+    assert torch.equal(first[stem], second[stem]) and not torch.equal(second[stem], third[stem])
+    assert not torch.equal(first[head], second[head])
+
+
+# --- the optimizer
+
+
+def test_opt_chooses_timms_optimizer() -> None:
+    kinds = {opt: type(new_state(settled(opt=opt)).optimizer).__name__ for opt in OPTIMIZERS}
+    assert kinds == {
+        "adamw": "AdamW", "nadamw": "NAdamW", "lamb": "Lamb", "lion": "Lion", "sgd": "SGD",
+        "momentum": "SGD", "rmsproptf": "RMSpropTF",
+    }  # fmt: skip
+    nesterov = [new_state(settled(opt=opt)).optimizer.defaults["nesterov"]
+                for opt in ("sgd", "momentum")]  # fmt: skip
+    assert nesterov == [True, False]
+
+
+@pytest.mark.parametrize("opt", ["sgd", "momentum", "rmsproptf"])
+def test_momentum_is_the_optimizers(opt: str) -> None:
+    groups = new_state(settled(opt=opt, momentum=0.7)).optimizer.param_groups
+    assert {group["momentum"] for group in groups} == {0.7}
+
+
+def test_layer_decay_gives_each_part_its_rate() -> None:
+    state = new_state(pretrained(layer_decay=0.5))
+    set_learning_rate(state.optimizer, 0.8)
+    names = {id(p): name for name, p in state.network.backbone.named_parameters()}
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            part = part_of(names[id(parameter)])
+            assert group["lr"] == pytest.approx(0.8 * 0.5 ** (9 - part))
+
+
+def test_lamb_clips_where_the_recipe_says_and_counts_only_steps_it_took() -> None:
+    recipe = pretrained(opt="lamb", epochs=3, head_epochs=2)
+    state = trained(recipe)
+    assert {group["max_grad_norm"] for group in state.optimizer.param_groups} == {None}
+    steps = {group["part"]: float(group["step"]) for group in state.optimizer.param_groups}
+    assert steps[9] == 3 * 2 and {steps[part] for part in range(9)} == {2}
+
+
+def test_each_phase_warms_up_to_its_own_rate() -> None:
+    recipe = pretrained(epochs=4, head_epochs=2, head_lr=0.9, lr=0.3, warmup_epochs=0.5)
+    rates = [learning_rate(recipe, step, 10) for step in range(40)]
+    assert rates.index(max(rates[:20])) == 4 and max(rates[:20]) == pytest.approx(0.9)
+    assert rates.index(max(rates[20:])) == 24 and max(rates[20:]) == pytest.approx(0.3)
+    assert rates[19] < 0.02 and rates[39] < 0.01
+
+
+def test_a_constant_rate_stays_at_its_peak() -> None:
+    recipe = pretrained(head_epochs=1, head_lr=0.9, lr=0.3, warmup_epochs=0.2, sched="constant")
+    rates = [learning_rate(recipe, step, 10) for step in range(20)]
+    assert rates == pytest.approx([0.45, *[0.9] * 9, 0.15, *[0.3] * 9])
+
+
+def test_clip_grad_bounds_the_gradient_and_leaves_short_ones_alone() -> None:
+    def longest(clip: float) -> float:
+        recipe, norms = settled(clip_grad=clip), list[float]()
+        state = new_state(recipe)
+
+        def measure(*_: object) -> None:
+            gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"]]
+            norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+
+        state.optimizer.register_step_pre_hook(measure)
+        batches = FixedBatches(recipe)
+        fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+        return max(norms)
+
+    free = longest(0)
+    assert free > 0.5
+    assert longest(0.5) == pytest.approx(0.5, rel=1e-3)
+    assert longest(10 * free) == pytest.approx(free)
+
+
+# --- averaging
+
+
+def test_the_average_follows_the_weights_with_a_decay_that_warms_up() -> None:
+    recipe = settled(ema_decay=0.2)
+    state = new_state(recipe)
+    name = "backbone.conv_stem.weight"
+    expected, seen = state.network.state_dict()[name].clone(), list[Tensor]()
+    batches = FixedBatches(recipe)
+    fit(
+        state, recipe, batches.shape(), batches, on_epoch=nothing,
+        on_step=lambda state: seen.append(state.network.state_dict()[name].clone()),
+    )  # fmt: skip
+    for decay, weights in zip((1 / 10, 2 / 11), seen, strict=True):  # below 0.2, still rising
+        expected = decay * expected + (1 - decay) * weights
+    assert state.averaged is not None
+    assert torch.allclose(state.averaged.state_dict()[name], expected, atol=1e-7)
+    assert not torch.allclose(expected, seen[-1], atol=1e-7)
+
+
+def test_late_in_a_run_the_average_has_the_recipes_decay() -> None:
+    recipe = settled(ema_decay=0.9)
+    first, second = new_state(recipe).network, new_state(replace(recipe, seed=1)).network
+    name = "backbone.conv_stem.weight"
+    was, now = first.state_dict()[name].clone(), second.state_dict()[name]
+    Average(first, second, 0.9).follow(step=10_000)
+    assert torch.allclose(first.state_dict()[name], 0.9 * was + 0.1 * now, atol=1e-7)
+
+
+def tally(loss: float, top1: float) -> Tally:
+    return Tally(torch.tensor([10 * loss, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("averaged", "wins"),
+    [((1.0, 0.6), True), ((1.0, 0.4), False), ((0.9, 0.5), True), ((1.0, 0.5), False),
+     ((float("nan"), 0.5), False)],
+)  # fmt: skip
+def test_an_epoch_is_judged_by_the_better_of_weights_and_average(
+    averaged: tuple[float, float], wins: bool
+) -> None:
+    report = epoch_report(0, 1, tally(2, 0.1), tally(1.0, 0.5), tally(*averaged))
+    assert report.averaged == wins
+    assert report.eval_top1 == (averaged[1] if wins else 0.5)
+
+
+# --- what is shown
+
+
+@pytest.mark.parametrize("dial", ["mixup", "cutmix", "reprob"])
+def test_mixing_and_erasing_change_what_a_run_learns(dial: str) -> None:
+    off = {"dropout": 0.0, "drop_path": 0.0}  # else their draws would differ
+    plain, dialled = settled(**off), settled(**off, **{dial: 1.0})
+    states = [trained(recipe).network.state_dict() for recipe in (plain, dialled)]
+    assert not torch.equal(*(state["backbone.classifier.weight"] for state in states))
+
+
+def test_label_smoothing_raises_the_loss_that_is_learned_and_not_the_one_that_is_told() -> None:
+    plain, smoothed = (trained(settled(label_smoothing=s, lr=1e-9)) for s in (0.0, 0.5))
+    assert plain.history[0].train_loss == pytest.approx(smoothed.history[0].train_loss, rel=1e-3)
+    moved = [s.optimizer.state_dict()["state"][0]["exp_avg"] for s in (plain, smoothed)]
+    assert not torch.allclose(*moved)
+
+
+# --- the end
+
+
+def report(epoch: int, top1: float) -> EpochReport:
+    return EpochReport(
+        epoch=epoch, step=epoch + 1, train_loss=1, train_top1=0, train_images=1, eval_loss=1,
+        eval_top1=top1, eval_top5=1, eval_images=1, quarantined=0,
+    )  # fmt: skip
+
+
+def test_patience_ends_a_run_that_gets_no_better() -> None:
+    recipe = settled(epochs=9, patience=2, lr=1e-12, dropout=0.0, drop_path=0.0)
+    state = trained(recipe)
+    winner = best(state.history)
+    assert winner is not None and len(state.history) == winner.epoch + 3 < 9
+    assert trained(replace(recipe, patience=0, epochs=4)).step == 8
+
+
+def test_patience_waits_for_the_last_phase() -> None:
+    recipe = pretrained(epochs=9, head_epochs=4, patience=2)
+    tops = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    ended = [
+        ended_early([report(n, top) for n, top in enumerate(tops[: count + 1])], recipe)
+        for count in range(7)
+    ]
+    assert ended == [False] * 5 + [True, True]  # epochs 4 and 5 are the last phase's
+    assert not ended_early([], recipe)

@@ -1,0 +1,103 @@
+"""What is done to a lane's images: who is mixed with whom, how much, and what is erased."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from effnet_ray.recipe import Recipe
+from effnet_ray.train.mixing import Mixed, mixed
+
+NOISE = (torch.full((1, 3, 1, 1), 100.0), torch.full((1, 3, 1, 1), 50.0))
+COUNT, SIZE = 64, 32
+PLAIN = Recipe(weights="none")
+
+
+def shown(weight: Tensor | None = None, seed: int = 0, **dials: float) -> tuple[Tensor, Mixed]:
+    """Images of one value each, 0 to 252, and what the dials make of them."""
+    torch.manual_seed(seed)
+    values = (torch.arange(COUNT) * 4).to(torch.uint8)
+    image = values.view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+    recipe = replace(PLAIN, **dials)  # type: ignore[arg-type]
+    weight = torch.ones(COUNT) if weight is None else weight
+    return image.float(), mixed(recipe, image, torch.arange(COUNT), weight, NOISE)
+
+
+def test_with_every_dial_off_images_are_what_they_were() -> None:
+    image, found = shown()
+    assert found.image.dtype == torch.uint8 and found.other is None
+    assert torch.equal(found.image.float(), image)
+
+
+def test_mixup_blends_each_image_with_the_one_as_far_from_the_other_end() -> None:
+    image, found = shown(mixup=0.4)
+    share = found.share.view(-1, 1, 1, 1)
+    assert_close(found.image, share * image + (1 - share) * image.flip(0))
+    assert found.other is not None and torch.equal(found.other, torch.arange(COUNT).flip(0))
+    assert found.share.min() >= 0 and found.share.max() <= 1 and len(found.share.unique()) > 10
+
+
+def test_mixups_shares_are_a_beta_distribution() -> None:
+    shares = torch.cat([shown(seed=seed, mixup=0.4)[1].share for seed in range(30)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)
+
+
+def test_cutmix_pastes_a_box_and_its_share_is_what_is_left_outside() -> None:
+    image, found = shown(cutmix=1.0)
+    own = found.image == image
+    assert bool((own | (found.image == image.flip(0))).all())
+    assert_close(found.share, own.float().mean((1, 2, 3)))
+    for kept in own[:, 0]:
+        rows, columns = (~kept).any(1), (~kept).any(0)
+        assert int((~kept).sum()) == int(rows.sum() * columns.sum())  # one box
+    assert 0 < found.share.min() < found.share.max() <= 1
+
+
+def test_with_both_about_half_of_the_images_have_a_box() -> None:
+    pasted = blended = 0
+    for seed in range(10):
+        image, found = shown(seed=seed, mixup=1.0, cutmix=1.0)
+        whole = (found.image == image) | (found.image == image.flip(0))
+        pasted += int(whole.all((1, 2, 3)).sum())
+        blended += int((~whole.all((1, 2, 3))).sum())
+    assert 0.4 < pasted / (pasted + blended) < 0.6
+
+
+@pytest.mark.parametrize("dial", ["mixup", "cutmix"])
+def test_an_image_that_could_not_be_read_is_mixed_with_none(dial: str) -> None:
+    weight = torch.ones(COUNT)
+    weight[3] = 0
+    image, found = shown(weight, **{dial: 1.0})
+    for alone in (3, COUNT - 1 - 3):
+        assert torch.equal(found.image[alone], image[alone]) and found.share[alone] == 1
+
+
+def test_a_lone_image_is_mixed_with_itself() -> None:
+    image = torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)
+    recipe = replace(PLAIN, mixup=1.0, cutmix=1.0)
+    found = mixed(recipe, image, torch.tensor([2]), torch.ones(1), NOISE)
+    assert_close(found.image, image.float())
+    assert found.other is not None and found.other.tolist() == [2]
+
+
+def test_erasing_fills_a_box_of_some_images_with_noise() -> None:
+    image, found = shown(reprob=0.5)
+    changed = (found.image != image).any(1)  # [B, R, R]
+    erased = changed.any((1, 2))
+    assert 0.3 < erased.float().mean() < 0.7
+    for kept, box in zip(~erased, changed, strict=True):
+        rows, columns = box.any(1), box.any(0)
+        assert int(box.sum()) == int(rows.sum() * columns.sum())
+        assert kept or 0.005 < box.float().mean() < 0.4  # 0.02 to 0.33, in whole pixels
+    noise = found.image[changed[:, None].expand_as(image)]
+    assert noise.mean() == pytest.approx(100, abs=3) and noise.std() == pytest.approx(50, abs=3)
+
+
+def test_what_is_drawn_depends_on_torchs_seed_alone() -> None:
+    dials = {"mixup": 0.5, "cutmix": 0.5, "reprob": 0.5}
+    first, again, other = (shown(seed=seed, **dials)[1] for seed in (1, 1, 2))
+    assert torch.equal(first.image, again.image) and torch.equal(first.share, again.share)
+    assert not torch.equal(first.image, other.image)

@@ -1,0 +1,127 @@
+"""Which parameters learn in which epochs: by name, and the same for every variant."""
+
+import pytest
+import timm
+import torch
+
+from effnet_ray.model.network import Network, learn, learnable, train_mode
+from effnet_ray.phases import HEAD, cost, lowest, part_of, phase_at, phases, told
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import VARIANTS
+
+TOPS = ("conv_head.", "bn2.", "classifier.")
+
+
+def settled(**given: object) -> Recipe:
+    recipe = Recipe(**({"weights": "ns"} | given))  # type: ignore[arg-type]
+    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+
+
+def network(variant: str) -> Network:
+    """Without memory for its parameters: their names are enough."""
+    row = VARIANTS[variant]
+    with torch.device("meta"):
+        return Network(timm.create_model(row.architecture, num_classes=5), row.input_spec())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "head_epochs"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 2), (10, 2), (40, 10)]
+)
+def test_a_quarter_of_the_epochs_is_the_heads_where_weights_are_pretrained(
+    epochs: int, head_epochs: int
+) -> None:
+    assert settled(epochs=epochs).head_epochs == head_epochs
+    assert settled(epochs=epochs, weights="none").head_epochs == 0
+    assert settled(epochs=epochs, unfreeze="head").head_epochs == epochs
+
+
+@pytest.mark.parametrize("head_epochs", [0, 1, 3, 4])
+def test_phases_cover_every_epoch_once(head_epochs: int) -> None:
+    recipe = settled(epochs=4, head_epochs=head_epochs)
+    covered = [epoch for phase in phases(recipe) for epoch in range(phase.first, phase.end)]
+    assert covered == [0, 1, 2, 3]
+    assert [phase_at(recipe, epoch).lowest == HEAD for epoch in covered] == [
+        epoch < head_epochs for epoch in covered
+    ]
+
+
+def test_each_phase_has_its_own_rate() -> None:
+    recipe = settled(epochs=4, head_epochs=1, lr=0.3, head_lr=0.7)
+    assert [phase.lr for phase in phases(recipe)] == [0.7, 0.3]
+
+
+def test_the_heads_epochs_cost_a_third() -> None:
+    recipe = settled(epochs=8, head_epochs=3)
+    assert [cost(recipe, epochs) for epochs in (0, 1, 3, 4, 8)] == pytest.approx(
+        [0, 1 / 3, 1, 2, 6]
+    )
+
+
+@pytest.mark.parametrize(
+    ("dials", "words"),
+    [
+        ({"epochs": 8}, "2 epochs of the head, then 6 of all"),
+        ({"epochs": 2, "unfreeze": "stage:6"}, "1 epoch of the head, then 1 of stage 6 and above"),
+        ({"epochs": 5, "weights": "none"}, "5 epochs of all"),
+        ({"epochs": 5, "unfreeze": "head"}, "5 epochs of the head"),
+    ],
+)
+def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:
+    assert told(settled(**dials)) == words
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_part_means_the_same_for_every_variant(variant: str) -> None:
+    """Stage N is timm's blocks.N-1, whatever the number of its blocks."""
+    names = [name for name, _ in network(variant).backbone.named_parameters()]
+    parts = [part_of(name) for name in names]
+    assert parts == sorted(parts) and set(parts) == set(range(10))
+    for name, part in zip(names, parts, strict=True):
+        if 1 <= part <= 7:
+            assert name.startswith(f"blocks.{part - 1}.")
+    assert {n.split(".")[0] for n, p in zip(names, parts, strict=True) if p == 0} == {
+        "conv_stem",
+        "bn1",
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_learns_in_each_phase(variant: str) -> None:
+    made, recipe = network(variant), settled(variant=variant, batchnorm="train")
+    everything = [name for name, _ in made.backbone.named_parameters()]
+
+    def learning(unfreeze: str) -> list[str]:
+        learn(made, recipe, lowest(unfreeze))
+        return [name for name, p in made.backbone.named_parameters() if p.requires_grad]
+
+    assert learning("head") == ["classifier.weight", "classifier.bias"]
+    assert learning("all") == everything
+    for stage in range(1, 8):
+        stages = tuple(f"blocks.{n - 1}." for n in range(stage, 8))
+        expected = [name for name in everything if name.startswith(stages + TOPS)]
+        assert learning(f"stage:{stage}") == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_batchnorm_never_learns(variant: str) -> None:
+    made, recipe = network(variant), settled(variant=variant, batchnorm="frozen")
+    names = set(learnable(made, recipe, lowest("all")))
+    norms = {
+        f"{name}.{kind}"
+        for name, module in made.backbone.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for kind in ("weight", "bias")
+    }
+    assert names == {name for name, _ in made.backbone.named_parameters()} - norms
+
+
+def test_below_what_learns_nothing_is_dropped_and_no_statistic_moves() -> None:
+    made, recipe = network("b0"), settled(batchnorm="train")
+    train_mode(made, recipe, lowest("stage:6"))
+    for name, module in made.backbone.named_modules():
+        if name.startswith("blocks.") and name.count(".") >= 2:
+            assert module.training == (part_of(f"{name}.") >= 6)
+    assert not made.backbone.bn1.training and made.backbone.bn2.training
+    train_mode(made, recipe, lowest("head"))
+    assert made.backbone.training  # the dropout before the head asks the network itself
+    assert not any(m.training for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))

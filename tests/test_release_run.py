@@ -1,0 +1,48 @@
+"""From a finished run to a release: the weights that its best epoch was judged by."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from loop_worker import CLASSES, new_state, settled
+from safetensors.torch import load
+from test_dials import report
+
+from effnet_ray.store.release_run import release_run
+from effnet_ray.train import checkpoint, record
+from effnet_ray.train.record import Result, Run
+
+RECIPE = settled(ema_decay=0.9)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_release_holds_the_average_where_that_was_better(tmp_path: Path, averaged: bool) -> None:
+    state = new_state(RECIPE)
+    assert state.averaged is not None
+    with torch.no_grad():
+        for parameter in state.averaged.parameters():
+            parameter.add_(1)
+    state.step, state.history = 1, [replace(report(0, 0.75), averaged=averaged)]
+    uri = str(tmp_path / "run")
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    record.create(run(), uri)
+    release = release_run(result(uri, found), str(tmp_path / "store"))
+    weights = load((Path(release.uri) / "model.safetensors").read_bytes())
+    expected = (state.averaged if averaged else state.network).backbone.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def run() -> Run:
+    return Run(
+        name="birds", recipe=RECIPE, spec=RECIPE.row.input_spec(),
+        classes=tuple(map(str, range(CLASSES))), data="s3://bucket/data", fingerprint="f" * 64,
+        weights="none", weights_sha256="", weights_head=1000,
+    )  # fmt: skip
+
+
+def result(uri: str, found: str) -> Result:
+    return Result(
+        run="birds", run_uri=uri, checkpoint=found, eval_top1=0.75, eval_top5=1.0, eval_loss=1.0,
+        epochs=1, steps=1, resumed_from_step=0, train_images_per_s=1.0, seconds=1.0, quarantined=0,
+    )  # fmt: skip
