@@ -51,6 +51,10 @@ class Job:
 
 def train(config: dict[str, Job]) -> None:
     """What every Ray Train worker runs; after a failure again, from the newest checkpoint."""
+    # Else MKL adds numbers in an order that hangs on where they lie in memory, and with threads
+    # a resumed run is not bit-equal. It looks when first called; AUTO costs nothing measurable
+    # (MKL's "conditional numerical reproducibility").
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     job = config["job"]
     if ray.get(job.board.failed.remote()):
         return  # a worker has given the run up: Ray Train need not try again
