@@ -23,8 +23,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 """timm's names of those whose resuming is tested to the bit: the learning rate to begin with as a
 multiple of AdamW's, and the weight decay, which for the last three is an L2 penalty on the loss.
-Lion's are its paper's (arXiv 2302.06675, section 5); the others' ratios are those of timm's
-training recipes."""
+Starting points by the customs of the field, not measured here."""
 AA = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
 UNFREEZE = re.compile(r"all|head|stage:[1-7]")
 LR, LAYER_DECAY = 1e-3, 0.8
