@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
     state, given = prepared(batches)
     recipe = recipe_of(batches)
     worker = Worker(state, recipe, phases(recipe)[0])
-    worker.warm_up(settings.size)
+    worker.warm_up()
     network.train_mode(state.network, recipe, worker.phase.lowest)
 
     def steps() -> float:

@@ -44,7 +44,8 @@ from torchvision import transforms
 
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.ingest import Block, Dataset, Stream, Task, load_chunk, settings
+from effnet_ray.data.chunks import Block, Dataset, Task, load_chunk
+from effnet_ray.data.ingest import Stream, settings
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 

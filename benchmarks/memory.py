@@ -25,7 +25,8 @@ from ray._private.internal_api import memory_summary
 
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.ingest import Dataset, Stream
+from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.ingest import Stream
 
 CORES = 2
 IMAGES = 1600

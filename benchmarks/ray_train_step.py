@@ -84,7 +84,7 @@ def our_round(settings: Settings) -> Callable[[], float]:
     state, batches = prepared(settings)
     recipe = recipe_of(settings)
     worker = Worker(state, recipe, phases(recipe)[0])
-    worker.warm_up(settings.size)
+    worker.warm_up()
     network.train_mode(state.network, recipe, worker.phase.lowest)
 
     def run() -> float:

@@ -14,6 +14,9 @@ STEM, TOP, HEAD = 0, 8, 9
 
 FORWARD = 1 / 3
 """What a forward pass costs of a training step."""
+CACHED = 0.01
+"""What an epoch of the head costs once the features are there; measured below it
+(`benchmarks/features.py`)."""
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 TOPS = ("conv_head.", "bn2.")
 """timm's names of the last convolution and its norm."""
@@ -32,6 +35,11 @@ class Phase:
     lowest: int
     """The lowest part that learns; all above it do too."""
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the whole backbone is: the head learns from its features."""
+        return self.lowest == HEAD
+
 
 def phases(recipe: Recipe) -> tuple[Phase, ...]:
     """The phases of a settled recipe, in order; together they are its epochs."""
@@ -48,13 +56,31 @@ def cost(recipe: Recipe, epochs: int) -> float:
     """What the first `epochs` cost, in epochs in which everything learns.
 
     A frozen backbone costs its forward pass alone: a third, the backward pass being two of the
-    kind.
+    kind; and only once for each view, where its features are kept.
     """
-    return sum(
-        (min(phase.end, epochs) - phase.first) * (FORWARD if phase.lowest == HEAD else 1.0)
-        for phase in phases(recipe)
-        if epochs > phase.first
-    )
+    spent = 0.0
+    for phase in phases(recipe):
+        done = max(0, min(phase.end, epochs) - phase.first)
+        if not phase.frozen:
+            spent += done
+        elif recipe.head_cache:
+            views = min(recipe.head_views, phase.end - phase.first)
+            spent += FORWARD * views * (done > 0) + CACHED * done
+        else:
+            spent += FORWARD * done
+    return spent
+
+
+def view_at(recipe: Recipe, epoch: int) -> int | None:
+    """Which view of each train image an epoch shows, by number; None: the plain one."""
+    if not phase_at(recipe, epoch).frozen:
+        return epoch
+    return epoch % recipe.head_views or None
+
+
+def cached(recipe: Recipe, epoch: int) -> bool:
+    """Whether an epoch goes by kept features."""
+    return recipe.head_cache and phase_at(recipe, epoch).frozen
 
 
 def phase_at(recipe: Recipe, epoch: int) -> Phase:

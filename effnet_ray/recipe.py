@@ -33,7 +33,7 @@ HEAD_LR = 10.0
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("image_size", lambda v: v >= MIN_IMAGE_SIZE,
      f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)"),
-    ("epochs batch_size micro_batch limit", lambda v: v >= 1, "1 or more"),
+    ("epochs batch_size micro_batch limit head_views", lambda v: v >= 1, "1 or more"),
     ("head_epochs max_skips patience seed", lambda v: v >= 0, "0 or more"),
     ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
     ("weight_decay warmup_epochs clip_grad mixup cutmix", lambda v: 0 <= v < math.inf,
@@ -74,6 +74,12 @@ class Recipe:
     head_epochs: int | None = None
     """First epochs, in which only the new head learns, on a frozen backbone. Not given: a quarter
     of all for pretrained weights, 0 from scratch."""
+    head_views: int = 1
+    """Views of each train image that the head's epochs take in turn: the first is the plain one,
+    as in evaluation, any further one is cropped and augmented. Nothing is mixed or erased."""
+    head_cache: bool = True
+    """Compute the features of these views once, for all of the head's epochs and for later runs,
+    and keep them as float16 under RUNS/features; off: the backbone runs in every epoch."""
     unfreeze: str = "all"
     """What learns after them: all, head, or stage:N, which is the stages N to 7 (the blockN of
     Keras, blocks.N-1 of timm), the last convolution and the head."""
@@ -166,6 +172,9 @@ class Recipe:
         mixes = self.mixup > 0 or self.cutmix > 0
         require(not mixes or min(self.batch_size, micro or 2) > 1, "micro_batch", micro,
                 "2 or more images to mix (mixup, cutmix)")  # fmt: skip
+        shown = mixes or self.reprob > 0
+        require(not shown or self.unfreeze != "head", "unfreeze", "head",
+                "all or stage:N with mixup, cutmix or reprob: not for a head")  # fmt: skip
         require(self.opt != "sgd" or self.momentum > 0, "momentum", self.momentum,
                 "above 0 for sgd, which is Nesterov's")  # fmt: skip
         whole = not head and self.unfreeze == "all"

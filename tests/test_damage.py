@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.ingest import Block, Dataset, Task, load_chunk
+from effnet_ray.data.chunks import Block, Dataset, Task, load_chunk
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import Recipe

@@ -17,7 +17,7 @@ from test_laws import weights
 
 from effnet_ray import retry, storage
 from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.ingest import Dataset, Task, load_chunk
+from effnet_ray.data.chunks import Dataset, Task, load_chunk
 from effnet_ray.data.pack import pack
 from effnet_ray.errors import StorageError
 from effnet_ray.store.releases import ModelStore

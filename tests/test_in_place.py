@@ -11,7 +11,7 @@ from test_damage import opened
 from test_sources import files, write_hugging_face
 
 from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.ingest import Task, load_chunk
+from effnet_ray.data.chunks import Task, load_chunk
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.rows import RowGroup

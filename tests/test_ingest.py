@@ -10,7 +10,8 @@ import pytest
 from laws import RECIPE
 
 from effnet_ray.data import ingest, manifest as manifests
-from effnet_ray.data.ingest import Block, Dataset, Images, Stream, Task
+from effnet_ray.data.chunks import Block, Dataset, Task
+from effnet_ray.data.ingest import Images, Stream
 
 pytestmark = pytest.mark.ray
 

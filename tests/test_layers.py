@@ -12,11 +12,12 @@ ORDER = (
     "errors records variants recipe phases placement retry storage "
     "data.manifest data.augment data.images data.archives data.sources data.splits "
     "data.duplicates data.shards data.report data.in_place data.pack data.sample data.order "
-    "data.rows data.spread data.ingest "
+    "data.rows data.spread data.features data.chunks data.ingest "
     "model.network model.average model.weights model.optim model.cost "
     "train.reports train.metrics train.state train.mixing train.step train.loop "
     "train.checkpoint train.audit train.quarantine train.record train.progress train.drain "
-    "train.worker train.machines train.session train.waiting train.finetune "
+    "train.start train.worker train.machines train.session "
+    "train.features train.waiting train.finetune "
     "store.releases store.card store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
@@ -29,7 +30,7 @@ ORDER = (
 
 DOORS = {
     "ray": "data.spread data.ingest train.progress train.drain train.machines train.session "
-    "train.worker train.waiting train.finetune sweep.schedule sweep.costs "
+    "train.worker train.features train.waiting train.finetune sweep.schedule sweep.costs "
     "sweep.searchers sweep.trial check.cluster_file check.working_dir "
     "check.cluster",
     "timm": "model.",

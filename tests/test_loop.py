@@ -149,7 +149,7 @@ def test_a_run_that_has_ended_takes_no_step() -> None:
 def test_warming_up_changes_nothing() -> None:
     recipe = settled(batchnorm="train")
     state, untouched = new_state(recipe), new_state(recipe)
-    Worker(state, recipe, phases(recipe)[0]).warm_up(32)
+    Worker(state, recipe, phases(recipe)[0]).warm_up()
     pairs = zip(
         state.network.state_dict().values(), untouched.network.state_dict().values(), strict=True
     )

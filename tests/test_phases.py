@@ -1,11 +1,24 @@
 """Which parameters learn in which epochs: by name, and the same for every variant."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 
 from effnet_ray.model.network import Network, learn, learnable, train_mode
-from effnet_ray.phases import HEAD, cost, lowest, part_of, phase_at, phases, told
+from effnet_ray.phases import (
+    CACHED,
+    HEAD,
+    cached,
+    cost,
+    lowest,
+    part_of,
+    phase_at,
+    phases,
+    told,
+    view_at,
+)
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import VARIANTS
 
@@ -50,11 +63,29 @@ def test_each_phase_has_its_own_rate() -> None:
     assert [phase.lr for phase in phases(recipe)] == [0.7, 0.3]
 
 
-def test_the_heads_epochs_cost_a_third() -> None:
-    recipe = settled(epochs=8, head_epochs=3)
+def test_the_heads_epochs_cost_a_third_where_features_are_not_kept() -> None:
+    recipe = settled(epochs=8, head_epochs=3, head_cache=False)
     assert [cost(recipe, epochs) for epochs in (0, 1, 3, 4, 8)] == pytest.approx(
         [0, 1 / 3, 1, 2, 6]
     )
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_kept_features_cost_a_forward_pass_for_each_view(views: int) -> None:
+    recipe = settled(epochs=8, head_epochs=3, head_views=views)
+    once = min(views, 3) / 3
+    assert [cost(recipe, epochs) for epochs in (0, 1, 3, 4)] == pytest.approx(
+        [0, once + CACHED, once + 3 * CACHED, once + 3 * CACHED + 1]
+    )
+
+
+def test_views_take_turns_in_the_heads_epochs_and_are_new_ones_after_them() -> None:
+    recipe = settled(epochs=6, head_epochs=4, head_views=3)
+    assert [view_at(recipe, epoch) for epoch in range(6)] == [None, 1, 2, None, 4, 5]
+    assert [cached(recipe, epoch) for epoch in range(6)] == [True] * 4 + [False] * 2
+    off = replace(recipe, head_cache=False)
+    assert [view_at(off, epoch) for epoch in range(6)] == [None, 1, 2, None, 4, 5]
+    assert not any(cached(off, epoch) for epoch in range(6))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from effnet_ray.data.ingest import Bad
+from effnet_ray.data.chunks import Bad
 from effnet_ray.data.pack import QUARANTINE
 from effnet_ray.train import quarantine
 

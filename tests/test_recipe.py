@@ -23,6 +23,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     name = draw(st.sampled_from(sorted(VARIANTS)))
     families = st.sampled_from([*VARIANTS[name].families, "best", "none", "mine@v3"])
     weights = draw(families)
+    parts = st.sampled_from(["all", "head", "stage:6"])
+    unfreeze = "all" if weights == "none" else draw(parts)
+    mixes = micro > 1 and unfreeze != "head"
     return Recipe(
         variant=name,
         weights=weights,
@@ -31,12 +34,14 @@ def recipes(draw: st.DrawFn) -> Recipe:
         micro_batch=draw(st.none() | st.just(micro)),
         lr=draw(st.floats(1e-8, 10)),
         epochs=draw(st.integers(1, 50)),
-        unfreeze="all" if weights == "none" else draw(st.sampled_from(["all", "head", "stage:6"])),
+        unfreeze=unfreeze,
+        head_views=draw(st.integers(1, 4)),
+        head_cache=draw(st.booleans()),
         opt=draw(st.sampled_from(sorted(OPTIMIZERS))),
         layer_decay=draw(st.none() | st.floats(0.1, 1)),
         aa=draw(st.sampled_from(["none", "auto", "trivial", "rand", "rand-m30-n9"])),
         ema_decay=draw(st.floats(0, 0.999)),
-        mixup=draw(st.floats(0, 2)) if micro > 1 else 0.0,
+        mixup=draw(st.floats(0, 2)) if mixes else 0.0,
         dropout=draw(st.none() | share),
         drop_path=draw(st.none() | share),
         batchnorm=draw(st.sampled_from([None, "train", "frozen"])),

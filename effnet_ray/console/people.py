@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from effnet_ray.train.progress import (
     EpochDone,
     Event,
+    Extracting,
     Failed,
     Left,
     Lost,
@@ -80,6 +81,8 @@ class People:
     def hear(self, event: Event) -> None:
         """An event of a run."""
         match event:
+            case Extracting():
+                self._extracting(event)
             case Started():
                 self._started(event)
             case Stepped():
@@ -102,6 +105,20 @@ class People:
                 self.say(f"waiting since {since} for {event.why}")
             case Failed():
                 self._given_up = True  # the driver raises it
+
+    def _extracting(self, event: Extracting) -> None:
+        if self._task is None:
+            self.say(f"computing the features of {event.images:,} images, once")
+            self._began = time.monotonic()
+            self._task = self._live.add_task("features", total=event.images, figures="")
+        pace = f"{event.done / max(1e-3, time.monotonic() - self._began):,.1f} images/s"
+        self._live.update(self._task, completed=event.done, figures=pace)
+        now = time.monotonic()
+        if event.done == event.images:
+            self.say(f"features of {event.images:,} images kept, {pace}")
+        elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = now
+            self.say(f"features {event.done:,}/{event.images:,}  {pace}")
 
     def _started(self, event: Started) -> None:
         self.trained = True

@@ -23,139 +23,31 @@ import numpy as np
 import numpy.typing as npt
 import ray.data
 
-from effnet_ray.data.images import decode, eval_view, train_view
-from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
-from effnet_ray.data.rows import RowGroup
-from effnet_ray.errors import DatasetError, ImageError, InputError, StorageError
-from effnet_ray.recipe import Recipe
-from effnet_ray.variants import InputSpec
+from effnet_ray import phases
+from effnet_ray.data.chunks import BLOCK_BYTES, PLAIN, Bad, Block, Dataset, Task, load_chunk
+from effnet_ray.errors import DatasetError, InputError, StorageError
 
 WINDOW_CHUNKS = 512
 """Chunks per Ray Data execution: 1,000 blocks gave their first batch after 3 s here, 100,000
 after minutes."""
 LEAD_CHUNKS = 64
 """The next window starts when so many chunks of the current one are left."""
-BLOCK_BYTES = 32 * 1024**2
-"""A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
-
-Block = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """A quarantined image."""
-
-    path: str
-    """In the source that was packed."""
-    reason: str
-    digest: str
-    """SHA-256 of the bytes that were packed."""
+READERS = 8
+"""Threads that read kept features: each waits for a round trip to storage most of its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
     """Some images as arrays: what a lane gives to one step, or an eval batch."""
 
-    image: npt.NDArray[np.uint8]
-    """[n, R, R, 3]"""
+    image: npt.NDArray[Any]
+    """[n, R, R, 3] uint8, or features [n, F]."""
     label: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float32]
     """1, or 0 for a quarantined image."""
     id: npt.NDArray[np.int64]
     bad: dict[int, Bad]
     """Quarantined here, by id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """All a decode task needs to know; sent to the cluster once per window."""
-
-    manifest: Manifest
-    data: str
-    """URI of the manifest's folder."""
-    recipe: Recipe
-    """Settled."""
-    spec: InputSpec
-
-    @property
-    def plan(self) -> Plan:
-        """The train split's plan."""
-        rows = tuple(rows for _, _, rows in self.manifest.row_groups("train"))
-        return Plan(rows, self.recipe.seed, self.recipe.batch_size, self.recipe.micro_batch or 1)
-
-    @property
-    def eval_plan(self) -> EvalPlan:
-        """The eval split's plan."""
-        return EvalPlan(tuple(rows for _, _, rows in self.manifest.row_groups("eval")))
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One chunk to fetch."""
-
-    split: str
-    epoch: int
-    lane: int
-    chunk: int
-    skip_steps: int
-    """Steps of the chunk that a resumed run has taken already: never read."""
-    rows: int = 0
-    """Images left then: the stream counts them."""
-
-
-def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
-    """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
-    if task.split == "train":
-        rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
-    else:
-        rows = dataset.eval_plan.chunk(task.chunk)
-    piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
-    # The first step's images go ahead: at a run's start they are waited for.
-    ahead = min(piece, dataset.recipe.micro_batch or piece)
-    groups: dict[int, RowGroup] = {}
-    for part in np.split(rows, range(ahead, len(rows), piece)):
-        if len(part):
-            yield _load(dataset, task, part, groups)
-
-
-def _load(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:
-    """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
-    size = dataset.spec.resolution
-    image = np.zeros((len(rows), size, size, 3), np.uint8)
-    columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
-    for slot, (group, row) in enumerate(rows.tolist()):
-        if group not in groups:
-            groups[group] = RowGroup(
-                dataset.manifest, dataset.data, task.split, group,
-                limited=dataset.recipe.limit is not None,
-            )  # fmt: skip
-        record = groups[group].record(row)
-        columns["label"].append(record["label"])
-        columns["id"].append(record["id"])
-        try:
-            if not record["as_packed"]:
-                raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
-            image[slot] = _view(dataset, task, record)
-            columns["bad"].append("")
-        except ImageError as error:
-            bad = Bad(record["image"]["path"], str(error), record["digest"])
-            columns["bad"].append(json.dumps(asdict(bad)))
-    return {
-        "image": image,
-        "label": np.asarray(columns["label"], np.int64),
-        "id": np.asarray(columns["id"], np.int64),
-        "bad": np.asarray(columns["bad"], object),
-    }
-
-
-def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """The planned view of one image."""
-    data = record["image"]["bytes"]
-    if task.split != "train":
-        return eval_view(decode(data), dataset.spec)
-    random = image_random(dataset.recipe.seed, task.epoch, record["id"])
-    return train_view(data, dataset.spec, dataset.recipe, random)
 
 
 class Stream:
@@ -178,24 +70,29 @@ class Stream:
         self._plan, self._eval_plan = dataset.plan, dataset.eval_plan
         self._lanes = self._plan.workers_lanes(rank, workers)
         self._eval_chunks = self._eval_plan.workers_chunks(rank, workers)
+        self._recipe = dataset.recipe
         self._micro_batch = dataset.recipe.micro_batch or 1
-        tasks = self._tasks(first_step, dataset.recipe.epochs)
+        tasks = self._tasks(first_step)
         here = list(itertools.islice(tasks, len(self._lanes)))
-        self._rows = _Rows(_plainly(_blocks(dataset, here, tasks, decode_tasks, prefetch_mb)))
+        self._rows = _Rows(plainly(_blocks(dataset, here, tasks, decode_tasks, prefetch_mb)))
 
-    def _tasks(self, first_step: int, epochs: int) -> Iterator[Task]:
+    def _tasks(self, first_step: int) -> Iterator[Task]:
         """Every chunk this worker will use, in the order in which it will."""
         per_epoch = self._plan.steps_per_epoch
-        for epoch in range(first_step // per_epoch, epochs):
+        for epoch in range(first_step // per_epoch, self._recipe.epochs):
             step = first_step - epoch * per_epoch if epoch == first_step // per_epoch else 0
             first_chunk, skip = divmod(step, self._plan.chunk_steps)
+            number = phases.view_at(self._recipe, epoch)
+            cached = phases.cached(self._recipe, epoch)
+            view = PLAIN if number is None else number
             for chunk in range(first_chunk, self._plan.chunks_per_epoch):
                 taken = skip if chunk == first_chunk else 0
                 for lane in self._lanes:
                     rows = self._plan.chunk_rows(lane, chunk, skip_steps=taken)
-                    yield Task("train", epoch, lane, chunk, taken, rows)
+                    yield Task("train", epoch, lane, chunk, taken, rows, view, cached)
             for chunk in self._eval_chunks:
-                yield Task("eval", epoch, 0, chunk, 0, self._eval_plan.chunk_rows(chunk))
+                rows = self._eval_plan.chunk_rows(chunk)
+                yield Task("eval", epoch, 0, chunk, 0, rows, PLAIN, cached)
 
     def train(self, step: int) -> Iterator[list[Images]]:
         """The epoch's steps from `step` (of the epoch) on: one `Images` per lane of this worker.
@@ -312,13 +209,17 @@ def _blocks(
     starter = ThreadPoolExecutor(1, thread_name_prefix="next-window")
 
     def start(window: list[Task]) -> Iterator[Block]:
-        execution = _execute(dataset, window, decode_tasks, prefetch_mb)
+        if window[0].cached:
+            execution = _read_ahead(dataset, window)
+        else:
+            execution = _execute(dataset, window, decode_tasks, prefetch_mb)
         first = list(itertools.islice(execution, 1))  # waits until it is there
         return itertools.chain(first, execution)
 
     try:
         upcoming: Future[Iterator[Block]] | None = None
-        window = list(itertools.islice(tasks, WINDOW_CHUNKS))
+        windows = _windows(tasks)
+        window = next(windows, [])
         if window:
             upcoming = starter.submit(start, window)
         for task in here:
@@ -327,7 +228,7 @@ def _blocks(
             current = upcoming.result() if upcoming else start(window)
             left = sum(task.rows for task in window)
             lead = sum(task.rows for task in window[-LEAD_CHUNKS:])
-            window, upcoming = list(itertools.islice(tasks, WINDOW_CHUNKS)), None
+            window, upcoming = next(windows, []), None
             for block in current:
                 left -= len(block["label"])
                 if window and not upcoming and left <= lead:
@@ -339,7 +240,26 @@ def _blocks(
         starter.shutdown(wait=False, cancel_futures=True)
 
 
-def _plainly(blocks: Iterator[Block]) -> Iterator[Block]:
+def _windows(tasks: Iterator[Task]) -> Iterator[list[Task]]:
+    """The tasks window by window, each of images or of features alone."""
+    for _, alike in itertools.groupby(tasks, key=lambda task: task.cached):
+        while window := list(itertools.islice(alike, WINDOW_CHUNKS)):
+            yield window
+
+
+def _read_ahead(dataset: Dataset, window: Sequence[Task]) -> Iterator[Block]:
+    """The features of a window's chunks: small reads, for which Ray Data would be a detour."""
+    with ThreadPoolExecutor(READERS, thread_name_prefix="features") as pool:
+        coming = deque[Future[list[Block]]]()
+        for task in window:
+            coming.append(pool.submit(lambda task: list(load_chunk(dataset, task)), task))
+            if len(coming) > READERS:
+                yield from coming.popleft().result()
+        for last in coming:
+            yield from last.result()
+
+
+def plainly(blocks: Iterator[Block]) -> Iterator[Block]:
     """The blocks; an InputError comes out of Ray as the sentence it was."""
     try:
         yield from blocks

@@ -6,13 +6,18 @@ that neither depends on how many workers there are.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effnet_ray.phases import lowest, part_of
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
+
+if TYPE_CHECKING:
+    from timm.models import EfficientNet
 
 
 class Network(nn.Module):
@@ -21,7 +26,7 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, spec: InputSpec) -> None:
+    def __init__(self, backbone: "EfficientNet", spec: InputSpec) -> None:
         super().__init__()
         self.backbone = backbone
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
@@ -33,9 +38,17 @@ class Network(nn.Module):
         """Mean and standard deviation of pixels, [1, 3, 1, 1], of 0 to 255."""
         return self.mean, self.std
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of images [B, 3, R, R], 0 to 255: uint8, or float where mixed."""
-        logits: Tensor = self.backbone((images - self.mean) / self.std)
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees, [B, F], of images [B, 3, R, R], 0 to 255: uint8, or mixed floats."""
+        maps = self.backbone.forward_features((images - self.mean) / self.std)
+        pooled: Tensor = self.backbone.global_pool(maps)
+        return pooled
+
+    def forward(self, shown: Tensor) -> Tensor:
+        """Logits [B, K] of images, or of features [B, F] that were made of them earlier."""
+        seen = shown.float() if shown.ndim == 2 else self.features(shown)
+        seen = F.dropout(seen, self.backbone.drop_rate, self.backbone.training)
+        logits: Tensor = self.backbone.classifier(seen)
         return logits
 
 

@@ -12,6 +12,7 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from effnet_ray import storage
+from effnet_ray.data import features
 from effnet_ray.errors import EffnetRayError, LeaderLostError
 from effnet_ray.placement import Placement
 from effnet_ray.sweep import record
@@ -54,6 +55,7 @@ class Driver:
                 runs=storage.join(self.uri, record.RUNS),
                 name=f"{self.sweep.name}-{number:03d}-{variant}",
                 mirror=self.mirror,
+                features_in=storage.join(self.uri.rpartition("/")[0], features.FOLDER),
                 callbacks=[_Reports(number, self.leaders)],
             )
         except LeaderLostError:

@@ -15,14 +15,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests
-from effnet_ray.data.ingest import Dataset
+from effnet_ray.data import features as kept, manifest as manifests
+from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.train import checkpoint, progress, record, session, waiting
+from effnet_ray.train import checkpoint, features, progress, record, session, waiting
 from effnet_ray.train.record import Result, Run
 from effnet_ray.train.reports import best, ended_early
 from effnet_ray.train.worker import Job, train
@@ -41,6 +41,7 @@ def finetune(
     runs: str,
     name: str | None = None,
     mirror: str | None = None,
+    features_in: str | None = None,
     hear: Hear = lambda event: None,
     callbacks: Sequence[UserCallback] = (),
     connect: Callable[[Placement], object] = lambda p: session.connect(
@@ -50,9 +51,10 @@ def finetune(
     """Fine-tune as the recipe says; resume an unfinished run; report a finished one.
 
     `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one that
-    follows from recipe and data. `mirror` holds pretrained weights; `hear` is called with the
-    events of `progress`, and Ray Train with `callbacks`, which hear the workers' reports;
-    `connect` joins or starts Ray once everything else is in order.
+    follows from recipe and data. `mirror` holds pretrained weights; features are kept in
+    `features_in`, else under `runs`; `hear` is called with the events of `progress`, and Ray
+    Train with `callbacks`, which hear the workers' reports; `connect` joins or starts Ray once
+    everything else is in order.
     Raises InputError before anything is leased, TrainingError when the run fails.
     """
     began = time.perf_counter()
@@ -73,8 +75,9 @@ def finetune(
     lease = session.lease(placement, [data, runs])
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
         record.create(run, run_uri)
-    job = _job(run, run_uri, manifest, data, placement, weights_uri)
-    ending = _train_to_the_end(job, lease, hear, callbacks)
+    features_in = features_in or storage.join(runs, kept.FOLDER)
+    job = _job(run, run_uri, manifest, data, placement, weights_uri, features_in)
+    ending = _train_to_the_end(job, lease, hear, callbacks, new=new)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
     record.write_result(result)
     return result
@@ -140,12 +143,19 @@ def _job(
     data: str,
     placement: Placement,
     weights_uri: str | None,
+    features_in: str,
 ) -> Job:
-    limited = manifest.limited(run.recipe.limit)
     return Job(
         run=run,
         run_uri=run_uri,
-        dataset=Dataset(limited, manifests.folder(data), run.recipe, run.spec),
+        dataset=Dataset(
+            manifest.limited(run.recipe.limit),
+            manifests.folder(data),
+            run.recipe,
+            run.spec,
+            features=features_in,
+            backbone=run.weights_sha256,
+        ),
         placement=placement,
         weights_uri=weights_uri,
         board=progress.board(),
@@ -153,7 +163,7 @@ def _job(
 
 
 def _train_to_the_end(
-    job: Job, lease: session.Lease, hear: Hear, callbacks: Sequence[UserCallback]
+    job: Job, lease: session.Lease, hear: Hear, callbacks: Sequence[UserCallback], *, new: bool
 ) -> "_Ending":
     """Train; what was heard of it. Raises TrainingError."""
     ending = _Ending(hear)
@@ -163,6 +173,8 @@ def _train_to_the_end(
                 waiting.watching(lease, ending.hear) as heard,
                 progress.listening(job.board, heard),
             ):
+                features.prepare(job, lease, new=new)
+                new = False
                 _train(job, lease, [*callbacks, _Losses(job.board)])
         except TrainingError:
             ending.check(job.run, job.run_uri)  # a worker's own reason is the better one

@@ -74,7 +74,7 @@ def fit(
             worker = None
             gc.collect()  # DDP's hooks are on parameters that the next phase has too
             worker = Worker(state, recipe, phase)
-            worker.warm_up(recipe.image_size or 0)
+            worker.warm_up()
         train_mode(state.network, recipe, phase.lowest)
         for lanes in batches.train(step):
             count, leaving = worker.agree(lanes, leave())

@@ -16,6 +16,15 @@ POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
+class Extracting:
+    """Features of a frozen backbone are being computed."""
+
+    done: int
+    images: int
+    """All that are to be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A worker group begins, or begins again."""
 
@@ -96,7 +105,7 @@ class Failed:
     """Whether too many images could not be read: `Quarantined` names some."""
 
 
-Event = Started | Stepped | EpochDone | Quarantined | Lost | Left | Waiting | Failed
+Event = Extracting | Started | Stepped | EpochDone | Quarantined | Lost | Left | Waiting | Failed
 
 
 class _Board:
@@ -133,13 +142,15 @@ def board() -> Any:
     return beside_me(_Board)
 
 
-def beside_me(kind: type) -> Any:
+def beside_me(kind: type, *, name: str | None = None) -> Any:
     """Start an actor that needs no CPU on this process's machine, and nowhere else.
 
     Ray would place it on any, and take it away with it; without this process nobody needs it.
+    Of one `name` there is only one: another process's, if that was first.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(kind)
+    return actor.options(name=name, get_if_exists=True).remote() if name else actor.remote()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data.ingest import Bad
+from effnet_ray.data.chunks import Bad
 
 NAME = re.compile(r"step-(\d{8})-rank-\d{4}-(train|eval)\.parquet")
 SCHEMA = pa.schema(

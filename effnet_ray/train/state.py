@@ -15,7 +15,7 @@ class Batch:
     """One lane's images of one step, or some images to evaluate, on the worker's device."""
 
     image: Tensor
-    """[B, 3, R, R] uint8, channels last in memory."""
+    """[B, 3, R, R] uint8, channels last in memory; or features [B, F] of a frozen backbone."""
     label: Tensor
     """[B] int64"""
     weight: Tensor

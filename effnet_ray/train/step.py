@@ -74,21 +74,32 @@ class Worker:
             return nullcontext()
         return self.model.no_sync()
 
-    def empty_batch(self, size: int) -> Batch:
+    def empty_batch(self) -> Batch:
         """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
-        image = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=self.device)
+        if self.phase.frozen and self.recipe.head_cache:
+            width = self.network.backbone.num_features
+            image = torch.zeros(2, width, dtype=torch.float16, device=self.device)
+        else:
+            size = self.recipe.image_size or 0
+            image = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=self.device)
+            image = image.permute(0, 3, 1, 2)
         label = torch.zeros(2, dtype=torch.int64, device=self.device)
-        weight = torch.zeros(2, device=self.device)
-        return Batch(image.to(memory_format=torch.channels_last), label, weight, lane=-1)
+        return Batch(image, label, torch.zeros(2, device=self.device), lane=-1)
 
-    def warm_up(self, size: int) -> None:
+    def shown(self, lane: Batch) -> Mixed:
+        """The lane as it is learnt from; what the head alone learns from is left as it is."""
+        if self.phase.frozen:
+            return Mixed(lane.image, lane.weight)
+        return mixed(self.recipe, lane.image, lane.label, lane.weight, self.network.noise)
+
+    def warm_up(self) -> None:
         """One pass of weight 0, so that DDP has laid out its buckets before the first step.
 
         It lays them out anew after its first backward pass; a resumed run would otherwise add
         gradients of its first step in another order than the run it continues (3 workers).
         """
         train_mode(self.network, self.recipe, self.phase.lowest)
-        gradients(self, [self.empty_batch(size)], 0, torch.ones(1))
+        gradients(self, [self.empty_batch()], 0, torch.ones(1))
         self.optimizer.zero_grad()
 
     def skip(self, step: int, rate: float) -> None:
@@ -117,7 +128,7 @@ def train_step(
     """
     filled = [lane for lane in lanes if len(lane.label)]
     if not filled:
-        filled = [worker.empty_batch(worker.recipe.image_size or 0)]
+        filled = [worker.empty_batch()]
     tally = gradients(worker, filled, step, count).over_workers()
     norm = nn.utils.get_total_norm([p.grad for p in worker.learning if p.grad is not None])
     if not torch.isfinite(tally.sums[0] + norm):  # the same on every worker
@@ -144,7 +155,7 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
     for index, lane in enumerate(lanes):
         torch.manual_seed(lane_seed(recipe.seed, step, lane.lane))
         with worker.accumulating(last=index == len(lanes) - 1):
-            shown = mixed(recipe, lane.image, lane.label, lane.weight, worker.network.noise)
+            shown = worker.shown(lane)
             with worker.autocast(), _SingleImageMode(worker.network, lane):
                 logits = worker.model(shown.image)
             losses = _losses(logits.float(), lane.label, shown, recipe.label_smoothing)
@@ -185,7 +196,7 @@ class _SingleImageMode(AbstractContextManager[None]):
     """
 
     def __init__(self, network: Network, lane: Batch) -> None:
-        lone = len(lane.label) == 1 and lane.image.shape[-1] <= 32
+        lone = len(lane.label) == 1 and lane.image.ndim == 4 and lane.image.shape[-1] <= 32
         layers = (m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
         self._layers = list(layers) if lone else []
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from effnet_ray.train.machines import ACCELERATOR
-from effnet_ray.train.progress import Event, Left, Lost, Started, Waiting
+from effnet_ray.train.progress import Event, Extracting, Left, Lost, Started, Waiting
 from effnet_ray.train.session import Lease
 
 PATIENCE_S = 5
@@ -33,10 +33,13 @@ def watching(lease: Lease, hear: Callable[[Event], None]) -> Iterator[Callable[[
     watch.begin()
 
     def heard(event: Event) -> None:
-        if isinstance(event, Started):
-            watch.end()
-        elif isinstance(event, Lost | Left):
-            watch.begin()
+        match event:
+            case Extracting(done, images) if 0 < done < images:
+                watch.end()
+            case Started():
+                watch.end()
+            case Extracting() | Lost() | Left():
+                watch.begin()
         hear(event)
 
     def look() -> None:

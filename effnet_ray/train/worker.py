@@ -7,8 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -18,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from effnet_ray import phases, storage
-from effnet_ray.data.ingest import Bad, Dataset, Images, Stream
+from effnet_ray.data.chunks import Bad, Dataset
+from effnet_ray.data.ingest import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
-from effnet_ray.model import network, optim
+from effnet_ray.model import optim
 from effnet_ray.placement import Placement
-from effnet_ray.train import audit, checkpoint, quarantine, record
+from effnet_ray.train import audit, checkpoint, quarantine, record, start
 from effnet_ray.train.drain import Drain
 from effnet_ray.train.loop import Shape, fit
 from effnet_ray.train.progress import EpochDone, Failed, Left, Quarantined, Started, Stepped
@@ -110,18 +109,7 @@ def _machine() -> tuple[int, float]:
 def _state(job: Job, device: torch.device) -> TrainState:
     """The state of step 0: pretrained or fresh weights, an empty optimizer."""
     recipe = job.run.recipe
-    with TemporaryDirectory(prefix="effnet-weights-") as folder:
-        file = None
-        if job.weights_uri:
-            file = str(Path(folder) / "model.safetensors")
-            storage.download(job.weights_uri, Path(file))
-        built = network.build(
-            recipe,
-            job.run.spec,
-            len(job.run.classes),
-            weights_file=file,
-            weights_classes=job.run.weights_head,
-        ).to(device)
+    built = start.initial(job.run, job.weights_uri).to(device)
     averaged = copy.deepcopy(built) if recipe.ema_decay else None
     return TrainState(built, optim.optimizer(built, recipe), averaged)
 
@@ -184,7 +172,9 @@ class DeviceBatches:
             yield item
 
     def _batch(self, images: Images, lane: int) -> Batch:
-        image = torch.from_numpy(images.image).permute(0, 3, 1, 2)  # [B, 3, R, R], channels last
+        image = torch.from_numpy(images.image)
+        if image.ndim == 4:
+            image = image.permute(0, 3, 1, 2)  # [B, 3, R, R], channels last
         label, weight = torch.from_numpy(images.label), torch.from_numpy(images.weight)
         if self._device.type == "cuda":  # pinned memory lets the copy overlap with compute
             image, label, weight = image.pin_memory(), label.pin_memory(), weight.pin_memory()

@@ -1,0 +1,171 @@
+"""One chunk of the plan as arrays: views of images, or the features kept of them.
+
+What a Ray Data task does. What cannot be read has weight 0, and a reason.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effnet_ray import storage
+from effnet_ray.data import features
+from effnet_ray.data.images import decode, eval_view, train_view
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
+from effnet_ray.data.rows import RowGroup
+from effnet_ray.errors import ImageError
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import InputSpec
+
+BLOCK_BYTES = 32 * 1024**2
+"""A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
+PLAIN = -1
+"""In place of a view's number: the plain one, as in evaluation."""
+
+Block = dict[str, npt.NDArray[Any]]
+"""`image` [n, R, R, 3] uint8 or features [n, F], `label`, `id`, `bad`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A quarantined image."""
+
+    path: str
+    """In the source that was packed."""
+    reason: str
+    digest: str
+    """SHA-256 of the bytes that were packed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All a decode task needs to know; sent to the cluster once per window."""
+
+    manifest: Manifest
+    data: str
+    """URI of the manifest's folder."""
+    recipe: Recipe
+    """Settled."""
+    spec: InputSpec
+    features: str = ""
+    """Where features are kept: RUNS/features."""
+    backbone: str = ""
+    """SHA-256 of the pretrained file, of which they are."""
+
+    @property
+    def plan(self) -> Plan:
+        """The train split's plan."""
+        rows = tuple(rows for _, _, rows in self.manifest.row_groups("train"))
+        return Plan(rows, self.recipe.seed, self.recipe.batch_size, self.recipe.micro_batch or 1)
+
+    @property
+    def eval_plan(self) -> EvalPlan:
+        """The eval split's plan."""
+        return EvalPlan(tuple(rows for _, _, rows in self.manifest.row_groups("eval")))
+
+    def kept(self, split: str, view: int) -> str:
+        """The folder of the features of a view (PLAIN, or its number)."""
+        number = None if view == PLAIN else view
+        return features.folder(
+            self.features, self.backbone, self.manifest, self.recipe, self.spec, split, number
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One chunk to fetch."""
+
+    split: str
+    epoch: int
+    lane: int
+    chunk: int
+    skip_steps: int
+    """Steps of the chunk that a resumed run has taken already: never read."""
+    rows: int = 0
+    """Images left then: the stream counts them."""
+    view: int = PLAIN
+    """Which view of them."""
+    cached: bool = False
+    """Whether their features are wanted, which are there."""
+
+
+def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
+    """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
+    if task.split == "train":
+        rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
+    else:
+        rows = dataset.eval_plan.chunk(task.chunk)
+    if task.cached:
+        yield _kept(dataset, task, rows)
+        return
+    piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
+    # The first step's images go ahead: at a run's start they are waited for.
+    ahead = min(piece, dataset.recipe.micro_batch or piece)
+    groups: dict[int, RowGroup] = {}
+    for part in np.split(rows, range(ahead, len(rows), piece)):
+        if len(part):
+            yield load_rows(dataset, task, part, groups)
+
+
+def _kept(dataset: Dataset, task: Task, rows: Rows) -> Block:
+    """The features of some rows."""
+    uri, places = (
+        dataset.kept(task.split, task.view),
+        features.places(dataset.manifest, task.split),
+    )
+    numbers, slot = np.unique(rows[:, 0], return_inverse=True)
+    read = []
+    for number in numbers.tolist():
+        shard, group = places[number]
+        read.append(features.read(storage.join(uri, features.file_name(shard)), group))
+    begins = np.cumsum([0, *(len(group.label) for group in read)])[slot] + rows[:, 1]
+    columns: dict[str, list[npt.NDArray[Any]]] = {
+        "image": [group.feature for group in read],
+        "label": [group.label for group in read],
+        "id": [group.id for group in read],
+        "bad": [np.asarray(group.bad, object) for group in read],
+    }
+    return {name: np.concatenate(parts)[begins] for name, parts in columns.items()}
+
+
+def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:
+    """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
+    size = dataset.spec.resolution
+    image = np.zeros((len(rows), size, size, 3), np.uint8)
+    columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
+    for slot, (group, row) in enumerate(rows.tolist()):
+        if group not in groups:
+            groups[group] = RowGroup(
+                dataset.manifest, dataset.data, task.split, group,
+                limited=dataset.recipe.limit is not None,
+            )  # fmt: skip
+        record = groups[group].record(row)
+        columns["label"].append(record["label"])
+        columns["id"].append(record["id"])
+        try:
+            if not record["as_packed"]:
+                raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
+            image[slot] = _view(dataset, task, record)
+            columns["bad"].append("")
+        except ImageError as error:
+            bad = Bad(record["image"]["path"], str(error), record["digest"])
+            columns["bad"].append(json.dumps(asdict(bad)))
+    return {
+        "image": image,
+        "label": np.asarray(columns["label"], np.int64),
+        "id": np.asarray(columns["id"], np.int64),
+        "bad": np.asarray(columns["bad"], object),
+    }
+
+
+def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """The planned view of one image."""
+    data = record["image"]["bytes"]
+    if task.view == PLAIN:
+        return eval_view(decode(data), dataset.spec)
+    random = image_random(dataset.recipe.seed, task.view, record["id"])
+    return train_view(data, dataset.spec, dataset.recipe, random)

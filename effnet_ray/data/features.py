@@ -1,0 +1,171 @@
+"""Features of a frozen backbone: where they are kept, how they are written and read back.
+
+A folder holds those of one view of one split's images; its name is a key of all that they follow
+from, so whoever needs the same finds them. Files and row groups are those of the split's shards.
+
+    RUNS/features/<key>/00000.parquet …   id, label, feature [F], bad
+    RUNS/features/<key>/features.json     written last
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effnet_ray import storage
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.errors import DatasetError
+from effnet_ray.recipe import Recipe
+from effnet_ray.variants import InputSpec
+
+FOLDER = "features"
+RECORD = "features.json"
+VERSION = 1
+BAD = b"bad"
+"""What a file's own metadata call the number of its images that could not be read."""
+GROUPS_KEPT = 256
+"""Row groups that a process keeps when it has read them: some 40 MB of a B0's features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The features of a row group's images."""
+
+    feature: npt.NDArray[np.floating[Any]]
+    """[n, F]: float16; float32 of eval images, so that their figures are the network's own."""
+    label: npt.NDArray[np.int64]
+    id: npt.NDArray[np.int64]
+    bad: list[str]
+    """Of each image why it could not be read, as JSON of `Bad`; else empty."""
+
+
+def folder(
+    root: str,
+    backbone: str,
+    manifest: Manifest,
+    recipe: Recipe,
+    spec: InputSpec,
+    split: str,
+    view: int | None,
+) -> str:
+    """Where the features of a view (None: the plain one) lie below `root`.
+
+    `backbone` is the SHA-256 of the pretrained file. The key also says the data (limited or not),
+    the input spec, the precision and, for a view that is drawn, all that draws it.
+    """
+    drawn = (recipe.seed, recipe.aa, recipe.crop_scale, recipe.crop_ratio, recipe.flip)
+    content = [
+        VERSION, recipe.variant, backbone, manifest.fingerprint, asdict(spec), recipe.precision,
+        split, view, *(drawn if view is not None else ()),
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return storage.join(root, key)
+
+
+def file_name(shard: int) -> str:
+    """Of the features of a split's shard, by its number in the manifest."""
+    return f"{shard:05d}.parquet"
+
+
+def places(manifest: Manifest, split: str) -> list[tuple[int, int]]:
+    """Of each row group of the split its shard's number and its own in it."""
+    shards = manifest.splits.get(split, ())
+    return [(n, group) for n, shard in enumerate(shards) for group in range(len(shard.row_groups))]
+
+
+def write(uri: str, groups: Iterable[Group]) -> None:
+    """Write a shard's features, one Parquet row group each."""
+    tables = [_table(group) for group in groups]
+    bad = sum(map(bool, pa.concat_tables(tables)["bad"].to_pylist()))
+    schema = tables[0].schema.with_metadata({BAD: str(bad)})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, schema, compression="none", use_dictionary=False, write_page_checksum=True
+    ) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=len(table))
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def _table(group: Group) -> pa.Table:
+    flat = pa.array(np.ascontiguousarray(group.feature).reshape(-1))
+    feature = pa.FixedSizeListArray.from_arrays(flat, group.feature.shape[1])
+    columns = {"id": group.id, "label": group.label, "feature": feature, "bad": group.bad}
+    return pa.table(columns)
+
+
+@lru_cache(maxsize=GROUPS_KEPT)
+def read(uri: str, group: int) -> Group:
+    """A row group of a file. Raises DatasetError where it is not as it was written."""
+    filesystem, path = storage.arrow_filesystem(uri)
+
+    def read_group() -> pa.Table:
+        with pq.ParquetFile(
+            path,
+            filesystem=filesystem,
+            metadata=_footer(uri),
+            pre_buffer=True,
+            page_checksum_verification=True,
+        ) as file:
+            return file.read_row_group(group)
+
+    try:
+        table = storage.attempt(uri, read_group).combine_chunks()
+    except Exception as error:  # whatever a damaged file makes Arrow raise
+        if storage.is_outage(error):
+            raise
+        where = uri.rpartition("/")[0]
+        raise DatasetError(
+            f"features in {uri} cannot be read ({' '.join(str(error).split())}): delete {where}, "
+            "and run the same command again to compute them anew"
+        ) from None
+    feature = table["feature"].chunk(0)
+    return Group(
+        feature=feature.flatten().to_numpy().reshape(len(table), feature.type.list_size),
+        label=table["label"].to_numpy(),
+        id=table["id"].to_numpy(),
+        bad=table["bad"].to_pylist(),
+    )
+
+
+@lru_cache(maxsize=64)
+def _footer(uri: str) -> pq.FileMetaData:
+    filesystem, path = storage.arrow_filesystem(uri)
+    return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+
+
+def bad_images(uri: str) -> int:
+    """Images of a file that could not be read when its features were computed."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    footer = storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+    return int(footer.schema.to_arrow_schema().metadata[BAD])
+
+
+def record(uri: str, names: Iterable[str]) -> None:
+    """Say that the folder is complete: its files, each with its bytes, and how many are bad."""
+    found = storage.sizes(uri)
+    files = {name: {"bytes": found[name], "bad": bad_images(storage.join(uri, name))}
+             for name in names}  # fmt: skip
+    content = json.dumps({"version": VERSION, "files": files}, indent=1)
+    storage.write_bytes(storage.join(uri, RECORD), content.encode())
+
+
+def recorded(uri: str) -> dict[str, dict[str, int]] | None:
+    """The files of a complete folder; None where it is not complete."""
+    where = storage.join(uri, RECORD)
+    if not storage.exists(where):
+        return None
+    try:
+        files: dict[str, dict[str, int]] = json.loads(storage.read_bytes(where))["files"]
+        found = storage.sizes(uri)
+        whole = all(found.get(name) == file["bytes"] for name, file in files.items())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return files if whole else None

@@ -1,0 +1,309 @@
+"""Computing a frozen backbone's features, once for all who need them, by Ray Data.
+
+Decode tasks make the views, actors that each hold the network on what a worker would lease turn
+them into features, and one process writes these, shard by shard; so what is interrupted goes on
+from the last whole shard. An image's batch is always the same: pieces of its row group.
+"""
+
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+import torch
+
+from effnet_ray import phases, storage
+from effnet_ray.data import features
+from effnet_ray.data.chunks import PLAIN, Block, Dataset, Task, load_rows
+from effnet_ray.data.features import Group
+from effnet_ray.data.ingest import plainly, settings
+from effnet_ray.data.rows import RowGroup
+from effnet_ray.errors import TrainingError
+from effnet_ray.recipe import Recipe
+from effnet_ray.train import checkpoint, record, start
+from effnet_ray.train.progress import Extracting, beside_me
+from effnet_ray.train.record import Run
+from effnet_ray.train.session import Lease
+from effnet_ray.train.worker import Job
+
+FORWARD_GB = 8
+"""A batch is what would train in so much memory; without a backward pass it takes a fraction."""
+PIECE = 64
+"""Images of a batch at most: as many as `pack` puts into a row group."""
+BLOCKS = 1000
+"""Of one execution: Ray Data plans all of them before the first."""
+POST_EVERY_S = 0.5
+ATTEMPTS = 5
+"""Another run's driver may compute what this one waits for, and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of one row group, which go through the network together."""
+
+    split: str
+    view: int
+    shard: int
+    """Its number in the split."""
+    group: int
+    """The row group's number in the split."""
+    first: int
+    end: int
+
+    @property
+    def file(self) -> tuple[str, int, int]:
+        """Whose features stand in one file."""
+        return self.split, self.view, self.shard
+
+
+def wanted(recipe: Recipe) -> list[tuple[str, int]]:
+    """(split, view) of all features that a run needs; none where no epoch goes by them."""
+    epochs = [epoch for epoch in range(recipe.epochs) if phases.cached(recipe, epoch)]
+    views = {phases.view_at(recipe, epoch) for epoch in epochs}
+    train = sorted(PLAIN if view is None else view for view in views)
+    return [*(("train", view) for view in train), *([("eval", PLAIN)] if epochs else [])]
+
+
+def missing(dataset: Dataset, *, heal: bool) -> dict[tuple[str, int], list[int]]:
+    """Numbers of the shards whose features are not there, for each (split, view) that lacks some.
+
+    `heal`: those of shards with images that could not be read are missing too.
+    """
+    found = {}
+    for split, view in wanted(dataset.recipe):
+        uri = dataset.kept(split, view)
+        count = len(dataset.manifest.splits[split])
+        known = features.recorded(uri)
+        if known is None:
+            there = {name: {"bad": features.bad_images(storage.join(uri, name)) if heal else 0}
+                     for name in storage.sizes(uri) if name.endswith(".parquet")}  # fmt: skip
+        else:
+            there = known
+        good = {name for name, file in there.items() if not (heal and file["bad"])}
+        lacking = [n for n in range(count) if features.file_name(n) not in good]
+        if lacking or known is None:
+            found[split, view] = lacking
+    return found
+
+
+def compute(job: Job, lease: Lease, lacking: dict[tuple[str, int], list[int]]) -> None:
+    """Compute and write what is missing, and record that it is whole.
+
+    Raises what reading the data set raises.
+    """
+    pieces = list(_pieces(job.dataset, lacking))
+    tell = _telling(job.board, sum(piece.end - piece.first for piece in pieces))
+    found = plainly(_execute(job, lease, pieces)) if pieces else iter(())
+    done = 0
+    pairs = zip(pieces, found, strict=True)
+    for (split, view, shard), rows in itertools.groupby(pairs, lambda pair: pair[0].file):
+        groups = []
+        for _, parts in itertools.groupby(rows, lambda pair: pair[0].group):
+            groups.append(_group([block for _, block in parts], split))
+            done += len(groups[-1].label)
+            tell(done)
+        name = features.file_name(shard)
+        features.write(storage.join(job.dataset.kept(split, view), name), groups)
+    for split, view in lacking:
+        shards = range(len(job.dataset.manifest.splits[split]))
+        features.record(job.dataset.kept(split, view), map(features.file_name, shards))
+
+
+def _telling(board: Any, images: int) -> Callable[[int], None]:
+    """Tells the board how many are done, now and then."""
+    last = -math.inf
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if done == images or time.monotonic() - last >= POST_EVERY_S:
+            last = time.monotonic()
+            board.post.remote(Extracting(done, images))
+
+    tell(0)
+    return tell
+
+
+def _pieces(dataset: Dataset, lacking: dict[tuple[str, int], list[int]]) -> Iterator[Piece]:
+    fits = dataset.recipe.row.images_in(FORWARD_GB, dataset.spec.resolution)
+    most = max(1, min(PIECE, int(fits)))
+    for (split, view), shards in lacking.items():
+        rows = [count for _, _, count in dataset.manifest.row_groups(split)]
+        for group, (shard, _) in enumerate(features.places(dataset.manifest, split)):
+            if shard in shards:
+                for first in range(0, rows[group], most):
+                    end = min(first + most, rows[group])
+                    yield Piece(split, view, shard, group, first, end)
+
+
+def _group(parts: Sequence[Block], split: str) -> Group:
+    """A row group of its pieces."""
+    kind = np.float16 if split == "train" else np.float32
+    return Group(
+        feature=np.concatenate([part["feature"] for part in parts]).astype(kind),
+        label=np.concatenate([part["label"] for part in parts]),
+        id=np.concatenate([part["id"] for part in parts]),
+        bad=[why for part in parts for why in part["bad"]],
+    )
+
+
+def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]:
+    """One Ray Data execution over all pieces; their features, in order."""
+    dataset, actors = job.dataset, _Actors.of(job, lease, len(pieces))
+
+    def views(batch: Block) -> Iterator[Block]:
+        for row in zip(*(column.tolist() for column in batch.values()), strict=True):
+            yield _views(dataset, Piece(**dict(zip(batch, row, strict=True))))
+
+    described = [asdict(piece) for piece in pieces]
+    with ray.data.DataContext.current(settings(actors.prefetch_mb)):
+        found = (
+            ray.data.from_items(described, override_num_blocks=min(BLOCKS, len(pieces)))
+            .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)
+            .map_batches(
+                _Backbone,
+                fn_constructor_args=(job.run, job.weights_uri, actors.neighbours),
+                batch_size=None,
+                concurrency=actors.count,
+                **actors.options,
+            )
+        )
+        blocks: Iterator[Block] = iter(
+            found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        )
+    for block in blocks:
+        for feature, about in zip(block["feature"], block["about"], strict=True):
+            yield {"feature": feature, **_told(about)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Actors:
+    """Who computes: as many as there will be workers, each on what one of these would lease."""
+
+    count: int | tuple[int, int]
+    neighbours: int
+    """On one machine."""
+    decode_tasks: int
+    """Of all."""
+    prefetch_mb: int
+    """Of all."""
+    options: dict[str, Any]
+    """What Ray is asked for."""
+
+    @classmethod
+    def of(cls, job: Job, lease: Lease, pieces: int) -> Self:
+        """For so many pieces."""
+        low, high = (min(workers, pieces) for workers in job.placement.worker_range)
+        machines = sum(node["Alive"] for node in ray.nodes())
+        neighbours = -(-high // machines)
+        cores = max(1, os.cpu_count() or 1)
+        tasks, ahead_mb = job.placement.decoding(job.placement.cores or cores, neighbours)
+        store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
+        options: dict[str, Any] = {"num_cpus": lease.resources_per_worker["CPU"]}
+        if lease.use_gpu:
+            options["num_gpus"] = lease.resources_per_worker["GPU"]
+        if lease.labels:
+            options["label_selector"] = lease.labels
+        return cls(
+            count=high if low == high else (low, high),
+            neighbours=neighbours,
+            decode_tasks=tasks * high,
+            prefetch_mb=min(ahead_mb * high, int(store_mb / 2)),
+            options=options,
+        )
+
+
+def _views(dataset: Dataset, piece: Piece) -> Block:
+    """A piece as one row, whatever its size: Ray Data cuts blocks between rows."""
+    rows = np.asarray([(piece.group, row) for row in range(piece.first, piece.end)], np.int64)
+    task = Task(piece.split, 0, 0, 0, 0, view=piece.view)
+    groups: dict[int, RowGroup] = {}
+    block = load_rows(dataset, task, rows, groups)
+    about = {name: block[name].tolist() for name in ("label", "id", "bad")}
+    return {"image": _one(block["image"]), "about": np.asarray([json.dumps(about)], object)}
+
+
+def _one(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column of one row, which is the array."""
+    column = np.empty(1, object)
+    column[0] = array
+    return column
+
+
+def _told(about: str) -> Block:
+    told = json.loads(about)
+    whole = {name: np.asarray(told[name], np.int64) for name in ("label", "id")}
+    return {**whole, "bad": np.asarray(told["bad"], object)}
+
+
+class _Backbone:
+    """An actor with the network, on a worker's share of a machine."""
+
+    def __init__(self, run: Run, weights_uri: str | None, neighbours: int) -> None:
+        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
+        self._device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        if self._device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+        self._network = start.initial(run, weights_uri).to(self._device).eval()
+        self._half = run.recipe.precision == "bfloat16"
+
+    @torch.no_grad()
+    def __call__(self, batch: Block) -> Iterator[Block]:
+        """The features of every piece."""
+        for image, about in zip(batch["image"], batch["about"], strict=True):
+            pixels = torch.from_numpy(np.asarray(image)).permute(0, 3, 1, 2).to(self._device)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+                found = self._network.features(pixels)
+            yield {
+                "feature": _one(found.float().cpu().numpy()),
+                "about": np.asarray([about], object),
+            }
+
+
+class _Once:
+    """Computes features for whoever asks, one after the other: the next finds them there."""
+
+    def prepare(self, job: Job, lease: Lease, heal: bool) -> None:
+        """Compute what is missing."""
+        lacking = missing(job.dataset, heal=heal)
+        if lacking:
+            compute(job, lease, lacking)
+
+
+def prepare(job: Job, lease: Lease, *, new: bool) -> None:
+    """See to it that the features are there that the run needs; one driver computes them.
+
+    `new`: the run has not begun, and may look again at images that earlier ones could not read.
+    Raises what reading the data set raises, TrainingError where those who compute die.
+    """
+    if not missing(job.dataset, heal=new) or _past_the_head(job):
+        return
+    for _ in range(ATTEMPTS):
+        once = beside_me(_Once, name=f"effnet-features-{job.dataset.backbone[:16]}")
+        try:
+            ray.get(once.prepare.remote(job, lease, new))
+            return
+        except ray.exceptions.RayTaskError as error:
+            raise getattr(error, "cause", None) or error from None
+        except ray.exceptions.RayActorError:
+            continue  # another run's, which has ended
+    raise TrainingError(
+        f"run {job.run.name!r} failed: computing its features was broken off {ATTEMPTS} times "
+        "(killed, or out of memory?): run the same command again to go on, or use --no-head-cache"
+    )
+
+
+def _past_the_head(job: Job) -> bool:
+    """Whether the run will resume after all epochs that go by features."""
+    found = checkpoint.newest(storage.join(job.run_uri, record.CHECKPOINTS))
+    epoch = found.step // job.dataset.plan.steps_per_epoch if found else 0
+    return not any(
+        phases.cached(job.run.recipe, later) for later in range(epoch, job.run.recipe.epochs)
+    )

@@ -1,0 +1,275 @@
+"""A frozen backbone's features are computed once, and learning from them changes nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from laws import RECIPE
+from loop_worker import random_batch
+from safetensors.torch import load_file
+
+from effnet_ray import Placement, Recipe, finetune, storage
+from effnet_ray.data import features, ingest, manifest as manifests
+from effnet_ray.data.chunks import PLAIN, Dataset, Task, load_chunk
+from effnet_ray.data.features import Group
+from effnet_ray.errors import DatasetError
+from effnet_ray.model.network import build
+from effnet_ray.train import progress
+from effnet_ray.train.features import missing, wanted
+from effnet_ray.train.record import Result
+
+HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
+"""Two epochs of the head alone."""
+
+
+def settled(**given: Any) -> Recipe:
+    recipe = replace(HEAD, **given)
+    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+
+
+def dataset(digits: str, kept: Path, **given: Any) -> Dataset:
+    recipe = settled(**given)
+    spec = replace(recipe.row.input_spec(), resolution=32)
+    manifest = manifests.load(digits).limited(recipe.limit)
+    return Dataset(manifest, digits, recipe, spec, features=str(kept), backbone="0" * 64)
+
+
+def group(rows: int = 3, first: int = 0) -> Group:
+    draws = np.random.default_rng(first)
+    return Group(
+        feature=draws.normal(size=(rows, 8)).astype(np.float16),
+        label=np.arange(rows) % 2,
+        id=np.arange(first, first + rows),
+        bad=["", *[json.dumps({"reason": "torn"})] * (rows - 1)],
+    )
+
+
+def test_logits_of_features_are_those_of_the_images() -> None:
+    recipe = settled(dropout=0.0)
+    network = build(recipe, recipe.row.input_spec(), 4).eval().requires_grad_(False)
+    images = random_batch(1, 5, 64).image
+    assert torch.equal(network(network.features(images)), network(images))
+    whole = network.backbone((images - network.mean) / network.std)
+    assert torch.equal(network(images), whole)  # timm's own way through its network
+    kept = network.features(images).half()
+    assert torch.allclose(network(kept), whole, atol=1e-3)
+
+
+def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
+    uri = str(tmp_path / "00000.parquet")
+    groups = [group(3), group(2, first=3)]
+    features.write(uri, groups)
+    for number, before in enumerate(groups):
+        after = features.read(uri, number)
+        assert after.feature.dtype == np.float16
+        for name in ("feature", "label", "id"):
+            assert np.array_equal(getattr(before, name), getattr(after, name))
+        assert after.bad == before.bad
+    assert features.bad_images(uri) == 3
+
+
+def test_a_damaged_file_says_what_to_delete(tmp_path: Path) -> None:
+    uri = tmp_path / "key/00000.parquet"
+    features.write(str(uri), [group(40)])
+    raw = bytearray(uri.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    uri.write_bytes(raw)
+    with pytest.raises(DatasetError, match=r"delete .*key, and run the same command again"):
+        features.read(str(uri), 0)
+
+
+def test_a_folder_is_whole_when_it_says_so_and_its_files_are_there(tmp_path: Path) -> None:
+    uri, name = str(tmp_path), "00000.parquet"
+    features.write(storage.join(uri, name), [group()])
+    assert features.recorded(uri) is None
+    features.record(uri, [name])
+    found = features.recorded(uri)
+    assert found and found[name]["bad"] == 2
+    (tmp_path / name).write_bytes(b"short")
+    assert features.recorded(uri) is None
+    (tmp_path / features.RECORD).write_text("{")
+    assert features.recorded(uri) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"lr": 0.5, "epochs": 7, "batch_size": 4, "opt": "sgd", "dropout": 0.1}, True),
+        ({"seed": 5, "crop_scale": 0.9, "aa": "rand", "flip": 1.0}, True),
+        ({"variant": "b1"}, False),
+        ({"limit": 43}, False),
+        ({"precision": "bfloat16"}, False),
+    ],
+)
+def test_the_key_of_plain_views_is_all_that_they_follow_from(
+    digits: str, tmp_path: Path, change: dict[str, Any], same: bool
+) -> None:
+    one, other = dataset(digits, tmp_path), dataset(digits, tmp_path, **change)
+    assert (one.kept("train", PLAIN) == other.kept("train", PLAIN)) is same
+
+
+def test_the_key_of_drawn_views_is_also_what_draws_them(digits: str, tmp_path: Path) -> None:
+    one = dataset(digits, tmp_path)
+    keys = {one.kept("eval", PLAIN), *(one.kept("train", view) for view in (PLAIN, 1, 2))}
+    for change in ({"seed": 5}, {"crop_scale": 0.9}, {"aa": "rand"}, {"flip": 1.0}):
+        keys.add(dataset(digits, tmp_path, **change).kept("train", 1))
+    keys.add(replace(one, backbone="1" * 64).kept("train", 1))
+    assert len(keys) == 9
+
+
+def test_a_run_wants_each_of_its_views_once() -> None:
+    assert wanted(settled(epochs=3)) == [("train", PLAIN), ("eval", PLAIN)]
+    three = [("train", PLAIN), ("train", 1), ("train", 2), ("eval", PLAIN)]
+    assert wanted(settled(epochs=3, head_views=8)) == three
+    assert wanted(settled(head_cache=False)) == []
+    assert wanted(replace(settled(), unfreeze="all", head_epochs=0)) == []
+
+
+def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
+    digits: str, tmp_path: Path
+) -> None:
+    asked = dataset(digits, tmp_path)
+    both = [("train", PLAIN), ("eval", PLAIN)]
+    assert missing(asked, heal=False) == {key: [0] for key in both}
+    for split, view in both:
+        uri = asked.kept(split, view)
+        features.write(storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)])
+    assert missing(asked, heal=False) == {key: [] for key in both}  # but for the record
+    for split, view in both:
+        features.record(asked.kept(split, view), ["00000.parquet"])
+    assert missing(asked, heal=False) == {}
+    assert missing(asked, heal=True) == {("train", PLAIN): [0]}
+
+
+def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
+    asked = dataset(digits, tmp_path, limit=200)
+    task = Task("train", 1, 2, 0, 0)
+    (images,) = (merged(list(load_chunk(asked, task))),)
+    rows = pq.read_table(f"{digits}/{asked.manifest.splits['train'][0].path}").slice(0, 200)
+    ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
+    sizes = asked.manifest.splits["train"][0].row_groups
+    made, first = [], 0
+    for size in sizes:
+        part = slice(first, first + size)
+        stamp = np.repeat(ids[part, None], 4, axis=1).astype(np.float16)
+        made.append(Group(stamp, labels[part], ids[part], [""] * size))
+        first += size
+    features.write(storage.join(asked.kept("train", PLAIN), "00000.parquet"), made)
+    (kept,) = load_chunk(asked, replace(task, cached=True))
+    for name in ("id", "label", "bad"):
+        assert np.array_equal(kept[name], images[name])
+    assert np.array_equal(kept["image"][:, 0], kept["id"].astype(np.float16))
+
+
+def test_damaged_features_come_out_of_the_stream_as_a_sentence(
+    digits: str, tmp_path: Path
+) -> None:
+    asked = dataset(digits, tmp_path)
+    features.write(storage.join(asked.kept("train", PLAIN), "00000.parquet"), [group(44)])
+    (file,) = tmp_path.rglob("*.parquet")
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    file.write_bytes(raw)
+    tasks = iter([Task("train", 0, 0, 0, 0, 11, cached=True)])
+    with pytest.raises(DatasetError, match=r"^features in .* cannot be read") as refused:
+        list(ingest.plainly(ingest._blocks(asked, [], tasks, 1, 64)))
+    assert "\n" not in str(refused.value)
+
+
+def merged(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+# --- on Ray
+
+
+class Ear:
+    """Counts the images whose features were computed."""
+
+    def __init__(self) -> None:
+        self.computed = 0
+
+    def __call__(self, event: progress.Event) -> None:
+        """Hear of it."""
+        if isinstance(event, progress.Extracting) and event.done == event.images:
+            self.computed += event.images
+
+
+@pytest.fixture
+def go(
+    cluster: None, digits: str, tmp_path: Path, weights_mirror: str
+) -> Callable[..., tuple[Result, int]]:
+    def run(name: str, workers: int = 2, data: str = digits, **given: Any) -> tuple[Result, int]:
+        ear, placement = Ear(), Placement(workers=str(workers), audit=True, max_bad_fraction=0.2)
+        runs, recipe = str(tmp_path / "runs"), replace(HEAD, **given)
+        result = finetune(
+            recipe, placement, data, runs=runs, name=name, mirror=weights_mirror, hear=ear
+        )
+        return result, ear.computed
+
+    return run
+
+
+def weights(result: Result) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.checkpoint) / "model.safetensors")
+
+
+def history(result: Result) -> list[float]:
+    record = json.loads((Path(result.checkpoint) / "checkpoint.json").read_text())
+    return [report[name] for report in record["history"] for name in ("train_loss", "eval_loss")]
+
+
+def audit(result: Result) -> set[tuple[Any, ...]]:
+    rows = pq.read_table(f"{result.run_uri}/audit").to_pydict()
+    return set(zip(*(rows[name] for name in ("epoch", "step", "id", "weight")), strict=True))
+
+
+@pytest.mark.ray
+def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
+    go: Callable[..., tuple[Result, int]],
+) -> None:
+    cold, computed = go("cold", head_views=2)
+    assert computed == 2 * 44 + 44
+    warm, again = go("warm", workers=3, head_views=2)
+    assert again == 0
+    off, none = go("off", head_views=2, head_cache=False)
+    assert none == 0
+    assert audit(cold) == audit(warm) == audit(off)
+    assert history(warm) == pytest.approx(history(cold), abs=1e-4)
+    assert history(off) == pytest.approx(history(cold), abs=1e-3)
+    head = "classifier.weight"
+    assert torch.allclose(weights(off)[head], weights(cold)[head], atol=1e-3)
+    body = [name for name in weights(cold) if not name.startswith("classifier")]
+    assert all(torch.equal(weights(cold)[name], weights(off)[name]) for name in body)
+
+
+@pytest.mark.ray
+def test_an_image_that_could_not_be_read_is_looked_at_again_by_the_next_run(
+    go: Callable[..., tuple[Result, int]],
+    digits: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a data set too large to be verified before a run."""
+    monkeypatch.setattr(manifests, "FULL_CHECK_BYTES", 0)
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    (shard,) = (data / "train").glob("*.parquet")
+    whole = shard.read_bytes()
+    row = pq.read_table(shard).slice(5, 1).to_pylist()[0]
+    torn = bytearray(whole)
+    torn[whole.index(row["image"]["bytes"]) + 40] ^= 1
+    shard.write_bytes(torn)
+    first, computed = go("torn", data=str(data))
+    assert first.quarantined == 1 and computed == 44 + 44
+    assert {weight for _, _, image, weight in audit(first) if image == row["id"]} == {0.0}
+    shard.write_bytes(whole)
+    second, computed = go("mended", data=str(data))
+    assert second.quarantined == 0 and computed == 44
