@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from effnet_ray.recipe import Recipe
+from effnet_ray.variants import MIN_IMAGE_SIZE
 
 STEM, TOP, HEAD = 0, 8, 9
 """Parts that are no stages."""
@@ -17,6 +18,8 @@ FORWARD = 1 / 3
 CACHED = 0.01
 """What an epoch of the head costs once the features are there; measured below it
 (`benchmarks/features.py`)."""
+GROWS, STEP_PX = 0.75, 16
+"""Share of a phase in which train images grow, where they do; by so many px at least."""
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 TOPS = ("conv_head.", "bn2.")
 """timm's names of the last convolution and its norm."""
@@ -62,13 +65,33 @@ def cost(recipe: Recipe, epochs: int) -> float:
     for phase in phases(recipe):
         done = max(0, min(phase.end, epochs) - phase.first)
         if not phase.frozen:
-            spent += done
+            shares = (_share(recipe, phase, phase.first + n) for n in range(done))
+            spent += sum(share**2 for share in shares)
         elif recipe.head_cache:
             views = min(recipe.head_views, phase.end - phase.first)
             spent += FORWARD * views * (done > 0) + CACHED * done
         else:
             spent += FORWARD * done
     return spent
+
+
+def size_at(recipe: Recipe, epoch: int) -> int:
+    """Height and width in px of the train images of an epoch, of a settled recipe.
+
+    Progressive learning (Tan and Le 2021, arXiv 2104.00298, section 4) in steps of 16 px, to the
+    whole size at three quarters of the phase: FFCV's schedule.
+    """
+    size, phase = recipe.image_size, phase_at(recipe, epoch)
+    assert size is not None
+    share = 1.0 if phase.frozen else _share(recipe, phase, epoch)
+    grown = STEP_PX * round(size * share / STEP_PX)
+    return size if share == 1 else min(size, max(MIN_IMAGE_SIZE, grown))
+
+
+def _share(recipe: Recipe, phase: Phase, epoch: int) -> float:
+    """Of the image size, in an epoch of a phase that is not frozen."""
+    grown = (epoch - phase.first) / (GROWS * (phase.end - phase.first))
+    return min(1.0, recipe.progressive + (1 - recipe.progressive) * grown)
 
 
 def view_at(recipe: Recipe, epoch: int) -> int | None:

@@ -40,7 +40,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
      "0 or more"),
     ("label_smoothing dropout drop_path flip reprob", lambda v: 0 <= v <= 1, "0 to 1"),
     ("momentum ema_decay", lambda v: 0 <= v < 1, "0 or more, below 1"),
-    ("layer_decay crop_scale", lambda v: 0 < v <= 1, "above 0, up to 1"),
+    ("layer_decay crop_scale progressive", lambda v: 0 < v <= 1, "above 0, up to 1"),
     ("crop_ratio", lambda v: 1 <= v < math.inf, "1 or more"),
     ("unfreeze", lambda v: UNFREEZE.fullmatch(v) is not None,
      "all, head, or stage:N with N from 1 to 7"),
@@ -69,6 +69,9 @@ class Recipe:
     release of yours (NAME@vN or its URI)."""
     image_size: int | None = None
     """Height and width in px the network sees (≥ 32); not given: the weights' own."""
+    progressive: float = 1.0
+    """Train images begin at this share of the image size and grow to all of it over three
+    quarters of the epochs after the head's; evaluation sees the whole size. 1: they do not."""
     epochs: int = 10
     """Passes over the train split, those of the head alone included."""
     head_epochs: int | None = None

@@ -57,12 +57,27 @@ def test_small_windows_change_nothing_and_a_resumed_stream_is_the_tail(
             assert np.array_equal(one.image, other.image)  # the same views, too
 
 
+def test_progressive_images_grow_and_stay_the_planned_ones(
+    cluster: None, dataset: Dataset
+) -> None:
+    recipe = replace(dataset.recipe, progressive=0.6, image_size=64, limit=60)
+    spec = replace(dataset.spec, resolution=64)
+    small = replace(dataset, recipe=recipe, spec=spec, manifest=dataset.manifest.limited(60))
+    whole = replace(small, recipe=replace(recipe, progressive=1.0))
+    steps = zip(all_steps(small, stream(small)), all_steps(whole, stream(whole)), strict=True)
+    pairs = [pair for grown, fixed in steps for pair in zip(grown, fixed, strict=True)]
+    assert all(np.array_equal(one.id, other.id) for one, other in pairs)
+    sizes = [one.image.shape[1] for one, _ in pairs if len(one.id)]
+    assert sorted(set(sizes)) == [32, 48, 64] and sizes == sorted(sizes)
+
+
 def test_the_stream_is_the_plan(cluster: None, dataset: Dataset, digits: str) -> None:
     plan, manifest = dataset.plan, dataset.manifest
     ids = pq.read_table(f"{digits}/{manifest.splits['train'][0].path}")["id"].to_numpy()
     ends = np.cumsum(plan.row_groups)
     source = stream(dataset, rank=1, workers=3)
     seen = [np.concatenate([lane.id for lane in step]) for step in source.train(0)]
+    list(source.eval())  # Ray Data's part has begun, and does not begin after the test
     chunks = [plan.chunk(0, lane=1, index=i) for i in range(plan.chunks_per_epoch)]
     planned = [
         ids[ends[group] - plan.row_groups[group] + row]

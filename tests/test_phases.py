@@ -16,6 +16,7 @@ from effnet_ray.phases import (
     part_of,
     phase_at,
     phases,
+    size_at,
     told,
     view_at,
 )
@@ -86,6 +87,26 @@ def test_views_take_turns_in_the_heads_epochs_and_are_new_ones_after_them() -> N
     off = replace(recipe, head_cache=False)
     assert [view_at(off, epoch) for epoch in range(6)] == [None, 1, 2, None, 4, 5]
     assert not any(cached(off, epoch) for epoch in range(6))
+
+
+def test_progressive_sizes_grow_to_the_whole_in_three_quarters_of_their_phase() -> None:
+    recipe = settled(epochs=10, head_epochs=2, image_size=224, progressive=0.5)
+    sizes = [size_at(recipe, epoch) for epoch in range(10)]
+    assert sizes == [224, 224, 112, 128, 144, 160, 192, 208, 224, 224]
+    grown = sum(min(1, 0.5 + 0.5 * n / 6) ** 2 for n in range(8))
+    assert cost(recipe, 10) == pytest.approx(1 / 3 + 2 * CACHED + grown)
+    fixed = replace(recipe, progressive=1.0)
+    assert {size_at(fixed, epoch) for epoch in range(10)} == {224}
+
+
+@pytest.mark.parametrize("size", [32, 50, 96, 600])
+@pytest.mark.parametrize("progressive", [0.01, 0.3, 0.99])
+def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
+    size: int, progressive: float
+) -> None:
+    recipe = settled(weights="none", epochs=7, image_size=size, progressive=progressive)
+    sizes = [size_at(recipe, epoch) for epoch in range(7)]
+    assert sizes == sorted(sizes) and sizes[-1] == size and min(sizes) >= 32
 
 
 @pytest.mark.parametrize(

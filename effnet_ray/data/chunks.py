@@ -5,7 +5,7 @@ What a Ray Data task does. What cannot be read has weight 0, and a reason.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,8 @@ class Task:
     """Images left then: the stream counts them."""
     view: int = PLAIN
     """Which view of them."""
+    size: int = 0
+    """Of the views, px; 0: the input spec's."""
     cached: bool = False
     """Whether their features are wanted, which are there."""
 
@@ -134,7 +136,7 @@ def _kept(dataset: Dataset, task: Task, rows: Rows) -> Block:
 
 def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:
     """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
-    size = dataset.spec.resolution
+    size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
     for slot, (group, row) in enumerate(rows.tolist()):
@@ -168,4 +170,5 @@ def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[n
     if task.view == PLAIN:
         return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.view, record["id"])
-    return train_view(data, dataset.spec, dataset.recipe, random)
+    spec = replace(dataset.spec, resolution=task.size or dataset.spec.resolution)
+    return train_view(data, spec, dataset.recipe, random)

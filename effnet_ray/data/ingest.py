@@ -85,14 +85,16 @@ class Stream:
             number = phases.view_at(self._recipe, epoch)
             cached = phases.cached(self._recipe, epoch)
             view = PLAIN if number is None else number
+            size = phases.size_at(self._recipe, epoch)
+            size = 0 if size == self._recipe.image_size else size
             for chunk in range(first_chunk, self._plan.chunks_per_epoch):
                 taken = skip if chunk == first_chunk else 0
                 for lane in self._lanes:
                     rows = self._plan.chunk_rows(lane, chunk, skip_steps=taken)
-                    yield Task("train", epoch, lane, chunk, taken, rows, view, cached)
+                    yield Task("train", epoch, lane, chunk, taken, rows, view, size, cached)
             for chunk in self._eval_chunks:
                 rows = self._eval_plan.chunk_rows(chunk)
-                yield Task("eval", epoch, 0, chunk, 0, rows, PLAIN, cached)
+                yield Task("eval", epoch, 0, chunk, 0, rows, PLAIN, cached=cached)
 
     def train(self, step: int) -> Iterator[list[Images]]:
         """The epoch's steps from `step` (of the epoch) on: one `Images` per lane of this worker.
@@ -241,8 +243,8 @@ def _blocks(
 
 
 def _windows(tasks: Iterator[Task]) -> Iterator[list[Task]]:
-    """The tasks window by window, each of images or of features alone."""
-    for _, alike in itertools.groupby(tasks, key=lambda task: task.cached):
+    """The tasks window by window, each of features alone, or of images of one size."""
+    for _, alike in itertools.groupby(tasks, key=lambda task: (task.cached, task.size)):
         while window := list(itertools.islice(alike, WINDOW_CHUNKS)):
             yield window
 
