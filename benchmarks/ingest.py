@@ -154,7 +154,7 @@ def unordered(images: Set, batch: int) -> Iterator[int]:
 def every_task(dataset: Dataset) -> list[Task]:
     """The chunks of the first epoch."""
     return [
-        Task("train", 0, lane, chunk, 0)
+        Task("train", 0, lane, chunk, 0, view=0)
         for chunk in range(dataset.plan.chunks_per_epoch)
         for lane in range(dataset.plan.lanes)
     ]

@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
     ("weight_decay warmup_epochs clip_grad mixup cutmix", lambda v: 0 <= v < math.inf,
      "0 or more"),
-    ("label_smoothing dropout drop_path flip reprob", lambda v: 0 <= v <= 1, "0 to 1"),
+    ("label_smoothing dropout drop_path flip reprob balance", lambda v: 0 <= v <= 1, "0 to 1"),
     ("momentum ema_decay", lambda v: 0 <= v < 1, "0 or more, below 1"),
     ("layer_decay crop_scale progressive", lambda v: 0 < v <= 1, "above 0, up to 1"),
     ("crop_ratio", lambda v: 1 <= v < math.inf, "1 or more"),
@@ -47,6 +47,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("aa", lambda v: AA.fullmatch(v) is not None,
      "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9"),
     ("opt", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
+    ("class_weights", ("none", "balanced", "sqrt").__contains__, "none, balanced or sqrt"),
     ("sched", ("cosine", "constant").__contains__, "'cosine' or 'constant'"),
     ("batchnorm", ("train", "frozen").__contains__, "'train' or 'frozen'"),
     ("precision", ("float32", "bfloat16").__contains__, "'float32' or 'bfloat16'"),
@@ -135,6 +136,12 @@ class Recipe:
     """Probability that a box of a training image is erased (noise)."""
     label_smoothing: float = 0.1
     """Share of each target spread over all classes, 0 to 1."""
+    class_weights: str = "none"
+    """What the loss of an image is multiplied by, mean 1: balanced (inversely to the train images
+    of its class), sqrt (to their square root) or none. What is told of a run stays unweighted."""
+    balance: float = 0.0
+    """How far classes are levelled by using images more or less often, 0 to 1; an epoch stays as
+    long as it is. 0: every image once; 1: every class equally often."""
     dropout: float | None = None
     """Dropout before the head; not given: the variant's (0.2 for b0 … 0.5 for b7)."""
     drop_path: float | None = None
@@ -188,6 +195,11 @@ class Recipe:
     def row(self) -> Variant:
         """The variant's row of the table."""
         return variant(self.variant)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the labels of the train split must be known before it is read."""
+        return self.balance > 0 or self.class_weights != "none"
 
     @property
     def lanes(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from effnet_ray.data.balance import class_weights
 from effnet_ray.model.network import build
 from effnet_ray.model.optim import optimizer
 from effnet_ray.recipe import Recipe
@@ -28,7 +29,7 @@ DIALS: dict[str, object] = {
     "clip_grad": 1.0, "ema_decay": 0.9, "mixup": 0.2, "cutmix": 1.0, "reprob": 0.5,
     "label_smoothing": 0.1,
 }  # fmt: skip
-"""Every dial of a Recipe that the loop turns."""
+"""Every dial of a Recipe that the loop turns, but for what depends on the classes' sizes."""
 
 
 def settled(**given: object) -> Recipe:
@@ -80,7 +81,10 @@ class FixedBatches:
     def shape(self) -> Shape:
         """What the whole plan holds."""
         lanes = [self._lane(s, k) for s in range(self.steps) for k in range(self.recipe.lanes)]
-        return Shape(self.steps, sum(len(lane.label) for lane in lanes), 15)
+        label = torch.cat([lane.label for lane in lanes])
+        counts = label.bincount(minlength=CLASSES).numpy()
+        weights = class_weights(counts, self.recipe.class_weights)
+        return Shape(self.steps, len(label), 15, class_weights=weights)
 
     def _lane(self, step: int, lane: int) -> Batch:
         last = step == self.steps - 1 and lane == self.recipe.lanes - 1
@@ -141,7 +145,7 @@ def scenarios() -> dict[str, Recipe]:
         "frozen": settled(micro_batch=2),
         "train": settled(micro_batch=4, batchnorm="train", image_size=64, lr=1e-4),
         "head": settled(micro_batch=2, weights="ns", unfreeze="head"),
-        "dials": settled(micro_batch=2, lr=1e-4, **DIALS),
+        "dials": settled(micro_batch=2, lr=1e-4, class_weights="sqrt", **DIALS),
         "phases": settled(
             micro_batch=2, weights="ns", epochs=2, head_epochs=1, lr=1e-5, opt="lamb"
         ),

@@ -13,7 +13,7 @@ STEPS, RANKS = range(12), range(3)
 def fill(folder: Path) -> None:
     for step in STEPS:
         for rank in RANKS:
-            images = {100 * step + rank: 1.0, 100 * step + 50 + rank: 0.0}
+            images = [(100 * step + rank, 1.0), (100 * step + 50 + rank, 0.0)]
             audit.write(str(folder), epoch=step // 5, step=step, rank=rank, images=images)
 
 
@@ -24,7 +24,7 @@ def places(folder: Path) -> set[tuple[int, int]]:
 
 
 def test_a_row_is_an_image_in_a_step(tmp_path: Path) -> None:
-    audit.write(str(tmp_path), epoch=2, step=11, rank=1, images={70: 1.0, 3: 0.0})
+    audit.write(str(tmp_path), epoch=2, step=11, rank=1, images=[(70, 1.0), (3, 0.0)])
     table = pq.read_table(tmp_path)
     assert table.schema.equals(audit.SCHEMA)
     assert table.to_pylist() == [
@@ -33,14 +33,19 @@ def test_a_row_is_an_image_in_a_step(tmp_path: Path) -> None:
     ]
 
 
+def test_an_image_that_a_step_uses_twice_is_there_twice(tmp_path: Path) -> None:
+    audit.write(str(tmp_path), epoch=0, step=0, rank=0, images=[(7, 1.0), (3, 1.0), (7, 1.0)])
+    assert pq.read_table(tmp_path)["id"].to_pylist() == [7, 3, 7]
+
+
 def test_a_worker_without_images_leaves_no_row(tmp_path: Path) -> None:
-    audit.write(str(tmp_path), epoch=0, step=0, rank=2, images={})
+    audit.write(str(tmp_path), epoch=0, step=0, rank=2, images=[])
     assert pq.read_table(tmp_path).num_rows == 0
 
 
 def test_a_step_taken_again_replaces_its_rows(tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
-        audit.write(str(tmp_path), epoch=0, step=3, rank=0, images={5: weight})
+        audit.write(str(tmp_path), epoch=0, step=3, rank=0, images=[(5, weight)])
     assert pq.read_table(tmp_path).column("weight").to_pylist() == [1.0]
 
 

@@ -19,7 +19,7 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import Recipe
 
 FLIPS = 1000
-TRAIN = Task("train", 0, 0, 0, 0)
+TRAIN = Task("train", 0, 0, 0, 0, view=0)
 
 
 @pytest.fixture

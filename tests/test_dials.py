@@ -5,17 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loop_worker import FixedBatches, new_state, nothing, settled
+from loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
 from torch import Tensor
+from torch.nn import functional as F
 
 from effnet_ray.model.average import Average
 from effnet_ray.model.optim import learning_rate, set_learning_rate
-from effnet_ray.phases import part_of
+from effnet_ray.phases import part_of, phase_at
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.mixing import mixed
 from effnet_ray.train.reports import EpochReport, best, ended_early
 from effnet_ray.train.state import TrainState
+from effnet_ray.train.step import Worker, gradients, lane_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,6 +206,49 @@ def test_label_smoothing_raises_the_loss_that_is_learned_and_not_the_one_that_is
     assert plain.history[0].train_loss == pytest.approx(smoothed.history[0].train_loss, rel=1e-3)
     moved = [s.optimizer.state_dict()["state"][0]["exp_avg"] for s in (plain, smoothed)]
     assert not torch.allclose(*moved)
+
+
+# --- classes of different sizes
+
+WEIGHTS = (0.25, 1.0, 3.0, 0.5)
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
+    mixing: dict[str, object],
+) -> None:
+    """The gradient is that of the weighted loss computed by hand, over the count of images."""
+    recipe = settled(dropout=0.0, drop_path=0.0, batch_size=4, **mixing)
+    lane = FixedBatches(recipe, steps=2)._lane(0, 0)
+    weighted, by_hand, plain = (
+        Worker(new_state(recipe), recipe, phase_at(recipe, 0), weights)
+        for weights in (WEIGHTS, (), ())
+    )
+    tally = gradients(weighted, [lane], 5, torch.ones(1) * 4)
+    assert torch.equal(tally.sums, gradients(plain, [lane], 5, torch.ones(1) * 4).sums)
+
+    torch.manual_seed(lane_seed(recipe.seed, 5, lane.lane))
+    shown = mixed(recipe, lane.image, lane.label, lane.weight, by_hand.network.noise)
+    told = -by_hand.network(shown.image).log_softmax(1)
+    smooth = 0.9 * F.one_hot(torch.arange(CLASSES)) + 0.1 / CLASSES
+    target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label
+    own, other = target[lane.label], target[lane.label if shown.other is None else shown.other]
+    share = (shown.share if mixing else torch.ones(4))[:, None]
+    (((share * own + (1 - share) * other) * told).sum(1) * lane.weight).sum().div(4).backward()
+
+    found, expected, unweighted = (
+        torch.cat([p.grad.flatten() for p in worker.learning if p.grad is not None])
+        for worker in (weighted, by_hand, plain)
+    )
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert not torch.allclose(found, unweighted, rtol=0.1)
+
+
+def test_class_weights_reach_every_step_of_a_run() -> None:
+    kinds = ("none", "sqrt", "balanced")
+    states = [trained(settled(class_weights=kind)).network.state_dict() for kind in kinds]
+    none, sqrt, balanced = (state["backbone.classifier.weight"] for state in states)
+    assert not torch.equal(none, sqrt) and not torch.equal(sqrt, balanced)
 
 
 # --- the end

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from laws import RECIPE
 
-from effnet_ray.data import ingest, manifest as manifests
+from effnet_ray.data import ingest, labels, manifest as manifests
+from effnet_ray.data.balance import Labels
 from effnet_ray.data.chunks import Block, Dataset, Task
 from effnet_ray.data.ingest import Images, Stream
 
@@ -71,7 +72,13 @@ def test_progressive_images_grow_and_stay_the_planned_ones(
     assert sorted(set(sizes)) == [32, 48, 64] and sizes == sorted(sizes)
 
 
-def test_the_stream_is_the_plan(cluster: None, dataset: Dataset, digits: str) -> None:
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_the_stream_is_the_plan(
+    cluster: None, dataset: Dataset, digits: str, balance: float
+) -> None:
+    zeros = Labels.of(labels.read(dataset.manifest, digits).values == 0, 2)
+    recipe = replace(dataset.recipe, balance=balance)
+    dataset = replace(dataset, recipe=recipe, labels=zeros)
     plan, manifest = dataset.plan, dataset.manifest
     ids = pq.read_table(f"{digits}/{manifest.splits['train'][0].path}")["id"].to_numpy()
     ends = np.cumsum(plan.row_groups)
@@ -82,8 +89,9 @@ def test_the_stream_is_the_plan(cluster: None, dataset: Dataset, digits: str) ->
     planned = [
         ids[ends[group] - plan.row_groups[group] + row]
         for chunk in chunks
-        for group, row in chunk.tolist()
+        for group, row, _ in chunk.tolist()
     ]
+    assert (len(set(planned)) < len(planned)) == (balance > 0)
     assert np.concatenate(seen).tolist() == planned
 
 

@@ -47,6 +47,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         batchnorm=draw(st.sampled_from([None, "train", "frozen"])),
         precision=draw(st.sampled_from([None, "float32", "bfloat16"])),
         flip=draw(share),
+        class_weights=draw(st.sampled_from(["none", "balanced", "sqrt"])),
+        balance=draw(share),
         limit=draw(st.none() | st.integers(1, 10**6)),
         seed=draw(st.integers(0, 2**31)),
     )
@@ -137,6 +139,7 @@ BAD: list[tuple[str, Any]] = [
     ("unfreeze", "top"),
     ("opt", "adamax"),
     ("sched", "step"),
+    ("class_weights", "inverse"),
     *(("aa", bad) for bad in ("", "augmix", "rand-m31", "rand-n0", "rand-n2-m3", "Auto")),
     ("patience", -1),
     *((n, bad) for n in ("momentum", "ema_decay") for bad in (-0.1, 1.0, math.nan)),
@@ -152,8 +155,8 @@ BAD: list[tuple[str, Any]] = [
     *(("lr", bad) for bad in (0.0, -1.0, math.inf, math.nan)),
     *(
         (n, bad)
-        for n in ("label_smoothing", "dropout", "drop_path", "flip", "reprob")
-        for bad in (-0.1, 1.1)
+        for n in ("label_smoothing", "dropout", "drop_path", "flip", "reprob", "balance")
+        for bad in (-0.1, 1.1, math.nan)
     ),
     *((n, math.nan) for n in ("weight_decay", "flip", "crop_scale", "crop_ratio")),
     *((n, math.inf) for n in ("weight_decay", "warmup_epochs", "crop_ratio")),
@@ -221,6 +224,14 @@ def test_mixing_leaves_two_images_a_lane_at_least() -> None:
     recipe = Recipe(weights="none", mixup=0.2, batch_size=8)
     spec = VARIANTS["b0"].input_spec()
     assert recipe.settled(spec, workers=8, on_gpu=False).micro_batch == 2
+
+
+@pytest.mark.parametrize(
+    ("dials", "needs"),
+    [({}, False), ({"class_weights": "sqrt"}, True), ({"balance": 0.1}, True)],
+)
+def test_labels_are_needed_only_by_dials_that_are_on(dials: dict[str, Any], needs: bool) -> None:
+    assert Recipe(**dials).needs_labels == needs
 
 
 @pytest.mark.parametrize("dials", [{"head_epochs": 1}, {"unfreeze": "head"}])

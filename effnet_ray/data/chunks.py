@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from effnet_ray import storage
 from effnet_ray.data import features
+from effnet_ray.data.balance import Labels, class_weights
 from effnet_ray.data.images import decode, eval_view, train_view
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
@@ -51,16 +52,25 @@ class Dataset:
     recipe: Recipe
     """Settled."""
     spec: InputSpec
+    labels: Labels | None = None
+    """Of the train split, where the recipe needs them (`Recipe.needs_labels`)."""
     features: str = ""
     """Where features are kept: RUNS/features."""
     backbone: str = ""
     """SHA-256 of the pretrained file, of which they are."""
 
     @property
+    def class_weights(self) -> tuple[float, ...]:
+        """Of the recipe, for each class; empty where all images count alike."""
+        return class_weights(self.labels.counts, self.recipe.class_weights) if self.labels else ()
+
+    @property
     def plan(self) -> Plan:
         """The train split's plan."""
         rows = tuple(rows for _, _, rows in self.manifest.row_groups("train"))
-        return Plan(rows, self.recipe.seed, self.recipe.batch_size, self.recipe.micro_batch or 1)
+        recipe = self.recipe
+        return Plan(rows, recipe.seed, recipe.batch_size, recipe.micro_batch or 1, self.labels,
+                    recipe.balance)  # fmt: skip
 
     @property
     def eval_plan(self) -> EvalPlan:
@@ -89,6 +99,8 @@ class Task:
     """Images left then: the stream counts them."""
     view: int = PLAIN
     """Which view of them."""
+    fresh: bool = True
+    """Whether each further use of an image in the epoch is another view of it."""
     size: int = 0
     """Of the views, px; 0: the input spec's."""
     cached: bool = False
@@ -99,6 +111,7 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
     """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
+        rows[:, 2] *= task.fresh
     else:
         rows = dataset.eval_plan.chunk(task.chunk)
     if task.cached:
@@ -139,7 +152,7 @@ def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGro
     size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
-    for slot, (group, row) in enumerate(rows.tolist()):
+    for slot, (group, row, use) in enumerate(rows.tolist()):
         if group not in groups:
             groups[group] = RowGroup(
                 dataset.manifest, dataset.data, task.split, group,
@@ -151,7 +164,7 @@ def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGro
         try:
             if not record["as_packed"]:
                 raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
-            image[slot] = _view(dataset, task, record)
+            image[slot] = _view(dataset, task, record, use)
             columns["bad"].append("")
         except ImageError as error:
             bad = Bad(record["image"]["path"], str(error), record["digest"])
@@ -164,11 +177,11 @@ def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGro
     }
 
 
-def _view(dataset: Dataset, task: Task, record: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """The planned view of one image."""
+def _view(dataset: Dataset, task: Task, record: dict[str, Any], use: int) -> npt.NDArray[np.uint8]:
+    """The planned view of one image in its `use` of the epoch, from 0."""
     data = record["image"]["bytes"]
     if task.view == PLAIN:
         return eval_view(decode(data), dataset.spec)
-    random = image_random(dataset.recipe.seed, task.view, record["id"])
+    random = image_random(dataset.recipe.seed, task.view, record["id"], use)
     spec = replace(dataset.spec, resolution=task.size or dataset.spec.resolution)
     return train_view(data, spec, dataset.recipe, random)

@@ -86,12 +86,13 @@ class Stream:
             cached = phases.cached(self._recipe, epoch)
             view = PLAIN if number is None else number
             size = phases.size_at(self._recipe, epoch)
+            fresh = not phases.phase_at(self._recipe, epoch).frozen
             size = 0 if size == self._recipe.image_size else size
             for chunk in range(first_chunk, self._plan.chunks_per_epoch):
                 taken = skip if chunk == first_chunk else 0
                 for lane in self._lanes:
                     rows = self._plan.chunk_rows(lane, chunk, skip_steps=taken)
-                    yield Task("train", epoch, lane, chunk, taken, rows, view, size, cached)
+                    yield Task("train", epoch, lane, chunk, taken, rows, view, fresh, size, cached)
             for chunk in self._eval_chunks:
                 rows = self._eval_plan.chunk_rows(chunk)
                 yield Task("eval", epoch, 0, chunk, 0, rows, PLAIN, cached=cached)

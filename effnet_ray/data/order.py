@@ -5,6 +5,7 @@ micro_batch` *lanes* of equal length. A global batch takes one micro-batch from 
 is read in *chunks* of a few hundred images, whose rows are shuffled among themselves: reads stay
 range reads of row groups, and the neighbours of one row group still part ways. Because a lane
 belongs to whichever worker happens to run it, the order does not know how many workers there are.
+A levelled epoch is laid out by `balance`, and cut in the same way.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from effnet_ray.data.balance import Labels, class_uses, levelled
+
 Rows = npt.NDArray[np.int64]
-"""[n, 2]: (index of the row group in its split, row in it), in planned order."""
+"""[n, 3]: (index of the row group in its split, row in it, which use of it in the epoch, from 0),
+in planned order."""
 
 CHUNK_IMAGES = 256
 """A range read costs a round trip to storage, so a chunk should be some hundreds."""
@@ -27,18 +31,31 @@ SMALLEST_CHUNK = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of every epoch: a pure function of (row groups, seed, batch_size, micro_batch)."""
+    """The order of every epoch: a pure function of its fields."""
 
     row_groups: tuple[int, ...]
     """Images per row group of the train split, in manifest order."""
     seed: int
     batch_size: int
     micro_batch: int
+    labels: Labels | None = None
+    """Of the train split; needed where `balance` is not 0."""
+    balance: float = 0.0
+    """How far epochs are levelled, 0 to 1; 0: every image once."""
 
     @cached_property
     def images(self) -> int:
-        """Images per epoch."""
+        """Images per epoch, each as often as it is used."""
         return sum(self.row_groups)
+
+    @property
+    def most_uses(self) -> int:
+        """How often an epoch uses one image, at most."""
+        if not self.balance:
+            return 1
+        assert self.labels
+        counts = self.labels.counts
+        return int(np.max(-(-class_uses(counts, self.balance) // counts.clip(min=1))))
 
     @property
     def lanes(self) -> int:
@@ -88,19 +105,24 @@ class Plan:
         first = index * size
         last = min(first + size, self.lane_length(lane))
         if first >= last:
-            return np.empty((0, 2), np.int64)
+            return np.empty((0, 3), np.int64)
         start = sum(self.lane_length(before) for before in range(lane))
         rows = self._rows(epoch, start + first, start + last)
         random = np.random.default_rng([self.seed, epoch, lane, index])
         return rows[random.permutation(len(rows))][skip_steps * self.micro_batch :]
 
     def _rows(self, epoch: int, first: int, last: int) -> Rows:
-        """Rows first…last of the epoch's shuffled row groups laid end to end."""
+        """Rows first…last of the epoch's shuffled row groups, or visits, laid end to end."""
+        if self.balance:
+            assert self.labels
+            laid = levelled(self.row_groups, self.labels, self.balance, self.seed, epoch)
+            images, uses = (part[first:last].astype(np.int64) for part in laid)
+            return _rows_of(self.row_groups, images, uses)
         order, ends = _shuffled(self.row_groups, self.seed, epoch)
         positions = np.arange(first, last)
         slot = np.searchsorted(ends, positions, side="right")
         begins = ends[slot] - np.asarray(self.row_groups)[order[slot]]
-        return np.stack([order[slot], positions - begins], axis=1)
+        return np.stack([order[slot], positions - begins, np.zeros_like(slot)], axis=1)
 
     def workers_lanes(self, rank: int, workers: int) -> list[int]:
         """Lanes that worker `rank` runs: rank, rank + workers, …"""
@@ -116,12 +138,23 @@ def _shuffled(
     return order, np.cumsum(np.asarray(row_groups, dtype=np.int64)[order])
 
 
-def image_random(seed: int, epoch: int, image_id: int) -> Random:
-    """The draws of one image's view in one epoch, whoever computes it.
+def _rows_of(
+    row_groups: tuple[int, ...], images: npt.NDArray[np.int64], uses: npt.NDArray[np.int64]
+) -> Rows:
+    """Where images are, given by their place in the split."""
+    sizes = np.asarray(row_groups, dtype=np.int64)
+    ends = np.cumsum(sizes)
+    group = np.searchsorted(ends, images, side="right")
+    return np.stack([group, images - (ends - sizes)[group], uses], axis=1)
+
+
+def image_random(seed: int, epoch: int, image_id: int, use: int = 0) -> Random:
+    """The draws of one image's view in one epoch, or in one use of it, whoever computes it.
 
     Python's own generator: seeding and few draws cost a quarter of numpy's.
     """
-    return Random(f"{seed} {epoch} {image_id}")
+    again = f" {use}" if use else ""
+    return Random(f"{seed} {epoch} {image_id}{again}")
 
 
 @dataclass(frozen=True)
@@ -154,10 +187,7 @@ class EvalPlan:
         """Rows of one chunk, in file order."""
         first = index * self.chunk_images
         positions = np.arange(first, min(first + self.chunk_images, self.images))
-        ends = np.cumsum(np.asarray(self.row_groups, dtype=np.int64))
-        group = np.searchsorted(ends, positions, side="right")
-        begins = ends[group] - np.asarray(self.row_groups)[group]
-        return np.stack([group, positions - begins], axis=1)
+        return _rows_of(self.row_groups, positions, np.zeros_like(positions))
 
     def workers_chunks(self, rank: int, workers: int) -> list[int]:
         """Chunks that worker `rank` evaluates: rank, rank + workers, …"""

@@ -1,4 +1,4 @@
-"""The audit: which images every step used, one Parquet row per image.
+"""The audit: which images every step used, one Parquet row per image and use.
 
 One file per step and rank, written before the worker gives its gradients to the step: a step that
 was taken, and so any checkpoint after it, has the rows of every rank. A resumed run first removes
@@ -6,6 +6,7 @@ everything at or after the step it resumes from.
 """
 
 import re
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,16 +20,21 @@ SCHEMA = pa.schema(
 )
 
 
-def write(audit: str, *, epoch: int, step: int, rank: int, images: dict[int, float]) -> None:
-    """Record the images (id → weight) that worker `rank` used in a step of the whole run."""
+def write(
+    audit: str, *, epoch: int, step: int, rank: int, images: Sequence[tuple[int, float]]
+) -> None:
+    """Record the images (id, weight) that worker `rank` used in a step of the whole run.
+
+    One that the step uses twice (`Recipe.balance`) is there twice.
+    """
     count = len(images)
     table = pa.table(
         {
             "epoch": [epoch] * count,
             "step": [step] * count,
             "rank": [rank] * count,
-            "id": list(images),
-            "weight": list(images.values()),
+            "id": [image for image, _ in images],
+            "weight": [weight for _, weight in images],
         },
         schema=SCHEMA,
     )

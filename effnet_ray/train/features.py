@@ -222,7 +222,7 @@ class _Actors:
 
 def _views(dataset: Dataset, piece: Piece) -> Block:
     """A piece as one row, whatever its size: Ray Data cuts blocks between rows."""
-    rows = np.asarray([(piece.group, row) for row in range(piece.first, piece.end)], np.int64)
+    rows = np.asarray([(piece.group, row, 0) for row in range(piece.first, piece.end)], np.int64)
     task = Task(piece.split, 0, 0, 0, 0, view=piece.view)
     groups: dict[int, RowGroup] = {}
     block = load_rows(dataset, task, rows, groups)

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import storage
-from effnet_ray.data import features as kept, manifest as manifests
+from effnet_ray.data import features as kept, labels, manifest as manifests
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
@@ -71,12 +71,12 @@ def finetune(
     manifests.check(manifest.limited(recipe.limit), data)
     new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
+    dataset = _dataset(run, manifest, data, features_in or storage.join(runs, kept.FOLDER))
     connect(placement)
     lease = session.lease(placement, [data, runs])
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
         record.create(run, run_uri)
-    features_in = features_in or storage.join(runs, kept.FOLDER)
-    job = _job(run, run_uri, manifest, data, placement, weights_uri, features_in)
+    job = Job(run, run_uri, dataset, placement, weights_uri, progress.board())
     ending = _train_to_the_end(job, lease, hear, callbacks, new=new)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
     record.write_result(result)
@@ -136,29 +136,17 @@ def _weights_uri(runs: str, digest: str) -> str | None:
     return storage.join(runs, "weights", f"{digest}.safetensors") if digest else None
 
 
-def _job(
-    run: Run,
-    run_uri: str,
-    manifest: Manifest,
-    data: str,
-    placement: Placement,
-    weights_uri: str | None,
-    features_in: str,
-) -> Job:
-    return Job(
-        run=run,
-        run_uri=run_uri,
-        dataset=Dataset(
-            manifest.limited(run.recipe.limit),
-            manifests.folder(data),
-            run.recipe,
-            run.spec,
-            features=features_in,
-            backbone=run.weights_sha256,
-        ),
-        placement=placement,
-        weights_uri=weights_uri,
-        board=progress.board(),
+def _dataset(run: Run, manifest: Manifest, data: str, features_in: str) -> Dataset:
+    """What workers read, with the labels that the recipe's plan and loss need."""
+    limited = manifest.limited(run.recipe.limit)
+    return Dataset(
+        limited,
+        manifests.folder(data),
+        run.recipe,
+        run.spec,
+        labels=labels.read(limited, data) if run.recipe.needs_labels else None,
+        features=features_in,
+        backbone=run.weights_sha256,
     )
 
 

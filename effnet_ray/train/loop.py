@@ -36,11 +36,15 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the loop must know of the plan."""
+    """What the loop must know of the plan and its images."""
 
     steps_per_epoch: int
     train_images: int
     eval_images: int
+    most_uses: int = 1
+    """How often an epoch uses one train image, at most."""
+    class_weights: tuple[float, ...] = ()
+    """What a train image's loss is multiplied by, for each class; empty: nothing."""
 
 
 def fit(
@@ -73,7 +77,7 @@ def fit(
         if worker is None or worker.phase != phase:
             worker = None
             gc.collect()  # DDP's hooks are on parameters that the next phase has too
-            worker = Worker(state, recipe, phase)
+            worker = Worker(state, recipe, phase, shape.class_weights)
             worker.warm_up()
         train_mode(state.network, recipe, phase.lowest)
         for lanes in batches.train(step):
@@ -83,7 +87,7 @@ def fit(
             rate = learning_rate(recipe, state.step, shape.steps_per_epoch)
             state.tally += train_step(worker, lanes, count, rate, state.step)
             state.step += 1
-            _check_bad("train", state.tally, shape.train_images, max_bad_fraction)
+            _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.most_uses)
             on_step(state)
         evaluated = evaluate(state.networks, batches.eval(), worker.autocast)
         _reconcile(epoch, shape, state.tally, evaluated[0])
@@ -96,9 +100,12 @@ def fit(
     return True
 
 
-def _check_bad(split: str, tally: Tally, images: int, fraction: float) -> None:
-    """The tally is the same on every worker, so all of them stop at the same step."""
-    allowed = max(1.0, fraction * images) if fraction else 0
+def _check_bad(split: str, tally: Tally, images: int, fraction: float, most_uses: int = 1) -> None:
+    """The tally is the same on every worker, so all of them stop at the same step.
+
+    One image is allowed to be bad, however often it is used.
+    """
+    allowed = max(most_uses, fraction * images) if fraction else 0
     if tally.quarantined > allowed:
         raise BadImagesError(
             f"{tally.quarantined:,} of {images:,} {split} images cannot be read, more than "

@@ -1,4 +1,5 @@
-"""The images that a run could not read, by name: one Parquet row per image and epoch.
+"""The images that a run could not read, by name: one Parquet row per image and epoch,
+or per step where an epoch uses an image in several.
 
 One file per step and rank, only where there is something to say, written before the worker gives
 its sums to the others: a step that was taken, and so any checkpoint after it, has named its bad

@@ -34,7 +34,13 @@ from effnet_ray.train.state import Batch, TrainState
 class Worker:
     """One worker's model in one phase: DDP around the network, and what every step needs."""
 
-    def __init__(self, state: TrainState, recipe: Recipe, phase: Phase) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        recipe: Recipe,
+        phase: Phase,
+        class_weights: Sequence[float] = (),
+    ) -> None:
         self.state, self.recipe = state, recipe
         self.network, self.optimizer = state.network, state.optimizer
         self.phase = phase
@@ -53,6 +59,9 @@ class Worker:
         self.statistics = RunningStatistics(moving) if moving else None
         self.average = (
             Average(state.averaged, state.network, recipe.ema_decay) if state.averaged else None
+        )
+        self.class_weights = (
+            torch.tensor(class_weights, device=self.device) if class_weights else None
         )
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -158,7 +167,7 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
             shown = worker.shown(lane)
             with worker.autocast(), _SingleImageMode(worker.network, lane):
                 logits = worker.model(shown.image)
-            losses = _losses(logits.float(), lane.label, shown, recipe.label_smoothing)
+            losses = _losses(worker, logits.float(), lane.label, shown)
             ((losses * lane.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if lane.lane >= 0:
             tally += Tally.of(logits, lane.label, lane.weight)
@@ -169,13 +178,19 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
     return tally
 
 
-def _losses(logits: Tensor, label: Tensor, shown: Mixed, smoothing: float) -> Tensor:
+def _losses(worker: Worker, logits: Tensor, label: Tensor, shown: Mixed) -> Tensor:
     """Cross-entropy [B] with the labels, and with those mixed in."""
-    own = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    own = _weighted(worker, logits, label)
     if shown.other is None:
         return own
-    other = F.cross_entropy(logits, shown.other, reduction="none", label_smoothing=smoothing)
-    return shown.share * own + (1 - shown.share) * other
+    return shown.share * own + (1 - shown.share) * _weighted(worker, logits, shown.other)
+
+
+def _weighted(worker: Worker, logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy [B], each times the weight of its label's class."""
+    smoothing, weights = worker.recipe.label_smoothing, worker.class_weights
+    losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    return losses if weights is None else losses * weights[label]
 
 
 def lane_seed(seed: int, step: int, lane: int) -> int:

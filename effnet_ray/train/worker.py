@@ -202,7 +202,13 @@ class _Reporter:
         batches.before_step, batches.after_eval = self._before_step, self._after_eval
         self._bad: dict[int, Bad] = {}
         plan = job.dataset.plan
-        self._shape = Shape(plan.steps_per_epoch, plan.images, job.dataset.eval_plan.images)
+        self._shape = Shape(
+            plan.steps_per_epoch,
+            plan.images,
+            job.dataset.eval_plan.images,
+            most_uses=plan.most_uses,
+            class_weights=job.dataset.class_weights,
+        )
         folder = storage.join(job.run_uri, record.CHECKPOINTS)
         self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
         self._held_since = held_since
@@ -269,11 +275,11 @@ class _Reporter:
 
     def _audit(self, parts: list[Images]) -> None:
         step = self._state.step
-        images = {
-            int(image): float(weight)
+        images = [
+            (int(image), float(weight))
             for part in parts
             for image, weight in zip(part.id, part.weight, strict=True)
-        }
+        ]
         audit.write(
             storage.join(self._job.run_uri, record.AUDIT),
             epoch=step // self._shape.steps_per_epoch,
