@@ -111,6 +111,11 @@ def phase_at(recipe: Recipe, epoch: int) -> Phase:
     return next(phase for phase in phases(recipe) if phase.first <= epoch < phase.end)
 
 
+def evaluates(recipe: Recipe, epoch: int) -> bool:
+    """Whether an epoch (from 0) ends with an evaluation: every so many, and a phase's last."""
+    return (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == phase_at(recipe, epoch).end
+
+
 def told(recipe: Recipe) -> str:
     """The phases in words, as `2 epochs of the head, then 6 of all`."""
     what = {HEAD: "the head", STEM: "all"}

@@ -33,7 +33,7 @@ HEAD_LR = 10.0
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("image_size", lambda v: v >= MIN_IMAGE_SIZE,
      f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)"),
-    ("epochs batch_size micro_batch limit head_views", lambda v: v >= 1, "1 or more"),
+    ("epochs eval_every batch_size micro_batch limit head_views", lambda v: v >= 1, "1 or more"),
     ("head_epochs max_skips patience seed", lambda v: v >= 0, "0 or more"),
     ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
     ("weight_decay warmup_epochs clip_grad mixup cutmix", lambda v: 0 <= v < math.inf,
@@ -50,7 +50,8 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("class_weights", ("none", "balanced", "sqrt").__contains__, "none, balanced or sqrt"),
     ("sched", ("cosine", "constant").__contains__, "'cosine' or 'constant'"),
     ("batchnorm", ("train", "frozen").__contains__, "'train' or 'frozen'"),
-    ("precision", ("float32", "bfloat16").__contains__, "'float32' or 'bfloat16'"),
+    ("precision", ("float32", "bfloat16", "float16").__contains__,
+     "'float32', 'bfloat16' or 'float16'"),
 )  # fmt: skip
 """Fields, what a value of theirs must be, and the same in words; None is good for all."""
 
@@ -75,6 +76,8 @@ class Recipe:
     quarters of the epochs after the head's; evaluation sees the whole size. 1: they do not."""
     epochs: int = 10
     """Passes over the train split, those of the head alone included."""
+    eval_every: int = 1
+    """Epochs from one evaluation to the next. The last one of a phase is always evaluated."""
     head_epochs: int | None = None
     """First epochs, in which only the new head learns, on a frozen backbone. Not given: a quarter
     of all for pretrained weights, 0 from scratch."""
@@ -121,8 +124,8 @@ class Recipe:
     """Decay per step of a moving average of the weights, such as 0.99; it is evaluated too, and
     released if better. After n steps it is at most (1 + n) / (10 + n). 0: no average."""
     patience: int = 0
-    """End the run after so many epochs without a better one, once all that shall learn does;
-    0: never."""
+    """End the run after so many evaluations without a better one, once all that shall learn
+    does; 0: never."""
     aa: str = "none"
     """What is done to training views after crop and flip: auto (AutoAugment), trivial
     (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30) or rand-mM-nN; none."""
@@ -150,7 +153,8 @@ class Recipe:
     """'train' or 'frozen' (statistics and scales kept as loaded); not given: frozen for
     pretrained weights, train from scratch."""
     precision: str | None = None
-    """'float32' or 'bfloat16' (autocast); not given: bfloat16 on GPUs, float32 on CPUs."""
+    """'float32', 'bfloat16' or 'float16' (autocast; the last with a loss scale). Not given:
+    bfloat16 on GPUs, float32 on CPUs."""
     crop_scale: float = 0.35
     """Smallest area share of a training crop; the largest is 1."""
     crop_ratio: float = 4 / 3

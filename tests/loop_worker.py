@@ -136,7 +136,7 @@ def _gradient_norms(state: TrainState) -> list[float]:
 
 def scenarios() -> dict[str, Recipe]:
     """What every world trains: 4 lanes without BatchNorm's batches, and 2 lanes with them; the
-    head alone, with every dial on, and from one phase into the next.
+    head alone, with every dial on, from one phase into the next, and in float16.
 
     AdamW's first step is about the learning rate whatever the gradient, so that float noise in
     a gradient near 0 moves a weight by as much; where BatchNorm trains, a lower rate bounds it.
@@ -149,6 +149,7 @@ def scenarios() -> dict[str, Recipe]:
         "phases": settled(
             micro_batch=2, weights="ns", epochs=2, head_epochs=1, lr=1e-5, opt="lamb"
         ),
+        "float16": settled(micro_batch=2, lr=1e-5, precision="float16"),
     }
 
 

@@ -18,6 +18,7 @@ from effnet_ray.train import checkpoint
 from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Tally
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.scaling import LossScale
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import Worker, train_step
 
@@ -163,8 +164,16 @@ def trained_to_the_end(recipe: Recipe, state: TrainState, folder: Path, kill: in
     fit(state, recipe, batches.shape(), batches, on_step=on_step, on_epoch=on_epoch)
 
 
-def assert_resuming_equals_never_stopping(recipe: Recipe, folder: Path, kill: int) -> None:
+TOO_HIGH = 2.0**19
+"""A loss scale at which float16's gradients overflow."""
+
+
+def assert_resuming_equals_never_stopping(
+    recipe: Recipe, folder: Path, kill: int, factor: float = 1.0
+) -> TrainState:
+    """The state at the end."""
     straight, stopped = new_state(recipe), new_state(recipe)
+    straight.scale = stopped.scale = LossScale(factor)
     trained_to_the_end(recipe, straight, folder)
     with pytest.raises(Killed):
         trained_to_the_end(recipe, stopped, folder, kill)
@@ -172,9 +181,11 @@ def assert_resuming_equals_never_stopping(recipe: Recipe, folder: Path, kill: in
     assert found and found.step == kill
     found.load_into(resumed)
     trained_to_the_end(recipe, resumed, folder)
-    assert resumed.step == straight.step == 6
+    assert resumed.step == straight.step == 3 * recipe.epochs
     assert same(resumed, straight)
     assert resumed.history == straight.history
+    assert resumed.scale == straight.scale
+    return resumed
 
 
 @pytest.mark.parametrize("kill", [1, 4])
@@ -188,6 +199,24 @@ def test_resuming_equals_never_stopping_with_every_dial_on(tmp_path: Path, kill:
     """In the head's phase, between the two, and in the second."""
     recipe = settled(epochs=2, batchnorm="train", **(DIALS | {"head_epochs": 1}))
     assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+
+
+@pytest.mark.parametrize("kill", [2, 3, 5])
+def test_resuming_equals_never_stopping_across_an_epoch_without_evaluation(
+    tmp_path: Path, kill: int
+) -> None:
+    """In it, at its end, and in the next."""
+    ended = assert_resuming_equals_never_stopping(
+        settled(epochs=2, eval_every=2, ema_decay=0.9), tmp_path, kill
+    )
+    assert [report.eval_images for report in ended.history] == [0, 15]
+
+
+def test_resuming_equals_never_stopping_in_float16(tmp_path: Path) -> None:
+    """The loss scale falls in the first steps, which float16 cannot hold, and counts the rest."""
+    recipe = settled(epochs=2, precision="float16")
+    ended = assert_resuming_equals_never_stopping(recipe, tmp_path, 4, TOO_HIGH)
+    assert 0 < ended.scale.good == 6 - ended.history[0].skipped < 6
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)

@@ -37,6 +37,7 @@ from effnet_ray.cli.sweeping import tune_job
         (["--max-params", "5"], "belong together"),
         (["--epochs", "0"], "1 or more"),
         (["--patience", "2"], "patience is for single runs"),
+        (["--eval-every", "2"], "eval_every is for single runs"),
     ],
 )
 def test_impossible_sweeps_are_refused(

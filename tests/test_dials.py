@@ -5,18 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
+from loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch, settled
 from torch import Tensor
 from torch.nn import functional as F
 
 from effnet_ray.model.average import Average
 from effnet_ray.model.optim import learning_rate, set_learning_rate
-from effnet_ray.phases import part_of, phase_at
+from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Tally, epoch_report
 from effnet_ray.train.mixing import mixed
 from effnet_ray.train.reports import EpochReport, best, ended_early
+from effnet_ray.train.scaling import FIRST, GROWS_AFTER, LossScale
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import Worker, gradients, lane_seed
 
@@ -124,9 +125,12 @@ def test_a_constant_rate_stays_at_its_peak() -> None:
     assert rates == pytest.approx([0.45, *[0.9] * 9, 0.15, *[0.3] * 9])
 
 
-def test_clip_grad_bounds_the_gradient_and_leaves_short_ones_alone() -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_clip_grad_bounds_the_gradient_and_leaves_short_ones_alone(precision: str) -> None:
+    """In float16 too: its gradients are clipped without the loss scale."""
+
     def longest(clip: float) -> float:
-        recipe, norms = settled(clip_grad=clip), list[float]()
+        recipe, norms = settled(clip_grad=clip, precision=precision), list[float]()
         state = new_state(recipe)
 
         def measure(*_: object) -> None:
@@ -139,9 +143,60 @@ def test_clip_grad_bounds_the_gradient_and_leaves_short_ones_alone() -> None:
         return max(norms)
 
     free = longest(0)
-    assert free > 0.5
+    assert 0.5 < free < 1
     assert longest(0.5) == pytest.approx(0.5, rel=1e-3)
     assert longest(10 * free) == pytest.approx(free)
+
+
+# --- precision
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_convolutions_are_computed_in_the_recipes_precision(precision: str) -> None:
+    recipe, kinds = settled(precision=precision), set[str]()
+    state, batches = new_state(recipe), FixedBatches(recipe)
+    state.network.backbone.conv_head.register_forward_hook(
+        lambda _, __, found: kinds.add(str(found.dtype))
+    )
+    fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+    assert kinds == {f"torch.{precision}"}
+    assert {p.dtype for p in state.network.parameters()} == {torch.float32}
+
+
+def first_gradient(precision: str, factor: float, count: float) -> Tensor:
+    """The stem's gradient of a loss divided by `count`, at a loss scale."""
+    recipe = settled(precision=precision, dropout=0.0, drop_path=0.0)
+    state = new_state(recipe)
+    state.scale = LossScale(factor)
+    worker = Worker(state, recipe, phases(recipe)[0])
+    gradients(worker, [random_batch(1, 4, 32)], 0, torch.tensor([count]))
+    worker.unscaled()
+    found: Tensor = state.network.backbone.conv_stem.weight.grad
+    return found
+
+
+def test_the_loss_scale_keeps_float16s_small_gradients() -> None:
+    """Most are nothing without it, and what they should be with it."""
+    exact = first_gradient("float32", 1.0, count=1e4)
+    scaled, plain = (first_gradient("float16", factor, count=1e4) for factor in (FIRST, 1.0))
+    assert (exact - scaled).norm() < 0.05 * exact.norm()
+    assert (exact - plain).norm() > 0.3 * exact.norm()
+
+
+def test_the_loss_scale_halves_at_once_and_doubles_in_time() -> None:
+    scale = LossScale(8.0, good=GROWS_AFTER - 2)
+    assert scale.risen() == LossScale(8.0, GROWS_AFTER - 1)
+    assert scale.risen().risen() == LossScale(16.0)
+    assert scale.fallen() == LossScale(4.0)
+    floor = LossScale(1.0)
+    assert LossScale(2.0).may_fall and not floor.may_fall and floor.fallen() == floor
+
+
+def test_in_float16_finite_steps_count_towards_a_higher_loss_scale() -> None:
+    recipe, state = settled(precision="float16"), new_state(settled())
+    state.scale, batches = LossScale(64.0, GROWS_AFTER - 1), FixedBatches(recipe)
+    fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
+    assert state.scale == LossScale(128.0, 1)
 
 
 # --- averaging
@@ -254,10 +309,11 @@ def test_class_weights_reach_every_step_of_a_run() -> None:
 # --- the end
 
 
-def report(epoch: int, top1: float) -> EpochReport:
+def report(epoch: int, top1: float | None) -> EpochReport:
     return EpochReport(
-        epoch=epoch, step=epoch + 1, train_loss=1, train_top1=0, train_images=1, eval_loss=1,
-        eval_top1=top1, eval_top5=1, eval_images=1, quarantined=0,
+        epoch=epoch, step=epoch + 1, train_loss=1, train_top1=0, train_images=1,
+        eval_loss=None if top1 is None else 1, eval_top1=top1, eval_top5=1, eval_images=1,
+        quarantined=0,
     )  # fmt: skip
 
 
@@ -267,6 +323,28 @@ def test_patience_ends_a_run_that_gets_no_better() -> None:
     winner = best(state.history)
     assert winner is not None and len(state.history) == winner.epoch + 3 < 9
     assert trained(replace(recipe, patience=0, epochs=4)).step == 8
+
+
+def test_eval_every_leaves_evaluations_out_and_changes_nothing_else() -> None:
+    recipe = settled(epochs=3)
+    always, seldom = trained(recipe), trained(replace(recipe, eval_every=2))
+    assert [r.eval_images for r in always.history] == [15, 15, 15]
+    assert [r.eval_images for r in seldom.history] == [0, 15, 15]
+    none = replace(
+        always.history[0], eval_loss=None, eval_top1=None, eval_top5=None, eval_images=0,
+        quarantined=seldom.history[0].quarantined,
+    )  # fmt: skip
+    assert seldom.history == [none, *always.history[1:]]
+    assert seldom.history[0].quarantined < always.history[0].quarantined
+
+
+def test_patience_counts_evaluations() -> None:
+    recipe = settled(epochs=9, eval_every=2, patience=2)
+    tops = [None, 0.5, None, 0.4, None, 0.3]
+    reports = [report(n, top) for n, top in enumerate(tops)]
+    winner = best(reports)
+    assert winner is not None and winner.epoch == 1
+    assert [ended_early(reports[: n + 1], recipe) for n in range(6)] == [False] * 5 + [True]
 
 
 def test_patience_waits_for_the_last_phase() -> None:

@@ -13,6 +13,7 @@ from effnet_ray.data import ingest, labels, manifest as manifests
 from effnet_ray.data.balance import Labels
 from effnet_ray.data.chunks import Block, Dataset, Task
 from effnet_ray.data.ingest import Images, Stream
+from effnet_ray.phases import evaluates
 
 pytestmark = pytest.mark.ray
 
@@ -37,8 +38,9 @@ def all_steps(dataset: Dataset, source: Stream, first_step: int = 0) -> list[lis
     for epoch in range(first_step // per_epoch, dataset.recipe.epochs):
         skipped = max(0, first_step - epoch * per_epoch)
         steps += list(source.train(skipped))
-        evaluated = [image for batch in source.eval() for image in batch.id]
-        assert len(evaluated) == len(set(evaluated)) == dataset.eval_plan.images
+        if evaluates(dataset.recipe, epoch):
+            evaluated = [image for batch in source.eval() for image in batch.id]
+            assert len(evaluated) == len(set(evaluated)) == dataset.eval_plan.images
     return steps
 
 
@@ -70,6 +72,23 @@ def test_progressive_images_grow_and_stay_the_planned_ones(
     assert all(np.array_equal(one.id, other.id) for one, other in pairs)
     sizes = [one.image.shape[1] for one, _ in pairs if len(one.id)]
     assert sorted(set(sizes)) == [32, 48, 64] and sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("first_step", [0, 25])
+def test_an_evaluation_stands_in_the_stream_only_after_epochs_that_have_one(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, first_step: int
+) -> None:
+    """The rest stays as it is."""
+
+    def tasks(eval_every: int) -> list[Task]:
+        found = list[Task]()
+        monkeypatch.setattr(ingest, "_blocks", lambda _, here, more, *__: found.extend(more) or [])
+        stream(replace(dataset, recipe=replace(dataset.recipe, eval_every=eval_every)), first_step)
+        return found
+
+    always, seldom = tasks(1), tasks(2)
+    assert {task.epoch for task in seldom if task.split == "eval"} == {1, 2}
+    assert seldom == [task for task in always if task.split == "train" or task.epoch > 0]
 
 
 @pytest.mark.parametrize("balance", [0.0, 1.0])

@@ -29,6 +29,7 @@ from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.loop import evaluate, fit
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.scaling import LossScale
 from effnet_ray.train.state import Batch, TrainState
 from effnet_ray.train.step import Worker, gradients, lane_seed
 
@@ -183,8 +184,9 @@ def test_an_empty_lane_adds_nothing_to_a_step() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_bfloat16_trains() -> None:
-    recipe, ear = settled(precision="bfloat16"), Ear()
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains(precision: str) -> None:
+    recipe, ear = settled(precision=precision), Ear()
     run(recipe, new_state(recipe), FixedBatches(recipe, steps=1), ear)
     assert ear.epochs[0].train_loss > 0
 
@@ -223,8 +225,9 @@ def spoiling(state: TrainState, *steps: int) -> None:
     bias.register_hook(spoil)
 
 
-def spoiled(recipe: Recipe, *steps: int) -> TrainState:
+def spoiled(recipe: Recipe, *steps: int, factor: float = 256.0) -> TrainState:
     state, batches = new_state(recipe), FixedBatches(recipe, steps=4)
+    state.scale = LossScale(factor)
     spoiling(state, *steps)
     fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     return state
@@ -250,9 +253,26 @@ def test_too_many_skipped_in_a_row_end_the_run() -> None:
         spoiled(settled(max_skips=2, **ONE_LANE), 1, 2, 3)
 
 
+FLOAT16 = {"precision": "float16", **ONE_LANE}
+
+
+def test_in_float16_the_loss_scale_falls_before_a_step_counts_as_skipped() -> None:
+    state = spoiled(settled(max_skips=0, **FLOAT16), 0, 1, 3)
+    assert (state.step, state.skipped, state.scale) == (4, 0, LossScale(256 / 8))
+    assert (state.history[0].skipped, state.history[0].train_images) == (3, 13)
+
+
+def test_at_the_loss_scales_floor_skipped_steps_count() -> None:
+    with pytest.raises(NonFiniteError, match=r"at step 3, as at the 1 before it .*float16"):
+        spoiled(settled(max_skips=1, **FLOAT16), 1, 2, 3, factor=2.0)
+    state = spoiled(settled(max_skips=2, **FLOAT16), 1, 2, 3, factor=2.0)
+    assert (state.skipped, state.scale.factor) == (2, 1.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("batchnorm", ["train", "frozen"])
-def test_a_skipped_step_changes_nothing(batchnorm: str) -> None:
-    recipe = settled(batchnorm=batchnorm, ema_decay=0.9, **ONE_LANE)
+def test_a_skipped_step_changes_nothing(batchnorm: str, precision: str) -> None:
+    recipe = settled(batchnorm=batchnorm, ema_decay=0.9, precision=precision, **ONE_LANE)
     state, untouched = spoiled(recipe, 0, 1, 2), new_state(recipe)
     spoiled_again = spoiled(replace(recipe, max_skips=9), 0, 1, 2, 3)
     assert len(state.optimizer.state) and not spoiled_again.optimizer.state

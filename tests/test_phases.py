@@ -12,6 +12,7 @@ from effnet_ray.phases import (
     HEAD,
     cached,
     cost,
+    evaluates,
     lowest,
     part_of,
     phase_at,
@@ -57,6 +58,17 @@ def test_phases_cover_every_epoch_once(head_epochs: int) -> None:
     assert [phase_at(recipe, epoch).lowest == HEAD for epoch in covered] == [
         epoch < head_epochs for epoch in covered
     ]
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluated"),
+    [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [1, 2, 3, 5, 6]), (4, [2, 3, 6]), (9, [2, 6])],
+)
+def test_every_so_many_epochs_are_evaluated_and_the_last_of_each_phase(
+    every: int, evaluated: list[int]
+) -> None:
+    recipe = settled(epochs=7, head_epochs=3, eval_every=every)
+    assert [epoch for epoch in range(7) if evaluates(recipe, epoch)] == evaluated
 
 
 def test_each_phase_has_its_own_rate() -> None:
@@ -175,5 +187,5 @@ def test_below_what_learns_nothing_is_dropped_and_no_statistic_moves() -> None:
             assert module.training == (part_of(f"{name}.") >= 6)
     assert not made.backbone.bn1.training and made.backbone.bn2.training
     train_mode(made, recipe, lowest("head"))
-    assert made.backbone.training  # the dropout before the head asks the network itself
+    assert made.dropout.training  # what is dropped for the head
     assert not any(m.training for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))

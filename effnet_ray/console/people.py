@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from effnet_ray.train.progress import (
+    Divided,
     EpochDone,
     Event,
     Extracting,
@@ -24,6 +25,7 @@ from effnet_ray.train.progress import (
     Stepped,
     Waiting,
 )
+from effnet_ray.train.reports import EpochReport
 
 PLAIN_EVERY_S = 30
 """Seconds between progress lines in a log."""
@@ -87,6 +89,9 @@ class People:
                 self._started(event)
             case Stepped():
                 self._stepped(event)
+            case Divided():
+                parts = f"each micro-batch in {event.pieces} parts"
+                self.say(f"{parts}: it does not fit into memory at once")
             case EpochDone():
                 self._epoch(event)
             case Quarantined():
@@ -154,8 +159,7 @@ class People:
             self._live.update(self._task, completed=report.step)
         self.say(
             f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.4f}  "
-            f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  "
-            f"{'(averaged)  ' if report.averaged else ''}"
+            f"{_evaluated(report)}"
             f"{event.images_per_s:,.1f} images/s  {event.seconds:.1f} s  "
             f"(waited {event.data_wait_s:.1f} s for data)"
         )
@@ -168,3 +172,11 @@ class People:
         width = max(map(len, rows))
         for name, value in rows.items():
             self.say(f"  {name:<{width}}  {value}")
+
+
+def _evaluated(report: EpochReport) -> str:
+    """What an epoch's evaluation found; nothing where it had none."""
+    if report.eval_loss is None or report.eval_top1 is None:
+        return ""
+    averaged = "(averaged)  " if report.averaged else ""
+    return f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  {averaged}"

@@ -54,6 +54,7 @@ class Stream:
     """A worker's images from step `first_step` to the run's end, in planned order.
 
     `train` and `eval` must be called in the plan's order, each fully used: the stream is one.
+    `eval` only after epochs that are evaluated.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Stream:
                 for lane in self._lanes:
                     rows = self._plan.chunk_rows(lane, chunk, skip_steps=taken)
                     yield Task("train", epoch, lane, chunk, taken, rows, view, fresh, size, cached)
-            for chunk in self._eval_chunks:
+            for chunk in self._eval_chunks if phases.evaluates(self._recipe, epoch) else ():
                 rows = self._eval_plan.chunk_rows(chunk)
                 yield Task("eval", epoch, 0, chunk, 0, rows, PLAIN, cached=cached)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effnet_ray.model.drop import Drop, replace_drop_paths
 from effnet_ray.phases import lowest, part_of
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """timm's EfficientNet behind the normalisation of its InputSpec."""
+    """timm's EfficientNet behind the normalisation of its InputSpec, with our dropout."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: "EfficientNet", spec: InputSpec) -> None:
+    def __init__(self, backbone: "EfficientNet", spec: InputSpec, dropout: float = 0.0) -> None:
+        """`dropout`: before the head; the backbone's own is expected to be 0."""
         super().__init__()
         self.backbone = backbone
+        self.dropout = Drop(dropout, whole=False)
+        self._drops = [module for module in self.modules() if isinstance(module, Drop)]
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
         self.register_buffer("mean", scale[0], persistent=False)
         self.register_buffer("std", scale[1], persistent=False)
@@ -47,9 +50,13 @@ class Network(nn.Module):
     def forward(self, shown: Tensor) -> Tensor:
         """Logits [B, K] of images, or of features [B, F] that were made of them earlier."""
         seen = shown.float() if shown.ndim == 2 else self.features(shown)
-        seen = F.dropout(seen, self.backbone.drop_rate, self.backbone.training)
-        logits: Tensor = self.backbone.classifier(seen)
+        logits: Tensor = self.backbone.classifier(self.dropout(seen))
         return logits
+
+    def begin_lane(self, rows: int) -> None:
+        """The next so many images, in one pass or several, are a lane."""
+        for drop in self._drops:
+            drop.begin_lane(rows)
 
 
 def build(
@@ -74,10 +81,10 @@ def build(
         pretrained=weights_file is not None,
         pretrained_cfg_overlay=overlay if weights_file else None,
         num_classes=num_classes,
-        drop_rate=recipe.dropout,
         drop_path_rate=recipe.drop_path,
     )
-    network = Network(backbone, spec).to(memory_format=torch.channels_last)
+    replace_drop_paths(backbone)
+    network = Network(backbone, spec, recipe.dropout or 0.0).to(memory_format=torch.channels_last)
     learn(network, recipe, lowest(recipe.unfreeze))
     return network
 
@@ -109,7 +116,7 @@ def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
     """
     network.train()
     for name, module in network.backbone.named_modules():
-        below = part_of(f"{name}.") < lowest if name else False  # the network drops for its head
+        below = part_of(f"{name}.") < lowest if name else False  # all of it is no part
         if below or (recipe.batchnorm == "frozen" and isinstance(module, nn.BatchNorm2d)):
             module.training = False  # of this module alone, not of what it holds
 

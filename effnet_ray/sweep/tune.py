@@ -112,6 +112,10 @@ def _sweep(
         raise RecipeError(
             "patience is for single runs: a sweep stops trials by ASHA; leave it out"
         )
+    if recipe.eval_every > 1 or "eval_every" in space:
+        raise RecipeError(
+            "eval_every is for single runs: a sweep judges trials by every epoch; leave it out"
+        )
     spaces.parse(space).check(recipe, variants)
     content: dict[str, Any] = {
         "recipe": asdict(recipe),

@@ -24,6 +24,7 @@ from effnet_ray.phases import HEAD
 from effnet_ray.records import from_dict
 from effnet_ray.train.metrics import Tally
 from effnet_ray.train.reports import EpochReport, best
+from effnet_ray.train.scaling import LossScale
 from effnet_ray.train.state import TrainState
 
 RECORD = "checkpoint.json"
@@ -47,6 +48,8 @@ class Snapshot:
     history: list[EpochReport]
     tally: list[float]
     skipped: int
+    scale: LossScale
+    pieces: int
     arrived: torch.cuda.Event | None
     """When the copies have come from a GPU."""
 
@@ -72,6 +75,8 @@ def snapshot(state: TrainState) -> Snapshot:
         history=list(state.history),
         tally=tally,
         skipped=state.skipped,
+        scale=state.scale,
+        pieces=state.pieces,
         arrived=torch.cuda.current_stream().record_event() if on_gpu else None,
     )
 
@@ -124,6 +129,8 @@ def write(taken: Snapshot, checkpoints: str) -> str:
         "history": [asdict(report) for report in taken.history],
         "tally": taken.tally,
         "skipped": taken.skipped,
+        "scale": asdict(taken.scale),
+        "pieces": taken.pieces,
     }
     content = json.dumps({**record, "sha256": _digest(record)}, indent=1)
     storage.write_bytes(storage.join(uri, RECORD), content.encode())
@@ -144,6 +151,8 @@ class Checkpoint:
     history: list[EpochReport]
     tally: list[float]
     skipped: int
+    scale: LossScale
+    pieces: int
     files: dict[str, str]
     """File name → SHA-256."""
 
@@ -174,6 +183,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
         state.step = self.step
         state.history, state.skipped = list(self.history), self.skipped
+        state.scale, state.pieces = self.scale, self.pieces
         state.tally = Tally(torch.tensor(self.tally, dtype=torch.float64))
 
 
@@ -216,6 +226,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
             history=[from_dict(EpochReport, report) for report in record["history"]],
             tally=record["tally"],
             skipped=record["skipped"],
+            scale=from_dict(LossScale, record["scale"]),
+            pieces=record["pieces"],
             files=record["files"],
         )
     except (

@@ -252,14 +252,15 @@ class _Backbone:
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
         self._network = start.initial(run, weights_uri).to(self._device).eval()
-        self._half = run.recipe.precision == "bfloat16"
+        self._precision = getattr(torch, run.recipe.precision or "float32")
 
     @torch.no_grad()
     def __call__(self, batch: Block) -> Iterator[Block]:
         """The features of every piece."""
         for image, about in zip(batch["image"], batch["about"], strict=True):
             pixels = torch.from_numpy(np.asarray(image)).permute(0, 3, 1, 2).to(self._device)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            half = self._precision != torch.float32
+            with torch.autocast(self._device.type, self._precision if half else None, half):
                 found = self._network.features(pixels)
             yield {
                 "feature": _one(found.float().cpu().numpy()),

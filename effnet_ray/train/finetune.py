@@ -306,14 +306,16 @@ class _Ending:
                 f"run {run.name!r} stopped before its last epoch: run the same command again to "
                 "resume it"
             )
+        top1, top5, loss = winner.eval_top1, winner.eval_top5, winner.eval_loss
+        assert top1 is not None and top5 is not None and loss is not None  # it was evaluated
         folder = checkpoint.folder(winner.step)
         return Result(
             run=run.name,
             run_uri=run_uri,
             checkpoint=storage.join(run_uri, record.CHECKPOINTS, folder),
-            eval_top1=winner.eval_top1,
-            eval_top5=winner.eval_top5,
-            eval_loss=winner.eval_loss,
+            eval_top1=top1,
+            eval_top5=top5,
+            eval_loss=loss,
             epochs=len(last.history),
             steps=last.step,
             resumed_from_step=self._started.step if self._started else 0,

@@ -14,8 +14,9 @@ from effnet_ray.model.network import (
     train_mode,
 )
 from effnet_ray.model.optim import learning_rate
-from effnet_ray.phases import phase_at
+from effnet_ray.phases import evaluates, phase_at
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.memory import warm_up
 from effnet_ray.train.metrics import Tally, epoch_report
 from effnet_ray.train.reports import EpochReport, ended_early
 from effnet_ray.train.state import Batch, TrainState
@@ -62,11 +63,12 @@ def fit(
 
     Returns whether it came there. `leave` is asked before every step; where it says yes on any
     worker, all of them stop before that step, so that `state` may be saved as it is.
-    `on_step` follows every step, `on_epoch` every evaluation. A state saved by `on_step` after an
-    epoch's last step lacks that epoch's evaluation: save it in `on_epoch`. Raises TrainingError
-    where the images used are not those planned or an evaluation's loss is not finite,
-    NonFiniteError where too many steps' are not, BadImagesError where more than
-    `max_bad_fraction` of a split are quarantined.
+    `on_step` follows every step, `on_epoch` every epoch and its evaluation, if it has one. A state
+    saved by `on_step` after an epoch's last step lacks its report: save it in `on_epoch`.
+    Raises TrainingError where the images used are not those planned, an evaluation's loss is not
+    finite or what is computed at once does not fit into memory, NonFiniteError where too many
+    steps' losses are not finite, BadImagesError where more than `max_bad_fraction` of a split are
+    quarantined.
     """
     state.tally = Tally(state.tally.sums.to(next(state.network.parameters()).device))
     worker: Worker | None = None
@@ -78,7 +80,7 @@ def fit(
             worker = None
             gc.collect()  # DDP's hooks are on parameters that the next phase has too
             worker = Worker(state, recipe, phase, shape.class_weights)
-            worker.warm_up()
+            warm_up(worker)
         train_mode(state.network, recipe, phase.lowest)
         for lanes in batches.train(step):
             count, leaving = worker.agree(lanes, leave())
@@ -89,10 +91,13 @@ def fit(
             state.step += 1
             _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.most_uses)
             on_step(state)
-        evaluated = evaluate(state.networks, batches.eval(), worker.autocast)
-        _reconcile(epoch, shape, state.tally, evaluated[0])
-        _check_bad("eval", evaluated[0], shape.eval_images, max_bad_fraction)
-        _check_finite(evaluated[0], f"the evaluation after step {state.step - 1}")
+        _reconcile(epoch, "train", state.tally, shape.train_images)
+        evaluated = list[Tally]()
+        if evaluates(recipe, epoch):
+            evaluated = evaluate(state.networks, worker.divided(batches.eval()), worker.autocast)
+            _reconcile(epoch, "eval", evaluated[0], shape.eval_images)
+            _check_bad("eval", evaluated[0], shape.eval_images, max_bad_fraction)
+            _check_finite(evaluated[0], f"the evaluation after step {state.step - 1}")
         report = epoch_report(epoch, state.step, state.tally, *evaluated)
         state.history.append(report)
         state.tally = Tally.zero(worker.device)
@@ -140,13 +145,9 @@ def evaluate(
     return [tally.over_workers() for tally in tallies]
 
 
-def _reconcile(epoch: int, shape: Shape, trained: Tally, evaluated: Tally) -> None:
-    for name, found, planned in (
-        ("train", trained.images, shape.train_images),
-        ("eval", evaluated.images, shape.eval_images),
-    ):
-        if found != planned:
-            raise TrainingError(
-                f"epoch {epoch} used {found:,} {name} images, the plan has {planned:,}: the data "
-                "changed under the run, or this is a defect worth reporting"
-            )
+def _reconcile(epoch: int, split: str, tally: Tally, planned: int) -> None:
+    if tally.images != planned:
+        raise TrainingError(
+            f"epoch {epoch} used {tally.images:,} {split} images, the plan has {planned:,}: the "
+            "data changed under the run, or this is a defect worth reporting"
+        )

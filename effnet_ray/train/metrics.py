@@ -102,27 +102,32 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def epoch_report(
-    epoch: int, step: int, train: Tally, evaluated: Tally, averaged: Tally | None = None
+    epoch: int,
+    step: int,
+    train: Tally,
+    evaluated: Tally | None = None,
+    averaged: Tally | None = None,
 ) -> EpochReport:
-    """The report of an epoch from its tallies (over all workers).
+    """The report of an epoch from its tallies (over all workers), evaluated or not.
 
     Of the network's evaluation and its average's, the better one's figures: higher top-1, then
     lower loss.
     """
     better = evaluated
-    if averaged and (averaged.top1, -averaged.loss) > (evaluated.top1, -evaluated.loss):
-        better = averaged
+    if averaged and evaluated:
+        wins = (averaged.top1, -averaged.loss) > (evaluated.top1, -evaluated.loss)
+        better = averaged if wins else evaluated
     return EpochReport(
         epoch=epoch,
         step=step,
         train_loss=train.loss,
         train_top1=train.top1,
         train_images=train.images,
-        eval_loss=better.loss,
-        eval_top1=better.top1,
-        eval_top5=better.top5,
-        eval_images=better.images,
-        quarantined=train.quarantined + evaluated.quarantined,
+        eval_loss=better.loss if better else None,
+        eval_top1=better.top1 if better else None,
+        eval_top5=better.top5 if better else None,
+        eval_images=better.images if better else 0,
+        quarantined=train.quarantined + (evaluated.quarantined if evaluated else 0),
         skipped=train.skipped_steps,
-        averaged=better is averaged,
+        averaged=better is not None and better is averaged,
     )

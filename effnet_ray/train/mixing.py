@@ -29,6 +29,12 @@ class Mixed:
     other: Tensor | None = None
     """[B] int64: the label of what was mixed in; None where nothing was."""
 
+    def part(self, first: int, rows: int) -> "Mixed":
+        """Some of the images."""
+        rest = slice(first, first + rows)
+        other = None if self.other is None else self.other[rest]
+        return Mixed(self.image[rest], self.share[rest], other)
+
 
 def mixed(
     recipe: Recipe, image: Tensor, label: Tensor, weight: Tensor, noise: tuple[Tensor, Tensor]

@@ -50,12 +50,20 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Divided:
+    """A micro-batch does not fit into memory at once."""
+
+    pieces: int
+    """In how many parts it is computed."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochDone:
-    """An epoch was trained and evaluated."""
+    """An epoch was trained, and evaluated where it was to be."""
 
     report: EpochReport
     seconds: float
-    """Wall time of the epoch, evaluation included."""
+    """Wall time of the epoch, any evaluation included."""
     images_per_s: float
     """Train images over the time of the train steps, all workers."""
     first_batch_s: float
@@ -105,7 +113,18 @@ class Failed:
     """Whether too many images could not be read: `Quarantined` names some."""
 
 
-Event = Extracting | Started | Stepped | EpochDone | Quarantined | Lost | Left | Waiting | Failed
+Event = (
+    Extracting
+    | Started
+    | Stepped
+    | Divided
+    | EpochDone
+    | Quarantined
+    | Lost
+    | Left
+    | Waiting
+    | Failed
+)
 
 
 class _Board:
@@ -115,6 +134,7 @@ class _Board:
         self._events: list[Event] = []
         self._failed = False
         self._stumbled = set[int]()
+        self._pieces = 1
 
     def post(self, event: Event) -> None:
         """Called by workers."""
@@ -130,6 +150,14 @@ class _Board:
         before = step in self._stumbled
         self._stumbled.add(step)
         return before
+
+    def divide(self, pieces: int) -> None:
+        """The workers that come next begin with lanes in so many parts."""
+        self._pieces = max(self._pieces, pieces)
+
+    def pieces(self) -> int:
+        """Into how many parts lanes are divided at least."""
+        return self._pieces
 
     def take(self) -> list[Event]:
         """Called by the driver: everything since it last asked, in order."""

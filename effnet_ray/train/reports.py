@@ -19,9 +19,10 @@ class EpochReport:
     train_loss: float
     train_top1: float
     train_images: int
-    eval_loss: float
-    eval_top1: float
-    eval_top5: float
+    eval_loss: float | None
+    """None where the epoch was not evaluated, as are the next two (`Recipe.eval_every`)."""
+    eval_top1: float | None
+    eval_top5: float | None
     eval_images: int
     quarantined: int
     """Images of this epoch, train and eval, that could not be read."""
@@ -35,20 +36,25 @@ class EpochReport:
 def best(history: Sequence[EpochReport]) -> EpochReport | None:
     """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest.
 
-    A loss that is no number counts as the highest.
+    Of those that were evaluated. A loss that is no number counts as the highest.
     """
 
     def order(epoch: EpochReport) -> tuple[float, float, int]:
-        loss = math.inf if math.isnan(epoch.eval_loss) else epoch.eval_loss
-        return -epoch.eval_top1, loss, epoch.epoch
+        loss, top1 = epoch.eval_loss, epoch.eval_top1
+        assert loss is not None and top1 is not None
+        return -top1, math.inf if math.isnan(loss) else loss, epoch.epoch
 
-    return min(history, key=order, default=None)
+    return min(_evaluated(history), key=order, default=None)
+
+
+def _evaluated(history: Sequence[EpochReport]) -> list[EpochReport]:
+    return [report for report in history if report.eval_loss is not None]
 
 
 def ended_early(history: Sequence[EpochReport], recipe: Recipe) -> bool:
-    """Whether the last `patience` epochs brought no better one, all in the last phase."""
+    """Whether the last `patience` evaluations brought no better one, all in the last phase."""
     winner = best(history)
     if not recipe.patience or winner is None:
         return False
     since = max(winner.epoch, phases(recipe)[-1].first - 1)
-    return history[-1].epoch - since >= recipe.patience
+    return sum(report.epoch > since for report in _evaluated(history)) >= recipe.patience

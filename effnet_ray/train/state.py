@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from effnet_ray.model.network import Network
 from effnet_ray.train.metrics import Tally
 from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.scaling import LossScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class Batch:
     """[B] float32: 1, or 0 for a quarantined image."""
     lane: int = 0
     """Which lane of the plan."""
+
+    def part(self, first: int, rows: int) -> "Batch":
+        """Some of its images."""
+        rest = slice(first, first + rows)
+        return Batch(self.image[rest], self.label[rest], self.weight[rest], self.lane)
 
 
 @dataclass(slots=True)
@@ -39,7 +45,12 @@ class TrainState:
     history: list[EpochReport] = field(default_factory=list)
     """Reports of the epochs done."""
     skipped: int = 0
-    """Steps just before this one that were not taken, in a row."""
+    """Steps just before this one that were not taken, in a row; those that the loss scale was to
+    blame for left out."""
+    scale: LossScale = field(default_factory=LossScale)
+    """Used where the precision is float16."""
+    pieces: int = 1
+    """Into how many parts a lane's compute is divided, for want of memory; it never falls."""
 
     @property
     def networks(self) -> list[Network]:

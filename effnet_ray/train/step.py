@@ -5,7 +5,7 @@ and losses are sums divided by the global count: so the same recipe takes the sa
 number of workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -65,10 +65,23 @@ class Worker:
         )
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 where the recipe says so."""
-        if self.recipe.precision != "bfloat16":
+        """bfloat16 or float16 where the recipe says so."""
+        if self.recipe.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        half = torch.float16 if self.scales else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=half)
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled."""
+        return self.recipe.precision == "float16"
+
+    def unscaled(self) -> list[Tensor]:
+        """The step's gradients, the loss scale taken out of them."""
+        found = [p.grad for p in self.learning if p.grad is not None]
+        if self.scales:
+            torch._foreach_mul_(found, 1 / self.state.scale.factor)
+        return found
 
     def agree(self, lanes: Sequence[Batch], leaving: bool = False) -> tuple[Tensor, bool]:
         """Readable images [1] of the global batch, and whether any worker is leaving."""
@@ -83,17 +96,30 @@ class Worker:
             return nullcontext()
         return self.model.no_sync()
 
-    def empty_batch(self) -> Batch:
+    @property
+    def rows(self) -> int | None:
+        """Images of a lane that are computed at once; None: all, as where BatchNorm learns."""
+        pieces = 1 if self.statistics else self.state.pieces
+        return None if pieces == 1 else -(-(self.recipe.micro_batch or 1) // pieces)
+
+    def divided(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same images, no more at once than of a lane."""
+        for batch in batches:
+            images = len(batch.label)
+            rows = self.rows or max(1, images)
+            yield from (batch.part(first, rows) for first in range(0, images, rows))
+
+    def empty_batch(self, images: int = 2) -> Batch:
         """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
         if self.phase.frozen and self.recipe.head_cache:
             width = self.network.backbone.num_features
-            image = torch.zeros(2, width, dtype=torch.float16, device=self.device)
+            image = torch.zeros(images, width, dtype=torch.float16, device=self.device)
         else:
             size = self.recipe.image_size or 0
-            image = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=self.device)
+            image = torch.zeros(images, size, size, 3, dtype=torch.uint8, device=self.device)
             image = image.permute(0, 3, 1, 2)
-        label = torch.zeros(2, dtype=torch.int64, device=self.device)
-        return Batch(image, label, torch.zeros(2, device=self.device), lane=-1)
+        label = torch.zeros(images, dtype=torch.int64, device=self.device)
+        return Batch(image, label, torch.zeros(images, device=self.device), lane=-1)
 
     def shown(self, lane: Batch) -> Mixed:
         """The lane as it is learnt from; what the head alone learns from is left as it is."""
@@ -112,10 +138,16 @@ class Worker:
         self.optimizer.zero_grad()
 
     def skip(self, step: int, rate: float) -> None:
-        """Leave all as before the step. Raises NonFiniteError where that is once too often."""
+        """Leave all as before the step. Raises NonFiniteError where that is once too often.
+
+        As long as the loss scale may be to blame, it falls instead: that is float16's way.
+        """
         self.optimizer.zero_grad()
         if self.statistics:
             self.statistics.undo_step()
+        if self.scales and self.state.scale.may_fall:
+            self.state.scale = self.state.scale.fallen()
+            return
         self.state.skipped += 1
         earlier = self.state.skipped - 1
         if earlier >= self.recipe.max_skips:
@@ -139,11 +171,13 @@ def train_step(
     if not filled:
         filled = [worker.empty_batch()]
     tally = gradients(worker, filled, step, count).over_workers()
-    norm = nn.utils.get_total_norm([p.grad for p in worker.learning if p.grad is not None])
+    norm = nn.utils.get_total_norm(worker.unscaled())
     if not torch.isfinite(tally.sums[0] + norm):  # the same on every worker
         worker.skip(step, rate)
         return tally.skipped()
     worker.state.skipped = 0
+    if worker.scales:
+        worker.state.scale = worker.state.scale.risen()
     set_learning_rate(worker.optimizer, rate)
     if worker.recipe.clip_grad:
         nn.utils.clip_grads_with_norm_(worker.learning, worker.recipe.clip_grad, norm)
@@ -155,26 +189,46 @@ def train_step(
 
 
 def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) -> Tally:
-    """Add up the gradients of this worker's lanes. `count` [1]: images of the global batch."""
-    recipe, statistics = worker.recipe, worker.statistics
+    """Add up the gradients of this worker's lanes, times the loss scale in float16.
+
+    `count` [1]: images of the global batch.
+    """
+    statistics = worker.statistics
     scale = worker.workers / max(1.0, float(count))  # DDP takes the mean over workers
+    if worker.scales:
+        scale *= worker.state.scale.factor
     tally = Tally.zero(worker.device)
     if statistics:
         statistics.begin_step()
     for index, lane in enumerate(lanes):
-        torch.manual_seed(lane_seed(recipe.seed, step, lane.lane))
-        with worker.accumulating(last=index == len(lanes) - 1):
-            shown = worker.shown(lane)
-            with worker.autocast(), _SingleImageMode(worker.network, lane):
-                logits = worker.model(shown.image)
-            losses = _losses(worker, logits.float(), lane.label, shown)
-            ((losses * lane.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
-        if lane.lane >= 0:
-            tally += Tally.of(logits, lane.label, lane.weight)
+        tally += lane_gradients(worker, lane, step, scale=scale, last=index == len(lanes) - 1)
         if statistics:
             statistics.end_lane(len(lane.label) if lane.lane >= 0 else 0)
     if statistics:
         statistics.end_step(sum_over_workers)
+    return tally
+
+
+def lane_gradients(worker: Worker, lane: Batch, step: int, *, scale: float, last: bool) -> Tally:
+    """Add up the gradients of a lane's loss times `scale`, part by part; its tally.
+
+    What is drawn is drawn for the whole lane. After the `last` lane of a step DDP adds up those of
+    all workers.
+    """
+    images, tally = len(lane.label), Tally.zero(worker.device)
+    torch.manual_seed(lane_seed(worker.recipe.seed, step, lane.lane))
+    shown = worker.shown(lane)
+    worker.network.begin_lane(images)
+    rows = worker.rows or images
+    for first in range(0, images, rows):
+        part, seen = lane.part(first, rows), shown.part(first, rows)
+        with worker.accumulating(last=last and first + rows >= images):
+            with worker.autocast(), _SingleImageMode(worker.network, lane):
+                logits = worker.model(seen.image)
+            losses = _losses(worker, logits.float(), part.label, seen)
+            ((losses * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
+        if lane.lane >= 0:
+            tally += Tally.of(logits, part.label, part.weight)
     return tally
 
 

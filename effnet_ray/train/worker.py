@@ -21,10 +21,18 @@ from effnet_ray.data.ingest import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.model import optim
 from effnet_ray.placement import Placement
-from effnet_ray.train import audit, checkpoint, quarantine, record, start
+from effnet_ray.train import audit, checkpoint, memory, quarantine, record, start
 from effnet_ray.train.drain import Drain
 from effnet_ray.train.loop import Shape, fit
-from effnet_ray.train.progress import EpochDone, Failed, Left, Quarantined, Started, Stepped
+from effnet_ray.train.progress import (
+    Divided,
+    EpochDone,
+    Failed,
+    Left,
+    Quarantined,
+    Started,
+    Stepped,
+)
 from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.state import Batch, TrainState
 
@@ -75,6 +83,7 @@ def _train(job: Job) -> None:
         torch.set_num_threads(max(1, cores // neighbours))
     state = _state(job, device)
     _resume(state, job, rank)
+    state.pieces = max(state.pieces, ray.get(job.board.pieces.remote()))
     decode_tasks, prefetch_mb = job.placement.decoding(cores, neighbours, store_mb)
     stream = Stream(
         job.dataset,
@@ -214,6 +223,7 @@ class _Reporter:
         self._held_since = held_since
         self._begin = self._last_step = self._posted = time.perf_counter()
         self._first_image = state.tally.images
+        self._pieces = 1
         if rank == 0:
             total = job.run.recipe.epochs * plan.steps_per_epoch
             device = next(state.network.parameters()).device.type
@@ -237,6 +247,9 @@ class _Reporter:
                 self._writer.save(self._state)
                 self._writer.wait()
                 ray.get(self._job.board.post.remote(Left(self._state.step)))
+        except torch.OutOfMemoryError:
+            self._out_of_memory()
+            raise  # Ray Train begins again, if the board does not say that the run has failed
         except TrainingError as error:
             self._tell_of_bad()
             if isinstance(error, NonFiniteError) and not self._stumbles():
@@ -250,8 +263,22 @@ class _Reporter:
         board = self._job.board
         return self._rank == 0 and bool(ray.get(board.stumbles.remote(self._state.step)))
 
+    def _out_of_memory(self) -> None:
+        """Have the next workers divide lanes further; where there is no way, end the run."""
+        recipe, state, board = self._job.run.recipe, self._state, self._job.board
+        epoch = min(state.step // self._shape.steps_per_epoch, recipe.epochs - 1)
+        phase = phases.phase_at(recipe, epoch)
+        pieces = memory.pieces_after(state.pieces, recipe, phase)
+        if pieces:
+            ray.get(board.divide.remote(pieces))
+        else:
+            ray.get(board.post.remote(Failed(str(memory.does_not_fit(recipe, phase)))))
+
     def _on_step(self, state: TrainState) -> None:
         self._last_step = time.perf_counter()
+        if self._rank == 0 and state.pieces > self._pieces:
+            self._pieces = state.pieces
+            self._job.board.post.remote(Divided(state.pieces))
         every = self._job.placement.checkpoint_every
         ends_epoch = state.step % self._shape.steps_per_epoch == 0
         if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
