@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from effnet_ray.records import require
+from effnet_ray.speed import LAYOUTS, TABLE
 from effnet_ray.variants import (
     BEST_FAMILY,
     DROP_PATH,
@@ -52,6 +53,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batchnorm", ("train", "frozen").__contains__, "'train' or 'frozen'"),
     ("precision", ("float32", "bfloat16", "float16").__contains__,
      "'float32', 'bfloat16' or 'float16'"),
+    ("layout", LAYOUTS.__contains__, " or ".join(map(repr, LAYOUTS))),
 )  # fmt: skip
 """Fields, what a value of theirs must be, and the same in words; None is good for all."""
 
@@ -155,6 +157,12 @@ class Recipe:
     precision: str | None = None
     """'float32', 'bfloat16' or 'float16' (autocast; the last with a loss scale). Not given:
     bfloat16 on GPUs, float32 on CPUs."""
+    layout: str | None = None
+    """How images and weights lie in memory: 'channels_last' or 'contiguous' (NCHW). Not given:
+    channels_last."""
+    compile: bool | None = None
+    """Compile the steps of all phases but the head's (torch.compile): needs a C++ compiler and
+    begins with minutes of compiling, once for every size of images. Not given: no."""
     crop_scale: float = 0.35
     """Smallest area share of a training crop; the largest is 1."""
     crop_ratio: float = 4 / 3
@@ -241,11 +249,14 @@ class Recipe:
     def settled(self, spec: InputSpec, *, workers: int, on_gpu: bool) -> Self:
         """This recipe with every None decided: from the weights' spec and the first placement."""
         size = self.image_size or spec.resolution
+        speed = TABLE[self.variant, "cuda" if on_gpu else "cpu"]
         return replace(
             self.decided,
             image_size=size,
             micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
             precision=self.precision or ("bfloat16" if on_gpu else "float32"),
+            layout=self.layout or speed.layout,
+            compile=speed.compile if self.compile is None else self.compile,
         )
 
     def _fitting_micro_batch(self, size: int, workers: int) -> int:

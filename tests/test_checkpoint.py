@@ -14,6 +14,7 @@ from torch import Tensor
 from effnet_ray.errors import CheckpointError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.speed import LAYOUTS
 from effnet_ray.train import checkpoint
 from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Tally
@@ -189,9 +190,21 @@ def assert_resuming_equals_never_stopping(
 
 
 @pytest.mark.parametrize("kill", [1, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batchnorm", ["train", "frozen"])
-def test_resuming_equals_never_stopping(tmp_path: Path, batchnorm: str, kill: int) -> None:
-    assert_resuming_equals_never_stopping(settled(epochs=2, batchnorm=batchnorm), tmp_path, kill)
+def test_resuming_equals_never_stopping(
+    tmp_path: Path, batchnorm: str, layout: str, kill: int
+) -> None:
+    recipe = settled(epochs=2, batchnorm=batchnorm, layout=layout)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kill", [1, 4])
+def test_a_compiled_run_is_resumed_to_the_bit(tmp_path: Path, kill: int) -> None:
+    recipe = settled(epochs=2, batchnorm="train", compile=True)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
 
 
 @pytest.mark.parametrize("kill", [1, 3, 4])

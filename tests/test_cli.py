@@ -136,6 +136,16 @@ def test_a_name_that_another_recipe_has_is_refused(
     assert "lr 0.1 (recorded: 0.5)" in said
 
 
+def test_compiling_without_a_compiler_is_refused(
+    refused: Refused, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    flags = ("--weights", "none", "--compile", "True", "--runs", str(tmp_path / "runs"))
+    said = refused("--data", str(packed), *flags)
+    assert "no-such-compiler is not found" in said and "or use --compile False" in said
+    assert not list((tmp_path / "runs").rglob(record.RUN))
+
+
 def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:
     assert "no version of it" in refused("--data", str(packed), "--weights", "pets@v3")
 

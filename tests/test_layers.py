@@ -9,11 +9,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors records variants recipe phases placement retry storage "
+    "errors records variants speed recipe phases placement retry storage "
     "data.manifest data.augment data.images data.archives data.sources data.splits "
     "data.duplicates data.shards data.report data.in_place data.pack data.sample data.balance "
     "data.order data.labels data.rows data.spread data.features data.chunks data.ingest "
-    "model.drop model.network model.average model.weights model.optim model.cost "
+    "model.drop model.network model.compiled model.average model.weights model.optim "
+    "model.cost "
     "train.reports train.metrics train.scaling train.state train.mixing train.step train.memory "
     "train.loop train.checkpoint train.audit train.quarantine train.record train.progress "
     "train.drain train.start train.worker train.machines train.session "

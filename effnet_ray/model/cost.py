@@ -37,7 +37,6 @@ def measure(recipe: Recipe, spec: InputSpec, classes: int) -> Cost:
     built = network.build(recipe, spec, classes).to(device).eval()
     size = spec.resolution
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
-    image = image.contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         built(image)
     times = []

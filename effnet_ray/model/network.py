@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from effnet_ray.model.drop import Drop, replace_drop_paths
 from effnet_ray.phases import lowest, part_of
 from effnet_ray.recipe import Recipe
+from effnet_ray.speed import CHANNELS_LAST, CONTIGUOUS
 from effnet_ray.variants import InputSpec
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet
+
+MEMORY = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_format}
+"""Layout → torch's name of it."""
 
 
 class Network(nn.Module):
@@ -26,10 +30,13 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: "EfficientNet", spec: InputSpec, dropout: float = 0.0) -> None:
+    def __init__(
+        self, backbone: "EfficientNet", spec: InputSpec, layout: str, dropout: float = 0.0
+    ) -> None:
         """`dropout`: before the head; the backbone's own is expected to be 0."""
         super().__init__()
-        self.backbone = backbone
+        self.layout = layout
+        self.backbone = backbone.to(memory_format=MEMORY[layout])
         self.dropout = Drop(dropout, whole=False)
         self._drops = [module for module in self.modules() if isinstance(module, Drop)]
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
@@ -42,7 +49,12 @@ class Network(nn.Module):
         return self.mean, self.std
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees, [B, F], of images [B, 3, R, R], 0 to 255: uint8, or mixed floats."""
+        """What the head sees, [B, F], of images [B, 3, R, R], 0 to 255: uint8, or mixed floats.
+
+        Images may lie in memory as they like: convolutions go by whichever of image and weights
+        is channels last, so the image is laid out as the weights are.
+        """
+        images = images.contiguous(memory_format=MEMORY[self.layout])
         maps = self.backbone.forward_features((images - self.mean) / self.std)
         pooled: Tensor = self.backbone.global_pool(maps)
         return pooled
@@ -84,7 +96,7 @@ def build(
         drop_path_rate=recipe.drop_path,
     )
     replace_drop_paths(backbone)
-    network = Network(backbone, spec, recipe.dropout or 0.0).to(memory_format=torch.channels_last)
+    network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)
     learn(network, recipe, lowest(recipe.unfreeze))
     return network
 

@@ -20,6 +20,7 @@ from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
+from effnet_ray.model.compiled import check_compiler
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, features, progress, record, session, waiting
@@ -72,6 +73,8 @@ def finetune(
     new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
     dataset = _dataset(run, manifest, data, features_in or storage.join(runs, kept.FOLDER))
+    if run.recipe.compile and not (session.submitted() or ray.is_initialized()):
+        check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
     connect(placement)
     lease = session.lease(placement, [data, runs])
     if new:  # not before: what was settled for a cluster that cannot be had must not stay

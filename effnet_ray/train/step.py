@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from effnet_ray.errors import NonFiniteError
 from effnet_ray.model.average import Average
+from effnet_ray.model.compiled import Compiled
 from effnet_ray.model.network import (
     Network,
     RunningStatistics,
@@ -49,10 +50,12 @@ class Worker:
         self.device = next(state.network.parameters()).device
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.model: nn.Module = state.network
+        if recipe.compile and not phase.frozen:  # a head has little, and its features are eager
+            self.model = Compiled(state.network, recipe.micro_batch or 0)
         if self.workers > 1:
             # BatchNorm's buffers are kept equal by RunningStatistics, not by broadcasts.
             self.model = DistributedDataParallel(
-                state.network, forward_sync_buffers=False, gradient_as_bucket_view=True
+                self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         train_mode(state.network, recipe, phase.lowest)
         moving = [layer for layer in batchnorms(state.network) if layer.training]
