@@ -62,17 +62,37 @@ def test_logits_of_features_are_those_of_the_images() -> None:
     assert torch.allclose(network(kept), whole, atol=1e-3)
 
 
-def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [5, 64, 150])
+def test_features_are_read_as_they_were_written(tmp_path: Path, rows: int) -> None:
+    """In row groups of our own, whatever the parts."""
     uri = str(tmp_path / "00000.parquet")
-    groups = [group(3), group(2, first=3)]
-    features.write(uri, groups)
-    for number, before in enumerate(groups):
-        after = features.read(uri, number)
-        assert after.feature.dtype == np.float16
-        for name in ("feature", "label", "id"):
-            assert np.array_equal(getattr(before, name), getattr(after, name))
-        assert after.bad == before.bad
-    assert features.bad_images(uri) == 3
+    parts = [group(3), group(rows, first=3)]
+    features.write(uri, parts)
+    read = [features.read(uri, number) for number in range(-(-(rows + 3) // features.ROWS))]
+    assert all(len(part.label) <= features.ROWS for part in read)
+    assert {part.feature.dtype for part in read} == {np.dtype(np.float16)}
+    for name in ("feature", "label", "id", "bad"):
+        before = np.concatenate([getattr(part, name) for part in parts])
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in read]), before)
+    assert features.bad_images(uri) == 2 + rows - 1
+
+
+def test_a_file_written_anew_is_read_as_it_is_now(tmp_path: Path) -> None:
+    uri = str(tmp_path / "00000.parquet")
+    features.write(uri, [group(100)])
+    features.read(uri, 0)
+    whole = replace(group(100), bad=[""] * 100)
+    features.write(uri, [whole])
+    assert np.array_equal(features.read(uri, 1).feature, whole.feature[64:])
+
+
+def test_a_lanes_empty_chunk_is_none(digits: str, tmp_path: Path) -> None:
+    asked = dataset(digits, tmp_path, limit=513, batch_size=64, micro_batch=32)
+    chunks = [(lane, n) for lane in range(2) for n in range(asked.plan.chunks_per_epoch)]
+    empty = [chunk for chunk in chunks if not asked.plan.chunk_rows(*chunk)]
+    assert empty
+    for lane, chunk in empty:
+        assert list(load_chunk(asked, Task("train", 0, lane, chunk, 0, cached=True))) == []
 
 
 def test_a_damaged_file_says_what_to_delete(tmp_path: Path) -> None:

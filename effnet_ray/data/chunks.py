@@ -115,7 +115,8 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
     else:
         rows = dataset.eval_plan.chunk(task.chunk)
     if task.cached:
-        yield _kept(dataset, task, rows)
+        if len(rows):
+            yield _kept(dataset, task, rows)
         return
     piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
     # The first step's images go ahead: at a run's start they are waited for.
@@ -127,24 +128,23 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
 
 
 def _kept(dataset: Dataset, task: Task, rows: Rows) -> Block:
-    """The features of some rows."""
+    """The features of some rows, at least one."""
     uri, places = (
         dataset.kept(task.split, task.view),
         features.places(dataset.manifest, task.split),
     )
-    numbers, slot = np.unique(rows[:, 0], return_inverse=True)
-    read = []
-    for number in numbers.tolist():
-        shard, group = places[number]
-        read.append(features.read(storage.join(uri, features.file_name(shard)), group))
-    begins = np.cumsum([0, *(len(group.label) for group in read)])[slot] + rows[:, 1]
-    columns: dict[str, list[npt.NDArray[Any]]] = {
-        "image": [group.feature for group in read],
-        "label": [group.label for group in read],
-        "id": [group.id for group in read],
-        "bad": [np.asarray(group.bad, object) for group in read],
-    }
-    return {name: np.concatenate(parts)[begins] for name, parts in columns.items()}
+    shard, first = places[rows[:, 0]].T
+    group, row = np.divmod(first + rows[:, 1], features.ROWS)
+    wanted, whose = np.unique(np.stack([shard, group], 1), axis=0, return_inverse=True)
+    parts, order = list[Block](), np.argsort(whose, kind="stable")
+    for number, (of, part) in enumerate(wanted.tolist()):
+        found = features.read(storage.join(uri, features.file_name(of)), part)
+        mine = row[whose == number]
+        bad = np.asarray(found.bad, object)
+        parts.append({"image": found.feature[mine], "label": found.label[mine],
+                      "id": found.id[mine], "bad": bad[mine]})  # fmt: skip
+    back = np.argsort(order, kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:

@@ -31,7 +31,11 @@ class Network(nn.Module):
     std: Tensor
 
     def __init__(
-        self, backbone: "EfficientNet", spec: InputSpec, layout: str, dropout: float = 0.0
+        self,
+        backbone: "EfficientNet",
+        spec: InputSpec,
+        layout: str = CHANNELS_LAST,
+        dropout: float = 0.0,
     ) -> None:
         """`dropout`: before the head; the backbone's own is expected to be 0."""
         super().__init__()

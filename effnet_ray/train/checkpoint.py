@@ -226,8 +226,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
             history=[from_dict(EpochReport, report) for report in record["history"]],
             tally=record["tally"],
             skipped=record["skipped"],
-            scale=from_dict(LossScale, record["scale"]),
-            pieces=record["pieces"],
+            scale=from_dict(LossScale, record.get("scale", {})),
+            pieces=record.get("pieces", 1),
             files=record["files"],
         )
     except (

@@ -5,6 +5,7 @@ them into features, and one process writes these, shard by shard; so what is int
 from the last whole shard. An image's batch is always the same: pieces of its row group.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -26,7 +27,7 @@ from effnet_ray.data.chunks import PLAIN, Block, Dataset, Task, load_rows
 from effnet_ray.data.features import Group
 from effnet_ray.data.ingest import plainly, settings
 from effnet_ray.data.rows import RowGroup
-from effnet_ray.errors import TrainingError
+from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, record, start
 from effnet_ray.train.progress import Extracting, beside_me
@@ -41,6 +42,8 @@ PIECE = 64
 BLOCKS = 1000
 """Of one execution: Ray Data plans all of them before the first."""
 POST_EVERY_S = 0.5
+WORDS = 300
+"""Characters of a failure's own message that are passed on: its end."""
 ATTEMPTS = 5
 """Another run's driver may compute what this one waits for, and end."""
 
@@ -105,13 +108,13 @@ def compute(job: Job, lease: Lease, lacking: dict[tuple[str, int], list[int]]) -
     done = 0
     pairs = zip(pieces, found, strict=True)
     for (split, view, shard), rows in itertools.groupby(pairs, lambda pair: pair[0].file):
-        groups = []
-        for _, parts in itertools.groupby(rows, lambda pair: pair[0].group):
-            groups.append(_group([block for _, block in parts], split))
-            done += len(groups[-1].label)
+        parts = []
+        for _, block in rows:
+            parts.append(_group(block, split))
+            done += len(parts[-1].label)
             tell(done)
         name = features.file_name(shard)
-        features.write(storage.join(job.dataset.kept(split, view), name), groups)
+        features.write(storage.join(job.dataset.kept(split, view), name), parts)
     for split, view in lacking:
         shards = range(len(job.dataset.manifest.splits[split]))
         features.record(job.dataset.kept(split, view), map(features.file_name, shards))
@@ -136,22 +139,17 @@ def _pieces(dataset: Dataset, lacking: dict[tuple[str, int], list[int]]) -> Iter
     most = max(1, min(PIECE, int(fits)))
     for (split, view), shards in lacking.items():
         rows = [count for _, _, count in dataset.manifest.row_groups(split)]
-        for group, (shard, _) in enumerate(features.places(dataset.manifest, split)):
+        for group, (shard, _) in enumerate(features.places(dataset.manifest, split).tolist()):
             if shard in shards:
                 for first in range(0, rows[group], most):
                     end = min(first + most, rows[group])
                     yield Piece(split, view, shard, group, first, end)
 
 
-def _group(parts: Sequence[Block], split: str) -> Group:
-    """A row group of its pieces."""
+def _group(block: Block, split: str) -> Group:
+    """A piece as it is kept."""
     kind = np.float16 if split == "train" else np.float32
-    return Group(
-        feature=np.concatenate([part["feature"] for part in parts]).astype(kind),
-        label=np.concatenate([part["label"] for part in parts]),
-        id=np.concatenate([part["id"] for part in parts]),
-        bad=[why for part in parts for why in part["bad"]],
-    )
+    return Group(block["feature"].astype(kind), block["label"], block["id"], block["bad"].tolist())
 
 
 def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]:
@@ -159,13 +157,17 @@ def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]
     dataset, actors = job.dataset, _Actors.of(job, lease, len(pieces))
 
     def views(batch: Block) -> Iterator[Block]:
-        for row in zip(*(column.tolist() for column in batch.values()), strict=True):
-            yield _views(dataset, Piece(**dict(zip(batch, row, strict=True))))
+        for described in batch["pieces"].tolist():
+            groups: dict[int, RowGroup] = {}
+            for piece in json.loads(described):
+                yield _views(dataset, Piece(**piece), groups)
 
-    described = [asdict(piece) for piece in pieces]
+    # A row group is read once, whatever the number of its pieces.
+    alike = itertools.groupby(pieces, lambda piece: (*piece.file, piece.group))
+    described = [{"pieces": json.dumps([asdict(p) for p in some])} for _, some in alike]
     with ray.data.DataContext.current(settings(actors.prefetch_mb)):
         found = (
-            ray.data.from_items(described, override_num_blocks=min(BLOCKS, len(pieces)))
+            ray.data.from_items(described, override_num_blocks=min(BLOCKS, len(described)))
             .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)
             .map_batches(
                 _Backbone,
@@ -206,7 +208,12 @@ class _Actors:
         cores = max(1, os.cpu_count() or 1)
         tasks, ahead_mb = job.placement.decoding(job.placement.cores or cores, neighbours)
         store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
-        options: dict[str, Any] = {"num_cpus": lease.resources_per_worker["CPU"]}
+        often = job.placement.max_failures  # Ray Data's own answer is for ever
+        options: dict[str, Any] = {
+            "num_cpus": lease.resources_per_worker["CPU"],
+            "max_restarts": often,
+            "max_task_retries": often,
+        }
         if lease.use_gpu:
             options["num_gpus"] = lease.resources_per_worker["GPU"]
         if lease.labels:
@@ -220,11 +227,10 @@ class _Actors:
         )
 
 
-def _views(dataset: Dataset, piece: Piece) -> Block:
+def _views(dataset: Dataset, piece: Piece, groups: dict[int, RowGroup]) -> Block:
     """A piece as one row, whatever its size: Ray Data cuts blocks between rows."""
     rows = np.asarray([(piece.group, row, 0) for row in range(piece.first, piece.end)], np.int64)
     task = Task(piece.split, 0, 0, 0, 0, view=piece.view)
-    groups: dict[int, RowGroup] = {}
     block = load_rows(dataset, task, rows, groups)
     about = {name: block[name].tolist() for name in ("label", "id", "bad")}
     return {"image": _one(block["image"]), "about": np.asarray([json.dumps(about)], object)}
@@ -284,21 +290,35 @@ def prepare(job: Job, lease: Lease, *, new: bool) -> None:
     `new`: the run has not begun, and may look again at images that earlier ones could not read.
     Raises what reading the data set raises, TrainingError where those who compute die.
     """
-    if not missing(job.dataset, heal=new) or _past_the_head(job):
-        return
-    for _ in range(ATTEMPTS):
-        once = beside_me(_Once, name=f"effnet-features-{job.dataset.backbone[:16]}")
+    for attempt in range(ATTEMPTS):
+        heal = new and attempt == 0
+        if not missing(job.dataset, heal=heal) or _past_the_head(job):
+            return
+        once = beside_me(_Once, name=_name(job.dataset))
         try:
-            ray.get(once.prepare.remote(job, lease, new))
+            ray.get(once.prepare.remote(job, lease, heal))
             return
         except ray.exceptions.RayTaskError as error:
-            raise getattr(error, "cause", None) or error from None
+            if isinstance(error.cause, EffnetRayError):
+                raise error.cause from None
+            why = " ".join(str(error.cause).split())[-WORDS:]
+            raise TrainingError(
+                f"run {job.run.name!r} failed: its features cannot be computed "
+                f"({type(error.cause).__name__}: {why}): run the same command again to go on, or "
+                "use --no-head-cache"
+            ) from error
         except ray.exceptions.RayActorError:
             continue  # another run's, which has ended
     raise TrainingError(
         f"run {job.run.name!r} failed: computing its features was broken off {ATTEMPTS} times "
         "(killed, or out of memory?): run the same command again to go on, or use --no-head-cache"
     )
+
+
+def _name(dataset: Dataset) -> str:
+    """Of the actor that computes what such a run needs: one for all that need the same."""
+    folders = [dataset.kept(split, view) for split, view in wanted(dataset.recipe)]
+    return f"effnet-features-{hashlib.sha256(json.dumps(folders).encode()).hexdigest()[:16]}"
 
 
 def _past_the_head(job: Job) -> bool:
