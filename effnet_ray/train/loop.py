@@ -94,15 +94,23 @@ def fit(
         _reconcile(epoch, "train", state.tally, shape.train_images)
         evaluated = list[Tally]()
         if evaluates(recipe, epoch):
-            evaluated = evaluate(state.networks, worker.divided(batches.eval()), worker.autocast)
-            _reconcile(epoch, "eval", evaluated[0], shape.eval_images)
-            _check_bad("eval", evaluated[0], shape.eval_images, max_bad_fraction)
-            _check_finite(evaluated[0], f"the evaluation after step {state.step - 1}")
+            evaluated = _evaluated(worker, epoch, shape, batches.eval(), max_bad_fraction)
         report = epoch_report(epoch, state.step, state.tally, *evaluated)
         state.history.append(report)
         state.tally = Tally.zero(worker.device)
         on_epoch(report, state)
     return True
+
+
+def _evaluated(
+    worker: Worker, epoch: int, shape: Shape, batches: Iterable[Batch], max_bad_fraction: float
+) -> list[Tally]:
+    """The tallies of an epoch's evaluation, held against the plan."""
+    found = evaluate(worker.state.networks, worker.divided(batches), worker.autocast)
+    _reconcile(epoch, "eval", found[0], shape.eval_images)
+    _check_bad("eval", found[0], shape.eval_images, max_bad_fraction)
+    _check_finite(found[0], f"the evaluation after step {worker.state.step - 1}")
+    return found
 
 
 def _check_bad(split: str, tally: Tally, images: int, fraction: float, most_uses: int = 1) -> None:
