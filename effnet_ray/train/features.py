@@ -130,7 +130,8 @@ def _telling(board: Any, images: int) -> Callable[[int], None]:
             last = time.monotonic()
             board.post.remote(Extracting(done, images))
 
-    tell(0)
+    if images:  # else only the record was missing
+        tell(0)
     return tell
 
 
