@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from effnet_ray.records import require
 from effnet_ray.speed import LAYOUTS, TABLE
+from effnet_ray.tasks import MULTICLASS, MULTILABEL, TASKS
 from effnet_ray.variants import (
     BEST_FAMILY,
     DROP_PATH,
@@ -28,6 +29,7 @@ Starting points by the customs of the field, not measured here."""
 AA = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
 UNFREEZE = re.compile(r"all|head|stage:[1-7]")
 LR, LAYER_DECAY = 1e-3, 0.8
+SYNC = "sync"
 HEAD_LR = 10.0
 """Times lr: a head that knows nothing has further to go."""
 
@@ -48,9 +50,10 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("aa", lambda v: AA.fullmatch(v) is not None,
      "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9"),
     ("opt", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
+    ("task", TASKS.__contains__, " or ".join(TASKS)),
     ("class_weights", ("none", "balanced", "sqrt").__contains__, "none, balanced or sqrt"),
     ("sched", ("cosine", "constant").__contains__, "'cosine' or 'constant'"),
-    ("batchnorm", ("train", "frozen").__contains__, "'train' or 'frozen'"),
+    ("batchnorm", ("train", "frozen", SYNC).__contains__, f"'train', 'frozen' or {SYNC!r}"),
     ("precision", ("float32", "bfloat16", "float16").__contains__,
      "'float32', 'bfloat16' or 'float16'"),
     ("layout", LAYOUTS.__contains__, " or ".join(map(repr, LAYOUTS))),
@@ -71,6 +74,9 @@ class Recipe:
     weights: str = "best"
     """Start from: in1k, aa, ra, ap, ns, best (highest ImageNet top-1), none (scratch), or a
     release of yours (NAME@vN or its URI)."""
+    task: str | None = None
+    """multiclass: an image has one class; multilabel: any number of them (binary cross-entropy,
+    epochs judged by mean average precision). Not given: as the data are packed."""
     image_size: int | None = None
     """Height and width in px the network sees (≥ 32); not given: the weights' own."""
     progressive: float = 1.0
@@ -140,7 +146,7 @@ class Recipe:
     reprob: float = 0.0
     """Probability that a box of a training image is erased (noise)."""
     label_smoothing: float = 0.1
-    """Share of each target spread over all classes, 0 to 1."""
+    """Share of each target spread over all classes, 0 to 1; of several, each gives of its own."""
     class_weights: str = "none"
     """What the loss of an image is multiplied by, mean 1: balanced (inversely to the train images
     of its class), sqrt (to their square root) or none. What is told of a run stays unweighted."""
@@ -152,8 +158,9 @@ class Recipe:
     drop_path: float | None = None
     """Stochastic depth; not given: 0.2."""
     batchnorm: str | None = None
-    """'train' or 'frozen' (statistics and scales kept as loaded); not given: frozen for
-    pretrained weights, train from scratch."""
+    """'train', 'frozen' (statistics and scales kept as loaded) or 'sync' (train, normalised over
+    the whole batch: on GPUs, one worker for each micro-batch); not given: frozen for pretrained
+    weights, train from scratch."""
     precision: str | None = None
     """'float32', 'bfloat16' or 'float16' (autocast; the last with a loss scale). Not given:
     bfloat16 on GPUs, float32 on CPUs."""
@@ -199,6 +206,11 @@ class Recipe:
                 "all or stage:N with mixup, cutmix or reprob: not for a head")  # fmt: skip
         require(self.opt != "sgd" or self.momentum > 0, "momentum", self.momentum,
                 "above 0 for sgd, which is Nesterov's")  # fmt: skip
+        require(self.task != MULTILABEL or not self.needs_labels, "task", self.task,
+                "multiclass with class_weights or balance: they are for images of one class",
+                )  # fmt: skip
+        require(self.batchnorm != SYNC or not self.compile, "compile", self.compile,
+                "False where batchnorm is sync")  # fmt: skip
         whole = not head and self.unfreeze == "all"
         require(whole or self.weights != "none", "weights", "none",
                 "pretrained ones where some stay frozen (head_epochs, unfreeze)")  # fmt: skip
@@ -246,12 +258,20 @@ class Recipe:
             return self.epochs
         return min(self.epochs - 1, max(1, self.epochs // 4)) if pretrained else 0
 
-    def settled(self, spec: InputSpec, *, workers: int, on_gpu: bool) -> Self:
-        """This recipe with every None decided: from the weights' spec and the first placement."""
+    def settled(
+        self, spec: InputSpec, *, workers: int, on_gpu: bool, task: str = MULTICLASS
+    ) -> Self:
+        """This recipe with every None decided: from the weights' spec and the first placement.
+
+        `task` is the data set's; its images may be of one class and the recipe's multilabel.
+        """
+        require(self.task != MULTICLASS or task == MULTICLASS, "task", self.task,
+                f"{task}: in this data set an image has any number of classes")  # fmt: skip
         size = self.image_size or spec.resolution
         speed = TABLE[self.variant, "cuda" if on_gpu else "cpu"]
         return replace(
             self.decided,
+            task=self.task or task,
             image_size=size,
             micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
             precision=self.precision or ("bfloat16" if on_gpu else "float32"),

@@ -4,12 +4,13 @@ import copy
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from effnet_ray.data.balance import class_weights
 from effnet_ray.model.network import build
@@ -76,12 +77,14 @@ class FixedBatches:
     def eval(self) -> Iterator[Batch]:
         """This worker's share of five batches of three images."""
         for number in range(self.rank, 5, self.workers):
-            yield random_batch(9000 + number, 3, self.recipe.image_size or 0)
+            yield self._batch(9000 + number, 3)
 
     def shape(self) -> Shape:
         """What the whole plan holds."""
         lanes = [self._lane(s, k) for s in range(self.steps) for k in range(self.recipe.lanes)]
         label = torch.cat([lane.label for lane in lanes])
+        if label.ndim == 2:
+            return Shape(self.steps, len(label), 15)
         counts = label.bincount(minlength=CLASSES).numpy()
         weights = class_weights(counts, self.recipe.class_weights)
         return Shape(self.steps, len(label), 15, class_weights=weights)
@@ -89,7 +92,14 @@ class FixedBatches:
     def _lane(self, step: int, lane: int) -> Batch:
         last = step == self.steps - 1 and lane == self.recipe.lanes - 1
         images = self.short if last else self.recipe.micro_batch or 0
-        return random_batch(100 * step + lane, images, self.recipe.image_size or 0, lane)
+        return self._batch(100 * step + lane, images, lane)
+
+    def _batch(self, seed: int, images: int, lane: int = 0) -> Batch:
+        batch = random_batch(seed, images, self.recipe.image_size or 0, lane)
+        if self.recipe.task != "multilabel":
+            return batch
+        several = F.one_hot(batch.label, CLASSES) | F.one_hot(batch.label.flip(0), CLASSES)
+        return replace(batch, label=several.to(torch.uint8))
 
 
 def nothing(*_: object) -> None:
@@ -114,12 +124,13 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
         ),
         on_epoch=lambda report, _: reports.append(report),
     )
-    untrained = evaluate([new_state(recipe).network], batches.eval())[0]
+    several = recipe.task == "multilabel"
+    untrained = evaluate([new_state(recipe).network], batches.eval(), several=several)[0]
     return {
         "sums": sums,
         "statistics": moved,
         "gradients": norms,
-        "eval": untrained.sums.tolist(),
+        "eval": [*untrained.tally.sums.tolist(), untrained.mean_ap or 0.0],
         "reports": len(reports),
     }
 
@@ -150,6 +161,7 @@ def scenarios() -> dict[str, Recipe]:
             micro_batch=2, weights="ns", epochs=2, head_epochs=1, lr=1e-5, opt="lamb"
         ),
         "float16": settled(micro_batch=2, lr=1e-5, precision="float16"),
+        "multilabel": settled(micro_batch=2, task="multilabel", lr=1e-4, mixup=0.2),
     }
 
 

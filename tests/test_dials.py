@@ -14,7 +14,7 @@ from effnet_ray.model.optim import learning_rate, set_learning_rate
 from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train.loop import fit
-from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
 from effnet_ray.train.mixing import mixed
 from effnet_ray.train.reports import EpochReport, best, ended_early
 from effnet_ray.train.scaling import FIRST, GROWS_AFTER, LossScale
@@ -228,8 +228,9 @@ def test_late_in_a_run_the_average_has_the_recipes_decay() -> None:
     assert torch.allclose(first.state_dict()[name], 0.9 * was + 0.1 * now, atol=1e-7)
 
 
-def tally(loss: float, top1: float) -> Tally:
-    return Tally(torch.tensor([10 * loss, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64))
+def judged(loss: float, top1: float) -> Evaluation:
+    sums = torch.tensor([10 * loss, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64)
+    return Evaluation(Tally(sums))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def tally(loss: float, top1: float) -> Tally:
 def test_an_epoch_is_judged_by_the_better_of_weights_and_average(
     averaged: tuple[float, float], wins: bool
 ) -> None:
-    report = epoch_report(0, 1, tally(2, 0.1), tally(1.0, 0.5), tally(*averaged))
+    report = epoch_report(0, 1, judged(2, 0.1).tally, judged(1.0, 0.5), judged(*averaged))
     assert report.averaged == wins
     assert report.eval_top1 == (averaged[1] if wins else 0.5)
 

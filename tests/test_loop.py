@@ -344,9 +344,9 @@ def test_the_same_run_twice_is_bit_equal() -> None:
 def test_an_evaluation_leaves_the_network_as_it_was() -> None:
     recipe = settled(batchnorm="train")
     network, untouched = new_state(recipe).network, new_state(recipe).network
-    (tally,) = evaluate([network], FixedBatches(recipe).eval())
+    (found,) = evaluate([network], FixedBatches(recipe).eval())
     pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
-    assert tally.images == 15
+    assert found.tally.images == 15
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

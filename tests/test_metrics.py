@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
 from effnet_ray.train.reports import EpochReport, best
 
 
@@ -120,7 +120,7 @@ def test_without_epochs_there_is_no_best() -> None:
 
 def test_a_report_divides_once_and_adds_up_what_could_not_be_read() -> None:
     train, evaluated = Tally.of(*scores(20, 8, seed=4)), Tally.of(*scores(9, 8, seed=5))
-    report = epoch_report(2, 30, train, evaluated)
+    report = epoch_report(2, 30, train, Evaluation(evaluated))
     assert (report.epoch, report.step) == (2, 30)
     assert (report.train_images, report.eval_images) == (20, 9)
     assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.top1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from effnet_ray import storage
 from effnet_ray.check.findings import Finding, looked
 from effnet_ray.data import images, manifest as manifests, rows
+from effnet_ray.data.classes import named
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError, ImageError
 from effnet_ray.model import weights as pretrained
@@ -39,4 +40,4 @@ def _first_image(manifest: Manifest, data: str) -> str:
         raise DatasetError(
             f"the first image ({name}) cannot be decoded: {error}: pack again"
         ) from error
-    return f"{name}: {width}×{height} px, {manifest.classes[record['label']]}"
+    return f"{name}: {width}×{height} px, {named(record['label'], manifest.classes)}"

@@ -52,7 +52,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
         release = release_run(result, where.store)
         _summary(people, result, release, data)
     return {
-        **asdict(result),
+        **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
         "release_uri": release.uri,
     }
@@ -60,7 +60,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
 
 def _summary(people: People, result: Result, release: Release, data: str) -> None:
     people.table(
-        f"{release.reference}: eval top-1 {result.eval_top1:.2%}",
+        f"{release.reference}: {result.told}",
         {
             "release": release.uri,
             "run": result.run_uri,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
+from effnet_ray.data import classes
 from effnet_ray.data.images import PICTURES
 from effnet_ray.errors import DatasetError
 
@@ -53,9 +54,11 @@ class Job:
     path: str
     bytes: int
     label: str
+    separator: str
+    """Between the labels of one image; empty where each has one."""
     group: str
     split: str
-    """Names of the columns or JSON keys; group and split may be empty."""
+    """Names of the columns or JSON keys, as is `label`; these may be empty."""
     classes: Sequence[str] | None
     """Names of numbered labels, where the archive tells them."""
     spool: str
@@ -110,9 +113,11 @@ def class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] 
     schema = storage.attempt(path, lambda: pq.read_schema(path, filesystem=filesystem))
     metadata = schema.metadata or {}
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return list(map(str, features[label]["names"]))
-    except (KeyError, TypeError, ValueError):
+        found = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        if isinstance(found, list):  # a list of labels, in the older of two ways to say so
+            found = found[0]
+        return list(map(str, found.get("feature", found)["names"]))
+    except (LookupError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -193,11 +198,9 @@ def _cell(job: Job, number: int, row: dict[str, Any]) -> Sample:
     image = row["image"] or {}
     if image.get("bytes") is None:
         raise DatasetError(f"{job.uri} has no image bytes in row {number}: embed the images")
-    label = _text(row[job.label])
+    label = _label(job, row[job.label])
     if label is None:
         raise DatasetError(f"{job.uri} has no {job.label} in row {number}: every image needs one")
-    if job.classes and label.isdigit() and int(label) < len(job.classes):
-        label = job.classes[int(label)]
     return {
         "path": "/".join(filter(None, (f"{number}", image.get("path")))),
         "offset": 0,
@@ -206,6 +209,14 @@ def _cell(job: Job, number: int, row: dict[str, Any]) -> Sample:
         "group": _text(row.get(job.group)),
         "split": _text(row.get(job.split)),
     }
+
+
+def _label(job: Job, value: Any) -> str | None:
+    """Raises DatasetError for several where one is expected."""
+    try:
+        return classes.text(value, job.separator, job.classes)
+    except ValueError as error:
+        raise DatasetError(f"{job.uri} has {error}") from error
 
 
 def _text(value: Any) -> str | None:
@@ -257,7 +268,8 @@ def _sample(job: Job, sample: dict[str, Any]) -> Iterator[Sample]:
         return
     told, beside = _json(job, sample), sample["beside"]
     label = told.get(job.label, beside.get("cls", beside.get("txt")))
-    label = _text(label.decode().strip() if isinstance(label, bytes) else label)
+    if label is not None:  # else it is forgotten, not empty
+        label = _label(job, label.decode().strip() if isinstance(label, bytes) else label)
     if label is None:
         kinds = ", ".join(sorted(beside))
         raise DatasetError(

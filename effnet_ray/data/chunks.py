@@ -20,6 +20,7 @@ from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
+from effnet_ray.tasks import MULTICLASS
 from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2
@@ -28,7 +29,8 @@ PLAIN = -1
 """In place of a view's number: the plain one, as in evaluation."""
 
 Block = dict[str, npt.NDArray[Any]]
-"""`image` [n, R, R, 3] uint8 or features [n, F], `label`, `id`, `bad`."""
+"""`image` [n, R, R, 3] uint8 or features [n, F], `label` [n] int64 or, where images may have
+several, [n, K] uint8 of 0 and 1, `id`, `bad`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +173,20 @@ def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGro
             columns["bad"].append(json.dumps(asdict(bad)))
     return {
         "image": image,
-        "label": np.asarray(columns["label"], np.int64),
+        "label": _labels(columns["label"], dataset.manifest),
         "id": np.asarray(columns["id"], np.int64),
         "bad": np.asarray(columns["bad"], object),
     }
+
+
+def _labels(found: list[Any], manifest: Manifest) -> npt.NDArray[Any]:
+    """Labels of images, as a block holds them."""
+    if manifest.task == MULTICLASS:
+        return np.asarray(found, np.int64)
+    several = np.zeros((len(found), len(manifest.classes)), np.uint8)
+    for row, classes in enumerate(found):
+        several[row, classes] = 1
+    return several
 
 
 def _view(dataset: Dataset, task: Task, record: dict[str, Any], use: int) -> npt.NDArray[np.uint8]:

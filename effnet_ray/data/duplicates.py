@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from effnet_ray.data import splits
 from effnet_ray.data.archives import values
+from effnet_ray.data.classes import named
 from effnet_ray.data.images import Pixels
 from effnet_ray.data.sources import SPLITS
 from effnet_ray.data.splits import Ints
@@ -90,7 +91,7 @@ def listed(seen: pa.Table, split: Ints, classes: Sequence[str]) -> pa.Table:
         these = seen.take(ids)
         columns[f"{prefix}path"] = values(these, "path")
         columns[f"{prefix}split"] = [SPLITS[split[i]] for i in ids]
-        columns[f"{prefix}label"] = [classes[i] for i in values(these, "label")]
+        columns[f"{prefix}label"] = [named(label, classes) for label in values(these, "label")]
     far = np.maximum(1, distance(hashes, near)).astype(np.int64)
     columns["distance"] = np.concatenate([np.zeros(len(exact), np.int64), far])
     return pa.table(columns)

@@ -42,7 +42,8 @@ class Group:
 
     feature: npt.NDArray[np.floating[Any]]
     """[n, F]: float16; float32 of eval images, so that their figures are the network's own."""
-    label: npt.NDArray[np.int64]
+    label: npt.NDArray[Any]
+    """[n] int64, or [n, K] uint8 where images may have several."""
     id: npt.NDArray[np.int64]
     bad: list[str]
     """Of each image why it could not be read, as JSON of `Bad`; else empty."""
@@ -100,10 +101,23 @@ def write(uri: str, parts: Iterable[Group]) -> None:
 
 
 def _table(group: Group) -> pa.Table:
-    flat = pa.array(np.ascontiguousarray(group.feature).reshape(-1))
-    feature = pa.FixedSizeListArray.from_arrays(flat, group.feature.shape[1])
-    columns = {"id": group.id, "label": group.label, "feature": feature, "bad": group.bad}
-    return pa.table(columns)
+    label = _wide(group.label) if group.label.ndim == 2 else group.label
+    feature = _wide(group.feature)
+    return pa.table({"id": group.id, "label": label, "feature": feature, "bad": group.bad})
+
+
+def _wide(rows: npt.NDArray[Any]) -> pa.Array:
+    """A column of rows [n, W]."""
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+
+
+def _rows(column: pa.Array) -> npt.NDArray[Any]:
+    """[n] or [n, W], as it was written."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()  # type: ignore[no-any-return]  # Arrow has no types
+    flat: npt.NDArray[Any] = column.flatten().to_numpy()
+    return flat.reshape(len(column), column.type.list_size)
 
 
 @lru_cache(maxsize=GROUPS_KEPT)
@@ -144,10 +158,9 @@ def _read(uri: str, group: int) -> Group:
             return file.read_row_group(group)
 
     table = storage.attempt(uri, read_group).combine_chunks()
-    feature = table["feature"].chunk(0)
     return Group(
-        feature=feature.flatten().to_numpy().reshape(len(table), feature.type.list_size),
-        label=table["label"].to_numpy(),
+        feature=_rows(table["feature"].chunk(0)),
+        label=_rows(table["label"].chunk(0)),
         id=table["id"].to_numpy(),
         bad=table["bad"].to_pylist(),
     )

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import archives, manifest as manifests, sources
+from effnet_ray.data import archives, classes, manifest as manifests, sources
 from effnet_ray.data.archives import values
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.data.sources import SPLITS, Columns, Each
 from effnet_ray.errors import DatasetError
+from effnet_ray.tasks import MULTILABEL
 
 LARGEST_GROUP = 256 * 1024**2
 """A row group is read as a whole, whatever part of it is wanted."""
@@ -51,10 +52,15 @@ def index(source: str, columns: Columns, each: Each) -> Manifest:
 
     Raises DatasetError where they cannot be trained from as they are; then `pack` rewrites them.
     """
+    if columns.task == MULTILABEL:
+        raise DatasetError("--task multilabel is not read in place: pack without --in-place")
     paths = [path for path in storage.sizes(source) if path.lower().endswith(".parquet")]
     by_split = _by_split(source, paths)
-    classes = sources.class_names(columns.classes) if columns.classes else None
-    known = classes or archives.class_names(source, paths, columns.label_column)
+    known = (
+        classes.names_in(columns.classes)
+        if columns.classes
+        else archives.class_names(source, paths, columns.label_column)
+    )
     seen = dict(zip(paths, each(look, [Job(source, path, columns.label_column) for path in paths]),
                     strict=True))  # fmt: skip
     labels = [group for found in seen.values() for group in found.labels]

@@ -42,7 +42,8 @@ class Images:
 
     image: npt.NDArray[Any]
     """[n, R, R, 3] uint8, or features [n, F]."""
-    label: npt.NDArray[np.int64]
+    label: npt.NDArray[Any]
+    """As in a block."""
     weight: npt.NDArray[np.float32]
     """1, or 0 for a quarantined image."""
     id: npt.NDArray[np.int64]

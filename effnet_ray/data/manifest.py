@@ -49,6 +49,8 @@ class Manifest:
     """Class names; a label is an index into them."""
     splits: dict[str, tuple[Shard, ...]]
     """`train`, `eval` and, where packed with one, `test`."""
+    task: str = "multiclass"
+    """`multilabel` where an image has any number of classes, and its label is a list of them."""
     label_column: str = "label"
     """Another name where the shards are not ours."""
     quarantined: int = 0

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import (
+    classes,
     duplicates,
     in_place,
     manifest as manifests,
@@ -32,6 +33,7 @@ from effnet_ray.data.shards import ShardJob, Written
 from effnet_ray.data.sources import SPLITS, WORK, Columns, Each, Listing
 from effnet_ray.data.splits import Ints
 from effnet_ray.errors import DatasetError
+from effnet_ray.tasks import MULTILABEL
 
 SHARD_BYTES = 128 * 1024**2
 
@@ -173,14 +175,14 @@ def _assigned(listing: Listing, packing: Packing) -> Ints:
     """Every image's split before anything is known of its bytes."""
     given = [splits.UNASSIGNED if name is None else SPLITS.index(name)
              for name in values(listing.images, "split")]  # fmt: skip
-    return splits.assign(
-        listing.images["label"].to_numpy(),
-        splits.codes(values(listing.images, "group")),
-        np.asarray(given, np.int64),
-        listing.classes,
-        {"eval": packing.eval_fraction, "test": packing.test_fraction},
-        packing.seed,
-    )
+    unit = splits.codes(values(listing.images, "group"))
+    fractions = {"eval": packing.eval_fraction, "test": packing.test_fraction}
+    label, names = listing.images["label"], listing.classes
+    if packing.task == MULTILABEL:
+        number, names = splits.strata(label.to_pylist(), unit, names, least=len(fractions) + 1)
+    else:
+        number = label.to_numpy()
+    return splits.assign(number, unit, np.asarray(given, np.int64), names, fractions, packing.seed)
 
 
 class _Packer:
@@ -282,6 +284,7 @@ def _conclude(
         classes=listing.classes,
         splits=_by_split(written),
         quarantined=len(bad),
+        task=classes.task_of(listing.images.schema.field("label").type),
         made_from=made_from,
     )
     moved = int((before != split).sum())

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from effnet_ray import storage
 from effnet_ray.data.archives import values
+from effnet_ray.data.classes import task_of
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.records import from_dict
+from effnet_ray.tasks import MULTICLASS
 
 NAME = "report.json"
 
@@ -24,7 +26,8 @@ class Report:
     """A data set in numbers."""
 
     images: dict[str, list[int]]
-    """Per split, the images of every class, in the order of the classes."""
+    """Per split, the images of every class, in the order of the classes; one of several classes
+    counts for each."""
     bytes: dict[str, list[int]]
     """Per split, the bytes of every class's images."""
     width: tuple[int, ...]
@@ -49,8 +52,9 @@ def made(
 ) -> Report:
     """The report from all that was seen; `found` are the duplicates."""
     good = np.asarray([not reason for reason in values(seen, "reason")], bool)
-    label, size = seen["label"].to_numpy()[good], seen["bytes"].to_numpy()[good]
-    of = {n: split[good] == i for i, n in enumerate(("train", "eval", "test"))}
+    image, label = _labels(seen.take(np.flatnonzero(good)))
+    size = seen["bytes"].to_numpy()[good][image]
+    of = {n: (split[good] == i)[image] for i, n in enumerate(("train", "eval", "test"))}
     many = len(manifest.classes)
     exact = np.asarray(values(found, "distance"), np.int64) == 0
     other = np.asarray(found["label"]) != np.asarray(found["other_label"])
@@ -77,6 +81,14 @@ def made(
             if count < TINY
         },
     )
+
+
+def _labels(seen: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Every label of every image: the image's place, and the class."""
+    label = seen["label"].combine_chunks()
+    if task_of(label.type) == MULTICLASS:
+        return np.arange(len(seen)), label.to_numpy()
+    return label.value_parent_indices().to_numpy(), label.flatten().to_numpy()
 
 
 def _spread(values: np.ndarray[Any, Any]) -> tuple[int, ...]:

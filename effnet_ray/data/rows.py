@@ -14,13 +14,18 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import in_place
+from effnet_ray.data.classes import LABEL, LABELS
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.sources import SPLITS
 from effnet_ray.errors import DatasetError, StorageError
+from effnet_ray.tasks import MULTILABEL
 
 
 class RowGroup:
     """A row group of a split. Read once more where what came is not what was packed."""
+
+    types: dict[str, pa.DataType]
+    """Its columns."""
 
     def __init__(
         self, manifest: Manifest, data: str, split: str, group: int, *, limited: bool
@@ -32,6 +37,7 @@ class RowGroup:
         every = manifest.row_groups(split)
         self._shard, self._index, self._rows = every[group]
         self._label, self._limited = manifest.label_column, limited
+        self.types = TYPES | {"label": LABELS if manifest.task == MULTILABEL else LABEL}
         # Ids of shards that have none: the place in the split, the splits apart.
         self._first = (SPLITS.index(split) << 40) + sum(rows for _, _, rows in every[:group])
         self._uri = storage.join(data, self._shard.path)
@@ -52,7 +58,7 @@ class RowGroup:
         return record
 
     def _row(self, row: int) -> dict[str, Any]:
-        record = {name: self._table[name][row].as_py() for name in TYPES}
+        record = {name: self._table[name][row].as_py() for name in self.types}
         digest = hashlib.sha256(record["image"]["bytes"]).hexdigest()
         return {**record, "as_packed": digest == record["digest"]}
 
@@ -118,9 +124,10 @@ class RowGroup:
 
         size = footer.row_group(self._index).total_byte_size
         table = storage.attempt(self._uri, read, size)
-        if columns is None and table.schema.names != list(TYPES):
+        if columns is None and table.schema.names != list(self.types):
             raise OSError(f"its columns are {', '.join(table.schema.names)}")
-        if any(table.schema.field(name).type != TYPES[name] for name in TYPES if not columns):
+        found = {field.name: field.type for field in table.schema}
+        if columns is None and found != self.types:
             raise OSError("its columns have other types")
         self._reconcile(f"rows in row group {self._index}", table.num_rows, self._rows)
         if any(column.null_count for column in table.flatten().columns):
@@ -139,10 +146,10 @@ class RowGroup:
 TYPES = {
     "id": pa.int64(),
     "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    "label": pa.int64(),
+    "label": LABEL,
     "digest": pa.string(),
 }
-"""The columns of a shard, as `pack` writes them."""
+"""The columns of a shard, as `pack` writes them; where images may have several labels, a list."""
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from effnet_ray import storage
 from effnet_ray.data import sources
 from effnet_ray.data.archives import schema
+from effnet_ray.data.classes import LABEL, task_of
 from effnet_ray.data.duplicates import phash
 from effnet_ray.data.images import decode, shrunk
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
 from effnet_ray.records import from_dict
+from effnet_ray.tasks import MULTILABEL
 
 ROW_GROUP_IMAGES = 64
 ROW_GROUP_BYTES = 16 * 1024**2
@@ -38,7 +40,7 @@ READERS = max(8, os.cpu_count() or 1)
 
 SEEN = schema(
     id=pa.int64(),
-    label=pa.int64(),
+    label=LABEL,
     path=pa.string(),
     digest=pa.string(),
     phash=pa.uint64(),
@@ -47,7 +49,8 @@ SEEN = schema(
     height=pa.int32(),
     reason=pa.string(),
 )
-"""What is remembered of every source image of a shard; `reason` is empty where it was packed."""
+"""What is remembered of every source image of a shard; `reason` is empty where it was packed, and
+`label` a list where an image may have several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,11 @@ class ShardJob:
         told = [self.path, self.classes, self.max_side, self.images.select(
             ["id", "label", "path", "bytes"]).to_pydict()]  # fmt: skip
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @property
+    def label(self) -> pa.DataType:
+        """Of the images: LABEL or LABELS."""
+        return self.images.schema.field("label").type
 
     @property
     def record(self) -> str:
@@ -106,7 +114,8 @@ def write(job: ShardJob) -> Written:
     ):
         local = Path(folder) / "shard.parquet"
         images = _ahead(pool, lambda row: _look(row, job.max_side), job.images.to_pylist())
-        row_groups = _write_rows(local, _remembering(images, seen), job.classes)
+        columns = _schema(job.classes, job.label)
+        row_groups = _write_rows(local, _remembering(images, seen), columns)
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(
@@ -117,7 +126,9 @@ def write(job: ShardJob) -> Written:
         )
         if shard.rows:
             storage.upload(local, storage.join(job.out, job.path))
-    table = pa.Table.from_pylist(seen, schema=SEEN)
+    place = SEEN.get_field_index("label")
+    remembered = SEEN.set(place, SEEN.field(place).with_type(job.label))
+    table = pa.Table.from_pylist(seen, schema=remembered)
     _write_record(job, shard, table)
     return Written(shard, table)
 
@@ -181,9 +192,9 @@ def _remembering(images: Iterable[Image], seen: list[dict[str, Any]]) -> Iterato
             yield image
 
 
-def _write_rows(local: Path, images: Iterable[Image], classes: Sequence[str]) -> list[int]:
+def _write_rows(local: Path, images: Iterable[Image], columns: pa.Schema) -> list[int]:
     """Write Parquet, a row group at a time; returns the images of each."""
-    columns, counts = _schema(classes), []
+    counts = []
     # Images are compressed already; page checksums let any Parquet reader find bit flips.
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
     with pq.ParquetWriter(local, columns, write_page_checksum=True, **options) as writer:
@@ -206,19 +217,22 @@ def _row_groups(images: Iterable[Image]) -> Iterator[list[Image]]:
         yield group
 
 
-def _schema(classes: Sequence[str]) -> pa.Schema:
+def _schema(classes: Sequence[str], label: pa.DataType) -> pa.Schema:
     """Our columns, with class names where Hugging Face's `datasets` looks for them."""
+    told: dict[str, Any] = {"names": list(classes), "_type": "ClassLabel"}
+    if task_of(label) == MULTILABEL:
+        told = {"feature": told, "_type": "Sequence"}
     features = {
         "id": {"dtype": "int64", "_type": "Value"},
         "image": {"_type": "Image"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
+        "label": told,
         "digest": {"dtype": "string", "_type": "Value"},
     }
     return pa.schema(
         [
             ("id", pa.int64()),
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("label", pa.int64()),
+            ("label", label),
             ("digest", pa.string()),
         ],
         metadata={

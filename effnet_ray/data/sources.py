@@ -16,17 +16,18 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import archives
+from effnet_ray.data import archives, classes
 from effnet_ray.data.archives import table, values
 from effnet_ray.data.images import PICTURES, SUFFIXES
 from effnet_ray.errors import DatasetError, StorageError
+from effnet_ray.tasks import MULTILABEL
 
 SPLITS = ("train", "eval", "test")
 
@@ -63,9 +64,19 @@ class Columns:
     split_column: str = ""
     """Column that says train, eval (val, validation) or test. Default: as folders or files are
     named, where they are named so."""
+    task: Literal["multiclass", "multilabel"] = "multiclass"
+    """`multilabel`: an image may have any number of classes, none too. Its label is then a list
+    (Parquet, JSON) or a text of several."""
+    label_separator: str = "|"
+    """What stands between the labels of such a text."""
     classes: str = ""
     """URI of a file with one class name per line, in the order of the labels. Default: the names
     found, sorted."""
+
+    @property
+    def separator(self) -> str:
+        """Between the labels of one image; empty where each has one."""
+        return self.label_separator if self.task == MULTILABEL else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +85,8 @@ class Listing:
 
     classes: tuple[str, ...]
     images: pa.Table
-    """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class), `group`
-    and `split` (null where not given). A row's number is its image's id."""
+    """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class, or a list
+    of them), `group` and `split` (null where not given). A row's number is its image's id."""
 
     @property
     def digest(self) -> str:
@@ -96,17 +107,16 @@ def find(source: str, columns: Columns, out: str, each: Each) -> Listing:
     else:
         images, known = _folder(source, columns, out, each)
     if columns.classes:
-        known = class_names(columns.classes)
+        known = classes.names_in(columns.classes)
     images = images.sort_by("path")
     _check_unique(values(images, "path"), source)
-    classes, label = _labelled(values(images, "label"), known, source)
-    if len(classes) < 2:
-        raise DatasetError(
-            f"{source} has one class ({classes[0]}): a classifier needs two or more"
-        )
+    names, label = classes.labelled(values(images, "label"), known, columns.task, source)
+    if len(names) < 2:
+        few = f"one class ({names[0]})" if names else "no class"
+        raise DatasetError(f"{source} has {few}: a classifier needs two or more")
     split = _splits(values(images, "split"), source)
-    images = _replaced(_replaced(images, "label", pa.array(label)), "split", split)
-    return Listing(classes, images)
+    images = _replaced(_replaced(images, "label", label), "split", split)
+    return Listing(names, images)
 
 
 def _replaced(images: pa.Table, name: str, column: Any) -> pa.Table:
@@ -135,7 +145,7 @@ def _archives(
     names = archives.class_names(source, list(packs), columns.label_column)
     jobs = [
         archives.Job(
-            source, path, size, columns.label_column, columns.group_column,
+            source, path, size, columns.label_column, columns.separator, columns.group_column,
             columns.split_column, names, storage.join(out, WORK, "spool"),
         )
         for path, size in packs.items()
@@ -147,6 +157,11 @@ def _archives(
 
 
 def _only_in_tables(columns: Columns, source: str) -> None:
+    if columns.separator:
+        raise DatasetError(
+            f"{source} is a folder of class folders, where each image has one class: for --task "
+            "multilabel give a table, Parquet or WebDataset tars as --source"
+        )
     for flag in ("group_column", "split_column"):
         if getattr(columns, flag):
             raise DatasetError(
@@ -216,7 +231,8 @@ def _table(
                 f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: name the "
                 "right one with --path-column, --label-column, --group-column or --split-column"
             )
-    taken = {key: _texts(rows, name) for key, name in wanted.items() if name}
+    taken = {key: _texts(rows, name) for key, name in wanted.items() if name and key != "label"}
+    taken["label"] = _labels(rows, columns, source)
     for key, texts in taken.items():
         if not all(texts) and key != "group":
             raise DatasetError(f"{source} has rows without a value in {wanted[key]!r}: fill them")
@@ -229,6 +245,13 @@ def _table(
 def _texts(rows: pa.Table, name: str) -> list[Any]:
     """A column's values as text; empty ones are None."""
     return [None if v is None or v == "" else str(v) for v in values(rows, name)]
+
+
+def _labels(rows: pa.Table, columns: Columns, source: str) -> list[str | None]:
+    try:
+        return [classes.text(v, columns.separator) for v in values(rows, columns.label_column)]
+    except ValueError as error:
+        raise DatasetError(f"{source} has {error}") from error
 
 
 def _csv(source: str) -> pa.Table:
@@ -293,42 +316,6 @@ def _splits(given: Sequence[str | None], source: str) -> Any:
             "test"
         )
     return pa.array([SPLIT_NAMES[name] if name else None for name in names], pa.string())
-
-
-def class_names(uri: str) -> tuple[str, ...]:
-    """Names from a file, one a line, or a JSON list."""
-    text = storage.read_bytes(storage.absolute(uri)).decode()
-    names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    stripped = tuple(str(name).strip() for name in names if str(name).strip())
-    if len(set(stripped)) < len(stripped):
-        raise DatasetError(f"{uri} names a class twice: give each of the classes one line")
-    return stripped
-
-
-def _labelled(
-    found: Sequence[str], known: Sequence[str] | None, source: str
-) -> tuple[tuple[str, ...], list[int]]:
-    """Class names, and every image's index into them."""
-    distinct = sorted(set(found))
-    numbers = _plain(distinct)
-    if not known:
-        known = sorted(distinct, key=int) if numbers else distinct
-    if numbers and not set(distinct) <= set(known):
-        index = {name: int(name) for name in distinct}  # numbers that count the known names
-    else:
-        index = {name: place for place, name in enumerate(known)}
-    wrong = [name for name in distinct if index.get(name, len(known)) >= len(known)]
-    if wrong:
-        raise DatasetError(
-            f"{source} has the label {wrong[0]!r}, which is none of the {len(known)} classes: "
-            "correct the labels or the file of class names"
-        )
-    return tuple(known), [index[name] for name in found]
-
-
-def _plain(names: Iterable[str]) -> bool:
-    """Whether all are numbers, written without leading zeros."""
-    return all(re.fullmatch(r"0|[1-9]\d{0,8}", name) for name in names)
 
 
 def _check_unique(paths: Sequence[str], source: str) -> None:

@@ -5,6 +5,7 @@ all that hangs together by group or by equal bytes.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,28 @@ def assign(
             taken, order = _take(order, sizes, count, kept)
             units_split[taken] = SPLITS.index(wish)
     return np.where(split == 0, units_split[unit], split)
+
+
+def strata(
+    labels: Sequence[Sequence[int]], unit: Ints, classes: Sequence[str], least: int
+) -> tuple[Ints, tuple[str, ...]]:
+    """For images of several classes one to divide each by, [N], and the names of these.
+
+    An image's is its rarest, since that is where splits would differ most (so begins Sechidis et
+    al. 2011, "On the stratification of multi-label data"). Those that fewer than `least` units are
+    left to, and images without any, are divided together.
+    """
+    counts = np.bincount(
+        np.fromiter(chain.from_iterable(labels), np.int64), minlength=len(classes)
+    )
+    rest = len(classes)
+    found = np.asarray([min(own, key=lambda k: (counts[k], k), default=rest) for own in labels])
+    first = np.unique(unit, return_index=True)[1]
+    units = np.bincount(found[first], minlength=rest + 1)
+    found[(units < least)[found]] = rest
+    if 0 < np.count_nonzero(found[first] == rest) < least:
+        found[found == rest] = int(units[:rest].argmax())
+    return found, (*classes, "images of rare classes or none")
 
 
 def _take(order: Ints, sizes: Ints, count: int, kept: int) -> tuple[Ints, Ints]:

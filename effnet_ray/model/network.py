@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from effnet_ray.model.drop import Drop, replace_drop_paths
 from effnet_ray.phases import lowest, part_of
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.speed import CHANNELS_LAST, CONTIGUOUS
 from effnet_ray.variants import InputSpec
 
@@ -46,6 +46,11 @@ class Network(nn.Module):
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
         self.register_buffer("mean", scale[0], persistent=False)
         self.register_buffer("std", scale[1], persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """K, of the logits."""
+        return int(self.backbone.num_classes)
 
     @property
     def noise(self) -> tuple[Tensor, Tensor]:
@@ -100,6 +105,8 @@ def build(
         drop_path_rate=recipe.drop_path,
     )
     replace_drop_paths(backbone)
+    if recipe.batchnorm == SYNC:
+        backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; the same names
     network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)
     learn(network, recipe, lowest(recipe.unfreeze))
     return network
@@ -137,9 +144,10 @@ def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
             module.training = False  # of this module alone, not of what it holds
 
 
-def batchnorms(network: nn.Module) -> list[nn.BatchNorm2d]:
+def batchnorms(network: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
     """All BatchNorm layers, in the order of the forward pass."""
-    return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    return [layer for layer in network.modules() if isinstance(layer, kinds)]
 
 
 class RunningStatistics:
@@ -150,7 +158,7 @@ class RunningStatistics:
     its result is kept aside, weighted by its images, and the mean over all lanes is taken last.
     """
 
-    def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         """The layers' buffers become views of one tensor, and are changed in place."""
         self._live = _as_one(layers, ("running_mean", "running_var"))
         self._steps = _as_one(layers, ("num_batches_tracked",))

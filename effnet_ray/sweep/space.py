@@ -39,6 +39,7 @@ ELSEWHERE = {
     "variant": "list variants with --variants",
     "epochs": "--epochs is the length of every trial that is not stopped early",
     "seed": "--seed seeds the whole sweep",
+    "task": "--task is what the images are, and every trial's",
     "limit": "trials on different images cannot be compared",
 }
 """Fields that a space may not hold, and why."""

@@ -12,7 +12,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.cost import Cost
 from effnet_ray.placement import Placement
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.sweep import costs, outcome, record, space as spaces
 from effnet_ray.sweep.book import Book, Told
 from effnet_ray.sweep.ladder import Ladder
@@ -23,6 +23,7 @@ from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
 from effnet_ray.sweep.searchers import RANDOM, Draws, draws
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.trial import Driver, leaders, run_trials
+from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import machines, record as runs_record, session, waiting
 from effnet_ray.train.finetune import checked_name
 from effnet_ray.train.progress import Waiting
@@ -115,6 +116,16 @@ def _sweep(
     if recipe.eval_every > 1 or "eval_every" in space:
         raise RecipeError(
             "eval_every is for single runs: a sweep judges trials by every epoch; leave it out"
+        )
+    if MULTILABEL in (recipe.task, manifest.task):
+        raise RecipeError(
+            "task is multilabel: a sweep judges trials by top-1, which is for images of one "
+            "class; fine-tune single runs"
+        )
+    if SYNC in (recipe.batchnorm, *str(space.get("batchnorm", "")).replace(":", ",").split(",")):
+        raise RecipeError(
+            "batchnorm is sync: trials of a sweep have as many workers as there is room for; "
+            "choose train or frozen"
         )
     spaces.parse(space).check(recipe, variants)
     content: dict[str, Any] = {

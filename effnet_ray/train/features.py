@@ -246,8 +246,10 @@ def _one(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _told(about: str) -> Block:
     told = json.loads(about)
-    whole = {name: np.asarray(told[name], np.int64) for name in ("label", "id")}
-    return {**whole, "bad": np.asarray(told["bad"], object)}
+    label, image = np.asarray(told["label"], np.int64), np.asarray(told["id"], np.int64)
+    if label.ndim == 2:
+        label = label.astype(np.uint8)
+    return {"label": label, "id": image, "bad": np.asarray(told["bad"], object)}
 
 
 class _Backbone:

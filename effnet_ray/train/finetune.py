@@ -22,7 +22,7 @@ from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.model.compiled import check_compiler
 from effnet_ray.placement import Placement
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.train import checkpoint, features, progress, record, session, waiting
 from effnet_ray.train.record import Result, Run
 from effnet_ray.train.reports import best, ended_early
@@ -72,6 +72,7 @@ def finetune(
     manifests.check(manifest.limited(recipe.limit), data)
     new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
+    _check_sync(run.recipe, placement)
     dataset = _dataset(run, manifest, data, features_in or storage.join(runs, kept.FOLDER))
     if run.recipe.compile and not (session.submitted() or ray.is_initialized()):
         check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
@@ -114,6 +115,7 @@ def _begin(
         weights.spec,
         workers=placement.worker_range[1],
         on_gpu=placement.gpus_per_worker > 0,
+        task=manifest.task,
     )
     fetched = pretrained.fetch(weights, mirror)
     digest = hashlib.sha256(fetched).hexdigest() if fetched else ""
@@ -132,6 +134,18 @@ def _begin(
         weights_head=pretrained.head_classes(weights, manifest.classes),
     )
     return run, uri
+
+
+def _check_sync(recipe: Recipe, placement: Placement) -> None:
+    """Raises RecipeError where workers cannot normalise a batch together."""
+    low, high = placement.worker_range
+    fits = placement.gpus_per_worker > 0 and low == high == recipe.lanes
+    if recipe.batchnorm == SYNC and not fits:
+        raise RecipeError(
+            f"batchnorm is sync with {high} workers of {placement.gpus_per_worker} GPUs: expected "
+            f"one with a GPU for each micro-batch (--workers {recipe.lanes} --gpus-per-worker 1; "
+            f"batch_size / micro_batch is {recipe.lanes}); or choose train or frozen"
+        )
 
 
 def _weights_uri(runs: str, digest: str) -> str | None:
@@ -319,6 +333,7 @@ class _Ending:
             eval_top1=top1,
             eval_top5=top5,
             eval_loss=loss,
+            eval_map=winner.eval_map,
             epochs=len(last.history),
             steps=last.step,
             resumed_from_step=self._started.step if self._started else 0,

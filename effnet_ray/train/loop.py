@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.model.network import (
@@ -16,8 +17,10 @@ from effnet_ray.model.network import (
 from effnet_ray.model.optim import learning_rate
 from effnet_ray.phases import evaluates, phase_at
 from effnet_ray.recipe import Recipe
+from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train.memory import warm_up
-from effnet_ray.train.metrics import Tally, epoch_report
+from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
+from effnet_ray.train.ranking import Ranking
 from effnet_ray.train.reports import EpochReport, ended_early
 from effnet_ray.train.state import Batch, TrainState
 from effnet_ray.train.step import Worker, train_step
@@ -92,7 +95,7 @@ def fit(
             _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.most_uses)
             on_step(state)
         _reconcile(epoch, "train", state.tally, shape.train_images)
-        evaluated = list[Tally]()
+        evaluated = list[Evaluation]()
         if evaluates(recipe, epoch):
             evaluated = _evaluated(worker, epoch, shape, batches.eval(), max_bad_fraction)
         report = epoch_report(epoch, state.step, state.tally, *evaluated)
@@ -104,12 +107,17 @@ def fit(
 
 def _evaluated(
     worker: Worker, epoch: int, shape: Shape, batches: Iterable[Batch], max_bad_fraction: float
-) -> list[Tally]:
-    """The tallies of an epoch's evaluation, held against the plan."""
-    found = evaluate(worker.state.networks, worker.divided(batches), worker.autocast)
-    _reconcile(epoch, "eval", found[0], shape.eval_images)
-    _check_bad("eval", found[0], shape.eval_images, max_bad_fraction)
-    _check_finite(found[0], f"the evaluation after step {worker.state.step - 1}")
+) -> list[Evaluation]:
+    """An epoch's evaluations, held against the plan."""
+    found = evaluate(
+        worker.state.networks,
+        worker.divided(batches),
+        worker.autocast,
+        several=worker.recipe.task == MULTILABEL,
+    )
+    _reconcile(epoch, "eval", found[0].tally, shape.eval_images)
+    _check_bad("eval", found[0].tally, shape.eval_images, max_bad_fraction)
+    _check_finite(found[0].tally, f"the evaluation after step {worker.state.step - 1}")
     return found
 
 
@@ -140,17 +148,41 @@ def evaluate(
     networks: Sequence[Network],
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> list[Tally]:
-    """Each network's tally of all workers' batches; every image counts once, divided once."""
-    tallies = [Tally.zero(next(network.parameters()).device) for network in networks]
-    for network in networks:
-        network.eval()
+    *,
+    several: bool = False,
+) -> list[Evaluation]:
+    """Each network's evaluation by all workers' batches; every image counts once.
+
+    `several`: whether an image may have several classes. Called by every worker.
+    """
+    running = [_Running(network, several=several) for network in networks]
     for batch in batches:
-        for index, network in enumerate(networks):
+        for each in running:
             with autocast():
-                logits = network(batch.image)
-            tallies[index] += Tally.of(logits, batch.label, batch.weight)
-    return [tally.over_workers() for tally in tallies]
+                logits = each.network(batch.image)
+            each.add(logits, batch)
+    return [each.over_workers() for each in running]
+
+
+class _Running:
+    """A network's evaluation under way."""
+
+    def __init__(self, network: Network, *, several: bool) -> None:
+        self.network = network.eval()
+        device = next(network.parameters()).device
+        self._tally = Tally.zero(device)
+        self._ranking = Ranking(network.num_classes, device) if several else None
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """What the network says of some images."""
+        self._tally += Tally.of(logits, batch.label, batch.weight)
+        if self._ranking:
+            self._ranking.add(logits, batch.label, batch.weight)
+
+    def over_workers(self) -> Evaluation:
+        """What it came to."""
+        mean_ap = self._ranking.mean_ap() if self._ranking else None
+        return Evaluation(self._tally.over_workers(), mean_ap)
 
 
 def _reconcile(epoch: int, split: str, tally: Tally, planned: int) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.phases import HEAD, Phase
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.train.step import Worker, lane_gradients
 
 MOMENTS = 2
@@ -22,9 +22,10 @@ MOMENTS = 2
 def warm_up(worker: Worker) -> None:
     """What comes before a phase's first step.
 
-    A CPU that runs out of memory does not say so, and a whole lane takes it long: none is tried.
+    A CPU that runs out of memory does not say so, and a whole lane takes it long: none is tried;
+    nor where workers normalise together, since one that fails would leave the others waiting.
     """
-    if worker.device.type != "cpu":
+    if worker.device.type != "cpu" and worker.recipe.batchnorm != SYNC:
         divide(worker)
     worker.warm_up()
 
@@ -72,7 +73,7 @@ def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
 
 def _normalised_together(recipe: Recipe, phase: Phase) -> bool:
     """Whether BatchNorm's statistics are those of a micro-batch."""
-    return recipe.batchnorm == "train" and phase.lowest < HEAD
+    return recipe.batchnorm in ("train", SYNC) and phase.lowest < HEAD
 
 
 def _fits(worker: Worker, pieces: int) -> bool:

@@ -33,10 +33,13 @@ class Tally:
 
     @classmethod
     def of(cls, logits: Tensor, label: Tensor, weight: Tensor) -> Self:
-        """The tally of some images: logits [B, K], label [B] int64, weight [B], 0 or 1."""
+        """The tally of some images: logits [B, K], weight [B], 0 or 1.
+
+        Label: [B] int64; or [B, K] of 0 and 1, and a hit is any of an image's own classes.
+        """
         logits = logits.detach().float()
-        loss = F.cross_entropy(logits, label, reduction="none")
-        rank = _rank(logits, label)
+        loss = losses(logits, label)
+        rank = _rank(logits, label) if label.ndim == 1 else _best_rank(logits, label)
         columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
         kept = [(column.double() * weight).sum() for column in columns]
         nothing = torch.zeros_like(kept[0])
@@ -57,7 +60,7 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, nats, without label smoothing."""
+        """Mean of `losses`, without label smoothing."""
         return self._mean(0)
 
     @property
@@ -89,6 +92,18 @@ class Tally:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
 
 
+def losses(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """[B]: cross-entropy in nats of logits [B, K] and labels [B].
+
+    Of labels [B, K] of 0 and 1: binary cross-entropy, the mean over the classes. `smoothing` is
+    then spread as in timm's `BinaryCrossEntropy`.
+    """
+    if label.ndim == 1:
+        return F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    target = label.to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+
+
 def _rank(logits: Tensor, label: Tensor) -> Tensor:
     """[B]: classes that stand before the label's, 0 for a top-1 hit.
 
@@ -101,22 +116,49 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
     return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
+def _best_rank(logits: Tensor, label: Tensor) -> Tensor:
+    """[B]: classes that stand before the first of the image's own; all of them where it has none.
+
+    Ties and NaN as in `_rank`.
+    """
+    logits = logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    own = label.gather(1, order)
+    none = own.sum(1) == 0
+    return own.argmax(1).masked_fill(none, label.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a network is worth, over all workers' eval images."""
+
+    tally: Tally
+    mean_ap: float | None = None
+    """Where images may have several classes: see `Ranking`."""
+
+    @property
+    def better_first(self) -> tuple[float, float]:
+        """Sorts evaluations: mean average precision or top-1, then the loss."""
+        score = self.tally.top1 if self.mean_ap is None else self.mean_ap
+        return -score, self.tally.loss
+
+
 def epoch_report(
     epoch: int,
     step: int,
     train: Tally,
-    evaluated: Tally | None = None,
-    averaged: Tally | None = None,
+    evaluated: Evaluation | None = None,
+    averaged: Evaluation | None = None,
 ) -> EpochReport:
     """The report of an epoch from its tallies (over all workers), evaluated or not.
 
-    Of the network's evaluation and its average's, the better one's figures: higher top-1, then
-    lower loss.
+    Of the network's evaluation and its average's, the better one's figures.
     """
-    better = evaluated
+    chosen = evaluated
     if averaged and evaluated:
-        wins = (averaged.top1, -averaged.loss) > (evaluated.top1, -evaluated.loss)
-        better = averaged if wins else evaluated
+        wins = averaged.better_first < evaluated.better_first
+        chosen = averaged if wins else evaluated
+    better = chosen.tally if chosen else None
     return EpochReport(
         epoch=epoch,
         step=step,
@@ -126,8 +168,9 @@ def epoch_report(
         eval_loss=better.loss if better else None,
         eval_top1=better.top1 if better else None,
         eval_top5=better.top5 if better else None,
+        eval_map=chosen.mean_ap if chosen else None,
         eval_images=better.images if better else 0,
-        quarantined=train.quarantined + (evaluated.quarantined if evaluated else 0),
+        quarantined=train.quarantined + (evaluated.tally.quarantined if evaluated else 0),
         skipped=train.skipped_steps,
-        averaged=better is not None and better is averaged,
+        averaged=chosen is not None and chosen is averaged,
     )

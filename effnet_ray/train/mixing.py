@@ -27,7 +27,7 @@ class Mixed:
     share: Tensor
     """[B] float32, 0 to 1: how much of the image is its own label's."""
     other: Tensor | None = None
-    """[B] int64: the label of what was mixed in; None where nothing was."""
+    """The label of what was mixed in, as in a batch; None where nothing was."""
 
     def part(self, first: int, rows: int) -> "Mixed":
         """Some of the images."""

@@ -73,6 +73,15 @@ class Result:
     """Wall time of the call that ended the run."""
     quarantined: int
     """Images that could not be read, per epoch."""
+    eval_map: float | None = None
+    """Mean average precision, where images may have several classes."""
+
+    @property
+    def told(self) -> str:
+        """What the best epoch is judged by, for people."""
+        if self.eval_map is not None:
+            return f"eval mAP {self.eval_map:.2%}"
+        return f"eval top-1 {self.eval_top1:.2%}"
 
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:

@@ -31,18 +31,25 @@ class EpochReport:
     averaged: bool = False
     """Whether the eval figures are those of the averaged weights (EMA), which were better; a
     release of this epoch has them."""
+    eval_map: float | None = None
+    """Mean average precision, 0 to 1, where images may have several classes."""
+
+    @property
+    def score(self) -> float | None:
+        """What epochs are judged by."""
+        return self.eval_top1 if self.eval_map is None else self.eval_map
 
 
 def best(history: Sequence[EpochReport]) -> EpochReport | None:
-    """The epoch to release: highest eval top-1, then lowest eval loss, then the earliest.
+    """The epoch to release: highest score, then lowest eval loss, then the earliest.
 
     Of those that were evaluated. A loss that is no number counts as the highest.
     """
 
     def order(epoch: EpochReport) -> tuple[float, float, int]:
-        loss, top1 = epoch.eval_loss, epoch.eval_top1
-        assert loss is not None and top1 is not None
-        return -top1, math.inf if math.isnan(loss) else loss, epoch.epoch
+        loss, score = epoch.eval_loss, epoch.score
+        assert loss is not None and score is not None
+        return -score, math.inf if math.isnan(loss) else loss, epoch.epoch
 
     return min(_evaluated(history), key=order, default=None)
 

@@ -18,7 +18,7 @@ class Batch:
     image: Tensor
     """[B, 3, R, R] uint8, channels last in memory; or features [B, F] of a frozen backbone."""
     label: Tensor
-    """[B] int64"""
+    """[B] int64; or [B, K] uint8 of 0 and 1, where images may have several classes."""
     weight: Tensor
     """[B] float32: 1, or 0 for a quarantined image."""
     lane: int = 0

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,8 +25,9 @@ from effnet_ray.model.network import (
 )
 from effnet_ray.model.optim import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
-from effnet_ray.recipe import Recipe
-from effnet_ray.train.metrics import Tally, sum_over_workers
+from effnet_ray.recipe import SYNC, Recipe
+from effnet_ray.tasks import MULTILABEL
+from effnet_ray.train.metrics import Tally, losses, sum_over_workers
 from effnet_ray.train.mixing import Mixed, mixed
 from effnet_ray.train.state import Batch, TrainState
 
@@ -122,6 +122,8 @@ class Worker:
             image = torch.zeros(images, size, size, 3, dtype=torch.uint8, device=self.device)
             image = image.permute(0, 3, 1, 2)
         label = torch.zeros(images, dtype=torch.int64, device=self.device)
+        if self.recipe.task == MULTILABEL:
+            label = label[:, None].expand(images, self.network.num_classes)
         return Batch(image, label, torch.zeros(images, device=self.device), lane=-1)
 
     def shown(self, lane: Batch) -> Mixed:
@@ -172,7 +174,8 @@ def train_step(
     """
     filled = [lane for lane in lanes if len(lane.label)]
     if not filled:
-        filled = [worker.empty_batch()]
+        # What is normalised together must not see images that are none.
+        filled = [worker.empty_batch(0 if worker.recipe.batchnorm == SYNC else 2)]
     tally = gradients(worker, filled, step, count).over_workers()
     norm = nn.utils.get_total_norm(worker.unscaled())
     if not torch.isfinite(tally.sums[0] + norm):  # the same on every worker
@@ -223,20 +226,20 @@ def lane_gradients(worker: Worker, lane: Batch, step: int, *, scale: float, last
     shown = worker.shown(lane)
     worker.network.begin_lane(images)
     rows = worker.rows or images
-    for first in range(0, images, rows):
+    for first in range(0, max(1, images), max(1, rows)):
         part, seen = lane.part(first, rows), shown.part(first, rows)
         with worker.accumulating(last=last and first + rows >= images):
             with worker.autocast(), _SingleImageMode(worker.network, lane):
                 logits = worker.model(seen.image)
-            losses = _losses(worker, logits.float(), part.label, seen)
-            ((losses * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
+            found = _losses(worker, logits.float(), part.label, seen)
+            ((found * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if lane.lane >= 0:
             tally += Tally.of(logits, part.label, part.weight)
     return tally
 
 
 def _losses(worker: Worker, logits: Tensor, label: Tensor, shown: Mixed) -> Tensor:
-    """Cross-entropy [B] with the labels, and with those mixed in."""
+    """Losses [B] by the labels, and by those mixed in."""
     own = _weighted(worker, logits, label)
     if shown.other is None:
         return own
@@ -244,10 +247,9 @@ def _losses(worker: Worker, logits: Tensor, label: Tensor, shown: Mixed) -> Tens
 
 
 def _weighted(worker: Worker, logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy [B], each times the weight of its label's class."""
-    smoothing, weights = worker.recipe.label_smoothing, worker.class_weights
-    losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
-    return losses if weights is None else losses * weights[label]
+    """Losses [B], each times the weight of its label's class."""
+    found, weights = losses(logits, label, worker.recipe.label_smoothing), worker.class_weights
+    return found if weights is None else found * weights[label]
 
 
 def lane_seed(seed: int, step: int, lane: int) -> int:

@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from effnet_ray import phases, storage
 from effnet_ray.data.chunks import Bad, Dataset
@@ -21,6 +22,7 @@ from effnet_ray.data.ingest import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.model import optim
 from effnet_ray.placement import Placement
+from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import audit, checkpoint, memory, quarantine, record, start
 from effnet_ray.train.drain import Drain
 from effnet_ray.train.loop import Shape, fit
@@ -93,7 +95,12 @@ def _train(job: Job) -> None:
         decode_tasks=decode_tasks,
         prefetch_mb=prefetch_mb,
     )
-    batches = DeviceBatches(stream, job.dataset.plan.workers_lanes(rank, workers), device)
+    batches = DeviceBatches(
+        stream,
+        job.dataset.plan.workers_lanes(rank, workers),
+        device,
+        several=len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0,
+    )
     _Reporter(job, rank, workers, batches, state, held_since).run()
 
 
@@ -141,8 +148,12 @@ def _resume(state: TrainState, job: Job, rank: int) -> None:
 class DeviceBatches:
     """A Stream's images as batches on the worker's device; measures the waiting."""
 
-    def __init__(self, stream: Stream, lanes: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, stream: Stream, lanes: Sequence[int], device: torch.device, *, several: int = 0
+    ) -> None:
+        """`several`: the number of classes where an image may have any number of them."""
         self._stream, self._lanes, self._device = stream, lanes, device
+        self._several = several
         self.before_step: Callable[[list[Images]], None] = lambda images: None
         """Called with a step's images before the step begins."""
         self.after_eval: Callable[[list[Images]], None] = lambda images: None
@@ -185,6 +196,8 @@ class DeviceBatches:
         if image.ndim == 4:
             image = image.permute(0, 3, 1, 2)  # [B, 3, R, R], channels last
         label, weight = torch.from_numpy(images.label), torch.from_numpy(images.weight)
+        if self._several and label.ndim == 1:
+            label = F.one_hot(label, self._several).to(torch.uint8)
         if self._device.type == "cuda":  # pinned memory lets the copy overlap with compute
             image, label, weight = image.pin_memory(), label.pin_memory(), weight.pin_memory()
         image, label, weight = (

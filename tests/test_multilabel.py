@@ -1,0 +1,350 @@
+"""Images of several classes: from a table to mean average precision."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
+from PIL import Image
+from sklearn.metrics import average_precision_score
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor
+from torch.nn import functional as F
+
+from effnet_ray import Placement, Recipe, finetune
+from effnet_ray.data import duplicates, features, labels, manifest as manifests, report, splits
+from effnet_ray.data.chunks import Dataset, Task, load_chunk
+from effnet_ray.data.features import Group
+from effnet_ray.data.pack import Packing, pack
+from effnet_ray.errors import DatasetError, RecipeError
+from effnet_ray.sweep.tune import tune
+from effnet_ray.train import checkpoint
+from effnet_ray.train.loop import fit
+from effnet_ray.train.metrics import Evaluation, Tally, epoch_report, losses
+from effnet_ray.train.ranking import Ranking
+from effnet_ray.train.record import Result
+from effnet_ray.train.reports import EpochReport, best
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+"""An image shows some of these, each as a stripe."""
+SEVERAL = Packing(task="multilabel", eval_fraction=0.25)
+WANTED = [["red"], ["green", "red"], [], ["blue"], ["blue", "green", "red"], ["blue", "red"]]
+
+
+def stripes(shown: list[str], number: int) -> bytes:
+    """A PNG of 40 px with a stripe of every colour shown; no two of different number are equal."""
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[0, :8, 0] = np.unpackbits(np.uint8([number]))
+    for place, name in enumerate(sorted(shown)):
+        pixels[10 * place + 4 : 10 * place + 12] = COLOURS[name]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def images(count: int) -> list[tuple[str, bytes, list[str]]]:
+    """Name, bytes and labels of so many images."""
+    shown = [WANTED[number % len(WANTED)] for number in range(count)]
+    return [(f"{n:03d}.png", stripes(own, n), own) for n, own in enumerate(shown)]
+
+
+def as_table(folder: Path, count: int) -> str:
+    """A CSV whose labels are told with a bar between them."""
+    folder.mkdir()
+    rows = ["path,label"]
+    for name, data, shown in images(count):
+        (folder / name).write_bytes(data)
+        rows.append(f"{name},{'|'.join(shown)}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return str(folder / "table.csv")
+
+
+def as_parquet(folder: Path, count: int) -> str:
+    """Hugging Face's layout: numbers in a list, and what they are called."""
+    folder.mkdir()
+    names = sorted(COLOURS)
+    feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}
+    told = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    rows = [
+        {"image": {"bytes": data, "path": name}, "label": [names.index(n) for n in shown]}
+        for name, data, shown in images(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(told), folder / "a.parquet")
+    return str(folder)
+
+
+def as_tar(folder: Path, count: int) -> str:
+    """WebDataset: a list in each image's JSON."""
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name, data, shown in images(count):
+            told = json.dumps({"label": shown}).encode()
+            for member, content in ((name, data), (name.replace("png", "json"), told)):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return str(folder)
+
+
+SOURCES = {"table": as_table, "parquet": as_parquet, "tar": as_tar}
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """72 images of stripes, packed."""
+    folder = tmp_path_factory.mktemp("coloured")
+    pack(as_table(folder / "source", 72), str(folder / "packed"), SEVERAL)
+    return str(folder / "packed")
+
+
+# --- packing
+
+
+@pytest.mark.parametrize("form", SOURCES)
+def test_every_form_of_a_source_tells_the_same_labels(tmp_path: Path, form: str) -> None:
+    manifest = pack(SOURCES[form](tmp_path / "source", 36), str(tmp_path / "out"), SEVERAL)
+    assert manifest.classes == ("blue", "green", "red")
+    assert manifest.task == manifests.load(str(tmp_path / "out")).task == "multilabel"
+    found = {}
+    for shard in (s for shards in manifest.splits.values() for s in shards):
+        for row in pq.read_table(tmp_path / "out" / shard.path).to_pylist():
+            name = row["image"]["path"].rpartition("#")[2].rpartition("/")[2]
+            found[name] = [manifest.classes[label] for label in row["label"]]
+    assert found == {name: sorted(shown) for name, _, shown in images(36)}
+
+
+def test_every_class_is_in_every_split_and_counted_for_each_of_its_images(coloured: str) -> None:
+    told = report.load(coloured)
+    assert told.images["eval"] and min(told.images["eval"]) > 0
+    totals = np.sum([told.images[split] for split in told.images], axis=0)
+    assert totals.tolist() == [36, 24, 48]  # blue, green, red of 72
+
+
+@given(st.lists(st.sets(st.integers(0, 5)), min_size=4, max_size=80), st.integers(0, 99))
+def test_an_image_is_divided_by_its_rarest_class_and_nothing_is_too_small(
+    sets: list[set[int]], seed: int
+) -> None:
+    unit = np.arange(len(sets))
+    classes = tuple("abcdef")
+    number, names = splits.strata([sorted(s) for s in sets], unit, classes, least=3)
+    counts = [sum(k in own for own in sets) for k in range(6)]
+    for own, stratum in zip(sets, number.tolist(), strict=True):
+        rarest = min(own, key=lambda k: (counts[k], k), default=6)
+        assert stratum == rarest or np.count_nonzero(number == rarest) == 0
+    sizes = np.bincount(number, minlength=7)
+    assert all(size == 0 or size >= 3 for size in sizes)
+    given = np.full(len(sets), splits.UNASSIGNED)
+    split = splits.assign(number, unit, given, names, {"eval": 0.2, "test": 0.1}, seed)
+    assert set(split.tolist()) == {0, 1, 2}
+
+
+def test_equal_images_with_other_labels_are_told_by_name() -> None:
+    seen = pa.table(
+        {
+            "path": ["a", "b"], "label": pa.array([[0, 1], []], pa.list_(pa.int64())),
+            "digest": ["x", "x"], "phash": pa.array([0, 0], pa.uint64()), "reason": ["", ""],
+        }
+    )  # fmt: skip
+    (pair,) = duplicates.listed(seen, np.asarray([0, 1]), ("cat", "dog")).to_pylist()
+    assert (pair["label"], pair["other_label"]) == ("cat, dog", "no class")
+
+
+@pytest.mark.parametrize(
+    ("packing", "source", "message"),
+    [
+        (SEVERAL, "folders", "class folders, where each image has one class"),
+        (Packing(), "parquet", "several labels for one image: pack with --task multilabel"),
+        (Packing(), "tar", "several labels for one image: pack with --task multilabel"),
+        (replace(SEVERAL, in_place=True), "parquet", "not read in place"),
+        (replace(SEVERAL, label_separator=";"), "table", None),
+    ],
+)
+def test_what_cannot_be_several_classes_is_refused(
+    tmp_path: Path, photographs: Path, packing: Packing, source: str, message: str | None
+) -> None:
+    uri = str(photographs) if source == "folders" else SOURCES[source](tmp_path / "source", 36)
+    out = uri if packing.in_place else str(tmp_path / "out")
+    if message is None:  # another separator than the table's: each set is one class
+        assert "blue|green|red" in pack(uri, out, packing).classes
+        return
+    with pytest.raises(DatasetError, match=message):
+        pack(uri, out, packing)
+
+
+# --- reading
+
+
+def dataset(data: str, recipe: Recipe) -> Dataset:
+    spec = recipe.row.input_spec()
+    return Dataset(manifests.load(data), data, recipe, replace(spec, resolution=32))
+
+
+def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> None:
+    recipe = settled(task="multilabel", batch_size=8, micro_batch=8)
+    blocks = list(load_chunk(dataset(coloured, recipe), Task("train", 0, 0, 0, 0)))
+    found = {
+        i: own for block in blocks for i, own in zip(block["id"], block["label"], strict=True)
+    }
+    names = sorted(COLOURS)
+    for image, row in found.items():  # ids are in the order of the paths
+        assert [names[k] for k in np.flatnonzero(row)] == sorted(WANTED[image % len(WANTED)])
+
+
+def test_features_keep_rows_of_labels(tmp_path: Path) -> None:
+    label = np.eye(3, dtype=np.uint8)
+    group = Group(np.ones((3, 5), np.float16), label, np.arange(3), ["", "", ""])
+    features.write(f"{tmp_path}/00000.parquet", [group])
+    found = features.read(f"{tmp_path}/00000.parquet", 0)
+    assert found.label.dtype == np.uint8 and (found.label == label).all()
+
+
+# --- loss and figures
+
+
+def scored(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(count, 5, generator=draws) * 3).round()  # some are equal
+    label = (torch.rand(count, 5, generator=draws) < 0.3).to(torch.uint8)
+    return logits, label, (torch.rand(count, generator=draws) > 0.2).float()
+
+
+@given(st.integers(1, 30), st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
+def test_the_loss_is_timms_binary_cross_entropy(count: int, seed: int, smoothing: float) -> None:
+    logits, label, _ = scored(count, seed)
+    found = losses(logits, label, smoothing).mean()
+    on, off = 1 - smoothing + smoothing / 5, smoothing / 5
+    target = label.float() * (on - off) + off
+    assert float(found) == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, target)))
+    one = torch.arange(count) % 5
+    ours = losses(logits, F.one_hot(one, 5), smoothing).mean()
+    theirs = BinaryCrossEntropy(smoothing=smoothing)(logits, one)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+@given(st.integers(1, 30), st.integers(0, 10**6))
+def test_an_image_is_a_hit_where_a_class_of_its_own_stands_first(count: int, seed: int) -> None:
+    logits, label, weight = scored(count, seed)
+    first = [own[row.argmax()] for row, own in zip(logits, label, strict=True)]
+    hits = sum(float(hit) * float(w) for hit, w in zip(first, weight, strict=True))
+    tally = Tally.of(logits, label, weight)
+    assert tally.top1 * max(1, int(weight.sum())) == pytest.approx(hits, abs=1e-6)
+    assert tally.top5 * max(1, int(weight.sum())) == pytest.approx(
+        float((label.any(1) * weight).sum()), abs=1e-6
+    )
+
+
+@given(st.integers(2, 40), st.integers(0, 10**6))
+def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int) -> None:
+    logits, label, weight = scored(count, seed)
+    label[:, 3] = 0
+    ranking = Ranking(5, torch.device("cpu"))
+    for first in range(0, count, 7):
+        part = slice(first, first + 7)
+        ranking.add(logits[part], label[part], weight[part])
+    kept = weight > 0
+    found = [
+        average_precision_score(label[kept, k], logits[kept, k])
+        for k in range(5)
+        if label[kept, k].any()
+    ]
+    assert ranking.mean_ap() == pytest.approx(np.mean(found) if found else 0.0)
+
+
+def test_a_score_that_is_no_number_makes_mean_ap_none() -> None:
+    ranking = Ranking(2, torch.device("cpu"))
+    ranking.add(torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2), torch.ones(1))
+    assert np.isnan(ranking.mean_ap())
+
+
+def test_the_best_epoch_is_that_of_the_highest_mean_ap() -> None:
+    def evaluation(top1: float, mean_ap: float) -> Evaluation:
+        sums = torch.tensor([10, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64)
+        return Evaluation(Tally(sums), mean_ap)
+
+    train = Tally.zero()
+    first = epoch_report(0, 1, train, evaluation(0.9, 0.3), evaluation(0.1, 0.5))
+    second = epoch_report(1, 2, train, evaluation(0.2, 0.6))
+    assert first.averaged and (first.eval_map, first.eval_top1) == (0.5, 0.1)
+    assert best([first, second]) == second
+
+
+# --- a run
+
+
+def test_the_loop_learns_several_classes() -> None:
+    recipe = settled(task="multilabel", epochs=6, lr=3e-3, batchnorm="train", micro_batch=8)
+    reports: list[EpochReport] = []
+    batches, state = FixedBatches(recipe), new_state(recipe)
+    fit(state, recipe, batches.shape(), batches, on_step=nothing,
+        on_epoch=lambda told, _: reports.append(told))  # fmt: skip
+    assert reports[-1].train_loss < 0.8 * reports[0].train_loss
+    assert all(told.eval_map is not None and 0 < told.eval_map <= 1 for told in reports)
+    assert state.network.num_classes == CLASSES
+
+
+def test_a_recipe_takes_its_task_from_the_data() -> None:
+    def of(task: str | None, data: str) -> str | None:
+        recipe = Recipe(weights="none", task=task)
+        return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False, task=data).task
+
+    assert (of(None, "multilabel"), of(None, "multiclass")) == ("multilabel", "multiclass")
+    assert of("multilabel", "multiclass") == "multilabel"
+    with pytest.raises(RecipeError, match="any number of classes"):
+        of("multiclass", "multilabel")
+    with pytest.raises(RecipeError, match="class_weights or balance"):
+        Recipe(weights="none", task="multilabel", balance=0.5)
+
+
+def test_a_sweep_of_several_classes_is_refused(coloured: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a sweep judges trials by top-1"):
+        tune(Recipe(weights="none"), Placement(), coloured, variants=["b0"], trials=1,
+             runs=str(tmp_path))  # fmt: skip
+
+
+SMALL = Recipe(
+    weights="none", image_size=32, epochs=2, batch_size=8, micro_batch=2, lr=1e-3,
+    batchnorm="frozen", flip=0.0, limit=32,
+)  # fmt: skip
+
+
+def history(result: Result) -> list[EpochReport]:
+    return checkpoint.open_checkpoint(result.checkpoint).history
+
+
+@pytest.mark.ray
+def test_a_run_reports_the_same_mean_ap_on_1_and_2_workers(
+    cluster: object, coloured: str, tmp_path: Path, weights_mirror: str
+) -> None:
+    recipe = replace(SMALL, weights="ns", lr=1e-4)  # its first epoch is the head's, by features
+    one, two = (
+        finetune(recipe, Placement(workers=str(n)), coloured, runs=str(tmp_path), name=f"on-{n}",
+                 mirror=weights_mirror)
+        for n in (1, 2)
+    )  # fmt: skip
+    assert one.eval_map and one.told.startswith("eval mAP")
+    assert two.eval_map == pytest.approx(one.eval_map, abs=1e-4)
+    assert [h.train_loss for h in history(two)] == pytest.approx(
+        [h.train_loss for h in history(one)], abs=1e-4
+    )
+
+
+@pytest.mark.ray
+def test_images_of_one_class_may_be_learnt_as_if_they_had_several(
+    cluster: object, digits: str, tmp_path: Path
+) -> None:
+    recipe = replace(SMALL, task="multilabel", epochs=1)
+    found = finetune(recipe, Placement(workers="2"), digits, runs=str(tmp_path), name="one")
+    assert found.eval_map and 0 < found.eval_map <= 1
+
+
+def test_labels_of_one_class_are_not_read_from_lists(coloured: str) -> None:
+    with pytest.raises(DatasetError, match="labels of type list"):
+        labels.read(manifests.load(coloured), coloured)
