@@ -85,8 +85,10 @@ def ran(recipe: Recipe, data: str, folder: str, name: str, whole: int) -> Ran:
 
     finetune(recipe, Placement(workers="1"), data, runs=folder, name=name, hear=hear)
     known = recipe.decided
-    each = [0.0 if phases.phase_at(known, epoch).frozen else (phases.size_at(known, epoch) / whole) ** 2
-            for epoch in range(recipe.epochs)]  # fmt: skip
+    each = [
+        (not phases.phase_at(known, epoch).frozen) * (phases.size_at(known, epoch) / whole) ** 2
+        for epoch in range(recipe.epochs)
+    ]
     compute = [sum(each[: epoch + 1]) for epoch in range(recipe.epochs)]
     return Ran(seconds, top1, compute)
 

@@ -4,6 +4,7 @@
     ├─ InputError                 a person's mistake: one sentence, exit 2
     │   ├─ RecipeError            a Recipe, Placement or flag cannot mean what it says
     │   ├─ StorageError           a URI cannot be read or written
+    │   │   └─ ConflictError      an object was changed by somebody else since it was read
     │   ├─ DatasetError           a manifest or shard is missing, damaged or contradicts its record
     │   ├─ WeightsError           pretrained weights do not exist or cannot be had
     │   ├─ RunExistsError         a run's name is taken by another recipe or another data set
@@ -39,6 +40,10 @@ class RecipeError(InputError):
 
 class StorageError(InputError):
     """A URI cannot be read or written."""
+
+
+class ConflictError(StorageError):
+    """An object was changed by somebody else since it was read."""
 
 
 class DatasetError(InputError):

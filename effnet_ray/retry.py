@@ -32,6 +32,8 @@ TRANSIENT_CODES = {
     "RequestTimeout", "SlowDown", "OperationAborted", "ConditionalRequestConflict", "400",
 }  # fmt: skip
 """400 is what a HEAD says of RequestTimeout: it has no body to name a code."""
+NOT_IMPLEMENTED = 501
+"""What a server says of preconditions that it does not know: it will not learn them."""
 TRANSIENT_TEXTS = (
     "AWS Error NETWORK_CONNECTION", "AWS Error SLOW_DOWN", "AWS Error SERVICE_UNAVAILABLE",
     "AWS Error INTERNAL_FAILURE", "AWS Error REQUEST_TIMEOUT", "(HTTP status 5",
@@ -92,7 +94,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(answer, ClientError):
         status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = answer.response.get("Error", {}).get("Code")
-        return status >= 500 or status == 429 or code in TRANSIENT_CODES
+        busy = status >= 500 and status != NOT_IMPLEMENTED
+        return busy or status == 429 or code in TRANSIENT_CODES
     kinds = (
         TimeoutError, ConnectionError, BotoConnectionError, HTTPClientError, IncompleteReadError,
     )  # fmt: skip

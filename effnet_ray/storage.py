@@ -9,9 +9,9 @@ libraries below are translated here, once.
 import asyncio
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
+from effnet_ray import disk
 from effnet_ray.errors import StorageError
 from effnet_ray.retry import abandoning, is_transient, patiently
 
@@ -39,6 +40,19 @@ DEFAULT_REGION = "us-east-1"
 
 DELETED_AT_ONCE = 1000
 """S3's own bound."""
+
+RECORD_BYTES = 16_000_000
+"""More than any record has; what is larger is no record, and not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in a listing."""
+
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written, seconds since 1970, by the storage's clock."""
 
 
 def is_remote(uri: str) -> bool:
@@ -129,7 +143,7 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def _translated(uri: str, verb: str) -> Iterator[None]:
+def translated(uri: str, verb: str) -> Iterator[None]:
     """Turn whatever a storage client raises into one sentence about the URI."""
     try:
         yield
@@ -163,25 +177,33 @@ def attempt(uri: str, operation: Callable[[], T], size: int = 0) -> T:
     For libraries that read by themselves through `arrow_filesystem`; `size` is in bytes. Raises
     StorageError.
     """
-    with _translated(uri, "read"):
+    with translated(uri, "read"):
         return patiently(abandoning(operation), size) if is_remote(uri) else operation()
 
 
-def _ask(uri: str, verb: str, method: str, *args: Any, size: int = 0, **more: Any) -> Any:
-    """What s3fs's coroutine `method` returns, tried again; a try that takes long is cancelled."""
+Call = Callable[[s3fs.S3FileSystem], Awaitable[Any]]
+
+
+def ask(uri: str, verb: str, method: str | Call, *args: Any, size: int = 0, **more: Any) -> Any:
+    """What s3fs's coroutine `method` returns, tried again; a try that takes long is cancelled.
+
+    `method` may also be a coroutine function of the client. Raises StorageError.
+    """
 
     def within(seconds: float) -> Any:
         client = _s3()
 
         async def call() -> Any:
-            return await asyncio.wait_for(getattr(client, method)(*args, **more), seconds)
+            asked = getattr(client, method)(*args, **more) if isinstance(method, str) \
+                else method(client)  # fmt: skip
+            return await asyncio.wait_for(asked, seconds)
 
         try:
             return fsspec.asyn.sync(client.loop, call)
         except TimeoutError as error:
             raise TimeoutError(f"no complete answer within {seconds:.0f} s") from error
 
-    with _translated(uri, verb):
+    with translated(uri, verb):
         return patiently(within, size)
 
 
@@ -209,14 +231,25 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_bytes(uri: str, size: int | None = None) -> bytes:
-    """The whole object; `size`, if known, saves asking for it. Raises StorageError."""
+def read_bytes(uri: str, size: int | None = None, *, most: int | None = None) -> bytes:
+    """The whole object; `size`, if known, saves asking for it.
+
+    Raises StorageError, also where it has more than `most` bytes: it is not read then.
+    """
     if not is_remote(uri):
+        check_size(uri, os.path.getsize(uri) if most is not None and exists(uri) else 0, most)
         return attempt(uri, Path(uri).read_bytes)
     if size is None:
-        size = int(_ask(uri, "read", "_info", uri)["size"])
-    data: bytes = _ask(uri, "read", "_cat_file", uri, size=size)
+        size = int(ask(uri, "read", "_info", uri)["size"])
+    check_size(uri, size, most)
+    data: bytes = ask(uri, "read", "_cat_file", uri, size=size)
     return data
+
+
+def check_size(uri: str, size: int, most: int | None) -> None:
+    """Raises StorageError where an object has more bytes than it may."""
+    if most is not None and size > most:
+        raise StorageError(f"{uri} has {size:,} bytes, at most {most:,} were expected: restore it")
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
@@ -229,7 +262,7 @@ def read_range(uri: str, start: int, size: int) -> bytes:
 
     if is_remote(uri):
         end = start + size
-        found: bytes = _ask(uri, "read", "_cat_file", uri, start=start, end=end, size=size)
+        found: bytes = ask(uri, "read", "_cat_file", uri, start=start, end=end, size=size)
     else:
         found = attempt(uri, local)
     if len(found) != size:
@@ -248,10 +281,10 @@ def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     try:
         if is_remote(uri):
             mode = "create" if exclusive else "overwrite"
-            _ask(uri, "write", "_pipe_file", uri, data, mode=mode, size=len(data))
+            ask(uri, "write", "_pipe_file", uri, data, mode=mode, size=len(data))
         else:
-            with _translated(uri, "write"):
-                _write_local(Path(uri), data, exclusive)
+            with translated(uri, "write"):
+                disk.write(Path(uri), data, exclusive=exclusive)
     except StorageError as error:
         if exclusive and isinstance(error.__cause__, FileExistsError) and exists(uri):
             # Somebody wrote it since the look above: we ourselves, if only the answer was lost.
@@ -261,40 +294,13 @@ def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
         raise
 
 
-def _write_local(path: Path, data: bytes, exclusive: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        if exclusive:
-            os.link(name, path)  # fails where the name exists; os.replace would not
-            os.unlink(name)
-        else:
-            os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def upload(local: Path, uri: str) -> None:
     """Copy a local file to the URI, whole or absent."""
-
-    def copy() -> None:
-        target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(local, partial)
-        os.replace(partial, target)
-
     if is_remote(uri):
-        _ask(uri, "write", "_put_file", str(local), uri, size=local.stat().st_size)
+        ask(uri, "write", "_put_file", str(local), uri, size=local.stat().st_size)
     else:
-        with _translated(uri, "write"):
-            copy()
+        with translated(uri, "write"):
+            disk.copy(local, Path(uri))
 
 
 def download(uri: str, local: Path) -> None:
@@ -305,8 +311,8 @@ def download(uri: str, local: Path) -> None:
 def exists(uri: str) -> bool:
     """Whether an object or a folder is there."""
     if is_remote(uri):
-        return bool(_ask(uri, "look for", "_exists", uri))
-    with _translated(uri, "look for"):
+        return bool(ask(uri, "look for", "_exists", uri))
+    with translated(uri, "look for"):
         return Path(uri).exists()
 
 
@@ -315,55 +321,66 @@ def sizes(uri: str) -> dict[str, int]:
 
     Raises StorageError where the bucket is missing or cannot be listed.
     """
-    if is_remote(uri):
-        return _visible(_objects(uri.rstrip("/")))
-
-    with _translated(uri, "list"):
-        root = Path(uri)
-        return _visible(
-            {
-                path.relative_to(root).as_posix(): path.stat().st_size
-                for path in root.rglob("*")
-                if path.is_file()
-            }
-        )
+    return {path: entry.size for path, entry in entries(uri).items()}
 
 
-def _objects(uri: str) -> dict[str, int]:
+def entries(uri: str, *, hidden: bool = False) -> dict[str, Entry]:
+    """`sizes`, with times; also of hidden files if told."""
+    uri = uri.rstrip("/")
+    with translated(uri, "list"):
+        found = _objects(uri) if is_remote(uri) else _files(Path(uri))
+    return {
+        path: entry
+        for path, entry in sorted(found.items())
+        if hidden or not any(part.startswith(".") for part in path.split("/"))
+    }
+
+
+def _files(root: Path) -> dict[str, Entry]:
+    """Those that somebody deletes in the meantime are left out."""
+    found = {}
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(root, onerror=failed):
+        for path in (Path(folder, name) for name in names):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            found[path.relative_to(root).as_posix()] = Entry(stat.st_size, stat.st_mtime)
+    return found
+
+
+def _objects(uri: str) -> dict[str, Entry]:
     """Page by page, since a large bucket has thousands and any of them may fail."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     folder = f"{prefix}/" if prefix else ""
-    found: dict[str, int] = {}
+    found: dict[str, Entry] = {}
     more: dict[str, Any] = {}
     while True:
-        page = _ask(
+        page = ask(
             uri, "list", "_call_s3", "list_objects_v2", Bucket=bucket, Prefix=folder, **more
         )
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):
-                found[item["Key"][len(folder) :]] = int(item["Size"])
+                written = item["LastModified"].timestamp()
+                found[item["Key"][len(folder) :]] = Entry(int(item["Size"]), written)
         if not page.get("IsTruncated"):
             return found
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _visible(sizes: dict[str, int]) -> dict[str, int]:
-    """Sorted by name, without hidden files: the same on a disk and in a bucket."""
-    return {
-        path: size
-        for path, size in sorted(sizes.items())
-        if not any(part.startswith(".") for part in path.split("/"))
-    }
-
-
 def folders(uri: str) -> list[str]:
     """Names of the folders directly below the URI, sorted; empty where nothing is."""
     if not is_remote(uri):
-        with _translated(uri, "list"):
+        with translated(uri, "list"):
             root = Path(uri)
             return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     try:
-        found = _ask(uri, "list", "_ls", uri.removeprefix("s3://"), detail=True)
+        found = ask(uri, "list", "_ls", uri.removeprefix("s3://"), detail=True)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return []
@@ -377,8 +394,8 @@ def delete(uri: str) -> None:
         every = [uri, *(join(uri, name) for name in _objects(uri.rstrip("/")))]
         for first in range(0, len(every), DELETED_AT_ONCE):
             part = every[first : first + DELETED_AT_ONCE]
-            _ask(uri, "delete", "_bulk_delete", part)
+            ask(uri, "delete", "_bulk_delete", part)
         return
-    with _translated(uri, "delete"):
+    with translated(uri, "delete"):
         path = Path(uri)
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

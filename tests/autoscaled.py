@@ -115,7 +115,15 @@ def trained(
 ) -> dict[str, Any]:
     """What a small submitted job says at its end."""
     flags += ("--data", f"{bucket}/digits", "--runs", f"{bucket}/runs", "--name", name)
-    flags += ("--store", f"{bucket}/store", "--weights", "none", "--image-size", "32")
+    flags += (
+        "--store",
+        f"{bucket}/store",
+        "--single-writer",
+        "--weights",
+        "none",
+        "--image-size",
+        "32",
+    )
     flags += ("--limit", "64", "--batch-size", "16")
     done = submit(env, sys.executable, str(ROOT / f"jobs/{job}.py"), *flags)
     assert done.returncode == 0, done.stdout + done.stderr

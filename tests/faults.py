@@ -22,6 +22,11 @@ ANSWERS = {
     "429": (429, ""),
     "RequestTimeout": (400, "RequestTimeout"),
 }
+CONDITIONAL = {
+    "409 ConditionalRequestConflict": (409, "ConditionalRequestConflict"),
+    "501 NotImplemented": (501, "NotImplemented"),
+}
+"""What only conditional writes are answered."""
 BODIES = ("reset", "reset in the body", "short body", "stall", "trickle")
 KINDS = (*ANSWERS, *BODIES)
 QUICK = tuple(kind for kind in KINDS if kind not in ("stall", "trickle"))
@@ -100,8 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
         fault = self.server.faults.next(self.command, self.path)
-        if fault in ANSWERS:
-            return self._say(*ANSWERS[fault])
+        if fault in ANSWERS | CONDITIONAL:
+            return self._say(*(ANSWERS | CONDITIONAL)[fault])
         if fault == "reset":
             return self._reset()
         status, headers, answer = self._upstream(body)

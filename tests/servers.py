@@ -13,7 +13,7 @@ from pathlib import Path
 
 import s3fs
 
-from effnet_ray import storage
+from effnet_ray import conditional, storage
 
 KEY, SECRET = "AKTESTKEY001", "sk12345678"
 PATIENCE = 60.0
@@ -101,6 +101,7 @@ def s3_environment(
 def _forget_clients() -> None:
     storage._s3.cache_clear()
     storage._arrow_s3.cache_clear()
+    conditional.weakness.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

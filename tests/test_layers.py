@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors records variants speed tasks recipe phases placement retry storage "
+    "errors records variants speed tasks recipe phases placement retry disk storage "
+    "conditional sealed "
     "data.manifest data.augment data.images data.classes data.archives data.sources data.splits "
     "data.duplicates data.shards data.report data.in_place data.pack data.sample data.balance "
     "data.order data.labels data.rows data.spread data.features data.chunks data.ingest "
@@ -19,13 +20,14 @@ ORDER = (
     "train.step train.memory train.loop train.checkpoint train.audit train.quarantine "
     "train.record train.progress train.drain train.start train.worker train.machines "
     "train.session train.features train.waiting train.finetune "
-    "store.releases store.card store.release_run "
+    "store.names store.shelf store.publishing store.aliases store.upkeep store.releases "
+    "store.catalog store.card store.provenance store.release_run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
     "check.findings check.ec2 check.cluster_security check.cluster_file check.places "
     "check.inputs check.working_dir check.cluster check.preflight "
-    "console.people console.packing console.sweeping console.checking "
-    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping"
+    "console.people console.packing console.sweeping console.checking console.models "
+    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping cli.models"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 

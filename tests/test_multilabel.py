@@ -24,7 +24,8 @@ from effnet_ray.data import duplicates, features, labels, manifest as manifests,
 from effnet_ray.data.chunks import Dataset, Task, load_chunk
 from effnet_ray.data.features import Group
 from effnet_ray.data.pack import Packing, pack
-from effnet_ray.errors import DatasetError, RecipeError
+from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
+from effnet_ray.store.releases import ModelStore
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train import checkpoint
 from effnet_ray.train.loop import fit
@@ -274,6 +275,21 @@ def test_the_best_epoch_is_that_of_the_highest_mean_ap() -> None:
     second = epoch_report(1, 2, train, evaluation(0.2, 0.6))
     assert first.averaged and (first.eval_map, first.eval_top1) == (0.5, 0.1)
     assert best([first, second]) == second
+
+
+def test_releases_of_several_classes_are_compared_by_mean_ap(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for run, (top1, mean_ap) in {"a": (0.9, 0.5), "b": (0.1, 0.6), "c": (0.95, 0.55)}.items():
+        metrics = {"best": {"eval_top1": top1, "eval_map": mean_ap}}
+        files = {"metrics.json": json.dumps(metrics).encode(), "model.safetensors": run.encode()}
+        store.publish("tags", files, {"run": run})
+    assert [move.version for move in store.history("tags", "best")] == [1, 2]
+    with pytest.raises(ReleaseError, match=r"its mean average precision is 55.00%, that of v2 60"):
+        store.promote("tags@v3", "best")
+    one = {"metrics.json": b'{"best": {"eval_top1": 1.0}}', "model.safetensors": b"d"}
+    store.publish("tags", one, {"run": "d"})
+    with pytest.raises(ReleaseError, match="it has no mean average precision"):
+        store.promote("tags@v4", "best")
 
 
 # --- a run

@@ -34,8 +34,13 @@ def by_name(findings: Iterable[Finding]) -> dict[str, Finding]:
 # --- places
 
 
-def test_places_are_tried_and_nothing_is_left_there(s3: str) -> None:
-    found = by_name(places(s3, f"{s3}/runs", f"{s3}/store"))
+@pytest.mark.parametrize("single_writer", [False, True])
+def test_places_are_tried_and_nothing_is_left_there(s3: str, single_writer: bool) -> None:
+    uris = (s3, f"{s3}/runs", f"{s3}/store")
+    found = by_name(places(*uris, single_writer=single_writer))
+    if not found["store"].ok:
+        assert not single_writer and "--single-writer" in found.pop("store").found
+        found |= by_name(places(*uris, single_writer=True))
     assert all_right(found.values()) and set(found) == {"S3 credentials", "runs", "store"}
     assert found["S3 credentials"].found.startswith("env, for http://")
     bucket = s3.rpartition("/")[0]

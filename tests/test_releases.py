@@ -13,7 +13,7 @@ FILES = {"model.safetensors": b"weights", "config.json": b"{}"}
 
 
 def test_versions_are_dense_and_files_verified(s3: str) -> None:
-    store = ModelStore(s3)
+    store = ModelStore(s3, single_writer=True)
     first = store.publish("pets", FILES, {"run": "a"})
     second = store.publish("pets", FILES, {"run": "b"})
     assert (first.reference, second.reference) == ("pets@v1", "pets@v2")
@@ -54,5 +54,16 @@ def test_the_record_names_every_file(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match=r"NAME@vN"):
-        ModelStore(str(tmp_path)).find("pets")
+    store = ModelStore(str(tmp_path))
+    store.publish("pets", FILES, {"run": "a"})
+    for reference in (
+        "pets",
+        "pets@",
+        "@v1",
+        "pets@v1@v1",
+        "../pets@v1",
+        "pets@../x",
+        "pets@v1\n",
+    ):
+        with pytest.raises(ReleaseError, match=r"NAME@vN"):
+            store.find(reference)

@@ -215,7 +215,7 @@ def test_a_job_on_s3_leaves_no_secret_in_arguments_runtime_env_or_logs(head: Hea
     bucket = fresh_bucket()
     pack_sample(f"{bucket}/digits")
     where = [f"--data={bucket}/digits", f"--runs={bucket}/runs", f"--store={bucket}/store"]
-    command = ["python", "jobs/check.py", *where, "--weights=none"]
+    command = ["python", "jobs/check.py", *where, "--single-writer", "--weights=none"]
     command += ["--workers=1", "--gpus-per-worker=0"]
     done = submit(head.env, *command, options=["--working-dir", str(ROOT)])
     assert done.returncode == 0 and '"ok": true' in done.stdout, done.stdout + done.stderr

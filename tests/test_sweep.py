@@ -222,7 +222,7 @@ def test_a_killed_node_costs_a_sweep_no_trial(rclone: str) -> None:
         where = [f"{bucket}/runs", "--data", f"{bucket}/digits", "--store", f"{bucket}/store"]
         flags = [flag for flag in SMALL if flag != "--local"]
         flags += ["--variants", "b0", "--trials", "2", "--image-size", "32", "--epochs", "8"]
-        flags += ["--weights", "none"]
+        flags += ["--weights", "none", "--single-writer"]
         done = subprocess.run(
             [sys.executable, "-c", TWO_NODES, *where, *flags, "--name", "torn"],
             capture_output=True, text=True, timeout=500,

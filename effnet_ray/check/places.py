@@ -7,19 +7,29 @@ from collections.abc import Iterator
 import botocore.session
 from botocore.exceptions import BotoCoreError
 
-from effnet_ray import storage
+from effnet_ray import conditional, storage
 from effnet_ray.check.findings import Finding, finding, looked
 from effnet_ray.errors import StorageError
 
 PROBE = b"effnet_ray writes this to see whether it may, and deletes it."
 
 
-def places(data: str, runs: str, store: str) -> Iterator[Finding]:
+def places(data: str, runs: str, store: str, *, single_writer: bool = False) -> Iterator[Finding]:
     """Credentials for S3 where it is used, and whether runs and releases can be written."""
     if any(map(storage.is_remote, (data, runs, store))):
         yield credentials()
     yield looked("runs", lambda: writable(runs, "checkpoints and records"))
-    yield looked("store", lambda: writable(store, "releases"))
+    yield looked("store", lambda: publishable(store, single_writer=single_writer))
+
+
+def publishable(uri: str, *, single_writer: bool) -> str:
+    """`writable`, and whether two publishers at once would be kept apart there.
+
+    Raises StorageError.
+    """
+    found = writable(uri, "releases")
+    conditional.trust(storage.absolute(uri), "releases", single_writer=single_writer)
+    return found + ("; by one writer at a time, as told" if single_writer else "")
 
 
 def credentials() -> Finding:

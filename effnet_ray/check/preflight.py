@@ -14,9 +14,11 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 
 
-def quick(data: str, runs: str, store: str, *, submitted: bool) -> Iterator[Finding]:
+def quick(
+    data: str, runs: str, store: str, *, single_writer: bool, submitted: bool
+) -> Iterator[Finding]:
     """What takes a moment, and what no run would say before it is too late."""
-    yield from places(data, runs, store)
+    yield from places(data, runs, store, single_writer=single_writer)
     if submitted:
         yield from working_dir(Path.cwd(), submits=False)
 
@@ -29,11 +31,12 @@ def full(
     store: str,
     mirror: str | None,
     *,
+    single_writer: bool,
     submits: bool,
     connect: Callable[[Placement], object],
 ) -> Iterator[Finding]:
     """All of it. `connect` joins or starts Ray; `submits`: the working dir is to be submitted."""
-    yield from places(data, runs, store)
+    yield from places(data, runs, store, single_writer=single_writer)
     yield from inputs(recipe, data, mirror)
     yield from working_dir(Path.cwd(), submits=submits)
     connect(placement)

@@ -57,6 +57,7 @@ def _run(flags: Check, people: People) -> list[Finding]:
             where.runs,
             where.store,
             where.weights_mirror or None,
+            single_writer=where.single_writer,
             submits="RAY_API_SERVER_ADDRESS" in os.environ,
             connect=connect,
         )
@@ -66,7 +67,14 @@ def _run(flags: Check, people: People) -> list[Finding]:
 def ready(flags: Training, data: str, people: People) -> None:
     """The quick part. Raises StorageError where what is trained could not be kept."""
     where = flags.where
-    for finding in preflight.quick(data, where.runs, where.store, submitted=session.submitted()):
+    found = preflight.quick(
+        data,
+        where.runs,
+        where.store,
+        single_writer=where.single_writer,
+        submitted=session.submitted(),
+    )
+    for finding in found:
         if not finding.ok:
             raise StorageError(finding.told)
         if finding.do:

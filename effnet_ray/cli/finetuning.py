@@ -49,7 +49,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
         )
         if not people.trained:
             people.say(f"run {result.run!r} has finished already: reported, not redone")
-        release = release_run(result, where.store)
+        release = release_run(result, where.store, single_writer=where.single_writer)
         _summary(people, result, release, data)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},

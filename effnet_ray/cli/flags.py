@@ -16,7 +16,8 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.records import from_dict
-from effnet_ray.store.releases import REFERENCE, ModelStore
+from effnet_ray.store.releases import ModelStore
+from effnet_ray.variants import FAMILIES
 
 HOME = "~/effnet-ray"
 
@@ -46,6 +47,9 @@ class Where:
     """Where releases go. Default: EFFNET_STORE, else ~/effnet-ray/store."""
     runs: str = ""
     """Where runs keep checkpoints and records. Default: EFFNET_RUNS, else ~/effnet-ray/runs."""
+    single_writer: bool = False
+    """Publish although the store's server ignores conditional writes: never two jobs at once.
+    Default: EFFNET_SINGLE_WRITER."""
     weights_mirror: str = ""
     """Folder of <timm name>.safetensors used instead of the hub. Default: EFFNET_WEIGHTS."""
 
@@ -112,11 +116,25 @@ def _environment() -> dict[str, Any]:
         "placement": Placement(**placement),
         "where": Where(
             data=get("EFFNET_DATA", ""),
-            store=get("EFFNET_STORE", f"{HOME}/store"),
+            store=store_from_environment(),
+            single_writer=single_writer_from_environment(),
             runs=get("EFFNET_RUNS", f"{HOME}/runs"),
             weights_mirror=get("EFFNET_WEIGHTS", ""),
         ),
     }
+
+
+def store_from_environment() -> str:
+    """Where releases are, if no flag says so."""
+    return os.environ.get("EFFNET_STORE", f"{HOME}/store")
+
+
+def single_writer_from_environment() -> bool:
+    """Whether the cluster's files, or a person, answer for it that one job publishes at a time."""
+    said = os.environ.get("EFFNET_SINGLE_WRITER", "").lower()
+    if said not in ("", "0", "false", "1", "true"):
+        raise RecipeError(f"EFFNET_SINGLE_WRITER is {said!r}: expected 1 or 0")
+    return said in ("1", "true")
 
 
 def workers_from_environment() -> bool:
@@ -135,9 +153,11 @@ def sample(people: People) -> str:
 
 
 def recipe(flags: Training) -> Recipe:
-    """The recipe, a release's reference replaced by its URI, verified."""
+    """The recipe, a release's name replaced by its URI, verified."""
     wanted = flags.recipe.weights
-    if REFERENCE.fullmatch(wanted):
-        found = ModelStore(storage.absolute(flags.where.store)).find(wanted)
-        return replace(flags.recipe, weights=found.uri)
+    if "/" in wanted or wanted in (*FAMILIES, "best", "none"):
+        return flags.recipe
+    store = ModelStore(storage.absolute(flags.where.store))
+    if "@" in wanted or wanted in store.models():
+        return replace(flags.recipe, weights=store.find(wanted).uri)
     return flags.recipe

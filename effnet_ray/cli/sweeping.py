@@ -72,7 +72,7 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     people = People()
     space = _space([*flags.space, *domains], given, flags)
     found = _found(flags, space, people, workers_given=_says_workers(plain))
-    release, front = publish(found, flags.where.store)
+    release, front = publish(found, flags.where.store, single_writer=flags.where.single_writer)
     page = storage.join(found.uri, record.REPORT)
     storage.write_bytes(page, report.html(found))
     _summary(people, found, release, page)

@@ -20,7 +20,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from effnet_ray import storage
+from effnet_ray import sealed, storage
 from effnet_ray.errors import StorageError, WeightsError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
@@ -62,18 +62,18 @@ def resolve(recipe: Recipe) -> Weights:
 
 def _release(uri: str, recipe: Recipe) -> Weights:
     try:
-        config: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, CONFIG)))
+        config: dict[str, Any] = json.loads(_vouched(uri, CONFIG, storage.RECORD_BYTES))
         seen = config["pretrained_cfg"]
         spec = InputSpec(
-            resolution=seen["input_size"][-1],
-            crop=seen["crop_pct"],
-            interpolation=seen["interpolation"],
-            mean=tuple(seen["mean"]),
-            std=tuple(seen["std"]),
+            resolution=int(seen["input_size"][-1]),
+            crop=float(seen["crop_pct"]),
+            interpolation=str(seen["interpolation"]),
+            mean=_triple(seen["mean"]),
+            std=_triple(seen["std"]),
         )
-        found, names = config["architecture"], tuple(config.get("label_names", ()))
-        outputs = int(config["num_classes"])
-    except (StorageError, ValueError, LookupError, TypeError) as error:
+        found, names = config["architecture"], tuple(map(str, config.get("label_names", ())))
+        outputs = _outputs(config, names)
+    except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
             "folder with model.safetensors and config.json"
@@ -84,6 +84,28 @@ def _release(uri: str, recipe: Recipe) -> Weights:
             "variant of the release"
         )
     return Weights(uri, spec, names or None, outputs)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _outputs(config: dict[str, Any], names: tuple[str, ...]) -> int:
+    outputs = int(config["num_classes"])
+    if outputs < 1 or len(names) not in (0, outputs):
+        raise ValueError(f"num_classes is {outputs}, with {len(names)} label names")
+    return outputs
+
+
+def _vouched(uri: str, file: str, most: int | None = None) -> bytes:
+    """A file of a folder, held against the folder's release.json where it has one.
+
+    Raises ReleaseError where it was altered, StorageError where it has more than `most` bytes.
+    """
+    if sealed.is_release(uri):
+        return sealed.read_file(uri, file, sealed.read(uri))
+    return storage.read_bytes(storage.join(uri, file), most=most)
 
 
 def fetch(weights: Weights, mirror: str | None) -> bytes | None:
@@ -102,7 +124,7 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
 
 def _from_release(uri: str) -> bytes:
     try:
-        return _checked(storage.read_bytes(storage.join(uri, FILE)), uri)
+        return _checked(_vouched(uri, FILE), uri)
     except StorageError as error:
         raise WeightsError(
             f"release {uri} has no weights ({error}): restore it, or use another"

@@ -1,8 +1,14 @@
 """The model card: README.md of a release, written for a reader."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from effnet_ray.recipe import Recipe
+from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train.record import Result, Run
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.reports import EpochReport, best
+
+CLASSES_NAMED = 20
 
 CARD = """\
 ---
@@ -12,20 +18,42 @@ tags: [image-classification, timm, efficientnet]
 ---
 # {name}
 
-EfficientNet-{variant} fine-tuned by [effnet_ray](https://pypi.org/project/effnet-ray/) to tell
-{classes} classes apart: {some}.
+An EfficientNet-{variant} that {does}, fine-tuned by
+[effnet_ray](https://pypi.org/project/effnet-ray/).
+
+## What it is for
+
+{meant}
+
+## Numbers
+
+On {images} images that training never saw; by them the best of {evaluated} evaluations was chosen:
 
 | | |
 |---|---|
-| eval top-1 | {top1:.2%} of {images} images that training never saw |
+{map}| eval top-1 | {top1:.2%} |
 | eval top-5 | {top5:.2%} |
 | eval loss | {loss:.4f} |
+| weights | {averaged} |
+
+## Data and training
+
+| | |
+|---|---|
+| data | `{data}`, fingerprint `{fingerprint}` |
+| images | {train_images} to train on, {images} to evaluate |
 | started from | {weights} |
 | input | {size}×{size} px RGB, {interpolation} resize, centre crop {crop:g} |
 | trained | epoch {epoch} of {epochs}, batch {batch}, seed {seed} |
-| data | fingerprint `{fingerprint}` |
 
-Load it with timm alone, from a local copy of this folder:
+{curve}
+
+`recipe.json` holds everything that decided these numbers, `metrics.json` every epoch,
+`release.json` the SHA-256 of each file, versions, and what the run took.
+
+## Use
+
+With timm alone, from a local copy of this folder:
 
 ```python
 import timm
@@ -34,25 +62,57 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 names = model.pretrained_cfg["label_names"]
 ```
 
-`recipe.json` holds everything that decided these numbers, `metrics.json` every epoch,
-`release.json` the SHA-256 of each file.
+To the Hugging Face hub, where timm finds it as `hf-hub:OWNER/NAME`:
+
+```
+hf upload OWNER/NAME PATH_TO_THIS_FOLDER
+```
 """
 
 
-def card(run: Run, result: Result, winner: EpochReport) -> str:
-    """The card of a run's release."""
+@dataclass(frozen=True)
+class Purpose:
+    """What a release is for, in words."""
+
+    does: str
+    meant: str
+
+
+ONE = Purpose(
+    "tells {classes} classes of images apart",
+    """\
+Images like those it was trained on, one label each: {some}. An image of anything else gets one of
+these labels too, so a probability is no proof that the image shows any of them.""",
+)
+SEVERAL = Purpose(
+    "says which of {classes} classes an image shows",
+    """\
+Images like those it was trained on, which may show any number of: {some}. Its outputs are one
+logit for each, a sigmoid of which is the probability of that class by itself.""",
+)
+
+
+def card(name: str, run: Run, result: Result, history: Sequence[EpochReport]) -> str:
+    """The card of a run's release, called `name`."""
     recipe: Recipe = run.recipe
-    names = list(run.classes)
-    some = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    winner = best(history)
+    assert winner is not None  # what is released was evaluated
+    names, several = list(run.classes), recipe.task == MULTILABEL
+    some = ", ".join(names[:CLASSES_NAMED]) + (", …" if len(names) > CLASSES_NAMED else "")
     return CARD.format(
-        name=run.name,
+        name=name,
         variant=recipe.variant.upper(),
-        classes=len(names),
-        some=some,
+        does=(SEVERAL if several else ONE).does.format(classes=len(names)),
+        meant=(SEVERAL if several else ONE).meant.format(some=some),
+        map=f"| eval mAP | {winner.eval_map:.2%} |\n" if winner.eval_map is not None else "",
         top1=result.eval_top1,
         top5=result.eval_top5,
         loss=result.eval_loss,
         images=f"{winner.eval_images:,}",
+        evaluated=sum(report.eval_loss is not None for report in history),
+        averaged="their moving average" if winner.averaged else "as trained",
+        data=run.data,
+        train_images=f"{winner.train_images:,}",
         weights="scratch" if run.weights == "none" else f"`{run.weights}`",
         size=run.spec.resolution,
         interpolation=run.spec.interpolation,
@@ -62,4 +122,16 @@ def card(run: Run, result: Result, winner: EpochReport) -> str:
         batch=recipe.batch_size,
         seed=recipe.seed,
         fingerprint=run.fingerprint[:16],
+        curve=_curve(history),
     )
+
+
+def _curve(history: Sequence[EpochReport]) -> str:
+    """A row for each epoch that was evaluated."""
+    score = "top-1" if all(report.eval_map is None for report in history) else "mAP"
+    rows = [f"| epoch | train loss | eval loss | eval {score} |", "|---|---|---|---|"]
+    for report in history:
+        if report.eval_loss is not None and report.score is not None:
+            figures = f"{report.train_loss:.4f} | {report.eval_loss:.4f} | {report.score:.2%}"
+            rows.append(f"| {report.epoch + 1} | {figures} |")
+    return "\n".join(rows)

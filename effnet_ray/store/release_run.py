@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import effnet_ray
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, ReleaseError
 from effnet_ray.model import network, weights
 from effnet_ray.store.card import card
+from effnet_ray.store.provenance import provenance
 from effnet_ray.store.releases import ModelStore, Release, record_files
 from effnet_ray.train import checkpoint, record
 from effnet_ray.train.record import Result
@@ -21,12 +21,13 @@ def release_run(
     *,
     name: str | None = None,
     found_by: Mapping[str, Any] | None = None,
+    single_writer: bool = False,
 ) -> Release:
     """Publish a finished run's best checkpoint in `store`, under `name` or the run's own.
 
-    `found_by` is the provenance of a run that a sweep tried. A run that was released already is
-    found, not released again. Raises ReleaseError where the
-    run's record or best checkpoint is gone or damaged.
+    `found_by` is the provenance of a run that a sweep tried; `single_writer`: no other publishes
+    there at the same time. A run that was released already is found, not released again. Raises
+    ReleaseError where the run's record or best checkpoint is gone or damaged.
     """
     run = record.load(result.run_uri)
     if run is None:
@@ -47,15 +48,8 @@ def release_run(
             recipe=run.recipe,
             metrics={"best": asdict(winner), "history": history},
         ),
-        "README.md": card(run, result, winner).encode(),
+        "README.md": card(name or run.name, run, result, chosen.history).encode(),
     }
-    provenance = {
-        "run": result.run_uri,
-        "step": chosen.step,
-        "data": run.data,
-        "fingerprint": run.fingerprint,
-        "weights": run.weights,
-        "effnet_ray": effnet_ray.__version__,
-        **({"found_by": dict(found_by)} if found_by else {}),
-    }
-    return ModelStore(storage.absolute(store)).publish(name or run.name, files, provenance)
+    told = provenance(run, result, chosen.step, chosen.history, found_by)
+    where = ModelStore(storage.absolute(store), single_writer)
+    return where.publish(name or run.name, files, told)

@@ -1,43 +1,31 @@
-"""ModelStore and Release: immutable, versioned models in a folder or a bucket.
+"""ModelStore: immutable, versioned models in a folder or a bucket, and aliases beside them.
 
     STORE/NAME/vNNNN/model.safetensors   weights, in timm's naming
     STORE/NAME/vNNNN/config.json         timm's hub format: architecture, labels, preprocessing
     STORE/NAME/vNNNN/recipe.json         what ran
     STORE/NAME/vNNNN/metrics.json        what it reached, epoch by epoch
     STORE/NAME/vNNNN/README.md           for a reader
-    STORE/NAME/vNNNN/release.json        SHA-256 of all of these; written last, create-only
+    STORE/NAME/vNNNN/release.json        SHA-256 of all of these and its own; written last
+    STORE/NAME/aliases/ALIAS.json        `shelf` names the rest
 
 A release is complete or absent, and never overwritten: what has no release.json is not there.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effnet_ray import storage
-from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray import conditional, storage
+from effnet_ray.errors import ReleaseError
+from effnet_ray.sealed import verify
+from effnet_ray.store import aliases, names, publishing, shelf as shelves, upkeep
+from effnet_ray.store.aliases import Move
+from effnet_ray.store.names import NAME, Release
+from effnet_ray.store.shelf import Shelf
+from effnet_ray.store.upkeep import LEASE_S, Collected
 
-RECORD = "release.json"
-VERSION_FOLDER = re.compile(r"v(\d{4,})")
-REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})@v(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """One published model."""
-
-    name: str
-    version: int
-    uri: str
-    """Its folder."""
-
-    @property
-    def reference(self) -> str:
-        """`name@vN`."""
-        return f"{self.name}@v{self.version}"
+__all__ = ["ModelStore", "Release", "record_files", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,95 +33,100 @@ class ModelStore:
     """Where releases live: a local folder or an s3:// prefix."""
 
     uri: str
+    single_writer: bool = False
+    """Whether whoever uses it answers for it that no two write there at once."""
 
     def publish(
         self, name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]
     ) -> Release:
-        """Publish `files` (name → content) as the next version of `name`.
+        """Publish `files` (name → content) as the next version of `name`; `best` may move to it.
 
-        Publishing what is already there, the same files of the same run, returns the release
-        that exists: a driver that died after publishing may simply try again.
+        Publishing what is already there, the same weights of the same run, returns the release
+        that exists: a driver that died may simply try again. Raises StorageError where the
+        store's server cannot keep two publishers apart.
         """
-        digests = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
-        for version in self.versions(name):
-            record = self._record(self._release(name, version))
-            if record["files"] == digests and record["run"] == provenance["run"]:
-                return self._release(name, version)
-        while True:
-            release = self._release(name, max(self.versions(name), default=0) + 1)
-            for file, data in files.items():
-                storage.write_bytes(storage.join(release.uri, file), data)
-            record = {"name": name, "version": release.version, "files": digests, **provenance}
-            try:
-                storage.write_bytes(
-                    storage.join(release.uri, RECORD),
-                    json.dumps(record, indent=1, ensure_ascii=False).encode(),
-                    exclusive=True,
-                )
-            except FileExistsError:
-                continue  # another driver took the number: take the next
-            return release
+        self._trusted()
+        version = publishing.publish(self.uri, names.check_model(name), files, provenance)
+        shelf = shelves.look(self.uri, name)
+        aliases.settle_best(shelf)
+        return shelf.release(version)
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+        return [name for name in storage.folders(self.uri) if NAME.fullmatch(name)]
+
+    def shelf(self, name: str) -> Shelf:
+        """What there is of a model. Raises ReleaseError where there is nothing."""
+        shelf = shelves.look(self.uri, names.check_model(name))
+        if not shelf.files:
+            have = ", ".join(self.models()) or "none"
+            raise ReleaseError(
+                f"{name} is not in {self.uri}: it has no version of it; models there: {have}"
+            )
+        return shelf
 
     def versions(self, name: str) -> list[int]:
         """Numbers of the complete versions of a model, ascending."""
-        found = []
-        for folder in storage.folders(storage.join(self.uri, name)):
-            match = VERSION_FOLDER.fullmatch(folder)
-            record = storage.join(self.uri, name, folder, RECORD)
-            if match and storage.exists(record):
-                found.append(int(match[1]))
-        return sorted(found)
+        return shelves.look(self.uri, names.check_model(name)).versions
 
     def find(self, reference: str) -> Release:
-        """The release called `name@vN`, its files verified.
+        """The release called `name@vN` or `name@alias`, its files verified.
 
-        Raises ReleaseError where there is none, naming the versions there are, or it is damaged.
+        Raises ReleaseError where there is none, naming what there is, or it is damaged.
         """
-        match = REFERENCE.fullmatch(reference)
-        if not match:
+        shelf, version = self.resolve(reference)
+        upkeep.verify(shelf, version)
+        return shelf.release(version)
+
+    def resolve(self, reference: str) -> tuple[Shelf, int]:
+        """`find`, without looking at the files."""
+        asked = names.parse(reference)
+        shelf = self.shelf(asked.name)
+        if asked.alias:
+            return shelf, aliases.current(shelf, asked.alias).version
+        if asked.version is None:
             raise ReleaseError(
-                f"{reference!r} is no release: expected NAME@vN, as in quickstart@v1"
+                f"{reference!r} names no version (NAME@vN or NAME@ALIAS): {self.uri} has "
+                f"{shelf.have()}"
             )
-        name, version = match[1], int(match[2])
-        versions = self.versions(name)
-        if version not in versions:
-            have = ", ".join(f"{name}@v{number}" for number in versions) or "no version of it"
-            raise ReleaseError(f"{reference} is not in {self.uri}: it has {have}")
-        release = self._release(name, version)
-        verify(release.uri)
-        return release
+        return shelf, shelf.existing(asked.version).version
 
-    def _release(self, name: str, version: int) -> Release:
-        return Release(name, version, storage.join(self.uri, name, f"v{version:04d}"))
+    def promote(self, reference: str, alias: str, *, force: bool = False) -> Move:
+        """Let `alias` mean the release from now on.
 
-    def _record(self, release: Release) -> dict[str, Any]:
-        return _read_record(release.uri)
+        Raises ReleaseError where it is damaged, or worse than what the alias means, unless that
+        is forced.
+        """
+        self._trusted()
+        names.check_alias(alias)
+        shelf, version = self.resolve(reference)
+        upkeep.verify(shelf, version)
+        return aliases.promote(shelf, alias, version, force=force)
 
+    def history(self, name: str, alias: str) -> list[Move]:
+        """Every move of an alias, the first first."""
+        return aliases.history(self.shelf(name), names.check_alias(alias))
 
-def _read_record(uri: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
-        record["files"].items()
-    except (StorageError, ValueError, KeyError, AttributeError) as error:
-        raise ReleaseError(
-            f"{uri} is no complete release ({error}): expected {RECORD} with the digest of every "
-            "file, written last"
-        ) from error
-    return record
+    def delete(self, reference: str, *, force: bool = False) -> list[str]:
+        """Delete a release for good; the aliases that still mean it, which must be forced."""
+        self._trusted()
+        asked = names.parse(reference)
+        if asked.version is None:
+            raise ReleaseError(f"{reference!r} names no version: expected NAME@vN, as in pets@v1")
+        return upkeep.delete(self.shelf(asked.name), asked.version, force=force)
 
+    def gc(self, lease_s: float = LEASE_S) -> Collected:
+        """Finish what dead publishers claimed, and remove leftovers older than the lease."""
+        self._trusted()
+        done = Collected()
+        for name in self.models():
+            if upkeep.collect(shelves.look(self.uri, name), lease_s, done):
+                aliases.settle_best(shelves.look(self.uri, name))
+        upkeep.collect_probes(self.uri, lease_s, done)
+        return done
 
-def verify(uri: str) -> None:
-    """Hold every file of the release folder `uri` against release.json.
-
-    Raises ReleaseError naming the first file that is missing or altered.
-    """
-    for file, digest in _read_record(uri)["files"].items():
-        data = storage.read_bytes(storage.join(uri, file))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise ReleaseError(
-                f"{file} of {uri} was altered: its SHA-256 is not the one in {RECORD}: restore "
-                "it, or use another version"
-            )
+    def _trusted(self) -> None:
+        conditional.trust(self.uri, "releases", single_writer=self.single_writer)
 
 
 def record_files(**records: Any) -> dict[str, bytes]:

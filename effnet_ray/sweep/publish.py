@@ -9,16 +9,18 @@ from effnet_ray.sweep.outcome import Entry, Outcome
 from effnet_ray.train.record import load_result
 
 
-def publish(found: Outcome, store: str) -> tuple[Release, list[Release]]:
+def publish(
+    found: Outcome, store: str, *, single_writer: bool = False
+) -> tuple[Release, list[Release]]:
     """Release the best model, and the Pareto front's, as SWEEP-VARIANT.
 
     What was released already is found, not released again. Raises ReleaseError.
     """
-    front = [_release(found, entry, store) for entry in found.pareto]
-    return _release(found, found.best, store), front
+    front = [_release(found, entry, store, single_writer) for entry in found.pareto]
+    return _release(found, found.best, store, single_writer), front
 
 
-def _release(found: Outcome, entry: Entry, store: str) -> Release:
+def _release(found: Outcome, entry: Entry, store: str, single_writer: bool) -> Release:
     run_uri = storage.join(found.uri, record.RUNS, entry.trial.run)
     result = load_result(run_uri)
     if result is None:
@@ -34,4 +36,4 @@ def _release(found: Outcome, entry: Entry, store: str) -> Release:
         "device_seconds": round(sum(trial.device_seconds for trial in found.trials), 1),
     }
     name = f"{found.sweep.name}-{entry.trial.variant}"
-    return release_run(result, store, name=name, found_by=sweep)
+    return release_run(result, store, name=name, found_by=sweep, single_writer=single_writer)

@@ -1,0 +1,206 @@
+"""`jobs/models.py`: a verb is a dataclass of flags and a function of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Union
+
+import tyro
+
+from effnet_ray import storage
+from effnet_ray.cli.flags import single_writer_from_environment, store_from_environment
+from effnet_ray.console import models as tables
+from effnet_ray.console.people import People
+from effnet_ray.errors import ReleaseError
+from effnet_ray.store import catalog, names, upkeep
+from effnet_ray.store.releases import ModelStore
+from effnet_ray.store.shelf import Shelf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What all verbs are told."""
+
+    store: str = field(default_factory=store_from_environment)
+    """Where releases are. Default: EFFNET_STORE, else ~/effnet-ray/store."""
+
+    def open(self) -> ModelStore:
+        """The store."""
+        return ModelStore(storage.absolute(self.store))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Reading):
+    """What verbs that change something are told besides."""
+
+    single_writer: bool = field(default_factory=single_writer_from_environment)
+    """Go on although the store's server ignores conditional writes: never two at once. Default:
+    EFFNET_SINGLE_WRITER."""
+
+    def open(self) -> ModelStore:
+        """The store."""
+        return ModelStore(storage.absolute(self.store), self.single_writer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(Reading):
+    """All models: their versions and aliases, how good each is, of when, how large."""
+
+
+def list_models(flags: List, people: People) -> dict[str, Any]:
+    """`models.py list`."""
+    store = flags.open()
+    found = catalog.catalog(store)
+    tables.models(people, found, store.uri)
+    return {"store": store.uri, "models": [asdict(model) for model in found]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Reading):
+    """A model with its aliases' histories, or all that is recorded of one release."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")]
+    """NAME, NAME@vN or NAME@ALIAS."""
+
+
+def show(flags: Show, people: People) -> dict[str, Any]:
+    """`models.py show`."""
+    store = flags.open()
+    if "@" not in flags.model:
+        return _show_model(store, flags.model, people)
+    shelf, version = store.resolve(flags.model)
+    release, record = shelf.release(version), shelf.record(version)
+    tables.release(people, release.reference, release.uri, record)
+    told = catalog.model(shelf).aliases
+    held = [alias for alias, means in told.items() if means == version]
+    return {
+        "release": release.reference,
+        "release_uri": release.uri,
+        "aliases": held,
+        "record": record,
+    }
+
+
+def _show_model(store: ModelStore, name: str, people: People) -> dict[str, Any]:
+    shelf = store.shelf(name)
+    found, moved = catalog.model(shelf), catalog.histories(shelf)
+    tables.models(people, [found] if found.versions else [], store.uri)
+    tables.histories(people, moved)
+    history = {alias: [asdict(move) for move in moves] for alias, moves in moved.items()}
+    return {**asdict(found), "history": history}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promote(Writing):
+    """Let an alias mean a release from now on, unless that one is worse."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
+    """NAME@vN or NAME@ALIAS."""
+    alias: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALIAS")]
+    """best, champion, or any name of yours."""
+    force: bool = False
+    """Also where the release is worse than what the alias means now, by its eval top-1 (mean
+    average precision, where images may have several classes)."""
+
+
+def promote(flags: Promote, people: People) -> dict[str, Any]:
+    """`models.py promote`."""
+    name = names.parse(flags.model).name
+    move = flags.open().promote(flags.model, flags.alias, force=flags.force)
+    before = f", before: v{move.previous}" if move.previous else ""
+    people.say(f"{name}@{flags.alias} means v{move.version}{before}")
+    return {"release": f"{name}@v{move.version}", "alias": flags.alias, **asdict(move)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Reading):
+    """Read every byte of releases again and hold it against its SHA-256."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")] = ""
+    """NAME, NAME@vN or NAME@ALIAS; not given: all there is."""
+
+
+def verify(flags: Verify, people: People) -> dict[str, Any]:
+    """`models.py verify`. Raises ReleaseError where anything is not as it was released."""
+    store = flags.open()
+    whole, damaged = [], []
+    for shelf, version in _asked(store, flags.model):
+        reference = shelf.release(version).reference
+        try:
+            upkeep.verify(shelf, version)
+        except ReleaseError as error:
+            people.say(f"✗ {reference}  {error}")
+            damaged.append(str(error))
+        else:
+            people.say(f"✓ {reference}")
+            whole.append(reference)
+    if damaged:
+        more = f"; {len(damaged) - 1} more are damaged, named above" if damaged[1:] else ""
+        raise ReleaseError(damaged[0] + more)
+    return {"store": store.uri, "verified": whole}
+
+
+def _asked(store: ModelStore, model: str) -> list[tuple[Shelf, int]]:
+    """All releases that are asked for; the histories of their aliases are read too."""
+    if "@" in model:
+        return [store.resolve(model)]
+    shelves = [store.shelf(name) for name in ([model] if model else store.models())]
+    for shelf in shelves:
+        catalog.histories(shelf)
+    return [(shelf, version) for shelf in shelves for version in shelf.versions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete(Writing):
+    """Delete a release for good: its number is never used again."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
+    """Which."""
+    force: bool = False
+    """Also where an alias means it."""
+
+
+def delete(flags: Delete, people: People) -> dict[str, Any]:
+    """`models.py delete`."""
+    held = flags.open().delete(flags.model, force=flags.force)
+    people.say(f"{flags.model} is deleted")
+    for alias in held:
+        people.say(f"the alias {alias!r} means nothing now: promote another version")
+    return {"deleted": flags.model, "aliases": held}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gc(Writing):
+    """Finish what dead publishers began, and remove leftovers that nobody works with."""
+
+    older_than: float = upkeep.LEASE_S / 3600
+    """Hours since the newest byte of what is touched: longer than any publishing takes."""
+
+
+def gc(flags: Gc, people: People) -> dict[str, Any]:
+    """`models.py gc`."""
+    done = asdict(flags.open().gc(flags.older_than * 3600))
+    for what, items in done.items():
+        for item in items:
+            people.say(f"{what} {item}")
+    if not any(done.values()):
+        people.say("nothing to collect")
+    return done
+
+
+VERBS: dict[str, tuple[type[Any], Callable[[Any, People], dict[str, Any]]]] = {
+    "list": (List, list_models),
+    "show": (Show, show),
+    "promote": (Promote, promote),
+    "verify": (Verify, verify),
+    "delete": (Delete, delete),
+    "gc": (Gc, gc),
+}
+
+
+def models_job(argv: Sequence[str]) -> dict[str, Any]:
+    """`jobs/models.py`."""
+    kinds = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
+    either: Any = Union[tuple(kinds)]  # noqa: UP007  # a type made at run time
+    flags = tyro.cli(either, args=argv)
+    act = next(function for kind, function in VERBS.values() if type(flags) is kind)
+    return act(flags, People())

@@ -1,0 +1,206 @@
+"""Names that move from version to version: `best`, `champion`, anybody's own.
+
+`STORE/NAME/aliases/ALIAS.json` is the alias's whole history, sealed. It is moved by
+compare-and-swap, so that of two moves at once neither is lost: the later one sees the other.
+"""
+
+import uuid
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from effnet_ray import conditional, sealed, storage
+from effnet_ray.errors import ConflictError, RecipeError, ReleaseError
+from effnet_ray.records import from_dict
+from effnet_ray.store.names import BEST, Release, check_alias
+from effnet_ray.store.publishing import now
+from effnet_ray.store.shelf import ALIASES, Shelf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One entry of an alias's history."""
+
+    version: int
+    previous: int | None
+    """What the alias meant before; None for its first move."""
+    when: str
+    """ISO 8601, UTC."""
+    eval_top1: float | None
+    """Of the release; None where its metrics.json says none."""
+    record: str
+    """`sha256` of the release's release.json."""
+    newest: int
+    """The newest version there was then: what `best` need not be held against again."""
+    forced: bool
+    """Whether the move was made without regard to the metric."""
+    id: str
+    """Of this move alone: no two moves are written by the same bytes."""
+    eval_map: float | None = None
+    """Mean average precision, by which releases for images of several classes are compared."""
+
+    @property
+    def score(self) -> "Score | None":
+        """By what releases are compared."""
+        return Score.of(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good a release is, by one figure or another."""
+
+    by: str
+    value: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Score | None":
+        """Of a release or a move; None where it tells none."""
+        mean_ap, top1 = record.get("eval_map"), record.get("eval_top1")
+        if mean_ap is not None:
+            return cls("mean average precision", mean_ap)
+        return None if top1 is None else cls("eval top-1", top1)
+
+
+def history(shelf: Shelf, alias: str) -> list[Move]:
+    """Every move, the first first; empty where there is no such alias.
+
+    Raises ReleaseError where the history is altered.
+    """
+    seen = conditional.read(_uri(shelf, alias))
+    return _moves(shelf, alias, seen.data) if seen else []
+
+
+def current(shelf: Shelf, alias: str) -> Release:
+    """The release that an alias means. Raises ReleaseError where there is none."""
+    moves = history(shelf, alias)
+    if not moves:
+        store = shelf.uri.rpartition("/")[0]
+        raise ReleaseError(f"{shelf.name}@{alias} is not in {store}: it has {shelf.have()}")
+    version = moves[-1].version
+    if version not in shelf.versions:
+        raise ReleaseError(
+            f"{shelf.name}@{alias} means v{version}, which is not there any more: move it by "
+            f"`models.py promote` to one of {shelf.have()}"
+        )
+    if shelf.record(version)["sha256"] != moves[-1].record:
+        raise ReleaseError(
+            f"{shelf.name}@v{version} is not the release that {alias!r} was moved to: restore "
+            "it, or promote another version"
+        )
+    return shelf.release(version)
+
+
+def promote(shelf: Shelf, alias: str, version: int, *, force: bool = False) -> Move:
+    """Let the alias mean this version from now on; its newest move.
+
+    Raises ReleaseError where the version is not there, or is worse by its score than what the
+    alias means now, or where that cannot be told, unless forced.
+    """
+    moved = _move(shelf, check_alias(alias), version, force=force, better_only=False)
+    assert moved is not None
+    return moved
+
+
+def settle_best(shelf: Shelf) -> Move | None:
+    """Move `best` to the best release that it has not been held against, if that is better.
+
+    Those are the versions that came after its last move: a publisher may have died before it came
+    to this; and where a person moved `best` back, it stays.
+    """
+    seen = max((move.newest for move in history(shelf, BEST)), default=0)
+    scores = {}
+    for version in shelf.versions:
+        with suppress(ReleaseError):  # damaged: `verify` tells
+            if version > seen:
+                scores[version] = Score.of(shelf.record(version))
+    known = {version: score.value for version, score in scores.items() if score is not None}
+    if not known:
+        return None
+    chosen = max(known, key=lambda version: (known[version], -version))
+    return _move(shelf, BEST, chosen, force=False, better_only=True)
+
+
+def _move(
+    shelf: Shelf, alias: str, version: int, *, force: bool, better_only: bool
+) -> Move | None:
+    shelf.existing(version)
+    record, uri = shelf.record(version), _uri(shelf, alias)
+    while True:
+        seen = conditional.read(uri)
+        moves = _moves(shelf, alias, seen.data) if seen else []
+        if moves and moves[-1].version == version:
+            return None if better_only else moves[-1]
+        why = _worse(moves, Score.of(record), shelf.versions, strictly=better_only)
+        if better_only and why:
+            return None
+        if why and not force:
+            raise ReleaseError(
+                f"{shelf.name}@v{version} does not become {alias!r}: {why}: choose another "
+                "version, or say --force"
+            )
+        new = _new(shelf, moves, version, record, forced=bool(why))
+        data = _written(shelf, alias, [*moves, new])
+        try:
+            if seen:
+                conditional.swap(uri, data, seen.tag)
+            else:
+                storage.write_bytes(uri, data, exclusive=True)
+        except (FileExistsError, ConflictError):
+            continue  # somebody else moved it: look again at what it means
+        return new
+
+
+def _new(
+    shelf: Shelf, moves: Sequence[Move], version: int, record: Mapping[str, Any], *, forced: bool
+) -> Move:
+    return Move(
+        version=version,
+        previous=moves[-1].version if moves else None,
+        when=now(),
+        eval_top1=record.get("eval_top1"),
+        eval_map=record.get("eval_map"),
+        record=record["sha256"],
+        newest=max(shelf.versions),
+        forced=forced,
+        id=uuid.uuid4().hex[:16],
+    )
+
+
+def _worse(
+    moves: Sequence[Move], score: Score | None, versions: Container[int], *, strictly: bool
+) -> str:
+    """Why a release is not what the alias should mean; empty where it may."""
+    if strictly and score is None:
+        return "it has no eval figures"
+    if not moves or moves[-1].version not in versions:
+        return ""
+    last, held = moves[-1], moves[-1].score
+    if held is None:
+        return ""
+    if score is None or score.by != held.by:
+        return f"it has no {held.by}, and v{last.version} has {held.value:.2%}"
+    if score.value < held.value or (strictly and score.value == held.value):
+        return f"its {held.by} is {score.value:.2%}, that of v{last.version} {held.value:.2%}"
+    return ""
+
+
+def _uri(shelf: Shelf, alias: str) -> str:
+    return storage.join(shelf.uri, ALIASES, f"{alias}.json")
+
+
+def _written(shelf: Shelf, alias: str, moves: Sequence[Move]) -> bytes:
+    told = {"name": shelf.name, "alias": alias, "history": [asdict(move) for move in moves]}
+    return sealed.seal(told)
+
+
+def _moves(shelf: Shelf, alias: str, data: bytes) -> list[Move]:
+    uri = _uri(shelf, alias)
+    content = sealed.unseal(data, uri)
+    try:
+        moves = [from_dict(Move, each) for each in content["history"]]
+    except (RecipeError, LookupError, TypeError, AttributeError) as error:
+        raise ReleaseError(f"{uri} is no alias's history ({error}): restore it") from error
+    if not moves or (content.get("name"), content.get("alias")) != (shelf.name, alias):
+        raise ReleaseError(f"{uri} is not the history of {shelf.name}@{alias}: restore it")
+    return moves

@@ -1,0 +1,178 @@
+"""Publishing: content first, the number second, the record last.
+
+1. All files are written under `staging/`, in a folder that is named by what it holds.
+2. The number is claimed: `claims/vNNNN.json`, create-only, is the whole release.json. From then on
+   the bytes of that version are decided.
+3. The files are copied to `vNNNN/`, and release.json is written there, create-only.
+
+Whoever writes into a version's folder writes the bytes that its claim names, so nobody can do harm
+there, late or twice; and what a dead publisher left after step 2 is finished by the next one, who
+takes a number only when all before it are finished. So versions are dense. No clock decides.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from effnet_ray import sealed, storage
+from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray.store import shelf as shelves
+from effnet_ray.store.shelf import Shelf
+
+WEIGHTS = "model.safetensors"
+SCORES = ("eval_top1", "eval_map")
+"""What a release was judged by: by the second, where images may have several classes."""
+HELPED_AFTER_S = 2.0
+"""How long a claim's owner is left alone with it: to save work, nothing hangs on it."""
+POLL_S = 0.1
+
+
+def publish(
+    store: str, name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]
+) -> int:
+    """Release `files`; the version's number. What the same run released already is found."""
+    content = _content(files, provenance)
+    staged = False
+    while True:
+        shelf = shelves.look(store, name)
+        found = _published(shelf, content)
+        if found:
+            finish(shelf, found)
+            return found
+        for earlier in sorted(shelf.claimed - shelf.recorded - shelf.buried):
+            _settle(shelf, earlier)
+        if not staged:
+            _write(_staging(shelf, content), files)
+            staged = True
+        number = shelf.next
+        record = sealed.seal({"name": name, "version": number, "published": now(), **content})
+        try:
+            storage.write_bytes(shelf.claim(number), record, exclusive=True)
+        except FileExistsError:
+            continue  # another publisher took the number
+        finish(shelf, number, files)
+        if not storage.exists(shelf.tombstone(number)):
+            return number
+
+
+def now() -> str:
+    """ISO 8601, UTC, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What release.json says besides name, number and time."""
+    ordered = sorted(files.items())
+    own = {
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in ordered},
+        "sizes": {file: len(data) for file, data in ordered},
+        **_scores(files),
+    }
+    ours = {*own, "name", "version", "published", "sha256"}
+    content = {**own, **{key: value for key, value in provenance.items() if key not in ours}}
+    return sealed.check(content, "what is to be released")
+
+
+def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
+    """Of the best epoch in metrics.json; None where it says none."""
+    told = sealed.parse(files.get("metrics.json", b"{}"), "metrics.json").get("best")
+    best = told if isinstance(told, dict) else {}
+    found = {
+        name: value if isinstance(value, int | float) and 0 <= value <= 1 else None
+        for name, value in ((name, best.get(name)) for name in SCORES)
+    }
+    return {name: found[name] for name in SCORES if name == SCORES[0] or found[name] is not None}
+
+
+def _published(shelf: Shelf, content: Mapping[str, Any]) -> int | None:
+    """The version that has the same run's same weights already."""
+    for version in sorted((shelf.claimed | shelf.recorded) - shelf.buried):
+        try:
+            record = _claimed(shelf, version)
+        except ReleaseError:
+            continue  # damaged: `verify` tells
+        if _identity(record) == _identity(content):
+            return version
+    return None
+
+
+def _identity(record: Mapping[str, Any]) -> object:
+    files = record["files"]
+    return record.get("run"), files.get(WEIGHTS, files)
+
+
+def _claimed(shelf: Shelf, version: int) -> dict[str, Any]:
+    """What a version is or is going to be. Raises ReleaseError where its record is damaged."""
+    if version not in shelf.claimed:
+        return shelf.record(version)
+    uri = shelf.claim(version)
+    return sealed.check(sealed.read_record(uri), uri)
+
+
+def _staging(shelf: Shelf, record: Mapping[str, Any]) -> str:
+    """URI of the folder for what the record names; two runs never share one."""
+    told = repr((record.get("run"), sorted(record["files"].items())))
+    token = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return storage.join(shelf.uri, shelves.STAGING, token)
+
+
+def _write(folder: str, files: Mapping[str, bytes]) -> None:
+    for file, data in sorted(files.items()):
+        storage.write_bytes(storage.join(folder, file), data)
+
+
+def _settle(shelf: Shelf, version: int) -> None:
+    """Wait a moment for a claim's owner, then finish its work; bury what cannot be finished."""
+    record = storage.join(shelf.release(version).uri, sealed.RECORD)
+    until = time.monotonic() + HELPED_AFTER_S
+    while time.monotonic() < until:
+        if storage.exists(record):
+            return
+        time.sleep(POLL_S)
+    settle(shelf, version)
+
+
+def settle(shelf: Shelf, version: int) -> bool:
+    """Finish what is claimed; bury what cannot be finished, False then."""
+    try:
+        finish(shelf, version)
+    except ReleaseError:  # what was staged is gone or damaged, as is what its owner had in memory
+        bury(shelf, version, "abandoned")
+        return False
+    return True
+
+
+def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] | None = None) -> None:
+    """Put a claimed version's files and record in place: from memory, or from where it is staged.
+
+    Raises ReleaseError where what was staged is not there or not as claimed.
+    """
+    if version not in shelf.claimed and files is None:
+        return  # released before there were claims
+    uri = shelf.release(version).uri
+    data = storage.read_bytes(shelf.claim(version), most=storage.RECORD_BYTES)
+    record = sealed.check(sealed.unseal(data, shelf.claim(version)), uri)
+    staging = _staging(shelf, record)
+    if not sealed.is_release(uri):
+        try:
+            for file in record["files"]:
+                content = files[file] if files else sealed.read_file(staging, file, record)
+                storage.write_bytes(storage.join(uri, file), content)
+        except ReleaseError:
+            # Staging is deleted after the record is written, so then another has finished it.
+            if not sealed.is_release(uri):
+                raise
+        with suppress(FileExistsError):
+            storage.write_bytes(storage.join(uri, sealed.RECORD), data, exclusive=True)
+    with suppress(StorageError):  # two may delete it at once; `gc` finds what is left
+        storage.delete(staging)
+
+
+def bury(shelf: Shelf, version: int, why: str) -> None:
+    """Say for good that there is no such version."""
+    told = sealed.seal({"version": version, "why": why, "when": now()})
+    with suppress(FileExistsError):
+        storage.write_bytes(shelf.tombstone(version), told, exclusive=True)

@@ -1,0 +1,105 @@
+"""Create-only and compare-and-swap hold, or the server that ignores them is found out."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import Faults, proxy
+from servers import fresh_bucket, s3_environment
+
+from effnet_ray import conditional, retry, storage
+from effnet_ray.errors import ConflictError
+
+
+def test_files_are_written_and_listed_while_somebody_deletes_their_folder(tmp_path: Path) -> None:
+    stop, folder = threading.Event(), f"{tmp_path}/folder"
+
+    def delete() -> None:
+        while not stop.wait(0.02):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    try:
+        for number in range(300):
+            storage.write_bytes(f"{folder}/{number}/x", b"x")
+            assert set(storage.sizes(str(tmp_path)).values()) <= {1}
+    finally:
+        stop.set()
+        deleting.join()
+
+
+@pytest.mark.parametrize("server", ["disk", "moto", "rclone"])
+def test_a_server_that_ignores_preconditions_is_found_out_and_nothing_is_left(
+    request: pytest.FixtureRequest, tmp_path: Path, server: str
+) -> None:
+    if server == "disk":
+        assert conditional.weakness(str(tmp_path)) == ""
+        assert list(tmp_path.iterdir()) == []
+        return
+    with s3_environment(request.getfixturevalue(server)):
+        bucket = fresh_bucket()
+        found = conditional.weakness(bucket)
+        assert (found == "") == (server == "moto")
+        assert storage.entries(bucket, hidden=True) == {}
+
+
+def test_a_swap_needs_the_tag_of_what_is_there(shared: str) -> None:
+    uri = f"{shared}/pointer"
+    assert conditional.read(uri) is None
+    with pytest.raises(ConflictError):
+        conditional.swap(uri, b"0", "no tag")
+    conditional.create(uri, b"1")
+    with pytest.raises(FileExistsError):
+        conditional.create(uri, b"other")
+    first = conditional.read(uri)
+    assert first and first.data == b"1"
+    conditional.swap(uri, b"2", first.tag)
+    with pytest.raises(ConflictError):
+        conditional.swap(uri, b"3", first.tag)
+    assert storage.read_bytes(uri) == b"2"
+    storage.delete(uri)
+    with pytest.raises(ConflictError):
+        conditional.swap(uri, b"4", first.tag)
+
+
+@pytest.fixture(params=["disk", "moto"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A place on each kind of storage that honours preconditions."""
+    if request.param == "disk":
+        yield str(tmp_path)
+        return
+    with s3_environment(request.getfixturevalue(request.param)):
+        yield fresh_bucket()
+
+
+def test_a_swap_whose_answer_is_lost_or_refused_by_a_race_happens_once(moto: str) -> None:
+    with proxy(moto) as through, s3_environment(through.endpoint):
+        uri = f"{fresh_bucket()}/pointer"
+        conditional.create(uri, b"0")
+        for number, kind in enumerate(["reset", "409 ConditionalRequestConflict"] * 3, 1):
+            seen = conditional.read(uri)
+            assert seen
+            puts = iter([True])
+            made = Faults(
+                [kind], 1, lambda method, _, puts=puts: method == "PUT" and next(puts, False)
+            )
+            through.faults = made
+            conditional.swap(uri, str(number).encode(), seen.tag)
+            through.faults = Faults()
+            assert storage.read_bytes(uri) == str(number).encode() and made.made == 1
+
+
+def test_a_server_without_compare_and_swap_is_told_at_once(
+    moto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "GIVE_UP_S", 1e9)
+    with proxy(moto) as through, s3_environment(through.endpoint):
+        bucket, puts = fresh_bucket(), iter(range(9))
+        through.faults = Faults(
+            ["501 NotImplemented"], share=1,
+            hits=lambda method, _: method == "PUT" and next(puts) >= 2,
+        )  # fmt: skip
+        assert conditional.weakness(bucket) == "knows no compare-and-swap"

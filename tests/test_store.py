@@ -1,0 +1,461 @@
+"""Aliases with their history, deletion for good, damage found, hostility refused."""
+
+import json
+import random
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_worker import settled
+from servers import fresh_bucket, s3_environment
+from store_worker import files
+from test_weights import released
+
+from effnet_ray import retry, sealed, storage
+from effnet_ray.cli.main import main
+from effnet_ray.cli.models import models_job
+from effnet_ray.errors import ReleaseError, StorageError, WeightsError
+from effnet_ray.model import weights
+from effnet_ray.store import upkeep
+from effnet_ray.store.releases import ModelStore
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(params=["disk", "moto", "rclone"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelStore]:
+    """An empty store on each kind of storage in turn."""
+    if request.param == "disk":
+        yield ModelStore(f"{tmp_path}/store")
+        return
+    with s3_environment(request.getfixturevalue(request.param)):
+        yield ModelStore(f"{fresh_bucket()}/store", single_writer=request.param == "rclone")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> ModelStore:
+    """Three versions of `pets` on a disk: 50 %, 75 % and 62.5 %."""
+    store = ModelStore(f"{tmp_path}/store")
+    three(store)
+    return store
+
+
+def three(store: ModelStore) -> None:
+    for run, top1 in (("first", 0.5), ("second", 0.75), ("third", 0.625)):
+        store.publish("pets", files(run, top1), {"run": run, "variant": "b0"})
+
+
+def path(store: ModelStore, *parts: str) -> Path:
+    return Path(store.uri, "pets", *parts)
+
+
+# --- who may write
+
+
+def test_sharing_a_store_on_a_server_that_ignores_preconditions_is_refused_before_training(
+    rclone: str, packed: Path, tmp_path: Path, refused: Refused
+) -> None:
+    with s3_environment(rclone):
+        bucket = fresh_bucket()
+        where = ["--data", str(packed), "--runs", f"{tmp_path}/runs", "--store", f"{bucket}/store"]
+        told = refused(*where)
+        assert "cannot be shared: its server replaced an object by a create-only write" in told
+        assert "--single-writer" in told and list((tmp_path / "runs").iterdir()) == []
+        store = ["--store", f"{bucket}/store"]
+        for verb in (["promote", "pets@v1", "x"], ["delete", "pets@v1"], ["gc"]):
+            assert "--single-writer" in refused(*verb, *store, job=models_job)
+        assert "it has no version of it" in refused(
+            "delete", "pets@v1", "--single-writer", *store, job=models_job
+        )
+
+
+def test_one_writer_may_be_told_by_the_environment(
+    rclone: str,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with s3_environment(rclone):
+        store = ["--store", fresh_bucket()]
+        monkeypatch.setenv("EFFNET_SINGLE_WRITER", "1")
+        assert said(capsys, "gc", *store)["removed"] == []
+        monkeypatch.setenv("EFFNET_SINGLE_WRITER", "perhaps")
+        assert "EFFNET_SINGLE_WRITER is 'perhaps'" in refused("gc", *store, job=models_job)
+
+
+# --- aliases
+
+
+def test_best_follows_the_best_release_by_itself(store: ModelStore) -> None:
+    three(store)
+    assert store.find("pets@best").version == 2
+    moves = store.history("pets", "best")
+    assert [(m.previous, m.version, m.eval_top1) for m in moves] == [(None, 1, 0.5), (1, 2, 0.75)]
+
+
+def test_a_release_without_a_metric_becomes_best_never(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    store.publish("pets", {"config.json": b"{}"}, {"run": "a"})
+    with pytest.raises(ReleaseError, match=r"pets@best is not in .*: it has pets@v1"):
+        store.find("pets@best")
+
+
+def test_an_alias_moves_to_what_is_no_worse_and_elsewhere_by_force(store: ModelStore) -> None:
+    three(store)
+    store.promote("pets@v3", "champion")
+    store.promote("pets@best", "champion")
+    with pytest.raises(ReleaseError, match=r"'champion': its eval top-1 is 50.00%, that of v2 75"):
+        store.promote("pets@v1", "champion")
+    assert store.find("pets@champion").version == 2
+    forced = store.promote("pets@v1", "champion", force=True)
+    assert forced.forced and store.find("pets@champion").version == 1
+    assert store.promote("pets@v1", "champion") == forced  # already there: no new move
+    moves = store.history("pets", "champion")
+    assert [(m.previous, m.version) for m in moves] == [(None, 3), (3, 2), (2, 1)]
+    assert [m.forced for m in moves] == [False, False, True]
+
+
+def test_where_a_person_moved_best_back_publishing_leaves_it(local: ModelStore) -> None:
+    local.promote("pets@v1", "best", force=True)
+    local.publish("pets", files("second", 0.75), {"run": "second"})
+    local.publish("pets", files("fourth", 0.25), {"run": "fourth"})
+    assert local.find("pets@best").version == 1
+    local.publish("pets", files("fifth", 0.8), {"run": "fifth"})
+    assert local.find("pets@best").version == 5
+
+
+def test_a_name_alone_is_no_release_and_what_there_is_is_named(local: ModelStore) -> None:
+    with pytest.raises(ReleaseError, match=r"names no version .*pets@v1, pets@v2, .*pets@best"):
+        local.find("pets")
+
+
+# --- deleting
+
+
+def test_a_deleted_version_is_gone_for_good(store: ModelStore) -> None:
+    three(store)
+    with pytest.raises(ReleaseError, match="pets@v2 is what 'best' means"):
+        store.delete("pets@v2")
+    assert store.delete("pets@v3") == []
+    assert store.versions("pets") == [1, 2]
+    with pytest.raises(
+        ReleaseError, match=r"pets@v3 was deleted from .*: it has pets@v1, pets@v2"
+    ):
+        store.find("pets@v3")
+    assert store.delete("pets@v2", force=True) == ["best"]
+    with pytest.raises(ReleaseError, match="pets@best means v2, which is not there any more"):
+        store.find("pets@best")
+    assert store.publish("pets", files("third", 0.625), {"run": "third"}).version == 4
+    assert store.find("pets@best").version == 4
+    assert store.versions("pets") == [1, 4]
+
+
+def test_a_deletion_that_died_after_its_tombstone_is_finished_by_gc(local: ModelStore) -> None:
+    upkeep.publishing.bury(local.shelf("pets"), 3, "deleted")
+    assert local.versions("pets") == [1, 2] and path(local, "v0003").exists()
+    assert local.gc(lease_s=-60).removed == [f"{local.uri}/pets/v0003"]
+    assert not path(local, "v0003").exists()
+
+
+def test_gc_takes_only_what_is_older_than_the_lease_and_belongs_to_nobody(
+    local: ModelStore,
+) -> None:
+    kept = storage.entries(local.uri, hidden=True).keys()
+    for leftover in ("staging/0123456789abcdef/x", "v0009/x", "v0001/.x.123.partial"):
+        path(local, leftover).parent.mkdir(parents=True, exist_ok=True)
+        path(local, leftover).touch()
+    (Path(local.uri) / ".probe-0").mkdir()
+    (Path(local.uri) / ".probe-0/key").touch()
+    assert local.gc().removed == []
+    found = local.gc(lease_s=-60).removed
+    assert len(found) == 4 and found[-1].endswith("/.probe-0")
+    assert storage.entries(local.uri, hidden=True).keys() == kept
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("flips", [60, pytest.param(1_000, marks=pytest.mark.long)])
+def test_every_flipped_bit_is_found(local: ModelStore, flips: int) -> None:
+    local.promote("pets@v3", "champion")
+    draw = random.Random(0)
+    every = [p for p in path(local).rglob("*") if p.is_file() and not p.name.startswith(".")]
+    assert {p.name for p in every} >= {"release.json", "model.safetensors", "best.json"}
+    for number in range(flips):
+        victim = every[number % len(every)]
+        whole = victim.read_bytes()
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        victim.write_bytes(broken)
+        assert main(models_job, ["verify", "--store", local.uri]) == 2, (victim, place, bit)
+        if victim.parent.name.startswith("v"):
+            with pytest.raises(ReleaseError):
+                local.find(f"pets@v{int(victim.parent.name[1:])}")
+        victim.write_bytes(whole)
+    assert main(models_job, ["verify", "--store", local.uri]) == 0
+
+
+def test_weights_that_were_altered_are_not_trained_from(tmp_path: Path) -> None:
+    folder = released(tmp_path / "plain")[1]
+    store = ModelStore(f"{tmp_path}/store")
+    content = {name: (folder / name).read_bytes() for name in (weights.FILE, weights.CONFIG)}
+    uri = store.publish("pets", content, {"run": "r"}).uri
+    recipe = settled(weights=uri)
+    start = weights.resolve(recipe)
+    assert weights.fetch(start, None) == content[weights.FILE]
+    for name in content:
+        for victim in (Path(uri, name), Path(uri, sealed.RECORD)):
+            whole = victim.read_bytes()
+            victim.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+            with pytest.raises(ReleaseError, match="was altered"):
+                weights.fetch(weights.resolve(recipe), None)
+            victim.write_bytes(whole)
+    assert weights.resolve(recipe) == start
+
+
+# --- hostility
+
+
+def forge(store: ModelStore, **changes: Any) -> None:
+    """A release.json that is sealed well and says something else."""
+    place = path(store, "v0001", sealed.RECORD)
+    record = json.loads(place.read_bytes()) | changes
+    del record["sha256"]
+    place.write_bytes(sealed.seal(record))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret", "/etc/passwd", "a/b", "..", "", ".hidden", "release.json", "x\n"]
+)
+def test_a_record_that_names_what_is_no_file_of_its_folder_is_refused(
+    local: ModelStore, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    forge(local, files={name: "0" * 64}, sizes={name: 6})
+    with pytest.raises(ReleaseError, match="which is no file of its folder"):
+        local.find("pets@v1")
+    with pytest.raises(ReleaseError, match="which is no file of its folder"):
+        weights.fetch(weights.resolve(settled(weights=str(path(local, "v0001")))), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"files": []}, {"files": None}, {"sizes": {}}, {"files": {"a": 1}, "sizes": {"a": 1}},
+     {"files": {"a": "0" * 64}, "sizes": {"a": -1}},
+     {"files": {"a": "0" * 64}, "sizes": {"a": "1"}}, {"name": "cats"}, {"version": 2}],
+)  # fmt: skip
+def test_a_record_that_says_nonsense_is_refused(
+    local: ModelStore, changes: dict[str, Any]
+) -> None:
+    forge(local, **changes)
+    with pytest.raises(ReleaseError):
+        local.find("pets@v1")
+
+
+def test_a_hostile_claim_is_not_finished_outside_of_its_folder(
+    local: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    said = {"name": "pets", "version": 4, "run": "r", "files": {"../../x": "0" * 64}}
+    path(local, "claims/v0004.json").write_bytes(sealed.seal({**said, "sizes": {"../../x": 1}}))
+    before = set(tmp_path.rglob("x"))
+    assert local.publish("pets", files("fourth", 0.5), {"run": "fourth"}).version == 5
+    assert set(tmp_path.rglob("x")) == before and local.versions("pets") == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"{" * 100, b"", b"\xff\xfe", b"9" * 9_999])
+def test_what_is_no_json_is_refused(local: ModelStore, data: bytes) -> None:
+    for place in ("v0001/release.json", "aliases/best.json"):
+        path(local, place).write_bytes(data)
+    for reference in ("pets@v1", "pets@best"):
+        with pytest.raises(ReleaseError, match=r"is no JSON|holds no JSON object"):
+            local.find(reference)
+    folder = path(local, "v0002")
+    (folder / sealed.RECORD).unlink()
+    (folder / weights.CONFIG).write_bytes(data)
+    with pytest.raises(WeightsError, match="not a release of ours"):
+        weights.resolve(settled(weights=str(folder)))
+
+
+def test_json_larger_than_any_record_is_not_read(local: ModelStore) -> None:
+    for place in ("v0001/release.json", "aliases/best.json"):
+        with path(local, place).open("wb") as file:
+            file.truncate(50 * 2**30)
+    for reference in ("pets@v1", "pets@best"):
+        with pytest.raises((ReleaseError, StorageError), match=r"at most 16,000,000"):
+            local.find(reference)
+
+
+def header(text: bytes, claimed: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if claimed is None else claimed) + text
+
+
+def tensor(shape: str, offsets: str) -> bytes:
+    """A file of one tensor that says this of itself, and has four bytes."""
+    said = f'{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{offsets}]}}}}'
+    return header(said.encode()) + b"1234"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(header(b"{}", 2**63), id="huge header"),
+        pytest.param(header(b"{}", 10**9), id="header past the end"),
+        pytest.param(header(b"[]"), id="no object"),
+        pytest.param(header(b'{"a":' * 5_000), id="deep"),
+        pytest.param(tensor("4", "0,16"), id="short"),
+        pytest.param(tensor("1", "9,4"), id="offsets"),
+        pytest.param(tensor("1152921504606846976,16", "0,4"), id="overflow"),
+        pytest.param(b"\x80\x04\x95\x00\x00", id="pickle"),
+        pytest.param(b"PK\x03\x04" + bytes(100), id="zip"),
+        pytest.param(b"", id="empty"),
+    ],
+)  # fmt: skip
+def test_a_forged_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    config = (released(tmp_path / "plain")[1] / weights.CONFIG).read_bytes()
+    content = {weights.FILE: data, weights.CONFIG: config}
+    uri = ModelStore(f"{tmp_path}/store").publish("pets", content, {"run": "r"}).uri
+    with pytest.raises(WeightsError, match="are damaged"):
+        weights.fetch(weights.resolve(settled(weights=uri)), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_classes": 10**12}, {"num_classes": -1}, {"label_names": [1]}, {"label_names": 3},
+     {"pretrained_cfg": []}, {"pretrained_cfg": {"input_size": ["x"]}}, {"num_classes": "no"}],
+)  # fmt: skip
+def test_a_config_that_says_nonsense_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = released(tmp_path / "plain")[1]
+    config = json.loads((folder / weights.CONFIG).read_bytes()) | change
+    (folder / weights.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="not a release of ours"):
+        weights.resolve(settled(weights=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "/x", "a/b", "a@b", "a\n", "é", "x" * 101]
+)
+def test_a_name_that_is_no_folders_name_is_refused(tmp_path: Path, name: str) -> None:
+    store = ModelStore(str(tmp_path / "store"))
+    with pytest.raises(ReleaseError, match="cannot be the name of a model"):
+        store.publish(name, files("a", 0.5), {"run": "a"})
+    store.publish("pets", files("a", 0.5), {"run": "a"})
+    for alias in (name, "v1", "v007"):
+        with pytest.raises(ReleaseError, match=r"name of an alias|would read as a version"):
+            store.promote("pets@v1", alias)
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_file_that_cannot_be_released_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    store = ModelStore(f"{tmp_path}/store")
+    with pytest.raises(ReleaseError, match="no file of its folder"):
+        store.publish("pets", {"../x": b""}, {"run": "a"})
+    assert storage.entries(store.uri, hidden=True) == {}
+
+
+# --- the job
+
+
+def said(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert main(models_job, list(flags)) == 0
+    answered: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answered
+
+
+def test_the_verbs_say_what_they_did_as_json(
+    store: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three(store)
+    where = ["--store", store.uri]
+    writes = [*where, "--single-writer"] if store.single_writer else where
+    assert said(capsys, "promote", "pets@v3", "champion", *writes)["previous"] is None
+    (model,) = said(capsys, "list", *where)["models"]
+    assert model["name"] == "pets" and model["aliases"] == {"best": 2, "champion": 3}
+    assert [v["eval_top1"] for v in model["versions"]] == [0.5, 0.75, 0.625]
+    assert [v["variant"] for v in model["versions"]] == ["b0"] * 3
+    sizes = [sum(map(len, files(r, t).values())) for r, t in (("first", 0.5), ("second", 0.75))]
+    assert [v["size"] for v in model["versions"]][:2] == sizes
+    assert all(v["published"].startswith("20") for v in model["versions"])
+    shown = said(capsys, "show", "pets@best", *where)
+    assert shown["release"] == "pets@v2" and shown["record"]["run"] == "second"
+    history = said(capsys, "show", "pets", *where)["history"]
+    assert [move["version"] for move in history["best"]] == [1, 2]
+    assert said(capsys, "verify", "pets", *where)["verified"] == ["pets@v1", "pets@v2", "pets@v3"]
+    assert said(capsys, "verify", "pets@best", *where)["verified"] == ["pets@v2"]
+    told = said(capsys, "delete", "pets@v3", "--force", *writes)
+    assert told == {"deleted": "pets@v3", "aliases": ["champion"]}
+    assert said(capsys, "gc", *writes) == {"finished": [], "buried": [], "removed": []}
+
+
+def test_the_table_shows_every_release_with_its_aliases(
+    local: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(models_job, ["list", "--store", local.uri]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split() == ["release", "aliases", "eval", "variant", "published", "MB"]
+    assert lines[2].split()[:5] == ["pets@v2", "best", "top-1", "75.00%", "B0"]
+    assert len(lines) == 4
+
+
+def test_a_damaged_release_is_listed_as_damaged_and_hides_no_other(
+    local: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path(local, "v0002/release.json").write_text("{}")
+    (model,) = said(capsys, "list", "--store", local.uri)["models"]
+    assert ["altered" in v["damaged"] for v in model["versions"]] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["show", "cats"], "cats is not in .*: it has no version of it; models there: pets"),
+        (["show", "pets@v9"], "pets@v9 is not in .*: it has pets@v1, pets@v2, pets@v3, pets@best"),
+        (["promote", "pets@canary", "x"], "pets@canary is not in .*: it has pets@v1"),
+        (["promote", "pets", "x"], "'pets' names no version"),
+        (
+            ["promote", "pets@v1", "best"],
+            "pets@v1 does not become 'best': its eval top-1 is 50.00%",
+        ),
+        (["promote", "pets@v1", "../x"], "'../x' cannot be the name of an alias"),
+        (["delete", "pets@best"], "'pets@best' names no version"),
+        (["delete", "pets@v2"], "pets@v2 is what 'best' means"),
+        (["verify", "pets@v3"], "README.md of .*v0003 was altered"),
+        (["verify"], "README.md of .*v0003 was altered"),
+        (["promote", "pets@v3", "x"], "README.md of .*v0003 was altered"),
+        (["show", "../pets"], "'../pets' cannot be the name of a model"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    local: ModelStore, refused: Refused, flags: list[str], sentence: str
+) -> None:
+    path(local, "v0003/README.md").write_text("other")
+    told = refused(*flags, "--store", local.uri, job=models_job)
+    assert re.search(sentence, told), told
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "GIVE_UP_S", 0.5)
+    with s3_environment("http://127.0.0.1:9"):
+        for verb in (["list"], ["show", "pets"], ["gc"], ["promote", "pets@v1", "x"]):
+            told = refused(*verb, "--store", "s3://bucket/store", job=models_job)
+            assert "check AWS_ENDPOINT_URL and the network" in told
+
+
+def test_a_release_is_found_by_alias_as_weights_and_a_bare_name_is_refused(
+    packed: Path, tmp_path: Path, refused: Refused
+) -> None:
+    store = ModelStore(f"{tmp_path}/store")
+    store.publish("pets", files("a", 0.5), {"run": "a"})
+    flags = ["--data", str(packed), "--runs", f"{tmp_path}/runs", "--store", store.uri]
+    assert "'pets' names no version" in refused(*flags, "--weights", "pets")
+    told = refused(*flags, "--weights", "pets@best")
+    assert f"weights {store.uri}/pets/v0001 are not a release of ours" in told
+    assert "pets@canary is not in" in refused(*flags, "--weights", "pets@canary")
