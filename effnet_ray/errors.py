@@ -11,6 +11,7 @@
     │   ├─ ReleaseError           a Release is absent, incomplete, or would be overwritten
     │   └─ ClusterError           the cluster cannot run what was asked
     ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
+    ├─ EvaluationError            judging or predicting failed after it had started: exit 1
     ├─ CheckpointError            saved state is damaged or does not fit this Recipe
     └─ TrainingError              a run failed after it had started: exit 1
         ├─ NonFiniteError         losses or gradients are no finite numbers, step after step
@@ -68,6 +69,10 @@ class ClusterError(InputError):
 
 class ImageError(EffnetRayError):
     """One image cannot be decoded."""
+
+
+class EvaluationError(EffnetRayError):
+    """Judging or predicting images failed after it had started."""
 
 
 class CheckpointError(EffnetRayError):

@@ -19,29 +19,33 @@ ORDER = (
     "train.reports train.metrics train.ranking train.scaling train.state train.mixing "
     "train.step train.memory train.loop train.checkpoint train.audit train.quarantine "
     "train.record train.progress train.drain train.start train.worker train.machines "
-    "train.session train.features train.waiting train.finetune "
+    "train.session train.actors train.features train.waiting train.finetune "
     "store.names store.shelf store.publishing store.aliases store.upkeep store.releases "
     "store.catalog store.card store.provenance store.release_run "
+    "use.opened use.sight use.shown use.figures use.evaluate use.plots use.report use.export "
+    "use.found use.said use.predict use.answers use.serve "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
     "check.findings check.ec2 check.cluster_security check.cluster_file check.places "
     "check.inputs check.working_dir check.cluster check.preflight "
     "console.people console.packing console.sweeping console.checking console.models "
-    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping cli.models"
+    "console.evaluating "
+    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping cli.models "
+    "cli.evaluating cli.predicting cli.serving"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
     "ray": "data.spread data.ingest train.progress train.drain train.machines train.session "
-    "train.worker train.features train.waiting train.finetune sweep.schedule sweep.costs "
-    "sweep.searchers sweep.trial check.cluster_file check.working_dir "
-    "check.cluster",
+    "train.worker train.actors train.features train.waiting train.finetune sweep.schedule "
+    "sweep.costs sweep.searchers sweep.trial check.cluster_file check.working_dir "
+    "check.cluster use.sight use.evaluate use.said use.answers use.serve",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage check.ec2 check.cluster_file check.places",
     "tenacity": "retry",
-    "torch": "model. train.",
-    "PIL": "data.augment data.images data.sample",
+    "torch": "model. train. use.sight use.export use.answers",
+    "PIL": "data.augment data.images data.sample use.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",

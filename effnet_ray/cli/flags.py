@@ -82,7 +82,7 @@ def parse(
 
     `local` are the recipe's with `--local`, `defaults` those of the job's own fields.
     """
-    from_env = job(**_environment(), **defaults)
+    from_env = job(**environment(), **defaults)
     first = tyro.cli(job, args=argv, default=from_env)
     if first.recipe_file:
         recipe = _recipe_file(first.recipe_file)
@@ -100,7 +100,7 @@ def _recipe_file(uri: str) -> Recipe:
             from error  # fmt: skip
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Defaults that a cluster's files set."""
     get = os.environ.get
     placement: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -14,6 +14,8 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.store import catalog, names, upkeep
 from effnet_ray.store.releases import ModelStore
 from effnet_ray.store.shelf import Shelf
+from effnet_ray.use.export import export
+from effnet_ray.use.opened import open_release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,29 @@ def promote(flags: Promote, people: People) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export(Reading):
+    """Write a release as ONNX or as PyTorch's exported program, held against the release."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@…")]
+    """NAME@vN, NAME@ALIAS, or a release's URI."""
+    out: str
+    """URI of the folder to write: the model and export.json, which says what it expects."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: model.onnx (needs the extra `onnx`); torch: model.pt2, for torch.export.load."""
+
+
+def export_model(flags: Export, people: People) -> dict[str, Any]:
+    """`models.py export`."""
+    exported = export(open_release(flags.model, flags.store), flags.out, flags.format)
+    size, apart = f"{exported.bytes / 1e6:,.1f} MB", f"{exported.difference:.1e}"
+    people.table(f"{exported.release} as {exported.format}", {
+        "file": f"{exported.file} ({size})",
+        "held against the release": f"logits differ by {apart} at most",
+    })  # fmt: skip
+    return asdict(exported)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify(Reading):
     """Read every byte of releases again and hold it against its SHA-256."""
 
@@ -192,6 +217,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any, People], dict[str, Any]]]] = {
     "show": (Show, show),
     "promote": (Promote, promote),
     "verify": (Verify, verify),
+    "export": (Export, export_model),
     "delete": (Delete, delete),
     "gc": (Gc, gc),
 }

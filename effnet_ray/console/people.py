@@ -68,17 +68,21 @@ class People:
 
     def packed(self, done: int, total: int) -> None:
         """Progress of packing, images."""
+        self.counted("packing", "packed", done, total)
+
+    def counted(self, doing: str, did: str, done: int, total: int) -> None:
+        """Progress of what is done image by image."""
         if self._task is None:
-            self._task = self._live.add_task("packing", total=total, figures="")
+            self._task = self._live.add_task(doing, total=total, figures="")
         pace = done / max(1e-3, time.monotonic() - self._began)
         figures = f"{pace:,.0f} images/s"
         self._live.update(self._task, completed=done, total=total, figures=figures)
         now = time.monotonic()
         if done == total:
-            self.say(f"packed {total:,} images, {figures}")
+            self.say(f"{did} {total:,} images, {figures}")
         elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now
-            self.say(f"packed {done:,} of {total:,} images, {figures}")
+            self.say(f"{did} {done:,} of {total:,} images, {figures}")
 
     def hear(self, event: Event) -> None:
         """An event of a run."""
@@ -176,8 +180,7 @@ class People:
 
 def _evaluated(report: EpochReport) -> str:
     """What an epoch's evaluation found; nothing where it had none."""
-    if report.eval_loss is None or report.score is None:
+    if report.eval_loss is None or report.eval_top1 is None:
         return ""
     averaged = "(averaged)  " if report.averaged else ""
-    score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:.2%}"
-    return f"eval loss {report.eval_loss:.4f}  eval {score}  {averaged}"
+    return f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  {averaged}"

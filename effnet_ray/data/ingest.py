@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ import ray.data
 from effnet_ray import phases
 from effnet_ray.data.chunks import BLOCK_BYTES, PLAIN, Bad, Block, Dataset, Task, load_chunk
 from effnet_ray.errors import DatasetError, InputError, StorageError
+
+T = TypeVar("T")
 
 WINDOW_CHUNKS = 512
 """Chunks per Ray Data execution: 1,000 blocks gave their first batch after 3 s here, 100,000
@@ -264,8 +266,8 @@ def _read_ahead(dataset: Dataset, window: Sequence[Task]) -> Iterator[Block]:
             yield from last.result()
 
 
-def plainly(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The blocks; an InputError comes out of Ray as the sentence it was."""
+def plainly(blocks: Iterator[T]) -> Iterator[T]:
+    """What Ray Data gives; an InputError comes out of Ray as the sentence it was."""
     try:
         yield from blocks
     except Exception as error:

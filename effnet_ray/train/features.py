@@ -9,38 +9,30 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
-import ray.data
 import torch
 
 from effnet_ray import phases, storage
 from effnet_ray.data import features
 from effnet_ray.data.chunks import PLAIN, Block, Dataset, Task, load_rows
 from effnet_ray.data.features import Group
-from effnet_ray.data.ingest import plainly, settings
+from effnet_ray.data.ingest import plainly
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, record, start
+from effnet_ray.train.actors import Actors, batch_images, execute, my_device, one
 from effnet_ray.train.progress import Extracting, beside_me
 from effnet_ray.train.record import Run
 from effnet_ray.train.session import Lease
 from effnet_ray.train.worker import Job
 
-FORWARD_GB = 8
-"""A batch is what would train in so much memory; without a backward pass it takes a fraction."""
-PIECE = 64
-"""Images of a batch at most: as many as `pack` puts into a row group."""
-BLOCKS = 1000
-"""Of one execution: Ray Data plans all of them before the first."""
 POST_EVERY_S = 0.5
 WORDS = 300
 """Characters of a failure's own message that are passed on: its end."""
@@ -136,8 +128,7 @@ def _telling(board: Any, images: int) -> Callable[[int], None]:
 
 
 def _pieces(dataset: Dataset, lacking: dict[tuple[str, int], list[int]]) -> Iterator[Piece]:
-    fits = dataset.recipe.row.images_in(FORWARD_GB, dataset.spec.resolution)
-    most = max(1, min(PIECE, int(fits)))
+    most = batch_images(dataset.recipe, dataset.spec.resolution)
     for (split, view), shards in lacking.items():
         rows = [count for _, _, count in dataset.manifest.row_groups(split)]
         for group, (shard, _) in enumerate(features.places(dataset.manifest, split).tolist()):
@@ -155,7 +146,7 @@ def _group(block: Block, split: str) -> Group:
 
 def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]:
     """One Ray Data execution over all pieces; their features, in order."""
-    dataset, actors = job.dataset, _Actors.of(job, lease, len(pieces))
+    dataset, actors = job.dataset, Actors.of(job.placement, lease, len(pieces))
 
     def views(batch: Block) -> Iterator[Block]:
         for described in batch["pieces"].tolist():
@@ -166,66 +157,11 @@ def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]
     # A row group is read once, whatever the number of its pieces.
     alike = itertools.groupby(pieces, lambda piece: (*piece.file, piece.group))
     described = [{"pieces": json.dumps([asdict(p) for p in some])} for _, some in alike]
-    with ray.data.DataContext.current(settings(actors.prefetch_mb)):
-        found = (
-            ray.data.from_items(described, override_num_blocks=min(BLOCKS, len(described)))
-            .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)
-            .map_batches(
-                _Backbone,
-                fn_constructor_args=(job.run, job.weights_uri, actors.neighbours),
-                batch_size=None,
-                concurrency=actors.count,
-                **actors.options,
-            )
-        )
-        blocks: Iterator[Block] = iter(
-            found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-        )
+    told = (job.run, job.weights_uri, actors.neighbours)
+    blocks = execute(described, views, _Backbone, told, actors)
     for block in blocks:
         for feature, about in zip(block["feature"], block["about"], strict=True):
             yield {"feature": feature, **_told(about)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Actors:
-    """Who computes: as many as there will be workers, each on what one of these would lease."""
-
-    count: int | tuple[int, int]
-    neighbours: int
-    """On one machine."""
-    decode_tasks: int
-    """Of all."""
-    prefetch_mb: int
-    """Of all."""
-    options: dict[str, Any]
-    """What Ray is asked for."""
-
-    @classmethod
-    def of(cls, job: Job, lease: Lease, pieces: int) -> Self:
-        """For so many pieces."""
-        low, high = (min(workers, pieces) for workers in job.placement.worker_range)
-        machines = sum(node["Alive"] for node in ray.nodes())
-        neighbours = -(-high // machines)
-        cores = max(1, os.cpu_count() or 1)
-        tasks, ahead_mb = job.placement.decoding(job.placement.cores or cores, neighbours)
-        store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
-        often = job.placement.max_failures  # Ray Data's own answer is for ever
-        options: dict[str, Any] = {
-            "num_cpus": lease.resources_per_worker["CPU"],
-            "max_restarts": often,
-            "max_task_retries": often,
-        }
-        if lease.use_gpu:
-            options["num_gpus"] = lease.resources_per_worker["GPU"]
-        if lease.labels:
-            options["label_selector"] = lease.labels
-        return cls(
-            count=high if low == high else (low, high),
-            neighbours=neighbours,
-            decode_tasks=tasks * high,
-            prefetch_mb=min(ahead_mb * high, int(store_mb / 2)),
-            options=options,
-        )
 
 
 def _views(dataset: Dataset, piece: Piece, groups: dict[int, RowGroup]) -> Block:
@@ -234,32 +170,20 @@ def _views(dataset: Dataset, piece: Piece, groups: dict[int, RowGroup]) -> Block
     task = Task(piece.split, 0, 0, 0, 0, view=piece.view)
     block = load_rows(dataset, task, rows, groups)
     about = {name: block[name].tolist() for name in ("label", "id", "bad")}
-    return {"image": _one(block["image"]), "about": np.asarray([json.dumps(about)], object)}
-
-
-def _one(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A column of one row, which is the array."""
-    column = np.empty(1, object)
-    column[0] = array
-    return column
+    return {"image": one(block["image"]), "about": np.asarray([json.dumps(about)], object)}
 
 
 def _told(about: str) -> Block:
     told = json.loads(about)
-    label, image = np.asarray(told["label"], np.int64), np.asarray(told["id"], np.int64)
-    if label.ndim == 2:
-        label = label.astype(np.uint8)
-    return {"label": label, "id": image, "bad": np.asarray(told["bad"], object)}
+    whole = {name: np.asarray(told[name], np.int64) for name in ("label", "id")}
+    return {**whole, "bad": np.asarray(told["bad"], object)}
 
 
 class _Backbone:
     """An actor with the network, on a worker's share of a machine."""
 
     def __init__(self, run: Run, weights_uri: str | None, neighbours: int) -> None:
-        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
-        self._device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        if self._device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+        self._device = my_device(neighbours)
         self._network = start.initial(run, weights_uri).to(self._device).eval()
         self._precision = getattr(torch, run.recipe.precision or "float32")
 
@@ -272,7 +196,7 @@ class _Backbone:
             with torch.autocast(self._device.type, self._precision if half else None, half):
                 found = self._network.features(pixels)
             yield {
-                "feature": _one(found.float().cpu().numpy()),
+                "feature": one(found.float().cpu().numpy()),
                 "about": np.asarray([about], object),
             }
 

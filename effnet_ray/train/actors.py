@@ -1,0 +1,120 @@
+"""Actors that each hold a network, fed by Ray Data: who they are, and how arrays reach them.
+
+They compute features, and what a release says of images.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+import torch
+
+from effnet_ray.data.chunks import Block
+from effnet_ray.data.ingest import settings
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
+from effnet_ray.train.session import Lease
+
+FORWARD_GB = 8
+"""A batch is what would train in so much memory; without a backward pass it takes a fraction."""
+PIECE = 64
+"""Images of a batch at most: as many as `pack` puts into a row group."""
+BLOCKS = 1000
+"""Of one execution: Ray Data plans all of them before the first."""
+
+
+def batch_images(recipe: Recipe, size: int) -> int:
+    """Images of `size` px that go through the recipe's network at once: never a placement's."""
+    return max(1, min(PIECE, int(recipe.row.images_in(FORWARD_GB, size))))
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """Who computes: as many as there are workers, each on what one of these would lease."""
+
+    count: int | tuple[int, int]
+    neighbours: int
+    """On one machine."""
+    decode_tasks: int
+    """Of all."""
+    prefetch_mb: int
+    """Of all."""
+    options: dict[str, Any]
+    """What Ray is asked for."""
+
+    @classmethod
+    def of(cls, placement: Placement, lease: Lease, pieces: int) -> Self:
+        """For so many pieces of work."""
+        low, high = (min(workers, pieces) for workers in placement.worker_range)
+        machines = sum(node["Alive"] for node in ray.nodes())
+        neighbours = -(-high // machines)
+        cores = max(1, os.cpu_count() or 1)
+        tasks, ahead_mb = placement.decoding(placement.cores or cores, neighbours)
+        store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
+        often = placement.max_failures  # Ray Data's own answer is for ever
+        options: dict[str, Any] = {
+            "num_cpus": lease.resources_per_worker["CPU"],
+            "max_restarts": often,
+            "max_task_retries": often,
+        }
+        if lease.use_gpu:
+            options["num_gpus"] = lease.resources_per_worker["GPU"]
+        if lease.labels:
+            options["label_selector"] = lease.labels
+        return cls(
+            count=high if low == high else (low, high),
+            neighbours=neighbours,
+            decode_tasks=tasks * high,
+            prefetch_mb=min(ahead_mb * high, int(store_mb / 2)),
+            options=options,
+        )
+
+
+def execute(
+    work: Sequence[Mapping[str, Any]],
+    views: Callable[[Block], Iterator[Block]],
+    actor: type,
+    told: Sequence[Any],
+    actors: Actors,
+) -> Iterator[Block]:
+    """One Ray Data execution over the items of work, in their order.
+
+    Tasks make `views` of them, and actors, made by `actor(*told)`, what is wanted of these.
+    """
+    with ray.data.DataContext.current(settings(actors.prefetch_mb)):
+        found = (
+            ray.data.from_items(list(work), override_num_blocks=min(BLOCKS, len(work)))
+            .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)
+            .map_batches(
+                actor,
+                fn_constructor_args=tuple(told),
+                batch_size=None,
+                concurrency=actors.count,
+                **actors.options,
+            )
+        )
+        blocks: Iterator[Block] = iter(
+            found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        )
+    return blocks
+
+
+def my_device(neighbours: int) -> torch.device:
+    """Where an actor computes: on the GPU it has leased, else on its share of the cores."""
+    os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+    return device
+
+
+def one(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column of one row, which is the array: Ray Data cuts blocks between rows."""
+    column = np.empty(1, object)
+    column[0] = array
+    return column

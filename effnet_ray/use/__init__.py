@@ -1,0 +1,1 @@
+"""What people do with a release: evaluate it, look at its mistakes."""

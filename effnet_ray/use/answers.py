@@ -1,0 +1,94 @@
+"""What is answered over HTTP, and how it is served. Knows nothing of Ray Serve."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import ImageError
+from effnet_ray.tasks import MULTILABEL
+from effnet_ray.use.opened import Opened, open_release
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How it is served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: every one of this machine. There are no passwords: put a
+    proxy before it."""
+    port: int = 8000
+    """To listen at."""
+    replicas: int = 1
+    """Processes that each hold the network."""
+    gpus_per_replica: float = 0
+    """GPUs of each; 0: it computes on CPUs."""
+    max_batch: int = 16
+    """Images that go through the network together, at most."""
+    max_wait_ms: float = 5
+    """Milliseconds that an image waits for others."""
+    max_megabytes: float = 20
+    """MB of a request, at most: larger ones are answered 413."""
+    max_waiting: int = 200
+    """Requests that may wait for a replica, at most: others are answered 503."""
+    top: int = 5
+    """Classes named in an answer, the likeliest first."""
+
+
+class Served:
+    """A release on the replica's device."""
+
+    def __init__(self, release: Opened, top: int) -> None:
+        self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        network = release.network.to(self.device).eval()
+        self.release = replace(release, network=network)
+        self.several = release.recipe.task == MULTILABEL
+        self.top = min(top, len(release.classes))
+
+    @classmethod
+    def open(cls, uri: str, serving: Serving) -> "Served":
+        """Load and verify it."""
+        return cls(open_release(uri, ""), serving.top)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is served."""
+        release = self.release
+        return {"model": release.reference, "release_uri": release.uri,
+                "task": release.recipe.task, "classes": list(release.classes)}  # fmt: skip
+
+    def look(self, images: Sequence[bytes]) -> list[dict[str, Any] | ImageError]:
+        """What each shows, or why it cannot be read."""
+        views = [self._view(data) for data in images]
+        good = [view for view in views if not isinstance(view, ImageError)]
+        said = iter(self._said(np.stack(good)) if good else ())
+        return [view if isinstance(view, ImageError) else next(said) for view in views]
+
+    def _view(self, data: bytes) -> Pixels | ImageError:
+        try:
+            return eval_view(decode(data), self.release.spec)
+        except ImageError as error:
+            return error
+
+    @torch.no_grad()
+    def _said(self, views: Pixels) -> list[dict[str, Any]]:
+        pixels = torch.from_numpy(views).permute(0, 3, 1, 2).to(self.device)
+        logits = self.release.network(pixels).float()
+        share = logits.sigmoid() if self.several else logits.softmax(1)
+        likeliest = share.sort(dim=1, descending=True, stable=True)
+        labels, shares = likeliest.indices[:, : self.top], likeliest.values[:, : self.top]
+        return [self._answer(*row) for row in zip(labels.tolist(), shares.tolist(), strict=True)]
+
+    def _answer(self, labels: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:
+        named = [
+            {"label": self.release.classes[label], "probability": share}
+            for label, share in zip(labels, shares, strict=True)
+        ]
+        return {"model": self.release.reference, "label": named[0]["label"], "labels": named}

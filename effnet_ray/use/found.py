@@ -1,0 +1,195 @@
+"""Images to be predicted, wherever they lie: what there is, and their bytes.
+
+    a folder of pictures, of any depth; or one picture
+    a data set of ours                     its manifest names the shards
+    Parquet with an `image` column         Hugging Face's layout
+
+A *unit* is what is read at once: some pictures, or a row group. Labels are not looked at.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from effnet_ray import storage
+from effnet_ray.data import archives, manifest as manifests
+from effnet_ray.data.images import PICTURES, SUFFIXES
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.rows import RowGroup
+from effnet_ray.errors import DatasetError, ImageError, StorageError
+
+AT_ONCE = 64
+"""Pictures of a unit, and of what is read at a time."""
+READERS = 16
+"""Pictures read at a time by one task: each waits for a round trip most of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one task reads at a time."""
+
+    images: int
+    files: tuple[tuple[str, int], ...] = ()
+    """Of pictures: path below the source, and bytes."""
+    shard: str = ""
+    """Of Parquet: the file, below the source."""
+    split: str = ""
+    """Of a data set of ours."""
+    group: int = 0
+    """The row group's number in the shard; in the split, of a data set of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Images of one place."""
+
+    uri: str
+    units: tuple[Unit, ...]
+    manifest: Manifest | None = None
+
+    @property
+    def images(self) -> int:
+        """Of all units."""
+        return sum(unit.images for unit in self.units)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is to be read."""
+        told = [asdict(unit) for unit in self.units]
+        if self.manifest:
+            told.append({"fingerprint": self.manifest.fingerprint})
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def parts(self, most: int) -> list[list[Unit]]:
+        """The units in their order, about `most` images at a time."""
+        found, held = list[list[Unit]](), most
+        for unit in self.units:
+            if held >= most:
+                found.append([])
+                held = 0
+            found[-1].append(unit)
+            held += unit.images
+        return found
+
+    def read(self, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
+        """Path and bytes of every image of a unit, or why there are none.
+
+        Raises DatasetError where a shard is not what it was, StorageError where storage fails.
+        """
+        if self.manifest:
+            return _packed(self.manifest, manifests.folder(self.uri), unit)
+        return _rows(self.uri, unit) if unit.shard else _pictures(self.uri, unit)
+
+
+def find(uri: str, split: str = "") -> Source:
+    """What is at the URI; of a data set of ours one `split`, or all.
+
+    Raises DatasetError where there are no images, or in a form that is not read.
+    """
+    uri = storage.absolute(uri)
+    if uri.endswith(f"/{manifests.NAME}") or storage.exists(storage.join(uri, manifests.NAME)):
+        return _data_set(manifests.folder(uri), split)
+    if split:
+        raise DatasetError(f"{uri} is no data set of ours, which alone has splits: leave --split")
+    folder, sizes = _files(uri)
+    shards = [path for path in sizes if path.lower().endswith(".parquet")]
+    pictures = {path: size for path, size in sizes.items() if path.lower().endswith(PICTURES)}
+    if shards and not pictures:
+        return Source(folder, tuple(unit for path in shards for unit in _shard(folder, path)))
+    if not pictures:
+        raise DatasetError(
+            f"no images at {uri} ({len(sizes)} files): expected {', '.join(SUFFIXES)} files, a "
+            "data set of `jobs/pack.py`, or Parquet with an image column"
+        )
+    files = list(pictures.items())
+    cut = (tuple(files[first : first + AT_ONCE]) for first in range(0, len(files), AT_ONCE))
+    return Source(folder, tuple(Unit(len(some), some) for some in cut))
+
+
+def _files(uri: str) -> tuple[str, dict[str, int]]:
+    """A folder and its files' sizes, or a file's folder and its own."""
+    folder, _, own = uri.rpartition("/")
+    if own.lower().endswith((".parquet", *PICTURES)):
+        beside = storage.sizes(folder)
+        if own in beside:
+            return folder, {own: beside[own]}
+    return uri, storage.sizes(uri)
+
+
+def _data_set(folder: str, split: str) -> Source:
+    manifest = manifests.load(folder)
+    if split and not manifest.images.get(split):
+        have = ", ".join(name for name, images in manifest.images.items() if images)
+        raise DatasetError(f"{folder} has no {split} images: choose --split of {have}")
+    units = (
+        Unit(rows, split=name, group=group)
+        for name in ([split] if split else manifest.splits)
+        for group, (*_, rows) in enumerate(manifest.row_groups(name))
+    )
+    return Source(folder, tuple(units), manifest)
+
+
+def _shard(folder: str, path: str) -> Iterator[Unit]:
+    footer = _footer(storage.join(folder, path))
+    if not archives.holds_images(footer.schema.to_arrow_schema()):
+        raise DatasetError(
+            f"{path} of {folder} has no column `image` {{bytes, path}}: give pictures, or Parquet "
+            "in Hugging Face's image layout"
+        )
+    for group in range(footer.num_row_groups):
+        rows = footer.row_group(group).num_rows
+        if rows:
+            yield Unit(rows, shard=path, group=group)
+
+
+def _packed(manifest: Manifest, data: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
+    group = RowGroup(manifest, data, unit.split, unit.group, limited=False)
+    for row in range(unit.images):
+        record = group.record(row)
+        good = record["as_packed"]
+        bad = ImageError("its bytes are not those that were packed (SHA-256 differs)")
+        yield record["image"]["path"], record["image"]["bytes"] if good else bad
+
+
+def _rows(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
+    uri = storage.join(source, unit.shard)
+    filesystem, path = storage.arrow_filesystem(uri)
+    footer = _footer(uri)
+
+    def fetch() -> Any:
+        with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
+            return file.read_row_group(unit.group, columns=["image"])["image"].to_pylist()
+
+    images = storage.attempt(uri, fetch, footer.row_group(unit.group).total_byte_size)
+    for number, image in enumerate(images):
+        known = image or {}
+        name = "/".join(filter(None, (f"{unit.group}", f"{number}", known.get("path"))))
+        missing = ImageError("the row has no bytes")
+        yield f"{unit.shard}#{name}", known.get("bytes") or missing
+
+
+def _pictures(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read(file: tuple[str, int]) -> bytes | ImageError:
+        uri = storage.join(source, file[0])
+        try:
+            return storage.read_bytes(uri, file[1])
+        except StorageError as error:
+            if storage.is_outage(error):
+                raise
+            return ImageError(str(error))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, unit.files))
+    yield from zip((path for path, _ in unit.files), found, strict=True)
+
+
+@lru_cache(maxsize=64)
+def _footer(uri: str) -> pq.FileMetaData:
+    filesystem, path = storage.arrow_filesystem(uri)
+    return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))

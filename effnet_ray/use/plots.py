@@ -1,0 +1,98 @@
+"""The plots of an evaluation's page, as SVG whose ink is the page's own, in light and in dark."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from effnet_ray.train.reports import EpochReport
+from effnet_ray.use.figures import BINS, Bin, Class, Figures
+
+INK = "#010203"
+"""Drawn with, and replaced by the page's colour of text."""
+BLUE, ORANGE = "#3b8fd4", "#e8832a"
+"""Told apart by the colour-blind, and on white as on black."""
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, and weighs less
+    "svg.hashsalt": "effnet_ray",
+    "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+WIDTH, HEIGHT = 4.4, 3.0
+"""Inches: on a phone of 360 px as large as it is drawn."""
+
+
+def _svg(figure: Figure, told: str) -> str:
+    """`told` is what the picture says, for those who cannot see it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{told}"', 1)
+
+
+def curves(history: Sequence[EpochReport]) -> str:
+    """Loss and top-1 of train and eval split, epoch by epoch."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.6 * HEIGHT), layout="constrained")
+        loss, top1 = figure.subplots(2, sharex=True)
+        _curve(loss, history, "loss", 1)
+        _curve(top1, history, "top1", 100)
+        loss.set_ylabel("loss, nats")
+        loss.legend(frameon=False)
+        top1.set(ylabel="top-1, %", xlabel="epoch")
+        top1.xaxis.get_major_locator().set_params(integer=True)
+        return _svg(figure, "Loss and top-1 of each epoch of the training")
+
+
+def _curve(axes: Axes, history: Sequence[EpochReport], figure: str, scale: float) -> None:
+    """Epochs from 1, as people see them in a run's log."""
+    for split, colour, line in (("train", BLUE, "--"), ("eval", ORANGE, "-")):
+        found = [(each.epoch + 1, getattr(each, f"{split}_{figure}")) for each in history]
+        points = [(epoch, scale * value) for epoch, value in found if value is not None]
+        axes.plot(*zip(*points, strict=True), line, color=colour, marker=".", label=split)
+
+
+def reliability(bins: Sequence[Bin]) -> str:
+    """Right ones over confidence: on the diagonal where the network is as sure as it may be.
+
+    Source: Guo et al. 2017, fig. 1. The grey bars are the share of images in each bin.
+    """
+    total = max(1, sum(one.images for one in bins))
+    filled = [one for one in bins if one.images]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        middles = [(one.low + one.high) / 2 for one in bins]
+        axes.bar(middles, [one.images / total for one in bins], 1 / BINS, color=INK, alpha=0.13,
+                 label="share of images")  # fmt: skip
+        axes.plot([0, 1], [0, 1], "--", color=INK, lw=0.8, alpha=0.6)
+        axes.plot([one.confidence for one in filled], [one.top1 for one in filled], "o-",
+                  color=BLUE, ms=4, label="top-1")  # fmt: skip
+        axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend(frameon=False, loc="upper left")
+        return _svg(figure, "Top-1 of the images in each of 15 bins of confidence")
+
+
+def matrix(figures: Figures, classes: Sequence[Class]) -> str:
+    """The confusion matrix of so many classes that numbers could not be read: a PNG as base64.
+
+    A pixel a cell: right ones blue, wrong ones orange, the stronger the larger the share of the
+    label's images (its root, so that single mistakes are seen).
+    """
+    place = {one.index: at for at, one in enumerate(classes)}
+    pixels = np.zeros((len(classes), len(classes), 4), np.uint8)
+    for (label, predicted), images in figures.pairs.items():
+        cell: Any = pixels[place[label], place[predicted]]
+        colour = BLUE if label == predicted else ORANGE
+        cell[:3] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        cell[3] = round(255 * (images / figures.per_class[label].support) ** 0.5)
+    sink = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(sink, "PNG")
+    return base64.b64encode(sink.getvalue()).decode()

@@ -1,0 +1,87 @@
+"""An evaluation as one HTML page: no scripts, nothing loaded from elsewhere.
+
+Names of classes and files are anyone's: the template escapes them, and the page's own policy
+forbids whatever else could run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from effnet_ray.use import plots
+from effnet_ray.use.evaluate import Evaluation
+from effnet_ray.use.figures import Class, Figures
+
+CELLS = 16
+"""Up to so many classes the confusion matrix is a table of numbers; beyond, a picture."""
+CONFUSED = 20
+"""Pairs of confused classes that are named."""
+QUARANTINED = 200
+"""Images that could not be read and are named."""
+
+
+def html(found: Evaluation) -> bytes:
+    """The page."""
+    source = files("effnet_ray.use").joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.2f} %"
+    figures, release = found.figures, found.release
+    present = [one for one in figures.per_class if one.support or one.predicted]
+    few = len(present) <= CELLS
+    page = environment.from_string(source).render(
+        found=found,
+        figures=figures,
+        release=release,
+        names=release.classes,
+        present=present,
+        by_f1=sorted(present, key=lambda one: (one.f1, -one.support, one.index)),
+        cells=_cells(figures, present) if few else None,
+        picture=None if few else plots.matrix(figures, present),
+        confused=figures.confused[:CONFUSED],
+        curves=plots.curves(release.history) if release.history else "",
+        reliability=plots.reliability(figures.bins),
+        quarantined=list(figures.bad.items())[:QUARANTINED],
+        recipe={
+            name: value for name, value in asdict(release.recipe).items() if value is not None
+        },
+        facts=_facts(found),
+    )
+    return page.encode()
+
+
+def _cells(figures: Figures, classes: Sequence[Class]) -> list[list[tuple[int, float, bool]]]:
+    """(images, their share of the label's, right) of every pair, row by row."""
+    return [
+        [(images := figures.pairs[of.index, taken.index], images / max(1, of.support), of is taken)
+         for taken in classes]
+        for of in classes
+    ]  # fmt: skip
+
+
+def _facts(found: Evaluation) -> dict[str, Any]:
+    """The data set and where the release comes from."""
+    release, spec = found.release, found.release.spec
+    trained_on = release.provenance.get("fingerprint")
+    same = trained_on == found.manifest.fingerprint
+    splits = ", ".join(f"{images:,} {split}" for split, images in found.manifest.images.items())
+    facts = {
+        "data": found.data,
+        "images": splits,
+        "fingerprint": found.manifest.fingerprint[:16],
+        "trained on": "this data set" if same else f"another ({str(trained_on)[:16]})",
+        "release": release.uri,
+        "run": release.provenance.get("run"),
+        "started from": release.provenance.get("weights"),
+        "preprocessing": f"{spec.resolution}×{spec.resolution} px, {spec.interpolation}, "
+        f"centre crop {spec.crop:g}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _numbers(three: Sequence[float]) -> str:
+    return " ".join(f"{each:g}" for each in three)

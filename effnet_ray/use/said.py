@@ -1,0 +1,137 @@
+"""What a release says of images: tasks make views, actors with its network look at them."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from effnet_ray.data.chunks import Block
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import ImageError
+from effnet_ray.placement import Placement
+from effnet_ray.train import session
+from effnet_ray.train.actors import Actors, batch_images, execute, one
+from effnet_ray.use.found import Source, Unit
+from effnet_ray.use.opened import Opened
+from effnet_ray.use.sight import Sight
+from effnet_ray.variants import InputSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is written of each image."""
+
+    top: int = 5
+    """Classes named for each image, the likeliest first; 0: all of them."""
+    embeddings: bool = False
+    """Also what the network's head sees: float16, 1,280 numbers of a b0."""
+    split: str = ""
+    """Of a data set of `jobs/pack.py`: train, eval or test; not given: all images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What was said of some images of a part."""
+
+    part: int
+    path: list[str]
+    bad: list[str]
+    """Why an image could not be read; else empty."""
+    label: list[list[int]]
+    probability: list[list[float]]
+    """[n, top]: outputs of the network, and how likely each is."""
+    embedding: npt.NDArray[np.float16] | None = None
+    """[m, F] of those that could be read."""
+
+    @property
+    def good_rows(self) -> list[tuple[str, list[int], list[float]]]:
+        """(path, labels, probabilities) of what could be read."""
+        every = zip(self.path, self.label, self.probability, strict=True)
+        return [row for row, why in zip(every, self.bad, strict=True) if not why]
+
+    @property
+    def bad_rows(self) -> list[tuple[str, str]]:
+        """(path, reason) of what could not."""
+        return [(path, why) for path, why in zip(self.path, self.bad, strict=True) if why]
+
+
+def say(
+    release: Opened,
+    source: Source,
+    parts: Sequence[tuple[int, Sequence[Unit]]],
+    wanted: Wanted,
+    placement: Placement,
+    lease: session.Lease,
+) -> Iterator[Said]:
+    """What is said of the images of these parts, in order: one Ray Data execution."""
+    work = [(number, unit) for number, units in parts for unit in units]
+    actors = Actors.of(placement, lease, len(work))
+    most = batch_images(release.recipe, release.spec.resolution)
+    spec, shared = release.spec, ray.put(source)
+
+    def views(batch: Block) -> Iterator[Block]:
+        here: Source = ray.get(shared)
+        for described in batch["unit"].tolist():
+            part, place = json.loads(described)
+            yield from _views(here, here.units[place], part, spec, most)
+
+    place = {unit: number for number, unit in enumerate(source.units)}
+    described = [{"unit": json.dumps([part, place[unit]])} for part, unit in work]
+    told = (ray.put(release), wanted, actors.neighbours)
+    blocks = execute(described, views, Predictor, told, actors)
+    for block in blocks:
+        for about, embedding in zip(block["said"].tolist(), block["embedding"], strict=True):
+            said = json.loads(about)
+            good = [not why for why in said["bad"]]
+            rows = np.asarray(embedding)[good] if wanted.embeddings else None
+            yield Said(**said, embedding=rows)
+
+
+def _views(source: Source, unit: Unit, part: int, spec: InputSpec, most: int) -> Iterator[Block]:
+    """A unit's views, `most` at a time, each time as one row."""
+    images = source.read(unit)
+    while some := list(itertools.islice(images, most)):
+        views = np.zeros((len(some), spec.resolution, spec.resolution, 3), np.uint8)
+        bad = [_view(data, spec, view) for (_, data), view in zip(some, views, strict=True)]
+        about = {"part": part, "path": [path for path, _ in some], "bad": bad}
+        yield {"image": one(views), "about": np.asarray([json.dumps(about)], object)}
+
+
+def _view(data: bytes | ImageError, spec: InputSpec, view: npt.NDArray[np.uint8]) -> str:
+    """Make the view in place; why it could not be made, else nothing."""
+    try:
+        if isinstance(data, ImageError):
+            raise data
+        view[:] = eval_view(decode(data), spec)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+class Predictor:
+    """An actor with the network."""
+
+    def __init__(self, release: Any, wanted: Wanted, neighbours: int) -> None:
+        """As of `Sight`."""
+        self._sight = Sight(release, neighbours)
+        self._top = min(wanted.top or self._sight.classes, self._sight.classes)
+        self._embeds = wanted.embeddings
+
+    def __call__(self, batch: Block) -> Iterator[Block]:
+        """What every row of views shows."""
+        for image, about in zip(batch["image"], batch["about"], strict=True):
+            features, logits = self._sight.features_and_logits(image)
+            share = logits.sigmoid() if self._sight.several else logits.softmax(1)
+            likeliest = share.sort(dim=1, descending=True, stable=True)
+            said = {
+                **json.loads(about),
+                "label": likeliest.indices[:, : self._top].tolist(),
+                "probability": likeliest.values[:, : self._top].tolist(),
+            }
+            rows = features.half().cpu().numpy() if self._embeds else np.empty(0, np.float16)
+            yield {"said": np.asarray([json.dumps(said)], object), "embedding": one(rows)}

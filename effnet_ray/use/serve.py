@@ -1,0 +1,119 @@
+"""A release behind HTTP, by Ray Serve: an image in, labels out.
+
+    POST /          the bytes of an image          200 {"model", "label", "labels": [{…}]}
+    GET  /          what is served, its classes
+    GET  /healthz   200 once a release is loaded
+
+Each replica holds the network; requests that come together go through it together. When another
+release is to be served, a replica loads it beside the one it has, and changes over between two
+batches: no request is dropped. One that cannot be opened is not changed to.
+"""
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from effnet_ray.errors import EffnetRayError, ImageError
+from effnet_ray.use.answers import Served, Serving
+from effnet_ray.use.opened import open_release
+
+APP = "effnet_ray"
+PATIENCE = 10
+"""A request so many times too large is broken off, without an answer that anybody hears."""
+
+
+class Replica:
+    """One process with the network."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._served: Served | None = None
+        # As many images at once as are asked for, not as many as when the class was decorated.
+        self.look.set_max_batch_size(serving.max_batch)
+        self.look.set_batch_wait_timeout_s(serving.max_wait_ms / 1000)
+
+    async def reconfigure(self, config: dict[str, str]) -> None:
+        """Serve the release at `uri` from now on. Called at the start, and for every other one."""
+        uri = config["uri"]
+        if self._served and self._served.release.uri == uri:
+            return
+        self._served = await asyncio.to_thread(Served.open, uri, self._serving)
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """Answer."""
+        served = self._served
+        assert served  # reconfigured before the first request
+        if request.url.path == "/healthz":
+            return JSONResponse({"ok": True, "model": served.release.reference})
+        if request.url.path != "/":
+            return _refused(404, "there is nothing here: POST an image to /")
+        if request.method == "GET":
+            return JSONResponse(served.told)
+        if request.method != "POST":
+            return _refused(405, "expected POST with the bytes of an image, or GET")
+        data = await _body(request, int(self._serving.max_megabytes * 1e6))
+        if data is None:
+            most = f"{self._serving.max_megabytes:g} MB"
+            return _refused(413, f"the request is larger than {most}: send a smaller image")
+        said = await self.look(data)
+        if isinstance(said, ImageError):
+            return _refused(415, f"this is no image that can be read ({said}): send JPEG or PNG")
+        return JSONResponse(said)
+
+    @serve.batch  # type: ignore[untyped-decorator]  # Ray Serve has no types
+    async def look(self, images: list[bytes]) -> list[dict[str, Any] | ImageError]:
+        """What each shows, or why it cannot be read."""
+        served = self._served
+        assert served
+        return await asyncio.to_thread(served.look, images)
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """What was sent; None where it is too much. A sender listens only when it has sent all, so
+    some more is read, and forgotten."""
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > PATIENCE * most:
+            return None
+        if size <= most:
+            parts.append(part)
+    return b"".join(parts) if size <= most else None
+
+
+def _refused(status: int, why: str) -> JSONResponse:
+    return JSONResponse({"error": why}, status_code=status)
+
+
+def deploy(uri: str, serving: Serving) -> None:
+    """Serve the release at `uri`, verified; in place of another, once it is loaded.
+
+    Ray must be there. Raises ReleaseError for one that cannot be opened, EffnetRayError where
+    Ray Serve cannot bring it up.
+    """
+    open_release(uri, "")
+    serve.start(http_options={"host": serving.host, "port": serving.port})
+    options = {"num_cpus": 0 if serving.gpus_per_replica else 1}
+    deployed = serve.deployment(
+        Replica,
+        name="effnet",
+        num_replicas=serving.replicas,
+        max_ongoing_requests=2 * serving.max_batch,
+        max_queued_requests=serving.max_waiting,
+        user_config={"uri": uri},
+        ray_actor_options=options | {"num_gpus": serving.gpus_per_replica},
+        health_check_period_s=10,
+        graceful_shutdown_timeout_s=30,
+    )
+    try:
+        serve.run(deployed.bind(serving), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise EffnetRayError(f"{uri} cannot be served: {' '.join(str(error).split())}") from error
+
+
+def stop() -> None:
+    """Serve no more."""
+    serve.shutdown()

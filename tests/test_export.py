@@ -1,0 +1,162 @@
+"""A release, timm's reading of it and its exports say the same of the same files."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from loop_worker import new_state, settled
+from PIL import Image
+from test_dials import report
+from test_release_run import result, run
+from torch import Tensor
+
+from effnet_ray import storage
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import InputError, ReleaseError
+from effnet_ray.model.network import Network, batchnorms
+from effnet_ray.store.release_run import release_run
+from effnet_ray.train import checkpoint, record
+from effnet_ray.use import export as exports
+from effnet_ray.use.export import export
+from effnet_ray.use.opened import Opened, open_release
+
+CLASSES = ("0", "1", "2", "3")
+
+
+def released(folder: Path, **given: object) -> Opened:
+    """A release with statistics and a head of its own, so that images differ in what it says."""
+    recipe = settled(image_size=64, **given)
+    state = new_state(recipe)
+    normalise(state.network)
+    state.step, state.history = 1, [report(0, 0.75)]
+    uri = str(folder / "run")
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    spec = replace(recipe.row.input_spec(), resolution=64)
+    record.create(replace(run(), recipe=recipe, spec=spec), uri)
+    release = release_run(result(uri, found), str(folder / "store"))
+    return open_release(release.uri, str(folder / "store"))
+
+
+def normalise(network: Network) -> None:
+    """Give BatchNorm the statistics of some images, and the head something to say."""
+    layers = batchnorms(network)
+    for layer in layers:
+        layer.momentum = 1.0
+        layer.train()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        network(torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8))
+    network.eval().backbone.classifier.weight.data.normal_(0, 0.1)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="module")
+def files(photographs: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:6]]
+
+
+def views(release: Opened, files: list[bytes]) -> Tensor:
+    """As training's own evaluation shows them: [B, 3, R, R] uint8."""
+    shown = np.stack([eval_view(decode(data), release.spec) for data in files])
+    return torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous()
+
+
+def by_training(release: Opened, files: list[bytes]) -> Tensor:
+    logits: Tensor = release.network(views(release, files))
+    return logits
+
+
+def by_timm(release: Opened, files: list[bytes]) -> Tensor:
+    model = timm.create_model(f"local-dir:{release.uri}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    pictures = [transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
+    with torch.no_grad():
+        logits: Tensor = model(torch.stack(pictures))
+    return logits
+
+
+def by_onnx(out: Path, release: Opened, files: list[bytes]) -> Tensor:
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    (logits,) = session.run(["logits"], {"images": views(release, files).numpy()})
+    return torch.from_numpy(logits)
+
+
+def by_program(out: Path, release: Opened, files: list[bytes]) -> Tensor:
+    found: Tensor = torch.export.load(out / "model.pt2").module()(views(release, files))[0]
+    return found
+
+
+def test_training_timm_onnx_and_torch_export_agree_on_the_same_files(
+    release: Opened, files: list[bytes], tmp_path: Path
+) -> None:
+    assert export(release, str(tmp_path / "a"), "onnx").difference < 1e-4
+    assert export(release, str(tmp_path / "b"), "torch").difference < 1e-4
+    expected = by_training(release, files)
+    assert expected.std(0).min() > 1e-3  # images differ in what is said of them
+    for found in (
+        by_timm(release, files),
+        by_onnx(tmp_path / "a", release, files),
+        by_program(tmp_path / "b", release, files),
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_an_export_says_what_it_expects_and_gives(tmp_path: Path, task: str) -> None:
+    release = released(tmp_path, task=task)
+    told = export(release, str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "export.json").read_bytes())["sha256"] == told.sha256
+    model = onnx.load(told.file)
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(props["classes"]) == list(CLASSES) and props["release"] == "birds@v1"
+    assert "resize" in json.loads(props["preprocessing"])
+    session = onnxruntime.InferenceSession(told.file)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 64, 64), np.uint8)
+    logits, said = session.run(["logits", "probabilities"], {"images": pixels})
+    row = torch.from_numpy(logits)
+    expected = row.softmax(1) if task == "multiclass" else row.sigmoid()
+    assert np.allclose(said, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_what_says_something_else_than_the_release_is_not_written(
+    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(exports, "TOLERANCE", -1.0)  # nothing is near enough
+    with pytest.raises(ReleaseError, match="something else than the release"):
+        export(release, str(tmp_path / "out"), kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_not_written_over(release: Opened, tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(InputError, match="has an export already"):
+        export(release, str(tmp_path))
+
+
+def test_without_its_packages_onnx_says_what_to_install(
+    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"pip install 'effnet-ray\[onnx\]'"):
+        export(release, str(tmp_path))
+
+
+def test_an_export_goes_to_object_storage(release: Opened, s3: str) -> None:
+    told = export(release, f"{s3}/export", "torch")
+    assert storage.sizes(f"{s3}/export") == {
+        "export.json": len(storage.read_bytes(f"{s3}/export/export.json")),
+        "model.pt2": told.bytes,
+    }

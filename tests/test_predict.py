@@ -1,0 +1,207 @@
+"""Predictions: one row for every image, wherever it lies, whatever is interrupted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_export import released
+
+from effnet_ray import Placement, storage
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import DatasetError, EvaluationError, ImageError
+from effnet_ray.use import found, predict as predictions
+from effnet_ray.use.found import Source, find
+from effnet_ray.use.opened import Opened
+from effnet_ray.use.predict import predict
+from effnet_ray.use.said import Wanted
+
+TWO = Placement(workers="2")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture
+def pictures(photographs: Path, tmp_path: Path) -> Path:
+    """24 photographs in folders, a broken one, and what is no picture."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted(photographs.rglob("*.*")):
+        target = folder / path.relative_to(photographs).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (folder / "notes.txt").write_text("nothing to see")
+    return folder
+
+
+def in_parquet(pictures: Path, folder: Path) -> str:
+    """Hugging Face's layout, ten rows to a group, without labels; one row has no bytes."""
+    rows = [
+        {"image": {"bytes": path.read_bytes(), "path": path.name}}
+        for path in sorted(pictures.rglob("*.*"))
+        if path.suffix != ".txt"
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows.append({"image": {"bytes": None, "path": "gone.png"}})
+    folder.mkdir()
+    table = pa.Table.from_pylist(rows, schema=pa.schema([("image", kind)]))
+    pq.write_table(table, folder / "a.parquet", row_group_size=10)
+    return str(folder)
+
+
+def everything(source: Source) -> dict[str, bytes | ImageError]:
+    return {path: data for unit in source.units for path, data in source.read(unit)}
+
+
+# --- where images lie
+
+
+def test_a_folder_has_its_pictures_at_any_depth_and_nothing_else(pictures: Path) -> None:
+    source = find(str(pictures))
+    read = everything(source)
+    expected = {p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*")} - {"notes.txt"}
+    assert read.keys() == expected and source.images == 25
+    assert all(read[path] == (pictures / path).read_bytes() for path in expected)
+
+
+def test_one_picture_is_a_source(pictures: Path) -> None:
+    (one,) = everything(find(str(pictures / "broken.jpg")))
+    assert one == "broken.jpg"
+
+
+def test_object_storage_has_the_same_pictures(pictures: Path, s3: str) -> None:
+    for path in pictures.rglob("*.*"):
+        name = path.relative_to(pictures).as_posix()
+        storage.write_bytes(f"{s3}/{name}", path.read_bytes())
+    assert everything(find(s3)) == everything(find(str(pictures)))
+
+
+def test_a_data_set_has_all_splits_or_one(packed: Path) -> None:
+    both, one = find(str(packed)), find(str(packed), split="eval")
+    assert (both.images, one.images) == (24, 6)
+    assert everything(one).items() <= everything(both).items()
+    with pytest.raises(DatasetError, match="no test images: choose --split of train, eval"):
+        find(str(packed), split="test")
+
+
+def test_parquet_needs_no_labels(pictures: Path, tmp_path: Path) -> None:
+    source = find(in_parquet(pictures, tmp_path / "shards"))
+    read = everything(source)
+    assert (source.images, len(read), len(source.units)) == (26, 26, 3)
+    bad = {path for path, data in read.items() if isinstance(data, ImageError)}
+    assert bad == {"a.parquet#2/5/gone.png"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "a.txt").write_text("a"), r"no images at .* \(1 files\)"),
+        (lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "a.parquet"), "no column"),
+    ],
+)  # fmt: skip
+def test_what_has_no_images_is_refused(tmp_path: Path, make: object, message: str) -> None:
+    make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=message):
+        find(str(tmp_path))
+
+
+def test_only_a_data_set_has_splits(pictures: Path) -> None:
+    with pytest.raises(DatasetError, match="which alone has splits"):
+        find(str(pictures), split="eval")
+
+
+def test_parts_hold_every_unit_once_in_order(pictures: Path) -> None:
+    units = tuple(found.Unit(images) for images in (3, 4, 2, 9, 1, 1))
+    parts = Source("", units).parts(most=5)
+    assert [unit for part in parts for unit in part] == list(units)
+    assert [sum(unit.images for unit in part) for part in parts] == [7, 11, 2]
+
+
+# --- what is said of them
+
+
+def spoken(release: Opened, data: bytes) -> np.ndarray:
+    """Probabilities, as in training's evaluation."""
+    view = torch.tensor(eval_view(decode(data), release.spec)).permute(2, 0, 1)[None]
+    share: np.ndarray = release.network(view).softmax(1)[0].numpy()
+    return share
+
+
+@pytest.fixture(scope="module")
+def small_parts() -> Iterator[None]:
+    """Parts of one unit each, of ten pictures."""
+    before = predictions.PART_IMAGES, found.AT_ONCE
+    predictions.PART_IMAGES, found.AT_ONCE = 1, 10
+    yield
+    predictions.PART_IMAGES, found.AT_ONCE = before
+
+
+@pytest.mark.ray
+def test_every_image_has_one_row_also_after_an_interruption(
+    cluster: object, small_parts: None, release: Opened, pictures: Path, tmp_path: Path
+) -> None:
+    out, heard = tmp_path / "out", list[tuple[int, int]]()
+    wanted = Wanted(top=2, embeddings=True)
+
+    def go() -> predictions.Predicted:
+        heard.clear()
+        return predict(release, str(pictures), str(out), TWO, wanted,
+                       tell=lambda done, images: heard.append((done, images)))  # fmt: skip
+
+    told = go()
+    assert (told.images, told.rows, told.quarantined) == (25, 24, 1)
+    assert heard[0] == (0, 25) and heard[-1] == (25, 25)
+    table = pq.read_table(out)
+    for row in table.to_pylist():
+        share = spoken(release, (pictures / row["path"]).read_bytes())
+        likeliest = [release.classes[k] for k in np.argsort(-share, kind="stable")[:2]]
+        assert (row["label"], row["labels"]) == (likeliest[0], likeliest)
+        assert np.allclose(row["probabilities"], np.sort(share)[::-1][:2], atol=1e-5)
+        assert len(row["embedding"]) == 1280
+    (bad,) = pq.read_table(out / "_quarantine" / "part-00000.parquet").to_pylist()
+    assert bad["path"] == "broken.jpg" and bad["reason"]
+
+    (out / "part-00001.parquet").unlink()
+    (out / "_done.json").unlink()
+    assert go() == told and heard[0] == (15, 25)  # the other ten alone are looked at
+    again = pq.read_table(out)
+    assert all(again[name].equals(table[name]) for name in ("path", "label", "labels"))
+    shares = [np.asarray(each["probabilities"].to_pylist()) for each in (again, table)]
+    assert np.allclose(*shares, atol=1e-6)  # one actor has more threads than each of two
+
+    class NoRay(Exception):
+        """Raised by whoever asks for Ray."""
+
+    def refuse(_: Placement) -> None:
+        raise NoRay
+
+    assert predict(release, str(pictures), str(out), TWO, wanted, connect=refuse) == told
+    with pytest.raises(DatasetError, match="of another top"):
+        predict(release, str(pictures), str(out), TWO, Wanted(top=1), connect=refuse)
+    (pictures / "new.png").write_bytes((pictures / "broken.jpg").read_bytes())
+    with pytest.raises(DatasetError, match="of another source"):
+        predict(release, str(pictures), str(out), TWO, wanted, connect=refuse)
+
+
+def test_a_folder_of_other_files_is_not_written_into(
+    release: Opened, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="no predictions"):
+        predict(release, str(pictures), str(tmp_path), TWO)
+
+
+def test_a_missing_row_is_told(pictures: Path, tmp_path: Path) -> None:
+    source = find(str(pictures))
+    table = pa.table({"path": ["a"]})
+    predictions._write_table(table, f"{tmp_path}/part-00000.parquet")
+    parts = list(enumerate(source.parts(100)))
+    with pytest.raises(EvaluationError, match="1 rows and 0 quarantined images"):
+        predictions._conclude(parts, source, str(tmp_path))

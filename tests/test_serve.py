@@ -1,0 +1,140 @@
+"""A release behind HTTP: real requests to a real Ray Serve."""
+
+import http.client
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from servers import free_port
+from test_export import released
+
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import ReleaseError
+from effnet_ray.use.answers import Serving
+from effnet_ray.use.opened import Opened, open_release
+from effnet_ray.use.serve import deploy, stop
+
+pytestmark = pytest.mark.ray
+
+Answer = tuple[int, dict[str, Any]]
+
+
+class Server:
+    """What is served, and how to ask it."""
+
+    def __init__(self, first: Opened, second: Opened) -> None:
+        self.first, self.second = first, second
+        self.serving = Serving(port=free_port(), top=2, max_megabytes=0.1, max_batch=4)
+        self.roll_to(first)
+
+    def roll_to(self, release: Opened) -> None:
+        """Serve this one."""
+        deploy(release.uri, self.serving)
+
+    def ask(self, data: bytes | None, path: str = "/", method: str = "POST") -> Answer:
+        """Status and JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.serving.port, timeout=60)
+        connection.request(method, path, body=data)
+        answer = connection.getresponse()
+        told: Answer = answer.status, json.loads(answer.read())
+        connection.close()
+        return told
+
+
+@pytest.fixture(scope="module")
+def server(cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    yield Server(released(folder / "a"), released(folder / "b", seed=5))
+    stop()
+
+
+@pytest.fixture(scope="module")
+def photograph(photographs: Path) -> bytes:
+    return next(iter(sorted(photographs.rglob("*.jpg")))).read_bytes()
+
+
+def test_an_image_gets_what_the_release_says_of_it(server: Server, photograph: bytes) -> None:
+    status, told = server.ask(photograph)
+    view = torch.tensor(eval_view(decode(photograph), server.first.spec)).permute(2, 0, 1)[None]
+    share = server.first.network(view).softmax(1)[0].numpy()
+    order = np.argsort(-share, kind="stable")[:2]
+    assert (status, told["model"], told["label"]) == (200, "birds@v1", str(order[0]))
+    assert [each["label"] for each in told["labels"]] == [str(k) for k in order]
+    assert np.allclose([each["probability"] for each in told["labels"]], share[order], atol=1e-5)
+
+
+def test_requests_that_come_together_get_each_its_own(server: Server, photographs: Path) -> None:
+    files = [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:8]]
+    alone = [server.ask(data) for data in files]
+    found: dict[int, Answer] = {}
+
+    def ask(number: int) -> None:
+        found[number] = server.ask(files[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(files))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, (_, told) in enumerate(alone):
+        assert found[number][1]["label"] == told["label"]
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "method", "status", "says"),
+    [
+        (b"no image", "/", "POST", 415, "no image that can be read"),
+        (b"", "/", "POST", 415, "no image"),
+        (bytes(200_000), "/", "POST", 413, "larger than 0.1 MB"),
+        (None, "/elsewhere", "GET", 404, "POST an image to /"),
+        (b"x", "/", "PUT", 405, "expected POST"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    server: Server, data: bytes | None, path: str, method: str, status: int, says: str
+) -> None:
+    found, told = server.ask(data, path, method)
+    assert found == status and says in told["error"]
+
+
+def test_it_says_what_it_serves(server: Server) -> None:
+    assert server.ask(None, "/healthz", "GET") == (200, {"ok": True, "model": "birds@v1"})
+    told = server.ask(None, "/", "GET")[1]
+    assert told["classes"] == list(server.first.classes)
+    assert told["release_uri"] == server.first.uri
+
+
+def test_rolling_to_another_release_drops_no_request(server: Server, photograph: bytes) -> None:
+    over, seen = threading.Event(), list[int]()
+
+    def hammer() -> None:
+        while not over.is_set():
+            seen.append(server.ask(photograph)[0])
+
+    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    server.roll_to(server.second)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert Counter(seen) == {200: len(seen)} and len(seen) > 3
+    assert server.ask(None, "/", "GET")[1]["release_uri"] == server.second.uri
+    server.roll_to(server.first)
+
+
+def test_a_release_that_was_altered_is_not_rolled_to(server: Server, tmp_path: Path) -> None:
+    other = released(tmp_path)
+    weights = Path(other.uri) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ReleaseError):
+        open_release(other.uri, "")
+    with pytest.raises(ReleaseError):
+        server.roll_to(other)
+    assert server.ask(None, "/healthz", "GET")[0] == 200
