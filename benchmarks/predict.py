@@ -26,13 +26,15 @@ import ray
 import torch
 import tyro
 from photographs import make
+from safetensors.torch import save
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.data.images import decode, eval_view
-from effnet_ray.model import network
+from effnet_ray.model import network, weights
+from effnet_ray.store.releases import ModelStore, record_files
 from effnet_ray.train import session
 from effnet_ray.train.actors import batch_images
-from effnet_ray.use.opened import Opened
+from effnet_ray.use.opened import Opened, open_release
 from effnet_ray.use.predict import predict
 
 
@@ -71,14 +73,20 @@ class Clock:
         return self._told[0][0] - self.began
 
 
-def untrained(settings: Settings) -> Opened:
-    """A network as a release; what it says does not matter here."""
+def untrained(settings: Settings, folder: str) -> Opened:
+    """A release whose network knows nothing; what it says does not matter here."""
     recipe = Recipe(variant=settings.variant, weights="none", image_size=settings.size)
     settled = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
     spec = settled.row.input_spec()
     built = network.build(settled, spec, 10).eval().requires_grad_(False)
     names = tuple(map(str, range(10)))
-    return Opened("untrained@v1", "", built, spec, names, settled, (), "", {})
+    files = {
+        "model.safetensors": save(built.backbone.state_dict()),
+        **record_files(config=weights.hub_config(built, spec, names), recipe=settled,
+                       metrics={"history": []}),
+    }  # fmt: skip
+    ModelStore(folder).publish("untrained", files, {"run": "none"})
+    return open_release("untrained@v1", folder)
 
 
 def views(files: list[Path], release: Opened, most: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -115,10 +123,10 @@ def ours(folder: Path, release: Opened, out: str) -> Clock:
 def main(settings: Settings) -> None:
     """Measure and print."""
     found: dict[str, list[Clock]] = {"bare loop": [], "predict": []}
-    release = untrained(settings)
     with tempfile.TemporaryDirectory(prefix="effnet-predict-") as name:
         folder = Path(name) / "photographs"
-        make(folder, settings.images)
+        make(folder, settings.images, width=500, height=375)
+        release = untrained(settings, f"{name}/store")
         session.connect(Placement(workers="1"), local=True, verbose=False)
         for number in range(settings.rounds):
             found["bare loop"].append(bare(folder, release))

@@ -3,7 +3,9 @@
 They compute features, and what a release says of images.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -86,7 +88,10 @@ def execute(
 
     Tasks make `views` of them, and actors, made by `actor(*told)`, what is wanted of these.
     """
-    with ray.data.DataContext.current(settings(actors.prefetch_mb)):
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ray.data.DataContext.current(settings(actors.prefetch_mb)), warnings.catch_warnings():
+        # Of Ray 2.60, about names of parameters that 2.51 deprecated and still knows alone.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         found = (
             ray.data.from_items(list(work), override_num_blocks=min(BLOCKS, len(work)))
             .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -137,8 +136,7 @@ def _judged(
         for pieces in batch["pieces"].tolist():
             yield from _rows(split, [Piece(**piece) for piece in json.loads(pieces)])
 
-    # What was verified is what is used, on every machine.
-    told = (ray.put(release), actors.neighbours)
+    told = (release.uri, release.sha256, actors.neighbours)
     blocks = execute(described, views, Judge, told, actors)
     for block in blocks:
         for said in block["judged"].tolist():
@@ -154,9 +152,9 @@ def _rows(split: Split, pieces: Sequence[Piece]) -> Iterator[Block]:
 class Judge:
     """An actor with the network."""
 
-    def __init__(self, release: Any, neighbours: int) -> None:
+    def __init__(self, release: str, sha256: str, neighbours: int) -> None:
         """As of `Sight`."""
-        self._sight = Sight(release, neighbours)
+        self._sight = Sight(release, sha256, neighbours)
 
     def __call__(self, batch: Block) -> Iterator[Block]:
         """What is said of every piece: JSON, which keeps every digit of a float64."""

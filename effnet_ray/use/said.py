@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +81,7 @@ def say(
 
     place = {unit: number for number, unit in enumerate(source.units)}
     described = [{"unit": json.dumps([part, place[unit]])} for part, unit in work]
-    told = (ray.put(release), wanted, actors.neighbours)
+    told = (wanted, release.uri, release.sha256, actors.neighbours)
     blocks = execute(described, views, Predictor, told, actors)
     for block in blocks:
         for about, embedding in zip(block["said"].tolist(), block["embedding"], strict=True):
@@ -116,9 +115,9 @@ def _view(data: bytes | ImageError, spec: InputSpec, view: npt.NDArray[np.uint8]
 class Predictor:
     """An actor with the network."""
 
-    def __init__(self, release: Any, wanted: Wanted, neighbours: int) -> None:
+    def __init__(self, wanted: Wanted, release: str, sha256: str, neighbours: int) -> None:
         """As of `Sight`."""
-        self._sight = Sight(release, neighbours)
+        self._sight = Sight(release, sha256, neighbours)
         self._top = min(wanted.top or self._sight.classes, self._sight.classes)
         self._embeds = wanted.embeddings
 

@@ -1,0 +1,188 @@
+"""A release judged: as training judged it, on any number of workers, and shown on a page."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from laws import RECIPE
+from test_export import released
+
+from effnet_ray import Placement, finetune
+from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.data import manifest as manifests
+from effnet_ray.errors import DatasetError, ReleaseError
+from effnet_ray.store.release_run import release_run
+from effnet_ray.use import report, shown
+from effnet_ray.use.evaluate import Evaluation, evaluate
+from effnet_ray.use.figures import Figures, judge
+from effnet_ray.use.opened import Opened, open_release
+
+HOSTILE = "<script>document.title='hostile'</script>"
+
+
+# --- figures of a real run
+
+
+@pytest.fixture(scope="module")
+def judged(
+    cluster: object, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Opened, float, float, list[Evaluation]]:
+    """A release, top-1 and loss as training told them, and evaluations on 1, 2 and 3 workers."""
+    folder = tmp_path_factory.mktemp("judged")
+    recipe = replace(RECIPE, limit=None, epochs=1, batch_size=32, micro_batch=16)
+    result = finetune(recipe, Placement(workers="2"), digits, runs=str(folder), name="judged")
+    release = open_release(release_run(result, f"{folder}/store").uri, "")
+    found = [evaluate(release, digits, Placement(workers=str(n)), thumbnails=True)
+             for n in (1, 2, 3)]  # fmt: skip
+    return release, result.eval_top1, result.eval_loss, found
+
+
+@pytest.mark.ray
+def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
+    judged: tuple[Opened, float, float, list[Evaluation]],
+) -> None:
+    _, top1, loss, found = judged
+    for each in found:
+        assert (each.figures.seen, each.figures.top1) == (359, top1)
+        assert each.figures.loss == pytest.approx(loss, abs=1e-5)
+        assert each.figures.pairs == found[0].figures.pairs
+    assert [m.image for m in found[1].figures.worst] == [m.image for m in found[0].figures.worst]
+
+
+@pytest.mark.ray
+def test_a_page_shows_them(
+    judged: tuple[Opened, float, float, list[Evaluation]], tmp_path: Path
+) -> None:
+    _, top1, _, found = judged
+    page = report.html(found[0]).decode()
+    assert f"{100 * top1:.2f} %" in page and page.count("data:image/jpeg;base64,") > 10
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+# --- what is refused before Ray
+
+
+def no_ray(_: Placement) -> None:
+    raise AssertionError("Ray was asked for")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return released(tmp_path_factory.mktemp("released"))
+
+
+def test_classes_that_the_release_does_not_know_are_named(release: Opened, packed: Path) -> None:
+    with pytest.raises(DatasetError, match=r"3 classes that birds@v1 does not know \('dahlia'"):
+        evaluate(release, str(packed), Placement(), connect=no_ray)
+
+
+def test_classes_may_stand_in_another_order_and_some_be_missing() -> None:
+    assert shown.labels(("a", "b", "c"), ("c", "a"), "x@v1") == (2, 0)
+
+
+def test_a_split_that_is_not_there_is_named(release: Opened, packed: Path) -> None:
+    with pytest.raises(DatasetError, match="choose --split of train, eval"):
+        evaluate(release, str(packed), Placement(), split="test", connect=no_ray)
+
+
+def test_images_of_several_classes_are_refused(
+    release: Opened, packed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed, tmp_path / "several")
+    manifest = replace(manifests.load(str(packed)), task="multilabel")
+    manifests.write(manifest, str(tmp_path / "several"))
+    with pytest.raises(DatasetError, match="not both of images with one class"):
+        evaluate(release, str(tmp_path / "several"), Placement(), connect=no_ray)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("model.safetensors", "was altered"), ("config.json", "was altered"),
+     ("release.json", "was altered")],
+)  # fmt: skip
+def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, message: str) -> None:
+    path = Path(released(tmp_path).uri) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ReleaseError, match=message):
+        open_release(str(path.parent), "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "birds@v9"], "is not in"),
+        (["--model", "birds@champion"], "is not in"),
+        (["--model", "../birds@v1"], "is missing"),
+        (["--model", "birds@v1", "--report", "page.txt"], "expected the name of a file"),
+        (["--model", "birds@v1", "--examples", "-1"], "0 or more"),
+        (["--model", "birds@v1", "--data", "nowhere"], "no data set at"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    refused: object, tmp_path: Path, flags: list[str], says: str
+) -> None:
+    released(tmp_path)
+    assert says in refused("--store", str(tmp_path / "store"), *flags, job=evaluate_job)  # type: ignore[operator]
+
+
+# --- the page
+
+
+def hostile(release: Opened, packed: Path) -> Evaluation:
+    """An evaluation of classes and files that are called by hostile names."""
+    names = (HOSTILE, *release.classes[1:])
+    figures = Figures(len(names), 8)
+    label, logits = [0, 1, 2, 3], [[0.0, 3, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [9, 0, 0, 0]]
+    said = judge(np.asarray(logits, np.float32), np.asarray(label, np.int64))
+    texts = {"path": [HOSTILE] * 4, "bad": ["", "", HOSTILE, ""], "thumbnail": [""] * 4}
+    told = {name: np.asarray(column, object) for name, column in texts.items()}
+    figures.add(said | told | {"image": np.arange(4)})
+    manifest = manifests.load(str(packed))
+    return Evaluation(replace(release, classes=names), manifest, HOSTILE, "eval", figures)
+
+
+def test_names_are_text_and_nothing_else(release: Opened, packed: Path) -> None:
+    page = report.html(hostile(release, packed)).decode()
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 3
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page(
+    release: Opened, packed: Path, tmp_path: Path, width: int
+) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("no chromium here: .ci/run installs it")
+    (tmp_path / "page.html").write_bytes(report.html(hostile(release, packed)))
+    picture = tmp_path / "page.png"
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/me",
+        f"--window-size={width},2000", f"--screenshot={picture}", "--dump-dom",
+        f"file://{tmp_path}/page.html",
+    ]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>hostile" not in told and "birds@v1" in told
+    assert "<svg" in told and picture.stat().st_size > 10_000
+
+
+def test_quarantined_images_are_named_and_do_not_count(release: Opened, packed: Path) -> None:
+    found = hostile(release, packed)
+    assert (found.figures.seen, found.figures.images, len(found.figures.bad)) == (4, 3, 1)
+
+
+def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> None:
+    manifest = manifests.load(str(packed))
+    split = shown.Split(manifest, str(packed), "eval", released(tmp_path).spec, (0, 1, 2))
+    pieces = [piece for group in split.pieces(4) for piece in group]
+    ids = [i for group in split.pieces(4) for _, about in shown.show(split, group)
+           for i in about["image"]]  # fmt: skip
+    shard = manifest.splits["eval"][0].path
+    assert ids == pq.read_table(packed / shard)["id"].to_pylist() and len(pieces) == 2
