@@ -81,7 +81,9 @@ def untrained(settings: Settings, folder: str) -> Opened:
     built = network.build(settled, spec, 10).eval().requires_grad_(False)
     names = tuple(map(str, range(10)))
     files = {
-        "model.safetensors": save(built.backbone.state_dict()),
+        "model.safetensors": save({
+            name: tensor.contiguous() for name, tensor in built.backbone.state_dict().items()
+        }),
         **record_files(config=weights.hub_config(built, spec, names), recipe=settled,
                        metrics={"history": []}),
     }  # fmt: skip

@@ -27,6 +27,9 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         unevaluated = replace(REPORT, epoch=2, eval_loss=None, eval_top1=None, eval_top5=None)
         people.hear(EpochDone(unevaluated, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
+        several = replace(REPORT, epoch=3, eval_map=0.625)
+        people.hear(EpochDone(several, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
+                              data_wait_s=0.1))  # fmt: skip
         people.hear(Divided(2))
         people.hear(Quarantined({7: "cat/7.jpg: truncated"}))
         people.table("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
@@ -35,6 +38,7 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
     assert "epoch   3  train loss 0.5000  150.0 images/s" in text
+    assert "epoch   4  train loss 0.5000  eval loss 0.2500  eval mAP 62.50%" in text
     assert "each micro-batch in 2 parts: it does not fit into memory at once" in text
     assert "quarantined image 7: cat/7.jpg: truncated" in text
     assert f"  run      {'x' * 200}\n" in text  # never folded: it is there to be copied

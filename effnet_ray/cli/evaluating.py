@@ -21,7 +21,7 @@ from effnet_ray.use.opened import open_release
 
 @dataclass(frozen=True)
 class Workers:
-    """Who computes; the figures do not depend on it."""
+    """Who computes; what comes of it does not depend on that."""
 
     workers: str = "2"
     """Processes that each hold the network: N, or MIN:MAX to grow and shrink with the cluster.
@@ -55,7 +55,7 @@ class Evaluate:
     """Judge a release by every image of a split, once each, and look at its mistakes."""
 
     model: str
-    """A release: NAME@vN of the store, or its folder's URI."""
+    """A release: NAME@vN or NAME@ALIAS of the store, or its folder's URI."""
     data: str = ""
     """The packed data set. Default: EFFNET_DATA, else the built-in sample data."""
     store: str = ""

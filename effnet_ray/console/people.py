@@ -180,7 +180,8 @@ class People:
 
 def _evaluated(report: EpochReport) -> str:
     """What an epoch's evaluation found; nothing where it had none."""
-    if report.eval_loss is None or report.eval_top1 is None:
+    if report.eval_loss is None or report.score is None:
         return ""
     averaged = "(averaged)  " if report.averaged else ""
-    return f"eval loss {report.eval_loss:.4f}  eval top-1 {report.eval_top1:.2%}  {averaged}"
+    score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:.2%}"
+    return f"eval loss {report.eval_loss:.4f}  eval {score}  {averaged}"

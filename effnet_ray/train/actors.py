@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,12 +19,15 @@ import torch
 
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.ingest import settings
+from effnet_ray.errors import EvaluationError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.session import Lease
 
 FORWARD_GB = 8
 """A batch is what would train in so much memory; without a backward pass it takes a fraction."""
+WORDS = 300
+"""Characters of a failure's own message that are passed on: its end."""
 PIECE = 64
 """Images of a batch at most: as many as `pack` puts into a row group."""
 BLOCKS = 1000
@@ -107,6 +111,19 @@ def execute(
             found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         )
     return blocks
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """What kills tasks and actors, again and again, becomes an EvaluationError."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        why = " ".join(str(getattr(error, "cause", None) or error).split())[-WORDS:]
+        raise EvaluationError(
+            f"{what} failed ({type(error).__name__}: {why}): run the same command again, on fewer "
+            "--workers if memory ran out"
+        ) from error
 
 
 def my_device(neighbours: int) -> torch.device:

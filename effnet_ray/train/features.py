@@ -27,15 +27,13 @@ from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, record, start
-from effnet_ray.train.actors import Actors, batch_images, execute, my_device, one
+from effnet_ray.train.actors import WORDS, Actors, batch_images, execute, my_device, one
 from effnet_ray.train.progress import Extracting, beside_me
 from effnet_ray.train.record import Run
 from effnet_ray.train.session import Lease
 from effnet_ray.train.worker import Job
 
 POST_EVERY_S = 0.5
-WORDS = 300
-"""Characters of a failure's own message that are passed on: its end."""
 ATTEMPTS = 5
 """Another run's driver may compute what this one waits for, and end."""
 
@@ -175,8 +173,10 @@ def _views(dataset: Dataset, piece: Piece, groups: dict[int, RowGroup]) -> Block
 
 def _told(about: str) -> Block:
     told = json.loads(about)
-    whole = {name: np.asarray(told[name], np.int64) for name in ("label", "id")}
-    return {**whole, "bad": np.asarray(told["bad"], object)}
+    label, image = np.asarray(told["label"], np.int64), np.asarray(told["id"], np.int64)
+    if label.ndim == 2:
+        label = label.astype(np.uint8)
+    return {"label": label, "id": image, "bad": np.asarray(told["bad"], object)}
 
 
 class _Backbone:

@@ -20,7 +20,7 @@ class Ranking:
         """Some images: logits [B, K], label [B, K] of 0 and 1; those of weight 0 do not count."""
         readable = weight > 0
         self._scores.append(logits.float()[readable])
-        self._labels.append(label[readable])
+        self._labels.append(label[readable].to(torch.uint8))  # the same bytes from every worker
 
     def mean_ap(self) -> float:
         """Over all workers, each of which must call it; the same on each.

@@ -1,5 +1,6 @@
 """What is answered over HTTP, and how it is served. Knows nothing of Ray Serve."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from effnet_ray.data.images import decode, eval_view
 from effnet_ray.errors import ImageError
+from effnet_ray.records import require
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.use.opened import Opened, open_release
 
@@ -40,6 +42,17 @@ class Serving:
     """Requests that may wait for a replica, at most: others are answered 503."""
     top: int = 5
     """Classes named in an answer, the likeliest first."""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for what cannot be."""
+        require(0 < self.port < 65536, "port", self.port, "1 to 65535")
+        for name in ("replicas", "max_batch", "max_waiting", "top"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("gpus_per_replica", "max_wait_ms"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "0 or more")
+        most = self.max_megabytes
+        require(0 < most < math.inf, "max_megabytes", most, "above 0")
 
 
 class Served:

@@ -7,11 +7,9 @@ adds up what they say of each image, in the plan's order. Logits never leave an 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import ray
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
@@ -22,15 +20,12 @@ from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
 from effnet_ray.placement import Placement
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import session
-from effnet_ray.train.actors import Actors, batch_images, execute, one
+from effnet_ray.train.actors import Actors, batch_images, execute, failing, one
 from effnet_ray.use import shown
 from effnet_ray.use.figures import Figures, Judged, judge
 from effnet_ray.use.opened import Opened
 from effnet_ray.use.shown import Piece, Split
 from effnet_ray.use.sight import Sight
-
-WORDS = 300
-"""Characters of a failure's own message that are passed on: its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ def evaluate(
     connect(placement)
     lease = session.lease(placement, [data])
     figures = Figures(len(release.classes), examples)
-    with _failing():
+    with failing("the evaluation"):
         for judged in plainly(_judged(release, images, placement, lease)):
             figures.add(judged)
             tell(figures.seen, images.images)
@@ -91,19 +86,6 @@ def _split(release: Opened, data: str, name: str, thumbnails: bool) -> Split:
         raise DatasetError(f"{data} has no {name} images: choose --split of {have}")
     numbers = shown.labels(release.classes, manifest.classes, release.reference)
     return Split(manifest, manifests.folder(data), name, release.spec, numbers, thumbnails)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """What kills tasks and actors, again and again, becomes one sentence."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        why = " ".join(str(getattr(error, "cause", None) or error).split())[-WORDS:]
-        raise EvaluationError(
-            f"the evaluation failed ({type(error).__name__}: {why}): run the same command again, "
-            "on fewer --workers if memory ran out"
-        ) from error
 
 
 def _reconcile(release: Opened, figures: Figures, split: Split) -> None:

@@ -22,6 +22,7 @@ from effnet_ray.data.ingest import plainly
 from effnet_ray.errors import DatasetError, EvaluationError
 from effnet_ray.placement import Placement
 from effnet_ray.train import session
+from effnet_ray.train.actors import failing
 from effnet_ray.use import found
 from effnet_ray.use.found import Source, Unit
 from effnet_ray.use.opened import Opened
@@ -75,8 +76,9 @@ def predict(
         said = plainly(say(release, images, lacking, wanted, placement, lease))
         before = images.images - sum(unit.images for _, units in lacking for unit in units)
         heard = _telling(said, before, images.images, tell)
-        for number, rows in itertools.groupby(heard, lambda row: row.part):
-            _write(list(rows), number, release.classes, out)
+        with failing("predicting"):
+            for number, rows in itertools.groupby(heard, lambda row: row.part):
+                _write(list(rows), number, release.classes, out)
     return _conclude(parts, images, out)
 
 

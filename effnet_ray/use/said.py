@@ -13,6 +13,7 @@ from effnet_ray.data.chunks import Block
 from effnet_ray.data.images import decode, eval_view
 from effnet_ray.errors import ImageError
 from effnet_ray.placement import Placement
+from effnet_ray.records import require
 from effnet_ray.train import session
 from effnet_ray.train.actors import Actors, batch_images, execute, one
 from effnet_ray.use.found import Source, Unit
@@ -31,6 +32,10 @@ class Wanted:
     """Also what the network's head sees: float16, 1,280 numbers of a b0."""
     split: str = ""
     """Of a data set of `jobs/pack.py`: train, eval or test; not given: all images."""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for what cannot be."""
+        require(self.top >= 0, "top", self.top, "1 or more, or 0 for all classes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""The jobs that use a release: a mistake is one sentence, before Ray is asked for anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_export import released
+
+from effnet_ray.cli.models import models_job
+from effnet_ray.cli.predicting import predict_job
+from effnet_ray.cli.serving import meaning, serve_job
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """With the release birds@v1."""
+    released(tmp_path)
+    return str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "birds@v2"], "birds@v2 is not in"),
+        (["--model", "birds@v1", "--source", "nowhere"], "no images at"),
+        (["--model", "birds@v1", "--source", "ftp://x"], "has the scheme ftp://"),
+        (["--model", "birds@v1", "--top", "-1"], "top is -1: expected 1 or more"),
+        (["--model", "birds@v1", "--workers", "none"], "workers is 'none'"),
+    ],
+)
+def test_predict_refuses(refused: Refused, store: str, flags: list[str], says: str) -> None:
+    usual = ["--store", store, "--source", store, "--out", f"{store}-out"]
+    assert says in refused(*usual, *flags, job=predict_job)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "birds@v2"], "birds@v2 is not in"),
+        (["--model", "birds@v1", "--port", "0"], "port is 0: expected 1 to 65535"),
+        (["--model", "birds@v1", "--max-batch", "0"], "max_batch is 0: expected 1 or more"),
+        (["--model", "birds@v1", "--follow-every", "0"], "follow_every is 0 s"),
+    ],
+)
+def test_serve_refuses(refused: Refused, store: str, flags: list[str], says: str) -> None:
+    assert says in refused("--store", store, *flags, job=serve_job)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [("birds@v2", "birds@v2 is not in"), ("birds", "names no version")]
+)
+def test_export_refuses(refused: Refused, store: str, model: str, says: str) -> None:
+    flags = ["export", model, "--store", store, "--out", f"{store}-out"]
+    assert says in refused(*flags, job=models_job)
+
+
+def test_an_alias_means_what_it_was_moved_to(store: str) -> None:
+    assert meaning("birds@best", store) == f"{store}/birds/v0001"
