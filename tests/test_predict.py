@@ -12,7 +12,7 @@ from test_export import released
 
 from effnet_ray import Placement, storage
 from effnet_ray.data.images import decode, eval_view
-from effnet_ray.errors import DatasetError, EvaluationError, ImageError
+from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
 from effnet_ray.use import found, predict as predictions
 from effnet_ray.use.found import Source, find
 from effnet_ray.use.opened import Opened
@@ -99,9 +99,33 @@ def test_parquet_needs_no_labels(pictures: Path, tmp_path: Path) -> None:
     assert bad == {"a.parquet#2/5/gone.png"}
 
 
+def test_pictures_beside_parquet_are_read_too(pictures: Path, tmp_path: Path) -> None:
+    shards = Path(in_parquet(pictures, tmp_path / "shards"))
+    (shards / "assets").mkdir()
+    (shards / "assets" / "preview.png").write_bytes(b"x")
+    pq.write_table(pa.table({"a": [1]}), shards / "index.parquet")
+    assert find(str(shards)).images == 27
+
+
+def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = find(str(pictures))
+    (pictures / "broken.jpg").unlink()  # gone: a reason
+    assert isinstance(everything(source)["broken.jpg"], ImageError)
+
+    def denied(uri: str, size: int) -> bytes:
+        raise StorageError(f"cannot read {uri}: access denied") from PermissionError()
+
+    monkeypatch.setattr(found.storage, "read_bytes", denied)
+    with pytest.raises(StorageError, match="access denied"):
+        everything(source)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda folder: (folder / "a.parquet").write_text("no Parquet"), "cannot be read"),
         (lambda folder: (folder / "a.txt").write_text("a"), r"no images at .* \(1 files\)"),
         (lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "a.parquet"), "no column"),
     ],
@@ -170,6 +194,8 @@ def test_every_image_has_one_row_also_after_an_interruption(
 
     (out / "part-00001.parquet").unlink()
     (out / "_done.json").unlink()
+    stale = pa.table({"path": ["x"], "reason": ["of a call that was killed"]})
+    predictions._write_table(stale, f"{out}/_quarantine/part-00001.parquet")
     assert go() == told and heard[0] == (15, 25)  # the other ten alone are looked at
     again = pq.read_table(out)
     assert all(again[name].equals(table[name]) for name in ("path", "label", "labels"))

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,12 @@ import tyro
 from effnet_ray import storage
 from effnet_ray.cli import flags as shared
 from effnet_ray.console.people import People
-from effnet_ray.errors import EffnetRayError, InputError, RecipeError
+from effnet_ray.errors import EffnetRayError, EvaluationError, InputError, RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.store.releases import ModelStore
 from effnet_ray.train import session
 from effnet_ray.use.answers import Serving
+from effnet_ray.use.opened import open_release
 
 
 @dataclass(frozen=True)
@@ -42,44 +44,47 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = tyro.cli(Serve, args=argv, default=Serve(tyro.MISSING, store=store))
     if flags.follow_every <= 0:
         raise RecipeError(f"follow_every is {flags.follow_every:g} s: expected more than 0")
-    deploy, stop = _ray_serve()
+    server, serving = _ray_serve(), flags.serving
     uri = meaning(flags.model, flags.store)
+    open_release(uri, "")  # refused before anything is leased
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C too
+    placement = Placement(workers=str(serving.replicas), gpus_per_worker=serving.gpus_per_replica)
+    at = f"http://{serving.host}:{serving.port}/"
     with People() as people:
-        people.say("Ray: " + session.connect(
-            Placement(workers=str(flags.serving.replicas)), local=flags.local,
-            verbose=flags.verbose))  # fmt: skip
-        deploy(uri, flags.serving)
-        at = f"http://{flags.serving.host}:{flags.serving.port}/"
-        people.table(f"serving {flags.model}", {
-            "release": uri, "ask": f"curl --data-binary @photo.jpg {at}", "stop": "Ctrl-C",
-        })  # fmt: skip
+        people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
+        session.lease(placement, [uri])
+        server.begin(serving)
         try:
-            served = _follow(flags, uri, people, deploy, _ticks(flags.follow_every))
+            server.deploy(uri, serving)
+            people.table(f"serving {flags.model}", {
+                "release": uri, "ask": f"curl --data-binary @photo.jpg {at}", "stop": "Ctrl-C",
+            })  # fmt: skip
+            served = _follow(flags, uri, people, server.deploy, _ticks(flags.follow_every))
         finally:
-            stop()
+            server.stop()
     return {"model": flags.model, "release_uri": served, "url": at}
 
 
 Deploy = Callable[[str, Serving], None]
 
 
-def _ray_serve() -> tuple[Deploy, Callable[[], None]]:
-    """Raises InputError where it is not installed."""
+def _ray_serve() -> Any:
+    """`use.serve`. Raises InputError where Ray Serve is not installed."""
     try:
-        from effnet_ray.use.serve import deploy, stop
+        from effnet_ray.use import serve
     except ImportError as error:
         raise InputError(
             f"{error.name} is not installed: pip install 'effnet-ray[serve]'"
         ) from error
-    return deploy, stop
+    return serve
 
 
 def meaning(model: str, store: str) -> str:
     """The URI of the release that is meant. Raises ReleaseError where there is none."""
     if "/" in model:
         return storage.absolute(model)
-    return ModelStore(storage.absolute(store)).find(model).uri
+    shelf, version = ModelStore(storage.absolute(store)).resolve(model)
+    return shelf.release(version).uri
 
 
 def _ticks(seconds: float) -> Iterator[None]:
@@ -95,18 +100,23 @@ def _ticks(seconds: float) -> Iterator[None]:
 def _follow(flags: Serve, uri: str, people: People, deploy: Deploy, ticks: Iterator[None]) -> str:
     """Roll to whatever the model means at each tick; what was served last.
 
-    What cannot be served is told, and what is served stays.
+    What cannot be served is told, once, and what is served stays.
     """
-    told = ""
+    refused = told = ""
     for _ in ticks:
         try:
             now = meaning(flags.model, flags.store)
-            if now != uri:
-                deploy(now, flags.serving)
-                uri, told = now, ""
-                people.say(f"{flags.model} means {uri} now: served")
+            if now in (uri, refused):
+                continue
+            refused = now  # until it is served
+            deploy(now, flags.serving)
+            uri, refused, told = now, "", ""
+            people.say(f"{flags.model} means {uri} now: served")
         except EffnetRayError as error:
             if str(error) != told:
                 told = str(error)
                 people.say(f"{flags.model} cannot be followed: {told}; {uri} is served still")
+            if isinstance(error, EvaluationError):  # Ray Serve would go on trying
+                with suppress(EffnetRayError):
+                    deploy(uri, flags.serving)
     return uri

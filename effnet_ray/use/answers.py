@@ -25,7 +25,7 @@ class Serving:
 
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: every one of this machine. There are no passwords: put a
-    proxy before it."""
+    proxy before it, which also bounds what may be sent."""
     port: int = 8000
     """To listen at."""
     replicas: int = 1

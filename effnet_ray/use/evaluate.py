@@ -62,7 +62,7 @@ def evaluate(
     data = storage.absolute(data)
     images = _split(release, data, split, thumbnails)
     connect(placement)
-    lease = session.lease(placement, [data])
+    lease = session.lease(placement, [data, release.uri])
     figures = Figures(len(release.classes), examples)
     with failing("the evaluation"):
         for judged in plainly(_judged(release, images, placement, lease)):

@@ -11,15 +11,18 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import archives, manifest as manifests
 from effnet_ray.data.images import PICTURES, SUFFIXES
+from effnet_ray.data.in_place import LARGEST_GROUP
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError, ImageError, StorageError
@@ -100,26 +103,29 @@ def find(uri: str, split: str = "") -> Source:
     folder, sizes = _files(uri)
     shards = [path for path in sizes if path.lower().endswith(".parquet")]
     pictures = {path: size for path, size in sizes.items() if path.lower().endswith(PICTURES)}
-    if shards and not pictures:
-        return Source(folder, tuple(unit for path in shards for unit in _shard(folder, path)))
-    if not pictures:
+    units = [unit for path in shards for unit in _shard(folder, path, alone=not pictures)]
+    files = list(pictures.items())
+    cut = (tuple(files[first : first + AT_ONCE]) for first in range(0, len(files), AT_ONCE))
+    units += [Unit(len(some), some) for some in cut]
+    if not units:
         raise DatasetError(
             f"no images at {uri} ({len(sizes)} files): expected {', '.join(SUFFIXES)} files, a "
             "data set of `jobs/pack.py`, or Parquet with an image column"
         )
-    files = list(pictures.items())
-    cut = (tuple(files[first : first + AT_ONCE]) for first in range(0, len(files), AT_ONCE))
-    return Source(folder, tuple(Unit(len(some), some) for some in cut))
+    return Source(folder, tuple(units))
 
 
 def _files(uri: str) -> tuple[str, dict[str, int]]:
     """A folder and its files' sizes, or a file's folder and its own."""
+    with suppress(StorageError):  # a file on a disk has no list; what else is wrong is told below
+        found = storage.sizes(uri)
+        if found:
+            return uri, found
+    if not storage.exists(uri):
+        return uri, storage.sizes(uri)
     folder, _, own = uri.rpartition("/")
-    if own.lower().endswith((".parquet", *PICTURES)):
-        beside = storage.sizes(folder)
-        if own in beside:
-            return folder, {own: beside[own]}
-    return uri, storage.sizes(uri)
+    whole = own.lower().endswith(".parquet")  # of which only parts are read
+    return folder, {own: 0 if whole else len(storage.read_bytes(uri))}
 
 
 def _data_set(folder: str, split: str) -> Source:
@@ -135,17 +141,25 @@ def _data_set(folder: str, split: str) -> Source:
     return Source(folder, tuple(units), manifest)
 
 
-def _shard(folder: str, path: str) -> Iterator[Unit]:
+def _shard(folder: str, path: str, *, alone: bool) -> Iterator[Unit]:
+    """`alone`: no pictures lie beside it, so that it must hold some."""
     footer = _footer(storage.join(folder, path))
     if not archives.holds_images(footer.schema.to_arrow_schema()):
+        if not alone:
+            return
         raise DatasetError(
             f"{path} of {folder} has no column `image` {{bytes, path}}: give pictures, or Parquet "
             "in Hugging Face's image layout"
         )
     for group in range(footer.num_row_groups):
-        rows = footer.row_group(group).num_rows
-        if rows:
-            yield Unit(rows, shard=path, group=group)
+        told = footer.row_group(group)
+        if told.total_byte_size > LARGEST_GROUP:
+            raise DatasetError(
+                f"{path} of {folder} has a row group of {told.total_byte_size / 1e6:,.0f} MB, "
+                "which would be read as a whole: write it with smaller ones, or pack it"
+            )
+        if told.num_rows:
+            yield Unit(told.num_rows, shard=path, group=group)
 
 
 def _packed(manifest: Manifest, data: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
@@ -166,7 +180,8 @@ def _rows(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
         with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
             return file.read_row_group(unit.group, columns=["image"])["image"].to_pylist()
 
-    images = storage.attempt(uri, fetch, footer.row_group(unit.group).total_byte_size)
+    with _readable(uri):
+        images = storage.attempt(uri, fetch, footer.row_group(unit.group).total_byte_size)
     for number, image in enumerate(images):
         known = image or {}
         name = "/".join(filter(None, (f"{unit.group}", f"{number}", known.get("path"))))
@@ -180,8 +195,8 @@ def _pictures(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError
         try:
             return storage.read_bytes(uri, file[1])
         except StorageError as error:
-            if storage.is_outage(error):
-                raise
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise  # of storage, or of keys: it says nothing of the picture
             return ImageError(str(error))
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -192,4 +207,15 @@ def _pictures(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError
 @lru_cache(maxsize=64)
 def _footer(uri: str) -> pq.FileMetaData:
     filesystem, path = storage.arrow_filesystem(uri)
-    return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+    with _readable(uri):
+        return storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Raises DatasetError for Parquet that is none."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        why = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{uri} cannot be read ({why}): copy it there again") from error

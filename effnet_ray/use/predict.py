@@ -72,7 +72,7 @@ def predict(
     lacking = [part for part in parts if _name(part[0]) not in there]
     if lacking:
         connect(placement)
-        lease = session.lease(placement, [images.uri, out])
+        lease = session.lease(placement, [images.uri, release.uri])
         said = plainly(say(release, images, lacking, wanted, placement, lease))
         before = images.images - sum(unit.images for _, units in lacking for unit in units)
         heard = _telling(said, before, images.images, tell)
@@ -120,9 +120,12 @@ def _begin(release: Opened, source: Source, wanted: Wanted, out: str) -> None:
 def _write(said: Sequence[Said], part: int, classes: Sequence[str], out: str) -> None:
     """Write a part, and before it what could not be read: so all of it is there, or nothing."""
     bad = [row for some in said for row in some.bad_rows]
+    quarantine = storage.join(out, QUARANTINE, _name(part))
     if bad:
         table = pa.table({"path": [path for path, _ in bad], "reason": [why for _, why in bad]})
-        _write_table(table, storage.join(out, QUARANTINE, _name(part)))
+        _write_table(table, quarantine)
+    else:
+        storage.delete(quarantine)  # of a call that was killed before it wrote the part
     _write_table(_table(said, classes), storage.join(out, _name(part)))
 
 
@@ -160,6 +163,11 @@ def _conclude(parts: Sequence[tuple[int, Sequence[Unit]]], source: Source, out: 
         raise EvaluationError(
             f"{out} has {rows:,} rows and {quarantined:,} quarantined images, {source.uri} has "
             f"{source.images:,} images: it changed meanwhile; predict again into another --out"
+        )
+    if not rows:
+        raise DatasetError(
+            f"none of the {source.images:,} images of {source.uri} can be read: see {QUARANTINE} "
+            f"of {out} for the reasons"
         )
     predicted = Predicted(source.images, rows, quarantined, out)
     storage.write_bytes(storage.join(out, DONE), json.dumps(asdict(predicted), indent=1).encode())

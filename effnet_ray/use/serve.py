@@ -6,17 +6,20 @@
 
 Each replica holds the network; requests that come together go through it together. When another
 release is to be served, a replica loads it beside the one it has, and changes over between two
-batches: no request is dropped. One that cannot be opened is not changed to.
+batches: no request is dropped. One that cannot be opened is not changed to. A request's size is
+looked at by the replica: what may come at all is for a proxy before it to bound.
 """
 
 import asyncio
+import logging
 from typing import Any
 
+import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from effnet_ray.errors import EffnetRayError, ImageError
+from effnet_ray.errors import ClusterError, EvaluationError, ImageError
 from effnet_ray.use.answers import Served, Serving
 from effnet_ray.use.opened import open_release
 
@@ -37,10 +40,13 @@ class Replica:
 
     async def reconfigure(self, config: dict[str, str]) -> None:
         """Serve the release at `uri` from now on. Called at the start, and for every other one."""
-        uri = config["uri"]
-        if self._served and self._served.release.uri == uri:
-            return
-        self._served = await asyncio.to_thread(Served.open, uri, self._serving)
+        try:
+            self._served = await asyncio.to_thread(Served.open, config["uri"], self._serving)
+        except Exception as error:
+            if not self._served:
+                raise
+            # Ray Serve would end the replica for it, and with it what is served.
+            logging.getLogger("ray.serve").error("%s: serving on what was", error)
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer."""
@@ -51,7 +57,8 @@ class Replica:
         if request.url.path != "/":
             return _refused(404, "there is nothing here: POST an image to /")
         if request.method == "GET":
-            return JSONResponse(served.told)
+            replica = serve.get_replica_context().replica_id.unique_id
+            return JSONResponse({**served.told, "replica": replica})
         if request.method != "POST":
             return _refused(405, "expected POST with the bytes of an image, or GET")
         data = await _body(request, int(self._serving.max_megabytes * 1e6))
@@ -88,15 +95,30 @@ def _refused(status: int, why: str) -> JSONResponse:
     return JSONResponse({"error": why}, status_code=status)
 
 
+def begin(serving: Serving) -> None:
+    """Start Ray Serve. Raises ClusterError where it runs already, or the port is taken."""
+    running = serve.status()
+    if running.applications or running.proxies:
+        raise ClusterError(
+            "Ray Serve runs on this cluster already, with applications that would end with ours: "
+            "use another cluster, or `serve shutdown` first"
+        )
+    try:
+        serve.start(http_options={"host": serving.host, "port": serving.port})
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+        stop()
+        raise ClusterError(
+            f"nothing can listen at {serving.host}:{serving.port} "
+            f"({_short(error)}): choose another --port"
+        ) from error
+
+
 def deploy(uri: str, serving: Serving) -> None:
     """Serve the release at `uri`, verified; in place of another, once it is loaded.
 
-    Ray must be there. Raises ReleaseError for one that cannot be opened, EffnetRayError where
-    Ray Serve cannot bring it up.
+    Raises ReleaseError for one that cannot be opened, EvaluationError where it cannot be served.
     """
     open_release(uri, "")
-    serve.start(http_options={"host": serving.host, "port": serving.port})
-    options = {"num_cpus": 0 if serving.gpus_per_replica else 1}
     deployed = serve.deployment(
         Replica,
         name="effnet",
@@ -104,14 +126,21 @@ def deploy(uri: str, serving: Serving) -> None:
         max_ongoing_requests=2 * serving.max_batch,
         max_queued_requests=serving.max_waiting,
         user_config={"uri": uri},
-        ray_actor_options=options | {"num_gpus": serving.gpus_per_replica},
+        ray_actor_options={"num_gpus": serving.gpus_per_replica, "num_cpus": 1},
         health_check_period_s=10,
         graceful_shutdown_timeout_s=30,
     )
+    # Without a version Ray Serve takes every call for new code, and ends replicas to begin others
+    # (2.60 `serve/_private/client.py`); with one it calls `reconfigure`.
+    same = deployed.options(version="1", _internal=True)
     try:
-        serve.run(deployed.bind(serving), name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise EffnetRayError(f"{uri} cannot be served: {' '.join(str(error).split())}") from error
+        serve.run(same.bind(serving), name=APP, route_prefix="/")
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+        raise EvaluationError(f"{uri} cannot be served: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[-300:]
 
 
 def stop() -> None:
