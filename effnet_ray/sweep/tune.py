@@ -92,18 +92,10 @@ def tune(
     return found
 
 
-def _sweep(
-    recipe: Recipe,
-    variants: Sequence[str],
-    trials: int,
-    space: Mapping[str, Any],
-    searcher: str,
-    budget: float | None,
-    data: str,
-    manifest: Manifest,
-    name: str | None,
-) -> Sweep:
-    """The sweep, checked as far as it can be without a cluster."""
+def _check(
+    recipe: Recipe, variants: Sequence[str], space: Mapping[str, Any], manifest: Manifest
+) -> None:
+    """Raises RecipeError for what a sweep cannot be of."""
     if not variants or len(set(variants)) < len(variants):
         raise RecipeError(
             f"variants are {', '.join(variants) or 'none'}: expected some of "
@@ -127,6 +119,21 @@ def _sweep(
             "batchnorm is sync: trials of a sweep have as many workers as there is room for; "
             "choose train or frozen"
         )
+
+
+def _sweep(
+    recipe: Recipe,
+    variants: Sequence[str],
+    trials: int,
+    space: Mapping[str, Any],
+    searcher: str,
+    budget: float | None,
+    data: str,
+    manifest: Manifest,
+    name: str | None,
+) -> Sweep:
+    """The sweep, checked as far as it can be without a cluster."""
+    _check(recipe, variants, space, manifest)
     spaces.parse(space).check(recipe, variants)
     content: dict[str, Any] = {
         "recipe": asdict(recipe),
