@@ -135,16 +135,32 @@ def test_an_image_is_divided_by_its_rarest_class_and_nothing_is_too_small(
 ) -> None:
     unit = np.arange(len(sets))
     classes = tuple("abcdef")
-    number, names = splits.strata([sorted(s) for s in sets], unit, classes, least=3)
+    given = np.full(len(sets), splits.UNASSIGNED)
+    number, names = splits.strata([sorted(s) for s in sets], unit, given, classes, least=3)
     counts = [sum(k in own for own in sets) for k in range(6)]
     for own, stratum in zip(sets, number.tolist(), strict=True):
         rarest = min(own, key=lambda k: (counts[k], k), default=6)
         assert stratum == rarest or np.count_nonzero(number == rarest) == 0
     sizes = np.bincount(number, minlength=7)
     assert all(size == 0 or size >= 3 for size in sizes)
-    given = np.full(len(sets), splits.UNASSIGNED)
     split = splits.assign(number, unit, given, names, {"eval": 0.2, "test": 0.1}, seed)
     assert set(split.tolist()) == {0, 1, 2}
+
+
+def test_a_class_whose_images_have_their_split_already_is_not_too_small(tmp_path: Path) -> None:
+    uri = Path(as_table(tmp_path / "source", 36))
+    rows = uri.read_text().splitlines()
+    rare = [f"{row}|rare,{'test' if n < 3 else 'train'}" if n < 4 else f"{row},train"
+            for n, row in enumerate(rows[1:])]  # fmt: skip
+    uri.write_text("\n".join([f"{rows[0]},split", *rare]) + "\n")
+    manifest = pack(str(uri), str(tmp_path / "out"), replace(SEVERAL, split_column="split"))
+    assert manifest.images["test"] == 3 and manifest.images["eval"] > 0
+
+
+@pytest.mark.parametrize("told", [{"label_separator": ""}, {"task": "mulitlabel"}])
+def test_a_packing_that_cannot_be_is_refused(told: dict[str, str]) -> None:
+    with pytest.raises(DatasetError, match="expected"):
+        replace(SEVERAL, **told)
 
 
 def test_equal_images_with_other_labels_are_told_by_name() -> None:
@@ -284,10 +300,13 @@ def test_releases_of_several_classes_are_compared_by_mean_ap(tmp_path: Path) -> 
         files = {"metrics.json": json.dumps(metrics).encode(), "model.safetensors": run.encode()}
         store.publish("tags", files, {"run": run})
     assert [move.version for move in store.history("tags", "best")] == [1, 2]
-    with pytest.raises(ReleaseError, match=r"its mean average precision is 55.00%, that of v2 60"):
+    with pytest.raises(ReleaseError, match=r"precision is 55.00%, that of v2 60"):
         store.promote("tags@v3", "best")
     one = {"metrics.json": b'{"best": {"eval_top1": 1.0}}', "model.safetensors": b"d"}
     store.publish("tags", one, {"run": "d"})
+    later = {"metrics.json": b'{"best": {"eval_map": 0.9}}', "model.safetensors": b"e"}
+    store.publish("tags", later, {"run": "e"})
+    assert [move.version for move in store.history("tags", "best")] == [1, 2, 5]
     with pytest.raises(ReleaseError, match="it has no mean average precision"):
         store.promote("tags@v4", "best")
 

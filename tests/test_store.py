@@ -19,7 +19,7 @@ from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
 from effnet_ray.errors import ReleaseError, StorageError, WeightsError
 from effnet_ray.model import weights
-from effnet_ray.store import upkeep
+from effnet_ray.store import aliases, upkeep
 from effnet_ray.store.releases import ModelStore
 
 Refused = Callable[..., str]
@@ -459,3 +459,15 @@ def test_a_release_is_found_by_alias_as_weights_and_a_bare_name_is_refused(
     told = refused(*flags, "--weights", "pets@best")
     assert f"weights {store.uri}/pets/v0001 are not a release of ours" in told
     assert "pets@canary is not in" in refused(*flags, "--weights", "pets@canary")
+
+
+def test_a_look_of_long_ago_makes_nothing_worse(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    store.publish("pets", files("first", 0.5), {"run": "first"})
+    long_ago = store.shelf("pets")
+    store.publish("pets", files("second", 0.75), {"run": "second"})
+    store.promote("pets@v2", "champion")
+    assert aliases.settle_best(long_ago) is None
+    with pytest.raises(ReleaseError, match="does not become 'champion'"):
+        aliases.promote(long_ago, "champion", 1)
+    assert [move.version for move in store.history("pets", "best")] == [1, 2]

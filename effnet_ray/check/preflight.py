@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from effnet_ray import storage
 from effnet_ray.check.cluster import cluster
-from effnet_ray.check.findings import Finding
+from effnet_ray.check.findings import Finding, looked
 from effnet_ray.check.inputs import inputs
 from effnet_ray.check.places import places
 from effnet_ray.check.working_dir import working_dir
+from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import EffnetRayError
 from effnet_ray.model import weights as pretrained
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
+from effnet_ray.tasks import MULTICLASS
+from effnet_ray.train.finetune import check_sync
+from effnet_ray.variants import InputSpec
 
 
 def quick(
@@ -44,6 +49,16 @@ def full(
         spec = pretrained.resolve(recipe).spec
     except EffnetRayError:  # said above
         return
+    yield looked("recipe", lambda: _fits(recipe, placement, spec, data))
     most, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
-    settled = recipe.settled(spec, workers=most, on_gpu=on_gpu)
+    settled = recipe.settled(spec, workers=most, on_gpu=on_gpu, task=recipe.task or MULTICLASS)
     yield from cluster(settled, placement, [data, runs, store])
+
+
+def _fits(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:
+    """Raises RecipeError where a run would refuse the recipe for its data or its workers."""
+    most, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
+    task = manifests.load(storage.absolute(data)).task
+    settled = recipe.settled(spec, workers=most, on_gpu=on_gpu, task=task)
+    check_sync(settled, placement)
+    return f"{settled.task}, {settled.lanes} micro-batches of {settled.micro_batch} images a step"

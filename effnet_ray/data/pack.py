@@ -33,7 +33,7 @@ from effnet_ray.data.shards import ShardJob, Written
 from effnet_ray.data.sources import SPLITS, WORK, Columns, Each, Listing
 from effnet_ray.data.splits import Ints
 from effnet_ray.errors import DatasetError
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.tasks import MULTILABEL, TASKS
 
 SHARD_BYTES = 128 * 1024**2
 
@@ -74,6 +74,13 @@ class Packing(Columns):
             )
         if self.max_side is not None and self.max_side < 32:
             raise DatasetError(f"max-side is {self.max_side} px: expected 32 or more")
+        if self.task not in TASKS:
+            raise DatasetError(f"task is {self.task!r}: expected {' or '.join(TASKS)}")
+        if self.task == MULTILABEL and not self.label_separator:
+            raise DatasetError(
+                "label-separator is empty: expected what stands between the labels of a text; "
+                "lists of labels need none, so leave it as it is"
+            )
         if self.duplicates not in ("move", "refuse"):
             raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")
 
@@ -179,7 +186,9 @@ def _assigned(listing: Listing, packing: Packing) -> Ints:
     fractions = {"eval": packing.eval_fraction, "test": packing.test_fraction}
     label, names = listing.images["label"], listing.classes
     if packing.task == MULTILABEL:
-        number, names = splits.strata(label.to_pylist(), unit, names, least=len(fractions) + 1)
+        number, names = splits.strata(
+            label.to_pylist(), unit, np.asarray(given, np.int64), names, least=len(fractions) + 1
+        )
     else:
         number = label.to_numpy()
     return splits.assign(number, unit, np.asarray(given, np.int64), names, fractions, packing.seed)

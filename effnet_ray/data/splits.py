@@ -67,13 +67,14 @@ def assign(
 
 
 def strata(
-    labels: Sequence[Sequence[int]], unit: Ints, classes: Sequence[str], least: int
+    labels: Sequence[Sequence[int]], unit: Ints, given: Ints, classes: Sequence[str], least: int
 ) -> tuple[Ints, tuple[str, ...]]:
     """For images of several classes one to divide each by, [N], and the names of these.
 
     An image's is its rarest, since that is where splits would differ most (so begins Sechidis et
     al. 2011, "On the stratification of multi-label data"). Those that fewer than `least` units are
-    left to, and images without any, are divided together.
+    left to, and images without any, are divided together; units whose split is `given` as another
+    than train do not count, since they are not divided.
     """
     counts = np.bincount(
         np.fromiter(chain.from_iterable(labels), np.int64), minlength=len(classes)
@@ -81,6 +82,7 @@ def strata(
     rest = len(classes)
     found = np.asarray([min(own, key=lambda k: (counts[k], k), default=rest) for own in labels])
     first = np.unique(unit, return_index=True)[1]
+    first = first[given[first] <= 0]
     units = np.bincount(found[first], minlength=rest + 1)
     found[(units < least)[found]] = rest
     if 0 < np.count_nonzero(found[first] == rest) < least:

@@ -5,7 +5,7 @@ compare-and-swap, so that of two moves at once neither is lost: the later one se
 """
 
 import uuid
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -114,7 +114,12 @@ def settle_best(shelf: Shelf) -> Move | None:
         with suppress(ReleaseError):  # damaged: `verify` tells
             if version > seen:
                 scores[version] = Score.of(shelf.record(version))
-    known = {version: score.value for version, score in scores.items() if score is not None}
+    by = {move.score.by for move in history(shelf, BEST)[-1:] if move.score}
+    known = {
+        version: score.value
+        for version, score in scores.items()
+        if score is not None and by <= {score.by}  # others cannot be compared
+    }
     if not known:
         return None
     chosen = max(known, key=lambda version: (known[version], -version))
@@ -131,7 +136,7 @@ def _move(
         moves = _moves(shelf, alias, seen.data) if seen else []
         if moves and moves[-1].version == version:
             return None if better_only else moves[-1]
-        why = _worse(moves, Score.of(record), shelf.versions, strictly=better_only)
+        why = _worse(shelf, moves, Score.of(record), strictly=better_only)
         if better_only and why:
             return None
         if why and not force:
@@ -167,16 +172,16 @@ def _new(
     )
 
 
-def _worse(
-    moves: Sequence[Move], score: Score | None, versions: Container[int], *, strictly: bool
-) -> str:
-    """Why a release is not what the alias should mean; empty where it may."""
+def _worse(shelf: Shelf, moves: Sequence[Move], score: Score | None, *, strictly: bool) -> str:
+    """Why a release is not what the alias should mean; empty where it may.
+
+    What is there is asked now: the alias may mean a version that came after the shelf was seen.
+    """
     if strictly and score is None:
         return "it has no eval figures"
-    if not moves or moves[-1].version not in versions:
-        return ""
-    last, held = moves[-1], moves[-1].score
-    if held is None:
+    last = moves[-1] if moves else None
+    held = last.score if last else None
+    if not last or not held or storage.exists(shelf.tombstone(last.version)):
         return ""
     if score is None or score.by != held.by:
         return f"it has no {held.by}, and v{last.version} has {held.value:.2%}"

@@ -72,7 +72,7 @@ def finetune(
     manifests.check(manifest.limited(recipe.limit), data)
     new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
-    _check_sync(run.recipe, placement)
+    check_sync(run.recipe, placement)
     dataset = _dataset(run, manifest, data, features_in or storage.join(runs, kept.FOLDER))
     if run.recipe.compile and not (session.submitted() or ray.is_initialized()):
         check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
@@ -117,6 +117,7 @@ def _begin(
         on_gpu=placement.gpus_per_worker > 0,
         task=manifest.task,
     )
+    check_sync(settled, placement)
     fetched = pretrained.fetch(weights, mirror)
     digest = hashlib.sha256(fetched).hexdigest() if fetched else ""
     uri = _weights_uri(runs, digest)
@@ -136,7 +137,7 @@ def _begin(
     return run, uri
 
 
-def _check_sync(recipe: Recipe, placement: Placement) -> None:
+def check_sync(recipe: Recipe, placement: Placement) -> None:
     """Raises RecipeError where workers cannot normalise a batch together."""
     low, high = placement.worker_range
     fits = placement.gpus_per_worker > 0 and low == high == recipe.lanes

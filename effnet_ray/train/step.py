@@ -229,7 +229,9 @@ def lane_gradients(worker: Worker, lane: Batch, step: int, *, scale: float, last
     for first in range(0, max(1, images), max(1, rows)):
         part, seen = lane.part(first, rows), shown.part(first, rows)
         with worker.accumulating(last=last and first + rows >= images):
-            with worker.autocast(), _SingleImageMode(worker.network, lane):
+            # SyncBatchNorm gathers statistics of no images in their type, of others in float32.
+            precision = worker.autocast() if images else nullcontext()
+            with precision, _SingleImageMode(worker.network, lane):
                 logits = worker.model(seen.image)
             found = _losses(worker, logits.float(), part.label, seen)
             ((found * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
