@@ -31,6 +31,9 @@ class Workers:
     accelerator: str = ""
     """Which GPUs, as Ray names them: L4, L40S, A100, …; several with commas between. Default:
     any."""
+    cores: int | None = None
+    """CPU cores of each worker; not given: the machine's, over the workers on it. With the same
+    number, what comes of it is the same to the last digit."""
     decode_tasks: int | None = None
     """Parallel decode tasks per worker; not given: one more than a machine's workers have cores,
     over the workers."""
@@ -45,6 +48,7 @@ class Workers:
             workers=self.workers,
             gpus_per_worker=self.gpus_per_worker,
             accelerator=self.accelerator,
+            cores=self.cores,
             decode_tasks=self.decode_tasks,
             prefetch_mb=self.prefetch_mb,
         )

@@ -40,12 +40,33 @@ def batch_images(recipe: Recipe, size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """An actor's share of its machine."""
+
+    neighbours: int = 1
+    """Actors on it."""
+    cores: int | None = None
+    """CPU cores of each; not given: the machine's, over the actors on it."""
+
+    def device(self) -> torch.device:
+        """Where to compute: on the GPU that the actor has leased, else on its share of the cores.
+
+        The number of threads decides in which order a convolution adds, and so the last digits.
+        """
+        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
+        leased = ray.is_initialized() and ray.get_gpu_ids()  # asking would start Ray
+        if leased:
+            return torch.device("cuda")
+        torch.set_num_threads(self.cores or max(1, (os.cpu_count() or 1) // self.neighbours))
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
 class Actors:
     """Who computes: as many as there are workers, each on what one of these would lease."""
 
     count: int | tuple[int, int]
-    neighbours: int
-    """On one machine."""
+    share: Share
     decode_tasks: int
     """Of all."""
     prefetch_mb: int
@@ -74,7 +95,7 @@ class Actors:
             options["label_selector"] = lease.labels
         return cls(
             count=high if low == high else (low, high),
-            neighbours=neighbours,
+            share=Share(neighbours, placement.cores),
             decode_tasks=tasks * high,
             prefetch_mb=min(ahead_mb * high, int(store_mb / 2)),
             options=options,
@@ -96,9 +117,10 @@ def execute(
     with ray.data.DataContext.current(settings(actors.prefetch_mb)), warnings.catch_warnings():
         # Of Ray 2.60, about names of parameters that 2.51 deprecated and still knows alone.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        tasks = min(actors.decode_tasks, len(work))
         found = (
             ray.data.from_items(list(work), override_num_blocks=min(BLOCKS, len(work)))
-            .map_batches(views, batch_size=None, num_cpus=0, concurrency=actors.decode_tasks)
+            .map_batches(views, batch_size=None, num_cpus=0, concurrency=tasks)
             .map_batches(
                 actor,
                 fn_constructor_args=tuple(told),
@@ -124,15 +146,6 @@ def failing(what: str) -> Iterator[None]:
             f"{what} failed ({type(error).__name__}: {why}): run the same command again, on fewer "
             "--workers if memory ran out"
         ) from error
-
-
-def my_device(neighbours: int) -> torch.device:
-    """Where an actor computes: on the GPU it has leased, else on its share of the cores."""
-    os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
-    return device
 
 
 def one(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

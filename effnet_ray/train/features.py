@@ -27,7 +27,7 @@ from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint, record, start
-from effnet_ray.train.actors import WORDS, Actors, batch_images, execute, my_device, one
+from effnet_ray.train.actors import WORDS, Actors, Share, batch_images, execute, one
 from effnet_ray.train.progress import Extracting, beside_me
 from effnet_ray.train.record import Run
 from effnet_ray.train.session import Lease
@@ -155,7 +155,7 @@ def _execute(job: Job, lease: Lease, pieces: Sequence[Piece]) -> Iterator[Block]
     # A row group is read once, whatever the number of its pieces.
     alike = itertools.groupby(pieces, lambda piece: (*piece.file, piece.group))
     described = [{"pieces": json.dumps([asdict(p) for p in some])} for _, some in alike]
-    told = (job.run, job.weights_uri, actors.neighbours)
+    told = (job.run, job.weights_uri, actors.share)
     blocks = execute(described, views, _Backbone, told, actors)
     for block in blocks:
         for feature, about in zip(block["feature"], block["about"], strict=True):
@@ -182,8 +182,8 @@ def _told(about: str) -> Block:
 class _Backbone:
     """An actor with the network, on a worker's share of a machine."""
 
-    def __init__(self, run: Run, weights_uri: str | None, neighbours: int) -> None:
-        self._device = my_device(neighbours)
+    def __init__(self, run: Run, weights_uri: str | None, share: Share) -> None:
+        self._device = share.device()
         self._network = start.initial(run, weights_uri).to(self._device).eval()
         self._precision = getattr(torch, run.recipe.precision or "float32")
 

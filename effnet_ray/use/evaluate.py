@@ -20,7 +20,7 @@ from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
 from effnet_ray.placement import Placement
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import session
-from effnet_ray.train.actors import Actors, batch_images, execute, failing, one
+from effnet_ray.train.actors import Actors, Share, batch_images, execute, failing, one
 from effnet_ray.use import shown
 from effnet_ray.use.figures import Figures, Judged, judge
 from effnet_ray.use.opened import Opened
@@ -53,8 +53,10 @@ def evaluate(
         p, local=False, verbose=False
     ),
 ) -> Evaluation:
-    """Judge every image of the split once; the figures do not depend on the placement.
+    """Judge every image of the split once; the figures do not depend on the number of workers.
 
+    They are equal to the last digit on GPUs, and on CPUs with as many `cores` each; else but for
+    float noise in the loss.
     `examples` mistakes are kept for looking at, with `thumbnails` if wanted; `tell` hears how many
     images are done, of how many; `connect` joins or starts Ray once everything else is in order.
     Raises InputError before anything is leased, EvaluationError where it fails later.
@@ -118,7 +120,7 @@ def _judged(
         for pieces in batch["pieces"].tolist():
             yield from _rows(split, [Piece(**piece) for piece in json.loads(pieces)])
 
-    told = (release.uri, release.sha256, actors.neighbours)
+    told = (release.uri, release.sha256, actors.share)
     blocks = execute(described, views, Judge, told, actors)
     for block in blocks:
         for said in block["judged"].tolist():
@@ -134,9 +136,9 @@ def _rows(split: Split, pieces: Sequence[Piece]) -> Iterator[Block]:
 class Judge:
     """An actor with the network."""
 
-    def __init__(self, release: str, sha256: str, neighbours: int) -> None:
+    def __init__(self, release: str, sha256: str, share: Share) -> None:
         """As of `Sight`."""
-        self._sight = Sight(release, sha256, neighbours)
+        self._sight = Sight(release, sha256, share)
 
     def __call__(self, batch: Block) -> Iterator[Block]:
         """What is said of every piece: JSON, which keeps every digit of a float64."""

@@ -76,7 +76,7 @@ def reliability(bins: Sequence[Bin]) -> str:
         axes.plot([one.confidence for one in filled], [one.top1 for one in filled], "o-",
                   color=BLUE, ms=4, label="top-1")  # fmt: skip
         axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return _svg(figure, "Top-1 of the images in each of 15 bins of confidence")
 
 

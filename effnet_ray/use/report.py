@@ -17,7 +17,7 @@ from effnet_ray.use.figures import Class, Figures
 
 CELLS = 16
 """Up to so many classes the confusion matrix is a table of numbers; beyond, a picture."""
-CONFUSED = 20
+CONFUSED = 15
 """Pairs of confused classes that are named."""
 QUARANTINED = 200
 """Images that could not be read and are named."""
@@ -29,7 +29,7 @@ def html(found: Evaluation) -> bytes:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.2f} %"
+    environment.filters["percent"] = lambda share: f"{100 * share:.2f}\u00a0%"
     figures, release = found.figures, found.release
     present = [one for one in figures.per_class if one.support or one.predicted]
     few = len(present) <= CELLS

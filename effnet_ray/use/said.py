@@ -15,7 +15,7 @@ from effnet_ray.errors import ImageError
 from effnet_ray.placement import Placement
 from effnet_ray.records import require
 from effnet_ray.train import session
-from effnet_ray.train.actors import Actors, batch_images, execute, one
+from effnet_ray.train.actors import Actors, Share, batch_images, execute, one
 from effnet_ray.use.found import Source, Unit
 from effnet_ray.use.opened import Opened
 from effnet_ray.use.sight import Sight
@@ -86,7 +86,7 @@ def say(
 
     place = {unit: number for number, unit in enumerate(source.units)}
     described = [{"unit": json.dumps([part, place[unit]])} for part, unit in work]
-    told = (wanted, release.uri, release.sha256, actors.neighbours)
+    told = (wanted, release.uri, release.sha256, actors.share)
     blocks = execute(described, views, Predictor, told, actors)
     for block in blocks:
         for about, embedding in zip(block["said"].tolist(), block["embedding"], strict=True):
@@ -120,9 +120,9 @@ def _view(data: bytes | ImageError, spec: InputSpec, view: npt.NDArray[np.uint8]
 class Predictor:
     """An actor with the network."""
 
-    def __init__(self, wanted: Wanted, release: str, sha256: str, neighbours: int) -> None:
+    def __init__(self, wanted: Wanted, release: str, sha256: str, share: Share) -> None:
         """As of `Sight`."""
-        self._sight = Sight(release, sha256, neighbours)
+        self._sight = Sight(release, sha256, share)
         self._top = min(wanted.top or self._sight.classes, self._sight.classes)
         self._embeds = wanted.embeddings
 

@@ -7,20 +7,22 @@ from torch import Tensor
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.actors import my_device
+from effnet_ray.train.actors import Share
 from effnet_ray.use.opened import open_release
 
 
 class Sight:
     """What the network makes of views."""
 
-    def __init__(self, release: str, sha256: str, neighbours: int) -> None:
-        """`release`: URI of the release whose weights have that digest; `neighbours`: actors of a
-        machine. Raises ReleaseError where another is there."""
+    def __init__(self, release: str, sha256: str, share: Share) -> None:
+        """`release`: URI of the release whose weights have that digest.
+
+        Raises ReleaseError where another is there.
+        """
         opened = open_release(release, "")
         if opened.sha256 != sha256:
             raise ReleaseError(f"{release} has other weights than before: use another version")
-        self._device = my_device(neighbours)
+        self._device = share.device()
         self._network = opened.network.to(self._device).eval()
         self._precision = getattr(torch, opened.recipe.precision or "float32")
         self.classes = len(opened.classes)

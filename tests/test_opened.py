@@ -1,0 +1,157 @@
+"""A release is opened as it was released; a damaged or hostile one is refused in one sentence."""
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from test_export import CLASSES, released
+
+from effnet_ray import sealed
+from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray.use import opened
+from effnet_ray.use.opened import open_release
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one release, birds@v1. Read only."""
+    folder = tmp_path_factory.mktemp("released")
+    released(folder)
+    return folder / "store"
+
+
+@pytest.fixture
+def release(store: Path, tmp_path: Path) -> Path:
+    """A copy of its folder, to be damaged."""
+    return Path(shutil.copytree(store / "birds/v0001", tmp_path / "copy"))
+
+
+def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:
+    found = open_release("birds@v1", str(store))
+    assert found.reference == "birds@v1" and found.uri == str(store / "birds/v0001")
+    again = open_release(found.uri, "s3://no-such-store")
+    assert (again.reference, again.classes, again.spec) == ("birds@v1", CLASSES, found.spec)
+    assert [each.epoch for each in found.history] == [0]
+    assert found.provenance["fingerprint"] == "f" * 64
+    assert not found.network.training
+    assert not any(parameter.requires_grad for parameter in found.network.parameters())
+
+
+def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
+    model = timm.create_model(f"local-dir:{release}", pretrained=True)
+    seen = timm.data.resolve_model_data_config(model)
+    spec = open_release(str(release), "").spec
+    assert (seen["input_size"][-1], seen["crop_pct"]) == (spec.resolution, spec.crop)
+    assert (tuple(seen["mean"]), tuple(seen["std"])) == (spec.mean, spec.std)
+    assert seen["interpolation"] == spec.interpolation
+
+
+def forge(release: Path, name: str, data: bytes | None) -> None:
+    """Replace a file and what is sealed of it, as whoever can write to a store can.
+
+    None: take both away.
+    """
+    path, record = release / name, release / "release.json"
+    told = json.loads(record.read_text())
+    del told["files"][name], told["sizes"][name], told["sha256"]
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+        told["files"][name] = hashlib.sha256(data).hexdigest()
+        told["sizes"][name] = len(data)
+    record.write_bytes(sealed.seal(told))
+
+
+def config(**given: Any) -> Callable[[bytes], bytes]:
+    return lambda data: json.dumps(json.loads(data) | given).encode()
+
+
+def seen(**given: Any) -> Callable[[bytes], bytes]:
+    def changed(data: bytes) -> bytes:
+        told = json.loads(data)
+        told["pretrained_cfg"] |= given
+        return json.dumps(told).encode()
+
+    return changed
+
+
+def header_of(size: int, header: bytes = b"{}") -> Callable[[bytes], bytes]:
+    return lambda data: struct.pack("<Q", size) + header
+
+
+def other_shape(data: bytes) -> bytes:
+    tensors = safetensors.torch.load(data)
+    return safetensors.torch.save(tensors | {"classifier.weight": torch.zeros(3, 1280)})
+
+
+def one_less(data: bytes) -> bytes:
+    tensors = safetensors.torch.load(data)
+    del tensors["conv_stem.weight"]
+    return safetensors.torch.save(tensors)
+
+
+HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("model.safetensors", header_of(2**63), "header"),
+    ("model.safetensors", header_of(8, b"notjson!"), "header"),
+    ("model.safetensors", lambda data: data[:-9], "buffer|incomplete|metadata"),
+    ("model.safetensors", lambda data: b"\x80\x04cposix\nsystem\n", "header"),
+    ("model.safetensors", other_shape, "classifier.weight"),
+    ("model.safetensors", one_less, "conv_stem.weight"),
+    ("config.json", lambda data: b"[1]", "no JSON object"),
+    ("config.json", lambda data: b"[" * 100_000, "recursion|Expecting"),
+    ("config.json", config(architecture="resnet50"), "resnet50"),
+    ("config.json", config(label_names=["a", "a", "b", "c"]), "4 different names"),
+    ("config.json", config(label_names=["a"] * 2), "4 different names"),
+    ("config.json", config(label_names=[1, 2, 3, 4]), "no list of names"),
+    ("config.json", seen(input_size=[3, 10**9, 10**9]), "preprocessing"),
+    ("config.json", seen(std=[0, 1, 1]), "preprocessing"),
+    ("config.json", seen(mean=[float("nan")] * 3), "preprocessing"),
+    ("config.json", seen(crop_pct=1e-9), "preprocessing"),
+    ("config.json", seen(interpolation="nearest"), "preprocessing"),
+    ("recipe.json", config(variant="b9"), "b9"),
+    ("recipe.json", config(evil=1), "evil"),
+    ("metrics.json", config(history=[{"epoch": 1}]), "EpochReport"),
+    ("metrics.json", config(history=3), "iterable"),
+]
+
+
+@pytest.mark.parametrize(("file", "forged", "says"), HOSTILE)
+def test_a_forged_file_is_refused_in_one_sentence(
+    release: Path, file: str, forged: Callable[[bytes], bytes], says: str
+) -> None:
+    forge(release, file, forged((release / file).read_bytes()))
+    with pytest.raises(ReleaseError, match=says) as refused:
+        open_release(str(release), "")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "recipe.json"])
+def test_a_file_that_the_record_does_not_vouch_for_is_not_used(release: Path, file: str) -> None:
+    there = (release / file).read_bytes()
+    forge(release, file, None)
+    with pytest.raises(ReleaseError, match=file):
+        open_release(str(release), "")
+    (release / file).write_bytes(there)
+    with pytest.raises(ReleaseError, match=file):
+        open_release(str(release), "")
+
+
+def test_an_oversized_file_is_refused_unread(
+    release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(opened.MAX_BYTES, opened.CONFIG, 100)
+    with pytest.raises(ReleaseError, match="at most 100 are expected"):
+        open_release(str(release), "")
+
+
+def test_a_uri_that_is_none_is_said_to_be_that() -> None:
+    with pytest.raises(StorageError, match="no bucket"):
+        open_release("s3:///v0001", "")
