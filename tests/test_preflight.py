@@ -207,7 +207,7 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     names = [each["check"] for each in told["findings"]]
     assert told["ok"] is True and err.rstrip().endswith("all right")
     assert names == ["runs", "store", "data", "an image", "weights", "working dir",
-                     "no secrets in it", "versions", "workers"]  # fmt: skip
+                     "no secrets in it", "recipe", "versions", "workers"]  # fmt: skip
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
     out, err = capsys.readouterr()
     wrong = [each for each in json.loads(out)["findings"] if not each["ok"]]
