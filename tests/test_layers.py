@@ -31,7 +31,7 @@ ORDER = (
     "console.people console.packing console.sweeping console.checking console.models "
     "console.evaluating "
     "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping cli.models "
-    "cli.evaluating cli.predicting cli.serving"
+    "cli.using cli.evaluating cli.predicting cli.serving"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 

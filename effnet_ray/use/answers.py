@@ -15,6 +15,7 @@ from effnet_ray.errors import ImageError
 from effnet_ray.records import require
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.use.opened import Opened, open_release
+from effnet_ray.use.sight import likeliest
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -94,9 +95,7 @@ class Served:
     def _said(self, views: Pixels) -> list[dict[str, Any]]:
         pixels = torch.from_numpy(views).permute(0, 3, 1, 2).to(self.device)
         logits = self.release.network(pixels).float()
-        share = logits.sigmoid() if self.several else logits.softmax(1)
-        likeliest = share.sort(dim=1, descending=True, stable=True)
-        labels, shares = likeliest.indices[:, : self.top], likeliest.values[:, : self.top]
+        labels, shares = likeliest(logits, several=self.several, top=self.top)
         return [self._answer(*row) for row in zip(labels.tolist(), shares.tolist(), strict=True)]
 
     def _answer(self, labels: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from effnet_ray.train import session
 from effnet_ray.train.actors import Actors, Share, batch_images, execute, one
 from effnet_ray.use.found import Source, Unit
 from effnet_ray.use.opened import Opened
-from effnet_ray.use.sight import Sight
+from effnet_ray.use.sight import Sight, likeliest
 from effnet_ray.variants import InputSpec
 
 
@@ -130,12 +130,8 @@ class Predictor:
         """What every row of views shows."""
         for image, about in zip(batch["image"], batch["about"], strict=True):
             features, logits = self._sight.features_and_logits(image)
-            share = logits.sigmoid() if self._sight.several else logits.softmax(1)
-            likeliest = share.sort(dim=1, descending=True, stable=True)
-            said = {
-                **json.loads(about),
-                "label": likeliest.indices[:, : self._top].tolist(),
-                "probability": likeliest.values[:, : self._top].tolist(),
-            }
+            labels, shares = likeliest(logits, several=self._sight.several, top=self._top)
+            told = {"label": labels.tolist(), "probability": shares.tolist()}
+            said = json.loads(about) | told
             rows = features.half().cpu().numpy() if self._embeds else np.empty(0, np.float16)
             yield {"said": np.asarray([json.dumps(said)], object), "embedding": one(rows)}

@@ -11,6 +11,16 @@ from effnet_ray.train.actors import Share
 from effnet_ray.use.opened import open_release
 
 
+def likeliest(logits: Tensor, *, several: bool, top: int) -> tuple[Tensor, Tensor]:
+    """Classes and their probabilities, [B, top] each, the likeliest first, of logits [B, K].
+
+    `several`: an image may have any number of classes, each with a probability by itself.
+    """
+    share = logits.sigmoid() if several else logits.softmax(1)
+    order = share.sort(dim=1, descending=True, stable=True)
+    return order.indices[:, :top], order.values[:, :top]
+
+
 class Sight:
     """What the network makes of views."""
 
