@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 
 from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.data.pack import Packing, pack
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
 from effnet_ray.train import session
 
 TASK = {"image_size": 64, "batch_size": 16, "micro_batch": 8, "flip": 0.0, "crop_scale": 0.7,

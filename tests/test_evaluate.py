@@ -1,5 +1,6 @@
 """A release judged: as training judged it, on any number of workers, and shown on a page."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from effnet_ray import Placement, finetune
 from effnet_ray.cli.evaluating import evaluate_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import DatasetError, ReleaseError
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
 from effnet_ray.train.actors import Share
 from effnet_ray.train.loop import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
@@ -62,6 +63,22 @@ def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
         assert (each.figures.seen, each.figures.top1) == (359, top1)
         assert each.figures.loss == pytest.approx(loss, abs=1e-5)
         assert everything(each.figures) == everything(found[0].figures)  # to the last digit
+
+
+@pytest.mark.ray
+def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
+    judged: tuple[Opened, float, float, list[Evaluation]],
+) -> None:
+    release, *_, found = judged
+    metrics = json.loads(Path(release.uri, "metrics.json").read_bytes())
+    expected = [
+        {"class": release.classes[each.index], "images": each.support,
+         "precision": each.precision, "recall": each.recall, "f1": each.f1}
+        for each in found[0].figures.per_class
+    ]  # fmt: skip
+    assert metrics["per_class"] == expected
+    cost = release.provenance["cost"]
+    assert 0 < cost["device_seconds"] < 2 * cost["seconds"]
 
 
 @pytest.mark.ray
@@ -213,7 +230,7 @@ def test_images_of_several_classes_are_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [("model.safetensors", "was altered"), ("config.json", "was altered"),
-     ("release.json", "was altered")],
+     ("release.json", "was altered|is no JSON")],
 )  # fmt: skip
 def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, message: str) -> None:
     path = Path(released(tmp_path).uri) / name

@@ -22,7 +22,7 @@ from effnet_ray import storage
 from effnet_ray.data.images import decode, eval_view
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.model.network import Network, batchnorms
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
 from effnet_ray.train import checkpoint, record
 from effnet_ray.use import export as exports
 from effnet_ray.use.export import export

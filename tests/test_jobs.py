@@ -89,7 +89,7 @@ def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
     files = {path.name for path in Path(answered["release_uri"]).iterdir()}
     assert files == {
         "model.safetensors", "config.json", "recipe.json", "metrics.json", "README.md",
-        "release.json",
+        "release.json", "curves.png",
     }  # fmt: skip
     model = timm.create_model(f"local-dir:{answered['release_uri']}", pretrained=True)
     assert model.num_classes == 10

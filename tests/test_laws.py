@@ -19,7 +19,7 @@ from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import TrainingError
 from effnet_ray.records import from_dict
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
 from effnet_ray.train import checkpoint, progress
 from effnet_ray.train.record import Result
 

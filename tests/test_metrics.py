@@ -3,14 +3,16 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.testing import assert_close
 
-from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
+from effnet_ray.train.metrics import ClassCounts, Evaluation, Tally, epoch_report
 from effnet_ray.train.reports import EpochReport, best
 
 
@@ -133,3 +135,20 @@ def test_a_network_that_scores_all_classes_alike_is_not_right_about_all_images(
 ) -> None:
     logits, label = torch.full((10, 10), score), torch.arange(10)
     assert Tally.of(logits, label, torch.ones(10)).top1 <= 0.1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_figures_of_each_class_are_scikit_learns(several: bool) -> None:
+    torch.manual_seed(7)
+    logits, weight = torch.randn(60, 5), (torch.rand(60) < 0.9).float()
+    label = torch.randint(0, 2, (60, 5)) if several else torch.randint(0, 4, (60,))
+    counts = ClassCounts(5, logits.device)
+    for part in (slice(0, 13), slice(13, 60)):
+        counts.add(logits[part], label[part], weight[part])
+    read, said = weight > 0, (logits > 0).int() if several else logits.argmax(1)
+    expected = precision_recall_fscore_support(
+        label[read], said[read], labels=range(5), zero_division=0
+    )
+    found = counts.over_workers()
+    figures = [[each.precision, each.recall, each.f1, each.support] for each in found]
+    np.testing.assert_allclose(figures, np.array(expected).T)

@@ -9,7 +9,7 @@ from loop_worker import CLASSES, new_state, settled
 from safetensors.torch import load
 from test_dials import report
 
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
 from effnet_ray.train import checkpoint, record
 from effnet_ray.train.record import Result, Run
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import sealed, storage
 from effnet_ray.cli import flags as shared
 from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
 from effnet_ray.placement import Placement
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
+from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
 from effnet_ray.train import session
 from effnet_ray.train.finetune import finetune
@@ -33,9 +34,9 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             people.say("training from scratch: no pretrained weights (--weights none)")
 
         def connect(placement: Placement) -> None:
-            people.say(
-                "Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose)
-            )
+            if not session.connected():
+                where = session.connect(placement, local=flags.local, verbose=flags.verbose)
+                people.say(f"Ray: {where}")
 
         result = finetune(
             shared.recipe(flags),
@@ -49,18 +50,26 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
         )
         if not people.trained:
             people.say(f"run {result.run!r} has finished already: reported, not redone")
-        release = release_run(result, where.store, single_writer=where.single_writer)
-        _summary(people, result, release, data)
+        release = release_run(
+            result,
+            where.store,
+            single_writer=where.single_writer,
+            scoring=Scoring(data, flags.placement, connect, people.scored),
+        )
+        test = sealed.read(release.uri).get("test_top1")
+        _summary(people, result, release, data, test)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
         "release_uri": release.uri,
+        **({} if test is None else {"test_top1": test}),
     }
 
 
-def _summary(people: People, result: Result, release: Release, data: str) -> None:
+def _summary(people: People, result: Result, release: Release, data: str, test: Any) -> None:
+    tested = "" if test is None else f", test top-1 {test:.2%}"
     people.table(
-        f"{release.reference}: {result.told}",
+        f"{release.reference}: {result.told}{tested}",
         {
             "release": release.uri,
             "run": result.run_uri,

@@ -1,7 +1,7 @@
 """`jobs/tune.py`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +16,7 @@ from effnet_ray.console.sweeping import SweepView
 from effnet_ray.errors import RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
+from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
 from effnet_ray.sweep import outcome, record, report, space as spaces
 from effnet_ray.sweep.outcome import Objective, Outcome
@@ -71,8 +72,16 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
         raise RecipeError("a sweep has several variants: give --variants b0,b1,…, not --variant")
     people = People()
     space = _space([*flags.space, *domains], given, flags)
-    found = _found(flags, space, people, workers_given=_says_workers(plain))
-    release, front = publish(found, flags.where.store, single_writer=flags.where.single_writer)
+    data = flags.where.data or shared.sample(people)
+    ready(flags, data, people)
+    connect = _connecting(flags, people)
+    found = _found(flags, data, space, people, connect, workers_given=_says_workers(plain))
+    release, front = publish(
+        found,
+        flags.where.store,
+        single_writer=flags.where.single_writer,
+        scoring=Scoring(data, flags.placement, connect, people.scored),
+    )
     page = storage.join(found.uri, record.REPORT)
     storage.write_bytes(page, report.html(found))
     _summary(people, found, release, page)
@@ -85,17 +94,29 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _found(flags: Tune, space: dict[str, Any], people: People, *, workers_given: bool) -> Outcome:
-    """The sweep's outcome; people see how it comes about."""
-    data = flags.where.data or shared.sample(people)
-    ready(flags, data, people)
+def _connecting(flags: Tune, people: People) -> Callable[[Placement], None]:
+    """Joins or starts Ray, and says which."""
 
     def connect(placement: Placement) -> None:
-        where = session.connect(
-            placement, local=flags.local, verbose=flags.verbose, dashboard=True
-        )
-        people.say(f"Ray: {where}")
+        if not session.connected():
+            where = session.connect(
+                placement, local=flags.local, verbose=flags.verbose, dashboard=True
+            )
+            people.say(f"Ray: {where}")
 
+    return connect
+
+
+def _found(
+    flags: Tune,
+    data: str,
+    space: dict[str, Any],
+    people: People,
+    connect: Callable[[Placement], None],
+    *,
+    workers_given: bool,
+) -> Outcome:
+    """The sweep's outcome; people see how it comes about."""
     with SweepView(people) as view:
         return tune(
             shared.recipe(flags),

@@ -47,6 +47,7 @@ class People:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._doing = ""
         self._last_plain = self._began = time.monotonic()
         self._begin = Started(workers=0, step=0, steps=0, device="")
         self._given_up = False
@@ -70,12 +71,17 @@ class People:
         """Progress of packing, images."""
         self.counted("packing", "packed", done, total)
 
+    def scored(self, done: int, total: int) -> None:
+        """Progress of scoring the test split, images."""
+        self.counted("scoring the test split", "scored the test split:", done, total)
+
     def counted(self, doing: str, did: str, done: int, total: int) -> None:
         """Progress of what is done image by image."""
-        if self._task is None:
-            self._task = self._live.add_task(doing, total=total, figures="")
+        if self._doing != doing:
+            self._begun(doing, total)
         pace = done / max(1e-3, time.monotonic() - self._began)
         figures = f"{pace:,.0f} images/s"
+        assert self._task is not None
         self._live.update(self._task, completed=done, total=total, figures=figures)
         now = time.monotonic()
         if done == total:
@@ -83,6 +89,13 @@ class People:
         elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now
             self.say(f"{did} {done:,} of {total:,} images, {figures}")
+
+    def _begun(self, doing: str, total: int, done: int = 0) -> None:
+        """A live line for something else."""
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._doing, self._began = doing, time.monotonic()
+        self._task = self._live.add_task(doing, total=total, completed=done, figures="")
 
     def hear(self, event: Event) -> None:
         """An event of a run."""
@@ -118,8 +131,8 @@ class People:
     def _extracting(self, event: Extracting) -> None:
         if self._task is None:
             self.say(f"computing the features of {event.images:,} images, once")
-            self._began = time.monotonic()
-            self._task = self._live.add_task("features", total=event.images, figures="")
+            self._begun("features", event.images)
+        assert self._task is not None
         pace = f"{event.done / max(1e-3, time.monotonic() - self._began):,.1f} images/s"
         self._live.update(self._task, completed=event.done, figures=pace)
         now = time.monotonic()
@@ -131,16 +144,12 @@ class People:
 
     def _started(self, event: Started) -> None:
         self.trained = True
-        self._begin, self._began = event, time.monotonic()
+        self._begin = event
         begin = f"resuming at step {event.step} of" if event.step else "training for"
         workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
         phases = f": {event.phases}" if event.phases else ""
         self.say(f"{begin} {event.steps} steps on {workers} ({event.device}){phases}")
-        if self._task is not None:
-            self._live.remove_task(self._task)
-        self._task = self._live.add_task(
-            "training", total=event.steps, completed=event.step, figures=""
-        )
+        self._begun("training", event.steps, event.step)
 
     def _stepped(self, event: Stepped) -> None:
         figures = f"{event.images_per_s:,.1f} images/s  loss {event.loss:.3f}"

@@ -58,6 +58,19 @@ def publish(
             return number
 
 
+def lay_out(uri: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> None:
+    """Write a folder that is a release but for being in no store: of a model not yet published."""
+    _write(uri, files)
+    record = sealed.seal({"published": now(), **_content(files, provenance)})
+    storage.write_bytes(storage.join(uri, sealed.RECORD), record)
+
+
+def released(shelf: Shelf, run: str, weights_sha256: str) -> int | None:
+    """The complete version that has these weights of this run."""
+    found = _published(shelf, {"run": run, "files": {WEIGHTS: weights_sha256}})
+    return found if found in shelf.recorded else None
+
+
 def now() -> str:
     """ISO 8601, UTC, seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -51,6 +51,16 @@ class ModelStore:
         aliases.settle_best(shelf)
         return shelf.release(version)
 
+    def released(self, name: str, *, run: str, weights_sha256: str) -> Release | None:
+        """The release of `name` that has these weights of this run, if it is complete already."""
+        self._trusted()
+        shelf = shelves.look(self.uri, names.check_model(name))
+        version = publishing.released(shelf, run, weights_sha256)
+        if version is None:
+            return None
+        aliases.settle_best(shelf)  # its publisher may have died before
+        return shelf.release(version)
+
     def models(self) -> list[str]:
         """Names of all models, sorted."""
         return [name for name in storage.folders(self.uri) if NAME.fullmatch(name)]

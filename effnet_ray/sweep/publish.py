@@ -1,26 +1,36 @@
 """From a sweep's outcome to releases: the model asked for, and all of the Pareto front."""
 
+from typing import Any
+
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.store.release_run import release_run
+from effnet_ray.release.run import release_run
+from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
 from effnet_ray.sweep import outcome, record
 from effnet_ray.sweep.outcome import Entry, Outcome
-from effnet_ray.train.record import load_result
+from effnet_ray.train.record import Result, load_result
 
 
 def publish(
-    found: Outcome, store: str, *, single_writer: bool = False
+    found: Outcome, store: str, *, single_writer: bool = False, scoring: Scoring | None = None
 ) -> tuple[Release, list[Release]]:
-    """Release the best model, and the Pareto front's, as SWEEP-VARIANT.
+    """Release the best model, and the Pareto front's, as SWEEP-VARIANT; see `release_run`.
 
     What was released already is found, not released again. Raises ReleaseError.
     """
-    front = [_release(found, entry, store, single_writer) for entry in found.pareto]
-    return _release(found, found.best, store, single_writer), front
+
+    def release(entry: Entry) -> Release:
+        result, name, sweep = _trial(found, entry)
+        return release_run(result, store, name=name, found_by=sweep, single_writer=single_writer,
+                           scoring=scoring)  # fmt: skip
+
+    front = [release(entry) for entry in found.pareto]
+    return release(found.best), front
 
 
-def _release(found: Outcome, entry: Entry, store: str, single_writer: bool) -> Release:
+def _trial(found: Outcome, entry: Entry) -> tuple[Result, str, dict[str, Any]]:
+    """How a trial ended, what its model is called, and what found it."""
     run_uri = storage.join(found.uri, record.RUNS, entry.trial.run)
     result = load_result(run_uri)
     if result is None:
@@ -35,5 +45,4 @@ def _release(found: Outcome, entry: Entry, store: str, single_writer: bool) -> R
         "tried": outcome.counts(found.trials),
         "device_seconds": round(sum(trial.device_seconds for trial in found.trials), 1),
     }
-    name = f"{found.sweep.name}-{entry.trial.variant}"
-    return release_run(result, store, name=name, found_by=sweep, single_writer=single_writer)
+    return result, f"{found.sweep.name}-{entry.trial.variant}", sweep

@@ -23,6 +23,7 @@ from effnet_ray.model.optim import PART
 from effnet_ray.phases import HEAD
 from effnet_ray.records import from_dict
 from effnet_ray.train.metrics import Tally
+from effnet_ray.train.per_class import Class, classes
 from effnet_ray.train.reports import EpochReport, best
 from effnet_ray.train.scaling import LossScale
 from effnet_ray.train.state import TrainState
@@ -50,6 +51,8 @@ class Snapshot:
     skipped: int
     scale: LossScale
     pieces: int
+    per_class: tuple[Class, ...]
+    device_s: float
     arrived: torch.cuda.Event | None
     """When the copies have come from a GPU."""
 
@@ -77,6 +80,8 @@ def snapshot(state: TrainState) -> Snapshot:
         skipped=state.skipped,
         scale=state.scale,
         pieces=state.pieces,
+        per_class=state.per_class,
+        device_s=state.device_s,
         arrived=torch.cuda.current_stream().record_event() if on_gpu else None,
     )
 
@@ -131,6 +136,8 @@ def write(taken: Snapshot, checkpoints: str) -> str:
         "skipped": taken.skipped,
         "scale": asdict(taken.scale),
         "pieces": taken.pieces,
+        "per_class": [[each.support, each.predicted, each.right] for each in taken.per_class],
+        "device_s": taken.device_s,
     }
     content = json.dumps({**record, "sha256": _digest(record)}, indent=1)
     storage.write_bytes(storage.join(uri, RECORD), content.encode())
@@ -153,6 +160,10 @@ class Checkpoint:
     skipped: int
     scale: LossScale
     pieces: int
+    per_class: tuple[Class, ...]
+    """Of the newest evaluation before it."""
+    device_s: float
+    """What it took to come here, in seconds of one device."""
     files: dict[str, str]
     """File name → SHA-256."""
 
@@ -184,6 +195,7 @@ class Checkpoint:
         state.step = self.step
         state.history, state.skipped = list(self.history), self.skipped
         state.scale, state.pieces = self.scale, self.pieces
+        state.per_class, state.device_s = self.per_class, self.device_s
         state.tally = Tally(torch.tensor(self.tally, dtype=torch.float64))
 
 
@@ -228,6 +240,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
             skipped=record["skipped"],
             scale=from_dict(LossScale, record.get("scale", {})),
             pieces=record.get("pieces", 1),
+            per_class=classes(record.get("per_class", [])),
+            device_s=record.get("device_s", 0.0),
             files=record["files"],
         )
     except (

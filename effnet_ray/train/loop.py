@@ -19,7 +19,7 @@ from effnet_ray.phases import evaluates, phase_at
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train.memory import warm_up
-from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
+from effnet_ray.train.metrics import ClassCounts, Evaluation, Tally, better, epoch_report
 from effnet_ray.train.ranking import Ranking
 from effnet_ray.train.reports import EpochReport, ended_early
 from effnet_ray.train.state import Batch, TrainState
@@ -108,7 +108,7 @@ def fit(
 def _evaluated(
     worker: Worker, epoch: int, shape: Shape, batches: Iterable[Batch], max_bad_fraction: float
 ) -> list[Evaluation]:
-    """An epoch's evaluations, held against the plan."""
+    """An epoch's evaluations, held against the plan; the better one's classes are kept."""
     found = evaluate(
         worker.state.networks,
         worker.divided(batches),
@@ -118,6 +118,7 @@ def _evaluated(
     _reconcile(epoch, "eval", found[0].tally, shape.eval_images)
     _check_bad("eval", found[0].tally, shape.eval_images, max_bad_fraction)
     _check_finite(found[0].tally, f"the evaluation after step {worker.state.step - 1}")
+    worker.state.per_class = better(found).per_class
     return found
 
 
@@ -171,18 +172,20 @@ class _Running:
         self.network = network.eval()
         device = next(network.parameters()).device
         self._tally = Tally.zero(device)
+        self._classes = ClassCounts(network.num_classes, device)
         self._ranking = Ranking(network.num_classes, device) if several else None
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """What the network says of some images."""
         self._tally += Tally.of(logits, batch.label, batch.weight)
+        self._classes.add(logits, batch.label, batch.weight)
         if self._ranking:
             self._ranking.add(logits, batch.label, batch.weight)
 
     def over_workers(self) -> Evaluation:
         """What it came to."""
         mean_ap = self._ranking.mean_ap() if self._ranking else None
-        return Evaluation(self._tally.over_workers(), mean_ap)
+        return Evaluation(self._tally.over_workers(), mean_ap, self._classes.over_workers())
 
 
 def _reconcile(epoch: int, split: str, tally: Tally, planned: int) -> None:

@@ -1,5 +1,6 @@
 """Metrics are sums, added over lanes, steps and workers, and divided once, at the end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from effnet_ray.train.per_class import Class, classes
 from effnet_ray.train.reports import EpochReport
 
 
@@ -110,7 +112,7 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
     Ties go to the lower class and NaN stands above all, as in `argmax`: a network that says the
     same of every class must not be right about every image.
     """
-    logits = logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    logits = _comparable(logits)
     truth = logits.gather(1, label[:, None])
     lower = torch.arange(logits.shape[1], device=label.device) < label[:, None]
     return ((logits > truth) | ((logits == truth) & lower)).sum(1)
@@ -121,11 +123,45 @@ def _best_rank(logits: Tensor, label: Tensor) -> Tensor:
 
     Ties and NaN as in `_rank`.
     """
-    logits = logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    order = logits.sort(dim=1, descending=True, stable=True).indices
+    order = _comparable(logits).sort(dim=1, descending=True, stable=True).indices
     own = label.gather(1, order)
     none = own.sum(1) == 0
     return own.argmax(1).masked_fill(none, label.shape[1])
+
+
+def _comparable(logits: Tensor) -> Tensor:
+    """NaN above all: else a network that says nothing would pass for one that says little."""
+    return logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+class ClassCounts:
+    """Images of each class, images taken for it, and those of both; 3 numbers for each class."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._sums = torch.zeros(3, classes, dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, label: Tensor, weight: Tensor) -> None:
+        """Some images, as of `Tally.of`.
+
+        An image is taken for the class with the highest score, or, where it may have several, for
+        those whose probability is above 0.5.
+        """
+        if label.ndim == 1:
+            said = _one_hot(_comparable(logits).argmax(1), logits.shape[1])
+            own = _one_hot(label, logits.shape[1])
+        else:
+            said, own = logits > 0, label > 0
+        counts = torch.stack([own, said, own & said])
+        self._sums += (counts * weight[:, None]).sum(1, dtype=torch.float64)
+
+    def over_workers(self) -> tuple[Class, ...]:
+        """Of all workers; called by every one of them."""
+        return classes(sum_over_workers(self._sums.clone()).T.long().tolist())
+
+
+def _one_hot(label: Tensor, classes: int) -> Tensor:
+    """[B, K] bool of [B]."""
+    return F.one_hot(label, classes).bool()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +171,7 @@ class Evaluation:
     tally: Tally
     mean_ap: float | None = None
     """Where images may have several classes: see `Ranking`."""
+    per_class: tuple[Class, ...] = ()
 
     @property
     def better_first(self) -> tuple[float, float]:
@@ -143,34 +180,35 @@ class Evaluation:
         return -score, self.tally.loss
 
 
+def better(found: Sequence[Evaluation]) -> Evaluation:
+    """The one whose weights are to be released; of equal ones the first."""
+    return min(found, key=lambda each: each.better_first)
+
+
 def epoch_report(
     epoch: int,
     step: int,
     train: Tally,
-    evaluated: Evaluation | None = None,
-    averaged: Evaluation | None = None,
+    *evaluated: Evaluation,
 ) -> EpochReport:
     """The report of an epoch from its tallies (over all workers), evaluated or not.
 
-    Of the network's evaluation and its average's, the better one's figures.
+    `evaluated` are of the network and its average, if any: the better one's figures are told.
     """
-    chosen = evaluated
-    if averaged and evaluated:
-        wins = averaged.better_first < evaluated.better_first
-        chosen = averaged if wins else evaluated
-    better = chosen.tally if chosen else None
+    chosen = better(evaluated) if evaluated else None
+    tally = chosen.tally if chosen else None
     return EpochReport(
         epoch=epoch,
         step=step,
         train_loss=train.loss,
         train_top1=train.top1,
         train_images=train.images,
-        eval_loss=better.loss if better else None,
-        eval_top1=better.top1 if better else None,
-        eval_top5=better.top5 if better else None,
+        eval_loss=tally.loss if tally else None,
+        eval_top1=tally.top1 if tally else None,
+        eval_top5=tally.top5 if tally else None,
         eval_map=chosen.mean_ap if chosen else None,
-        eval_images=better.images if better else 0,
-        quarantined=train.quarantined + (evaluated.tally.quarantined if evaluated else 0),
+        eval_images=tally.images if tally else 0,
+        quarantined=train.quarantined + (tally.quarantined if tally else 0),
         skipped=train.skipped_steps,
-        averaged=chosen is not None and chosen is averaged,
+        averaged=chosen is not None and chosen is not evaluated[0],
     )

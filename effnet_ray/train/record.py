@@ -73,6 +73,9 @@ class Result:
     """Wall time of the call that ended the run."""
     quarantined: int
     """Images that could not be read, per epoch."""
+    device_seconds: float = 0.0
+    """Workers times the seconds that they were held, over all calls; work that was lost and done
+    again counts once."""
     eval_map: float | None = None
     """Mean average precision, where images may have several classes."""
 

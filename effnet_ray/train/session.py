@@ -54,6 +54,11 @@ def submitted() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def connected() -> bool:
+    """Whether this process has joined or started a Ray."""
+    return bool(ray.is_initialized())
+
+
 def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool = False) -> str:
     """Join the cluster this job was submitted to, else start Ray here; say which.
 

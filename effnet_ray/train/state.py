@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from effnet_ray.model.network import Network
 from effnet_ray.train.metrics import Tally
+from effnet_ray.train.per_class import Class
 from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.scaling import LossScale
 
@@ -44,6 +45,10 @@ class TrainState:
     """Sums of the epoch under way, over all workers."""
     history: list[EpochReport] = field(default_factory=list)
     """Reports of the epochs done."""
+    per_class: tuple[Class, ...] = ()
+    """Of the newest evaluation, the weights that were better."""
+    device_s: float = 0.0
+    """Workers times seconds that the steps took, evaluations and starting included."""
     skipped: int = 0
     """Steps just before this one that were not taken, in a row; those that the loss scale was to
     blame for left out."""

@@ -233,7 +233,7 @@ class _Reporter:
         )
         folder = storage.join(job.run_uri, record.CHECKPOINTS)
         self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
-        self._held_since = held_since
+        self._held_since, self._spent_before = held_since, state.device_s
         self._begin = self._last_step = self._posted = time.perf_counter()
         self._first_image = state.tally.images
         self._pieces = 1
@@ -257,7 +257,7 @@ class _Reporter:
                 leave=self._drain.seen,
             )
             if not ended and self._rank == 0:
-                self._writer.save(self._state)
+                self._save()
                 self._writer.wait()
                 ray.get(self._job.board.post.remote(Left(self._state.step)))
         except torch.OutOfMemoryError:
@@ -295,10 +295,19 @@ class _Reporter:
         every = self._job.placement.checkpoint_every
         ends_epoch = state.step % self._shape.steps_per_epoch == 0
         if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
-            self._writer.save(state)
+            self._save()
         if self._rank == 0 and self._last_step - self._posted >= POST_EVERY_S:
             self._posted = self._last_step
             self._job.board.post.remote(Stepped(state.step, state.tally.loss, self._rate(state)))
+
+    def _save(self) -> None:
+        """A checkpoint, by worker 0."""
+        self._state.device_s = self._spent_before + self._device_s()
+        self._writer.save(self._state)
+
+    def _device_s(self) -> float:
+        """Since these workers were started, of all of them."""
+        return self._workers * (time.perf_counter() - self._held_since)
 
     def _rate(self, state: TrainState) -> float:
         seconds = max(1e-9, self._last_step - self._begin)
@@ -340,7 +349,7 @@ class _Reporter:
             data_wait_s=self._batches.waited_s,
         )
         if self._rank == 0:
-            self._writer.save(state)
+            self._save()
             self._job.board.post.remote(timing)
         self._tell_of_bad()
         recipe = self._job.run.recipe
@@ -354,7 +363,7 @@ class _Reporter:
                 "train_loss": report.train_loss,
                 "train_images_per_s": rate,
                 "reached": spent / phases.cost(recipe, recipe.epochs),
-                "device_seconds": self._workers * (now - self._held_since),
+                "device_seconds": self._device_s(),
             }
         )
         self._begin, self._first_image = time.perf_counter(), 0

@@ -46,6 +46,7 @@ def evaluate(
     placement: Placement,
     *,
     split: str = "eval",
+    limit: int | None = None,
     examples: int = 24,
     thumbnails: bool = False,
     tell: Callable[[int, int], None] = lambda done, images: None,
@@ -53,16 +54,16 @@ def evaluate(
         p, local=False, verbose=False
     ),
 ) -> Evaluation:
-    """Judge every image of the split once; the figures do not depend on the number of workers.
+    """Judge every image of the split, or its first `limit`, once, on any number of workers.
 
-    They are equal to the last digit on GPUs, and on CPUs with as many `cores` each; else but for
-    float noise in the loss.
+    The figures do not depend on that: they are equal to the last digit on GPUs, and on CPUs with
+    as many `cores` each; else but for float noise in the loss.
     `examples` mistakes are kept for looking at, with `thumbnails` if wanted; `tell` hears how many
     images are done, of how many; `connect` joins or starts Ray once everything else is in order.
     Raises InputError before anything is leased, EvaluationError where it fails later.
     """
     data = storage.absolute(data)
-    images = _split(release, data, split, thumbnails)
+    images = _split(release, data, split, thumbnails, limit)
     connect(placement)
     lease = session.lease(placement, [data, release.uri])
     figures = Figures(len(release.classes), examples)
@@ -74,9 +75,11 @@ def evaluate(
     return Evaluation(release, images.manifest, data, split, figures)
 
 
-def _split(release: Opened, data: str, name: str, thumbnails: bool) -> Split:
+def _split(
+    release: Opened, data: str, name: str, thumbnails: bool, limit: int | None = None
+) -> Split:
     """The images to be judged. Raises DatasetError where they cannot be, by this release."""
-    manifest = manifests.load(data)
+    manifest = manifests.load(data).limited(limit)
     if MULTILABEL in (manifest.task, release.recipe.task):
         raise DatasetError(
             f"{release.reference} and {data} are not both of images with one class each, which "
@@ -87,7 +90,8 @@ def _split(release: Opened, data: str, name: str, thumbnails: bool) -> Split:
         have = ", ".join(split for split, images in manifest.images.items() if images)
         raise DatasetError(f"{data} has no {name} images: choose --split of {have}")
     numbers = shown.labels(release.classes, manifest.classes, release.reference)
-    return Split(manifest, manifests.folder(data), name, release.spec, numbers, thumbnails)
+    where = manifests.folder(data)
+    return Split(manifest, where, name, release.spec, numbers, thumbnails, limit is not None)
 
 
 def _reconcile(release: Opened, figures: Figures, split: Split) -> None:

@@ -24,6 +24,8 @@ STYLE: Any = {
     "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+DPI = 120
 WIDTH, HEIGHT = 4.4, 3.0
 """Inches: on a phone of 360 px as large as it is drawn."""
 
@@ -41,14 +43,31 @@ def curves(history: Sequence[EpochReport]) -> str:
     """Loss and top-1 of train and eval split, epoch by epoch."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.6 * HEIGHT), layout="constrained")
-        loss, top1 = figure.subplots(2, sharex=True)
-        _curve(loss, history, "loss", 1)
-        _curve(top1, history, "top1", 100)
-        loss.set_ylabel("loss, nats")
-        loss.legend(frameon=False)
-        top1.set(ylabel="top-1, %", xlabel="epoch")
-        top1.xaxis.get_major_locator().set_params(integer=True)
+        _curves(figure.subplots(2, sharex=True), history)
         return _svg(figure, "Loss and top-1 of each epoch of the training")
+
+
+def picture(history: Sequence[EpochReport]) -> bytes:
+    """The same side by side, as a PNG on white, for a page that is not ours."""
+    sink = io.BytesIO()
+    with rc_context(STYLE | dict.fromkeys(INKED, "black")):
+        figure = Figure(figsize=(1.6 * WIDTH, HEIGHT), layout="constrained", dpi=DPI)
+        axes = figure.subplots(1, 2)
+        _curves(axes, history)
+        axes[0].set_xlabel("epoch")
+        figure.savefig(sink, format="png", metadata={"Software": None})
+    return sink.getvalue()
+
+
+def _curves(axes: Sequence[Axes], history: Sequence[EpochReport]) -> None:
+    loss, top1 = axes
+    _curve(loss, history, "loss", 1)
+    _curve(top1, history, "top1", 100)
+    loss.set_ylabel("loss, nats")
+    loss.legend(frameon=False)
+    top1.set(ylabel="top-1, %", xlabel="epoch")
+    for each in axes:
+        each.locator_params(axis="x", integer=True)
 
 
 def _curve(axes: Axes, history: Sequence[EpochReport], figure: str, scale: float) -> None:

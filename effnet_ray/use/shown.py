@@ -46,6 +46,8 @@ class Split:
     """The network's output for each class of the data set."""
     thumbnails: bool = False
     """Whether to make those."""
+    limited: bool = False
+    """Whether the manifest has fewer images than there are."""
 
     @property
     def images(self) -> int:
@@ -83,7 +85,8 @@ def show(split: Split, pieces: Sequence[Piece]) -> Iterator[tuple[npt.NDArray[np
     `path`, `bad` and `thumbnail`, as `figures.Judged` has them; a view that cannot be made is 0.
     Raises DatasetError where the shard is not what was packed, StorageError where storage fails.
     """
-    group = RowGroup(split.manifest, split.data, split.name, pieces[0].group, limited=False)
+    first = pieces[0].group
+    group = RowGroup(split.manifest, split.data, split.name, first, limited=split.limited)
     size = split.spec.resolution
     for piece in pieces:
         views = np.zeros((piece.end - piece.first, size, size, 3), np.uint8)

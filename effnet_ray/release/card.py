@@ -1,14 +1,16 @@
 """The model card: README.md of a release, written for a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.record import Result, Run
+from effnet_ray.train.per_class import Class, macro_f1
+from effnet_ray.train.record import Run
 from effnet_ray.train.reports import EpochReport, best
 
 CLASSES_NAMED = 20
+"""More would be no reading; metrics.json has all."""
 
 CARD = """\
 ---
@@ -34,7 +36,10 @@ On {images} images that training never saw; by them the best of {evaluated} eval
 {map}| eval top-1 | {top1:.2%} |
 | eval top-5 | {top5:.2%} |
 | eval loss | {loss:.4f} |
+| mean F1 of classes | {f1:.2%} |
 | weights | {averaged} |
+{test}
+{per_class}
 
 ## Data and training
 
@@ -45,6 +50,8 @@ On {images} images that training never saw; by them the best of {evaluated} eval
 | started from | {weights} |
 | input | {size}×{size} px RGB, {interpolation} resize, centre crop {crop:g} |
 | trained | epoch {epoch} of {epochs}, batch {batch}, seed {seed} |
+
+![Loss and top-1 of each epoch](curves.png)
 
 {curve}
 
@@ -92,8 +99,14 @@ logit for each, a sigmoid of which is the probability of that class by itself.""
 )
 
 
-def card(name: str, run: Run, result: Result, history: Sequence[EpochReport]) -> str:
-    """The card of a run's release, called `name`."""
+def card(
+    name: str,
+    run: Run,
+    history: Sequence[EpochReport],
+    per_class: Sequence[Class],
+    test: Mapping[str, float],
+) -> str:
+    """The card of a run's release, called `name`; `test` are the test split's figures, if any."""
     recipe: Recipe = run.recipe
     winner = best(history)
     assert winner is not None  # what is released was evaluated
@@ -105,9 +118,12 @@ def card(name: str, run: Run, result: Result, history: Sequence[EpochReport]) ->
         does=(SEVERAL if several else ONE).does.format(classes=len(names)),
         meant=(SEVERAL if several else ONE).meant.format(some=some),
         map=f"| eval mAP | {winner.eval_map:.2%} |\n" if winner.eval_map is not None else "",
-        top1=result.eval_top1,
-        top5=result.eval_top5,
-        loss=result.eval_loss,
+        top1=winner.eval_top1,
+        top5=winner.eval_top5,
+        loss=winner.eval_loss,
+        f1=macro_f1(per_class),
+        test=_test(test),
+        per_class=_per_class(names, per_class),
         images=f"{winner.eval_images:,}",
         evaluated=sum(report.eval_loss is not None for report in history),
         averaged="their moving average" if winner.averaged else "as trained",
@@ -124,6 +140,34 @@ def card(name: str, run: Run, result: Result, history: Sequence[EpochReport]) ->
         fingerprint=run.fingerprint[:16],
         curve=_curve(history),
     )
+
+
+def _test(figures: Mapping[str, float]) -> str:
+    """What nothing was chosen by."""
+    if not figures:
+        return ""
+    return (
+        f"\nOn {figures['test_images']:,} images of a test split, scored once and by this model "
+        f"alone: top-1 {figures['test_top1']:.2%}, top-5 {figures['test_top5']:.2%}, "
+        f"loss {figures['test_loss']:.4f}.\n"
+    )
+
+
+def _per_class(names: Sequence[str], found: Sequence[Class]) -> str:
+    """The classes of the lowest F1 first."""
+    worst = sorted((each for each in found if each.support), key=lambda each: each.f1)
+    rows = ["| class | images | precision | recall | F1 |", "|---|---|---|---|---|"]
+    for each in worst[:CLASSES_NAMED]:
+        shares = f"{each.precision:.2%} | {each.recall:.2%} | {each.f1:.2%}"
+        rows.append(f"| {_cell(names[each.index])} | {each.support:,} | {shares} |")
+    more = len(worst) - CLASSES_NAMED
+    left_out = f"\n\n… and {more:,} with a higher F1, in `metrics.json`." if more > 0 else ""
+    return "\n".join(rows) + left_out
+
+
+def _cell(name: str) -> str:
+    """A class name as text of a table."""
+    return " ".join(name.split()).replace("|", "\\|")
 
 
 def _curve(history: Sequence[EpochReport]) -> str:

@@ -45,8 +45,9 @@ def provenance(
 
 
 def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
-    """What the run took: `seconds` are of the call that ended it, images of all its epochs."""
+    """What the run took: `seconds` are of the call that ended it, the rest of all its epochs."""
     return {
+        "device_seconds": result.device_seconds,
         "seconds": round(result.seconds, 1),
         "train_images": sum(report.train_images for report in history),
         "train_images_per_s": round(result.train_images_per_s, 1),

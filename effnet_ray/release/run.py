@@ -1,0 +1,104 @@
+"""From a finished run to a Release: the best checkpoint, with all that a reader needs."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from effnet_ray import storage
+from effnet_ray.errors import CheckpointError, ReleaseError
+from effnet_ray.model import network, weights
+from effnet_ray.release.card import card
+from effnet_ray.release.provenance import provenance
+from effnet_ray.release.test_split import Scoring
+from effnet_ray.store.releases import ModelStore, Release, record_files
+from effnet_ray.train import checkpoint, record
+from effnet_ray.train.checkpoint import Checkpoint
+from effnet_ray.train.per_class import Class
+from effnet_ray.train.record import Result, Run
+from effnet_ray.train.reports import EpochReport, best
+from effnet_ray.use import plots
+
+CARD, CURVES = "README.md", "curves.png"
+
+
+def release_run(
+    result: Result,
+    store: str,
+    *,
+    name: str | None = None,
+    found_by: Mapping[str, Any] | None = None,
+    single_writer: bool = False,
+    scoring: Scoring | None = None,
+) -> Release:
+    """Publish a finished run's best checkpoint in `store`, under `name` or the run's own.
+
+    `found_by` is the provenance of a run that a sweep tried; `single_writer`: no other publishes
+    there at the same time; `scoring` scores the test split, if the data has one. A run that was
+    released already is found, not scored and not released again. Raises ReleaseError where the
+    run's record or best checkpoint is gone or damaged, and what `scoring` raises.
+    """
+    chosen = _open(result)
+    where, name = ModelStore(storage.absolute(store), single_writer), name or chosen.run.name
+    digest = hashlib.sha256(chosen.data).hexdigest()
+    found = where.released(name, run=result.run_uri, weights_sha256=digest)
+    if found:
+        return found
+    told = provenance(chosen.run, result, chosen.at.step, chosen.at.history, found_by)
+    test: dict[str, float] = {}
+    if scoring:
+        test = scoring(result.run_uri, _files(name, chosen, {}), told, chosen.run.recipe.limit)
+    return where.publish(name, _files(name, chosen, test), told | test)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The best checkpoint of a run."""
+
+    run: Run
+    at: Checkpoint
+    winner: EpochReport
+    data: bytes
+    """The weights that are to be released."""
+
+
+def _open(result: Result) -> _Chosen:
+    run = record.load(result.run_uri)
+    if run is None:
+        raise ReleaseError(f"{result.run_uri} has no {record.RUN}: run the same command again")
+    try:
+        at = checkpoint.open_checkpoint(result.checkpoint)
+        winner = best(at.history)
+        assert winner is not None  # the best checkpoint is one of an epoch's end
+        data = at.read(checkpoint.AVERAGED if winner.averaged else checkpoint.WEIGHTS)
+    except CheckpointError as error:
+        raise ReleaseError(f"run {run.name!r} cannot be released: {error}") from error
+    return _Chosen(run, at, winner, data)
+
+
+def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, bytes]:
+    """What is released, and `test`, the figures of the test split."""
+    run, at = chosen.run, chosen.at
+    built = network.build(run.recipe, run.spec, len(run.classes))
+    metrics = {
+        "best": asdict(chosen.winner),
+        **({"test": dict(test)} if test else {}),
+        "per_class": [_told(run.classes, each) for each in at.per_class],
+        "history": [asdict(report) for report in at.history],
+    }
+    return {
+        checkpoint.WEIGHTS: chosen.data,
+        CURVES: plots.picture(at.history),
+        CARD: card(name, run, at.history, at.per_class, test).encode(),
+        **record_files(
+            config=weights.hub_config(built, run.spec, run.classes),
+            recipe=run.recipe,
+            metrics=metrics,
+        ),
+    }
+
+
+def _told(names: tuple[str, ...], each: Class) -> dict[str, Any]:
+    """A class's figures on the eval split."""
+    shares = {"precision": each.precision, "recall": each.recall, "f1": each.f1}
+    return {"class": names[each.index], "images": each.support, **shares}

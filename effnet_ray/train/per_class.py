@@ -1,0 +1,43 @@
+"""What an evaluation finds class by class. Without torch: drivers read it from checkpoints."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """The figures of one class. Shares are 0 to 1, and 0 where nothing was to be divided."""
+
+    index: int
+    support: int
+    """Images of it."""
+    predicted: int
+    """Images taken for it."""
+    right: int
+    """Images of it that were taken for it."""
+
+    @property
+    def precision(self) -> float:
+        """Of the images taken for it, the share that are."""
+        return self.right / max(1, self.predicted)
+
+    @property
+    def recall(self) -> float:
+        """Of its images, the share that were found."""
+        return self.right / max(1, self.support)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of both."""
+        return 2 * self.right / max(1, self.support + self.predicted)
+
+
+def classes(counts: Iterable[Sequence[int]]) -> tuple[Class, ...]:
+    """Of each class's support, predicted and right, in the classes' order."""
+    return tuple(Class(index, *each) for index, each in enumerate(counts))
+
+
+def macro_f1(found: Iterable[Class]) -> float:
+    """Mean F1 of the classes that have images."""
+    shares = [each.f1 for each in found if each.support]
+    return sum(shares) / max(1, len(shares))

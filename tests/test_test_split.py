@@ -1,0 +1,96 @@
+"""The test split: scored once, by what is about to be released."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from test_export import released
+from test_release_run import result
+
+from effnet_ray import Placement
+from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.data.pack import Packing, pack
+from effnet_ray.errors import DatasetError, InputError
+from effnet_ray.release import test_split
+from effnet_ray.release.run import release_run
+from effnet_ray.release.test_split import Scoring
+from effnet_ray.store.releases import ModelStore
+from effnet_ray.train import record
+
+SMALL = ("--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "4",
+         "--workers", "1", "--name", "scored")  # fmt: skip
+
+
+def never(_: Placement) -> NoReturn:
+    raise AssertionError("Ray was asked for")
+
+
+@pytest.fixture
+def tested(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs: 12 train, 6 eval, 6 test."""
+    out = tmp_path / "tested"
+    pack(str(photographs), str(out), Packing(eval_fraction=0.25, test_fraction=0.25))
+    return out
+
+
+@pytest.mark.ray
+def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
+    cluster: object, tested: Path, tmp_path: Path
+) -> None:
+    store = f"{tmp_path}/store"
+    command = [*SMALL, "--data", str(tested), "--runs", f"{tmp_path}/runs", "--store", store]
+    told = finetune_job(command)
+    evaluated = evaluate_job(
+        ["--model", "scored@v1", "--store", store, "--data", str(tested), "--split", "test"]
+    )
+    assert told["test_top1"] == evaluated["eval_top1"]
+    release = Path(told["release_uri"])
+    metrics = json.loads((release / "metrics.json").read_bytes())
+    assert metrics["test"]["test_images"] == evaluated["images"] == 6
+    assert metrics["test"]["test_loss"] == pytest.approx(evaluated["eval_loss"], rel=1e-5)
+    assert json.loads((release / "release.json").read_bytes())["test_top1"] == told["test_top1"]
+    assert f"top-1 {told['test_top1']:.2%}" in (release / "README.md").read_text()
+    for shard in (tested / "test").iterdir():
+        shard.unlink()
+    assert finetune_job(command) == told  # reported: to score it again there would be no images
+    assert not (tmp_path / "runs/scored" / test_split.CANDIDATE).exists()
+
+
+def again(folder: Path, scoring: Scoring) -> Any:
+    """Release the run of `released`, under another name."""
+    ended = result(str(folder / "run"), _checkpoint(folder))
+    return release_run(ended, str(folder / "store"), name="again", scoring=scoring)
+
+
+def _checkpoint(folder: Path) -> str:
+    (found,) = (folder / "run" / record.CHECKPOINTS).iterdir()
+    return str(found)
+
+
+def test_without_a_test_split_nothing_is_asked_of_ray(packed: Path, tmp_path: Path) -> None:
+    released(tmp_path)
+    release = again(tmp_path, Scoring(str(packed), Placement(), never))
+    assert "test" not in json.loads((Path(release.uri) / "metrics.json").read_bytes())
+
+
+def test_what_was_released_is_found_whatever_became_of_its_data(tmp_path: Path) -> None:
+    scoring = Scoring(f"{tmp_path}/gone", Placement(), never)
+    opened = released(tmp_path)
+    store = str(tmp_path / "store")
+    found = release_run(result(str(tmp_path / "run"), _checkpoint(tmp_path)), store,
+                        scoring=scoring)  # fmt: skip
+    assert found.uri == opened.uri
+    with pytest.raises(InputError, match="gone"):
+        again(tmp_path, scoring)
+
+
+def test_what_cannot_be_scored_is_not_released_and_leaves_nothing(
+    tested: Path, tmp_path: Path
+) -> None:
+    released(tmp_path, limit=None)
+    with pytest.raises(DatasetError, match="does not know"):  # the release has other classes
+        again(tmp_path, Scoring(str(tested), Placement(), never))
+    assert ModelStore(str(tmp_path / "store")).versions("again") == []
+    assert not (tmp_path / "run" / test_split.CANDIDATE).exists()
