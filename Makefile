@@ -19,7 +19,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(UV) --quiet -r requirements.lock
+	$(UV) --quiet --no-deps -r requirements.lock
 	$(UV) --quiet --no-deps --editable .
 	touch $@
 

@@ -9,6 +9,7 @@
     │   ├─ WeightsError           pretrained weights do not exist or cannot be had
     │   ├─ RunExistsError         a run's name is taken by another recipe or another data set
     │   ├─ ReleaseError           a Release is absent, incomplete, or would be overwritten
+    │   ├─ TrackerError           a tracker is not installed, or cannot be reached
     │   └─ ClusterError           the cluster cannot run what was asked
     ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
     ├─ EvaluationError            judging or predicting failed after it had started: exit 1
@@ -61,6 +62,10 @@ class RunExistsError(InputError):
 
 class ReleaseError(InputError):
     """A Release is absent, incomplete, or would be overwritten."""
+
+
+class TrackerError(InputError):
+    """A tracker is not installed, or cannot be reached."""
 
 
 class ClusterError(InputError):

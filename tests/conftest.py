@@ -1,5 +1,6 @@
 """What several test files share: S3 servers, photographs, a packed data set."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from effnet_ray.cli.main import main
 from effnet_ray.data.pack import Packing, pack
 from effnet_ray.data.sample import pack_sample
 from effnet_ray.train.record import Result
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anybody imports it
 
 settings.register_profile(
     "effnet",

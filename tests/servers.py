@@ -16,7 +16,7 @@ import s3fs
 from effnet_ray import conditional, storage
 
 KEY, SECRET = "AKTESTKEY001", "sk12345678"
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds a server may take to answer."""
 
 
@@ -39,6 +39,16 @@ def moto_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """Serve runs, models and artifacts from a folder; its address."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", f"--port={port}"]
+    command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    command += [f"--artifacts-destination={folder}/artifacts"]
+    with _running(command, port, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
+        yield f"http://127.0.0.1:{port}"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,8 +56,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: Sequence[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _running(command: Sequence[str], port: int, **env: str) -> Iterator[None]:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env={**os.environ, **env}, **quiet)
     try:
         _await(process, port)
         yield

@@ -27,6 +27,7 @@ ORDER = (
     "release.card release.provenance release.test_split release.run "
     "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
     "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
+    "track.points track.story track.mlflow track.tensorboard track.trackers "
     "check.findings check.ec2 check.cluster_security check.cluster_file check.places "
     "check.inputs check.working_dir check.cluster check.preflight "
     "console.people console.packing console.sweeping console.checking console.models "
@@ -45,7 +46,9 @@ DOORS = {
     "s3fs": "storage",
     "botocore": "retry storage check.ec2 check.cluster_file check.places",
     "tenacity": "retry",
-    "torch": "model. train. use.sight use.export use.answers",
+    "torch": "model. train. use.sight use.export use.answers track.tensorboard",
+    "mlflow": "track.mlflow",
+    "tensorboard": "track.tensorboard",
     "PIL": "data.augment data.images data.sample use.plots",
     "pickle": "",
     "_pickle": "",

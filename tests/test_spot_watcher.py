@@ -77,9 +77,12 @@ def test_a_notice_is_read_with_its_time(service: Callable[..., str]) -> None:
     assert Metadata(service(200, b'{"action": "stop", "time": "soon"}')).seconds_left() == 120
 
 
+NOTICE = b'{"action": "terminate", "time": "2100-01-01T00:00:00Z"}'
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(404, b""), (500, notice(90)), (503, b""), (403, b""), (200, b""), (200, b"<html>"),
+    [(404, b""), (500, NOTICE), (503, b""), (403, b""), (200, b""), (200, b"<html>"),
      (200, b"[]"), (200, b'"action"'), (200, b"7"), (200, b'{"time": "2026-01-01T00:00:00Z"}')],
 )  # fmt: skip
 def test_what_is_no_notice_drains_nothing(

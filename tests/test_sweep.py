@@ -130,6 +130,7 @@ def test_on_a_cluster_for_one_trial_a_stopped_one_makes_room_and_a_failed_one_ha
 def test_a_killed_sweep_goes_on_where_it_was(digits: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     flags = [*flags_for("pets", digits, tmp_path), "--variants", "b0,b1", "--trials", "3"]
+    flags += ["--tracker", "tensorboard"]
     first = job("tune", *flags)
     second_wave = runs / "pets/runs/pets-002-b1/checkpoints"
     until(lambda: any(second_wave.glob("*/checkpoint.json")) or first.poll() is not None)
@@ -166,6 +167,7 @@ def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
     release = json.loads((Path(uri) / "release.json").read_text())
     assert release["found_by"]["sweep"] == f"{tmp_path}/runs/pets"
     assert release["found_by"]["trial"] == answered["best"]["trial"]
+    assert len(list(Path(release["run"], "tensorboard").iterdir())) == 1
     page = Path(answered["report"]).read_text()
     assert page.count("<svg") == 3 and "http-equiv" not in page and "<script" not in page
 

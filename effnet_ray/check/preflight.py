@@ -1,6 +1,7 @@
 """All that can be looked at before a run, in the order in which it would fail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from effnet_ray import storage
@@ -15,15 +16,23 @@ from effnet_ray.model import weights as pretrained
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTICLASS
+from effnet_ray.track import trackers as track
 from effnet_ray.train.finetune import check_sync
 from effnet_ray.variants import InputSpec
 
 
 def quick(
-    data: str, runs: str, store: str, *, single_writer: bool, submitted: bool
+    data: str,
+    runs: str,
+    store: str,
+    *,
+    trackers: Sequence[str],
+    single_writer: bool,
+    submitted: bool,
 ) -> Iterator[Finding]:
     """What takes a moment, and what no run would say before it is too late."""
     yield from places(data, runs, store, single_writer=single_writer)
+    yield from _trackers(trackers)
     if submitted:
         yield from working_dir(Path.cwd(), submits=False)
 
@@ -36,6 +45,7 @@ def full(
     store: str,
     mirror: str | None,
     *,
+    trackers: Sequence[str],
     single_writer: bool,
     submits: bool,
     connect: Callable[[Placement], object],
@@ -43,6 +53,7 @@ def full(
     """All of it. `connect` joins or starts Ray; `submits`: the working dir is to be submitted."""
     yield from places(data, runs, store, single_writer=single_writer)
     yield from inputs(recipe, data, mirror)
+    yield from _trackers(trackers)
     yield from working_dir(Path.cwd(), submits=submits)
     connect(placement)
     try:
@@ -53,6 +64,11 @@ def full(
     most, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
     settled = recipe.settled(spec, workers=most, on_gpu=on_gpu, task=recipe.task or MULTICLASS)
     yield from cluster(settled, placement, [data, runs, store])
+
+
+def _trackers(names: Sequence[str]) -> Iterator[Finding]:
+    for name in names:
+        yield looked(f"tracker {name}", partial(track.check, name))
 
 
 def _fits(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:

@@ -13,7 +13,7 @@ from effnet_ray.cli.flags import Training
 from effnet_ray.console.checking import show
 from effnet_ray.console.people import People
 from effnet_ray.errors import StorageError
-from effnet_ray.placement import Placement
+from effnet_ray.track import trackers
 from effnet_ray.train import session
 
 
@@ -45,10 +45,6 @@ def _run(flags: Check, people: People) -> list[Finding]:
     where = flags.where
     data = where.data or shared.sample(people)
 
-    def connect(placement: Placement) -> None:
-        where = session.connect(placement, local=flags.local, verbose=flags.verbose)
-        people.say(f"Ray: {where}")
-
     return list(
         preflight.full(
             shared.recipe(flags),
@@ -57,20 +53,22 @@ def _run(flags: Check, people: People) -> list[Finding]:
             where.runs,
             where.store,
             where.weights_mirror or None,
+            trackers=trackers.named(flags.tracker),
             single_writer=where.single_writer,
             submits="RAY_API_SERVER_ADDRESS" in os.environ,
-            connect=connect,
+            connect=shared.connecting(people, local=flags.local, verbose=flags.verbose),
         )
     )
 
 
 def ready(flags: Training, data: str, people: People) -> None:
-    """The quick part. Raises StorageError where what is trained could not be kept."""
+    """The quick part. Raises StorageError where what is trained could not be kept or told."""
     where = flags.where
     found = preflight.quick(
         data,
         where.runs,
         where.store,
+        trackers=trackers.named(flags.tracker),
         single_writer=where.single_writer,
         submitted=session.submitted(),
     )

@@ -1,6 +1,6 @@
 """`jobs/finetune.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +9,12 @@ from effnet_ray.cli import flags as shared
 from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
-from effnet_ray.placement import Placement
 from effnet_ray.release.run import release_run
 from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
-from effnet_ray.train import session
+from effnet_ray.track.trackers import Trackers, named
 from effnet_ray.train.finetune import finetune
+from effnet_ray.train.progress import Event
 from effnet_ray.train.record import Result
 
 
@@ -32,32 +32,18 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
         ready(flags, data, people)
         if flags.recipe.weights == "none":
             people.say("training from scratch: no pretrained weights (--weights none)")
-
-        def connect(placement: Placement) -> None:
-            if not session.connected():
-                where = session.connect(placement, local=flags.local, verbose=flags.verbose)
-                people.say(f"Ray: {where}")
-
-        result = finetune(
-            shared.recipe(flags),
-            flags.placement,
-            data,
-            runs=where.runs,
-            name=flags.name or None,
-            mirror=where.weights_mirror or None,
-            hear=people.hear,
-            connect=connect,
-        )
-        if not people.trained:
-            people.say(f"run {result.run!r} has finished already: reported, not redone")
-        release = release_run(
-            result,
-            where.store,
-            single_writer=where.single_writer,
-            scoring=Scoring(data, flags.placement, connect, people.scored),
-        )
+        connect = shared.connecting(people, local=flags.local, verbose=flags.verbose)
+        with Trackers(named(flags.tracker), people.say) as trackers:
+            result = _finetuned(flags, data, people, trackers, connect)
+            release = release_run(
+                result,
+                where.store,
+                single_writer=where.single_writer,
+                scoring=Scoring(data, flags.placement, connect, people.scored),
+            )
+            trackers.published(release)
         test = sealed.read(release.uri).get("test_top1")
-        _summary(people, result, release, data, test)
+        _summary(people, result, release, data, test, trackers.places)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
@@ -66,7 +52,38 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _summary(people: People, result: Result, release: Release, data: str, test: Any) -> None:
+def _finetuned(
+    flags: Finetune, data: str, people: People, trackers: Trackers, connect: shared.Connect
+) -> Result:
+    """How the run ended; people and trackers hear of it on the way."""
+
+    def hear(event: Event) -> None:
+        people.hear(event)
+        trackers.hear(event)
+
+    result = finetune(
+        shared.recipe(flags),
+        flags.placement,
+        data,
+        runs=flags.where.runs,
+        name=flags.name or None,
+        mirror=flags.where.weights_mirror or None,
+        hear=hear,
+        connect=connect,
+    )
+    if not people.trained:
+        people.say(f"run {result.run!r} has finished already: reported, not redone")
+    return result
+
+
+def _summary(
+    people: People,
+    result: Result,
+    release: Release,
+    data: str,
+    test: float | None,
+    places: Mapping[str, str],
+) -> None:
     tested = "" if test is None else f", test top-1 {test:.2%}"
     people.table(
         f"{release.reference}: {result.told}{tested}",
@@ -78,6 +95,7 @@ def _summary(people: People, result: Result, release: Release, data: str, test: 
             f"{result.train_images_per_s:,.1f} images/s, {result.seconds:.0f} s",
             "resume": "run the same command again: a finished run is reported, not redone",
             "load": _load(release.uri),
+            **places,
         },
     )
 

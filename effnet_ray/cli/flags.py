@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
@@ -17,8 +17,10 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.records import from_dict
 from effnet_ray.store.releases import ModelStore
+from effnet_ray.train import session
 from effnet_ray.variants import FAMILIES
 
+Connect = Callable[[Placement], None]
 HOME = "~/effnet-ray"
 
 SAMPLE = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "crop_ratio": 1.1}
@@ -68,6 +70,9 @@ class Training:
     local: bool = False
     """Run on this machine alone, small: sample data at 64 px, a sweep at 48, if flags do not say
     otherwise."""
+    tracker: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """mlflow, tensorboard, or both with a comma between: tell these of the run too. MLflow's own
+    environment says where its server is (MLFLOW_TRACKING_URI)."""
     verbose: bool = False
     """Show Ray's own logs."""
 
@@ -140,6 +145,17 @@ def single_writer_from_environment() -> bool:
 def workers_from_environment() -> bool:
     """Whether the cluster's files set the number of workers."""
     return bool(os.environ.get("EFFNET_WORKERS"))
+
+
+def connecting(people: People, *, local: bool, verbose: bool, dashboard: bool = False) -> Connect:
+    """Joins or starts Ray, unless that is done, and says which; see `session.connect`."""
+
+    def connect(placement: Placement) -> None:
+        if not session.connected():
+            where = session.connect(placement, local=local, verbose=verbose, dashboard=dashboard)
+            people.say(f"Ray: {where}")
+
+    return connect
 
 
 def sample(people: People) -> str:

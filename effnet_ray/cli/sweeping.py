@@ -1,7 +1,7 @@
 """`jobs/tune.py`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,7 +14,6 @@ from effnet_ray.cli.flags import LOCAL, Training
 from effnet_ray.console.people import People
 from effnet_ray.console.sweeping import SweepView
 from effnet_ray.errors import RecipeError
-from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
@@ -23,7 +22,7 @@ from effnet_ray.sweep.outcome import Objective, Outcome
 from effnet_ray.sweep.publish import publish
 from effnet_ray.sweep.searchers import RANDOM
 from effnet_ray.sweep.tune import tune
-from effnet_ray.train import session
+from effnet_ray.track.trackers import Trackers, named
 from effnet_ray.variants import VARIANTS
 
 DOMAIN = re.compile(r"(log|uniform|int|choice):")
@@ -36,7 +35,7 @@ class Tune(Training):
 
     The other flags are what all trials share. A field of the recipe is searched where its flag
     is given a domain: --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
-    --batchnorm choice:train,frozen.
+    --batchnorm choice:train,frozen. Trackers are told of the released trials, at the end.
     """
 
     variants: str = ",".join(VARIANTS)
@@ -74,14 +73,17 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     space = _space([*flags.space, *domains], given, flags)
     data = flags.where.data or shared.sample(people)
     ready(flags, data, people)
-    connect = _connecting(flags, people)
+    connect = shared.connecting(people, local=flags.local, verbose=flags.verbose, dashboard=True)
     found = _found(flags, data, space, people, connect, workers_given=_says_workers(plain))
-    release, front = publish(
-        found,
-        flags.where.store,
-        single_writer=flags.where.single_writer,
-        scoring=Scoring(data, flags.placement, connect, people.scored),
-    )
+    with Trackers(named(flags.tracker), people.say) as trackers:  # a trial's events stay with it
+        release, front = publish(
+            found,
+            flags.where.store,
+            single_writer=flags.where.single_writer,
+            scoring=Scoring(data, flags.placement, connect, people.scored),
+        )
+        for each in dict.fromkeys([release, *front]):
+            trackers.published(each)
     page = storage.join(found.uri, record.REPORT)
     storage.write_bytes(page, report.html(found))
     _summary(people, found, release, page)
@@ -94,25 +96,12 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _connecting(flags: Tune, people: People) -> Callable[[Placement], None]:
-    """Joins or starts Ray, and says which."""
-
-    def connect(placement: Placement) -> None:
-        if not session.connected():
-            where = session.connect(
-                placement, local=flags.local, verbose=flags.verbose, dashboard=True
-            )
-            people.say(f"Ray: {where}")
-
-    return connect
-
-
 def _found(
     flags: Tune,
     data: str,
     space: dict[str, Any],
     people: People,
-    connect: Callable[[Placement], None],
+    connect: shared.Connect,
     *,
     workers_given: bool,
 ) -> Outcome:

@@ -1,6 +1,5 @@
 """What the jobs that judge or predict by a release have in common."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -9,7 +8,6 @@ import tyro
 from effnet_ray.cli import flags as shared
 from effnet_ray.console.people import People
 from effnet_ray.placement import Placement
-from effnet_ray.train import session
 from effnet_ray.use.opened import Opened, open_release
 
 
@@ -66,14 +64,9 @@ class Using:
         """The release. Raises ReleaseError."""
         return open_release(self.model, self.store)
 
-    def connecting(self, people: People) -> Callable[[Placement], None]:
+    def connecting(self, people: People) -> shared.Connect:
         """Joins or starts Ray, and says which."""
-
-        def connect(placement: Placement) -> None:
-            where = session.connect(placement, local=self.local, verbose=self.verbose)
-            people.say(f"Ray: {where}")
-
-        return connect
+        return shared.connecting(people, local=self.local, verbose=self.verbose)
 
 
 Job = TypeVar("Job", bound=Using)

@@ -21,6 +21,7 @@ from effnet_ray.train.progress import (
     Left,
     Lost,
     Quarantined,
+    Recorded,
     Started,
     Stepped,
     Waiting,
@@ -100,6 +101,8 @@ class People:
     def hear(self, event: Event) -> None:
         """An event of a run."""
         match event:
+            case Recorded():
+                pass  # trackers hear it
             case Extracting():
                 self._extracting(event)
             case Started():

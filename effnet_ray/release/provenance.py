@@ -38,7 +38,7 @@ def provenance(
             "python": platform.python_version(),
             **{library: version(library) for library in LIBRARIES},
         },
-        **_commit(),
+        **commit(),
         "cost": _cost(result, history),
         **({"found_by": dict(found_by)} if found_by else {}),
     }
@@ -54,12 +54,12 @@ def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
     }
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """The working folder's git commit, and whether files differ from it; nothing without git."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
+    head = _git("rev-parse", "HEAD")
+    if not head:
         return {}
-    return {"commit": commit, "changed": bool(_git("status", "--porcelain", "-uno"))}
+    return {"commit": head, "changed": bool(_git("status", "--porcelain", "-uno"))}
 
 
 def _git(*arguments: str) -> str:

@@ -80,6 +80,7 @@ def finetune(
     lease = session.lease(placement, [data, runs])
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
         record.create(run, run_uri)
+    hear(progress.Recorded(run, run_uri))
     job = Job(run, run_uri, dataset, placement, weights_uri, progress.board())
     ending = _train_to_the_end(job, lease, hear, callbacks, new=new)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)

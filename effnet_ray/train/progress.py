@@ -10,9 +10,18 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from effnet_ray.train.record import Run
 from effnet_ray.train.reports import EpochReport
 
 POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The driver knows what will run, and it stands in storage: no event comes before this."""
+
+    run: Run
+    run_uri: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,8 @@ class Failed:
 
 
 Event = (
-    Extracting
+    Recorded
+    | Extracting
     | Started
     | Stepped
     | Divided

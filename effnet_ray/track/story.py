@@ -1,0 +1,50 @@
+"""All that storage knows of a run that became a release: for trackers that missed some of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effnet_ray import sealed, storage
+from effnet_ray.errors import ReleaseError
+from effnet_ray.store import aliases, shelf as shelves
+from effnet_ray.store.names import BEST, Release
+from effnet_ray.train import checkpoint, record
+from effnet_ray.train.record import Run
+from effnet_ray.train.reports import EpochReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """A run from its first epoch to its release."""
+
+    run: Run
+    run_uri: str
+    history: Sequence[EpochReport]
+    release: Release
+    sha256: str
+    """Of release.json, which vouches for every file of the release."""
+    best: bool
+    """Whether the store's `best` means this release."""
+
+
+def read(release: Release) -> Story:
+    """Raises ReleaseError, StorageError or CheckpointError where a part of it is gone."""
+    released = sealed.read(release.uri)
+    run_uri = released["run"]
+    run, result = record.load(run_uri), record.load_result(run_uri)
+    if run is None or result is None:
+        raise ReleaseError(f"{run_uri} has no {record.RUN} and {record.RESULT}: restore them")
+    last = storage.join(run_uri, record.CHECKPOINTS, checkpoint.folder(result.steps))
+    return Story(
+        run=run,
+        run_uri=run_uri,
+        history=checkpoint.open_checkpoint(last).history,
+        release=release,
+        sha256=released["sha256"],
+        best=_is_best(release),
+    )
+
+
+def _is_best(release: Release) -> bool:
+    store = release.uri.rpartition(f"/{release.name}/")[0]
+    shelf = shelves.look(store, release.name)
+    return BEST in shelf.aliases and aliases.current(shelf, BEST).version == release.version
