@@ -31,6 +31,11 @@ def _json(content: Mapping[str, Any]) -> bytes:
 def unseal(data: bytes, uri: str) -> dict[str, Any]:
     """The record's content, `sha256` too. Raises ReleaseError where it is not as it was sealed."""
     content = parse(data, uri)
+    if "sha256" not in content and "files" in content:
+        raise ReleaseError(
+            f"{uri} was published by an older version of this package, without a seal: publish it "
+            "again"
+        )
     bare = {key: value for key, value in content.items() if key != "sha256"}
     try:
         whole = seal(bare) == data
@@ -71,11 +76,15 @@ def read(uri: str) -> dict[str, Any]:
 
 def read_record(uri: str) -> dict[str, Any]:
     """A sealed record. Raises ReleaseError where it is missing or altered."""
+    return unseal(read_raw(uri), uri)
+
+
+def read_raw(uri: str) -> bytes:
+    """What `unseal` takes. Raises ReleaseError where it is missing, or larger than any record."""
     try:
-        data = storage.read_bytes(uri, most=storage.RECORD_BYTES)
+        return storage.read_bytes(uri, most=storage.RECORD_BYTES)
     except StorageError as error:
         raise _unreadable(uri, error) from error
-    return unseal(data, uri)
 
 
 def check(record: dict[str, Any], uri: str) -> dict[str, Any]:

@@ -31,15 +31,15 @@ from effnet_ray.use.opened import Opened, open_release
 CLASSES = ("0", "1", "2", "3")
 
 
-def released(folder: Path, **given: object) -> Opened:
+def released(folder: Path, *, size: int = 64, **given: object) -> Opened:
     """A release with statistics and a head of its own, so that images differ in what it says."""
-    recipe = settled(image_size=64, **given)
+    recipe = settled(image_size=size, **given)
     state = new_state(recipe)
     normalise(state.network)
     state.step, state.history = 1, [report(0, 0.75)]
     uri = str(folder / "run")
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
-    spec = replace(recipe.row.input_spec(), resolution=64)
+    spec = replace(recipe.row.input_spec(), resolution=size)
     record.create(replace(run(), recipe=recipe, spec=spec), uri)
     release = release_run(result(uri, found), str(folder / "store"))
     return open_release(release.uri, str(folder / "store"))

@@ -12,7 +12,8 @@ from hypothesis import given, strategies as st
 from sklearn import metrics
 
 from effnet_ray.train.metrics import Tally
-from effnet_ray.use.figures import BINS, Figures, Judged, judge
+from effnet_ray.use.figures import Figures, judge
+from effnet_ray.use.sums import BINS, Judged
 
 CLASSES = 7
 
@@ -98,7 +99,7 @@ def test_calibration_is_guos() -> None:
         if inside.any():
             ece += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures.ece == pytest.approx(ece)
-    assert sum(one.images for one in figures.bins) == 500
+    assert sum(one.count for one in figures.bins) == 500
 
 
 def test_the_figures_are_those_of_training() -> None:

@@ -145,7 +145,7 @@ def test_the_figures_of_each_class_are_scikit_learns(several: bool) -> None:
     counts = ClassCounts(5, logits.device)
     for part in (slice(0, 13), slice(13, 60)):
         counts.add(logits[part], label[part], weight[part])
-    read, said = weight > 0, (logits > 0).int() if several else logits.argmax(1)
+    read, said = weight > 0, (logits >= 0).int() if several else logits.argmax(1)
     expected = precision_recall_fscore_support(
         label[read], said[read], labels=range(5), zero_division=0
     )

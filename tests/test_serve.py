@@ -110,6 +110,7 @@ def test_requests_that_come_together_get_each_its_own(server: Server, photograph
         (b"no image", "/", "POST", 415, "no image that can be read"),
         (b"", "/", "POST", 415, "no image"),
         (bytes(200_000), "/", "POST", 413, "larger than 0.1 MB"),
+        (bytes(200_000), "/elsewhere", "POST", 413, "larger than 0.1 MB"),  # so not by a replica
         (None, "/elsewhere", "GET", 404, "POST an image to /"),
         (b"x", "/", "PUT", 405, "expected POST"),
     ],

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Faults, proxy
 from loop_worker import settled
 from servers import fresh_bucket, s3_environment
 from store_worker import files
 from test_weights import released
 
-from effnet_ray import retry, sealed, storage
+from effnet_ray import retry, sealed, storage, uploads
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
 from effnet_ray.errors import ReleaseError, StorageError, WeightsError
 from effnet_ray.model import weights
 from effnet_ray.store import aliases, upkeep
-from effnet_ray.store.releases import ModelStore
+from effnet_ray.store.releases import Deleted, ModelStore
 
 Refused = Callable[..., str]
 
@@ -139,18 +140,40 @@ def test_a_deleted_version_is_gone_for_good(store: ModelStore) -> None:
     three(store)
     with pytest.raises(ReleaseError, match="pets@v2 is what 'best' means"):
         store.delete("pets@v2")
-    assert store.delete("pets@v3") == []
+    assert store.delete("pets@v3") == Deleted([], None)
     assert store.versions("pets") == [1, 2]
     with pytest.raises(
         ReleaseError, match=r"pets@v3 was deleted from .*: it has pets@v1, pets@v2"
     ):
         store.find("pets@v3")
-    assert store.delete("pets@v2", force=True) == ["best"]
-    with pytest.raises(ReleaseError, match="pets@best means v2, which is not there any more"):
-        store.find("pets@best")
+    store.promote("pets@v2", "champion")
+    done = store.delete("pets@v2", force=True)
+    assert done.aliases == ["champion"] and done.best and store.find("pets@best").version == 1
+    with pytest.raises(ReleaseError, match="pets@champion means v2, which is not there any more"):
+        store.find("pets@champion")
     assert store.publish("pets", files("third", 0.625), {"run": "third"}).version == 4
     assert store.find("pets@best").version == 4
     assert store.versions("pets") == [1, 4]
+
+
+def test_best_moves_on_from_what_is_deleted_to_the_best_that_is_left(local: ModelStore) -> None:
+    local.promote("pets@v1", "best", force=True)  # by a person
+    done = local.delete("pets@v1", force=True)
+    assert done.best and (done.best.previous, done.best.version) == (1, 2)
+    local.publish("pets", files("fourth", 0.7), {"run": "fourth"})
+    local.delete("pets@v2", force=True)
+    assert local.find("pets@best").version == 4
+    upkeep.publishing.bury(local.shelf("pets"), 4, "deleted")  # and the deletion died there
+    assert local.delete("pets@v4").best and local.find("pets@best").version == 3
+    moves = local.history("pets", "best")
+    assert [move.version for move in moves] == [1, 2, 1, 2, 4, 3]
+    assert local.delete("pets@v3", force=True) == Deleted(["best"], None)
+
+
+def test_best_stays_where_a_person_moved_it_when_another_is_deleted(local: ModelStore) -> None:
+    local.promote("pets@v1", "best", force=True)
+    assert local.delete("pets@v3") == Deleted([], None)
+    assert local.find("pets@best").version == 1
 
 
 def test_a_deletion_that_died_after_its_tombstone_is_finished_by_gc(local: ModelStore) -> None:
@@ -175,7 +198,86 @@ def test_gc_takes_only_what_is_older_than_the_lease_and_belongs_to_nobody(
     assert storage.entries(local.uri, hidden=True).keys() == kept
 
 
+@pytest.mark.parametrize("server", ["moto", "rclone"])
+def test_gc_aborts_what_publishers_began_to_upload_in_parts_and_nobody_elses(
+    request: pytest.FixtureRequest, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with s3_environment(request.getfixturevalue(server)):
+        bucket = fresh_bucket()
+        store = ModelStore(f"{bucket}/store", single_writer=True)
+        three(store)
+        ours = ["store/pets/v0004/model.safetensors", "store/pets/staging/0123456789abcdef/x"]
+        others = ["store/pets/mine.bin", "store2/pets/v0001/x", "data/train.parquet"]
+        for key in (*ours, *others):
+            begin = "create_multipart_upload"
+            storage._s3().call_s3(begin, Bucket=bucket.removeprefix("s3://"), Key=key)
+        left = {each.path for each in uploads.begun(bucket)}
+        assert left == {*ours, *others}
+        flags = ["gc", "--store", store.uri, "--single-writer"]
+        assert said(capsys, *flags, "--older-than", "200000")["uploads"] == 0  # moto's are of 2010
+        assert said(capsys, *flags, "--older-than", "-1")["uploads"] == len(ours)
+        assert {each.path for each in uploads.begun(bucket)} == set(others)
+        assert said(capsys, "verify", "--store", store.uri)["verified"]
+
+
+def test_gc_works_where_uploads_cannot_be_listed_and_says_so(
+    moto: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with proxy(moto) as through, s3_environment(through.endpoint):
+        store = ModelStore(f"{fresh_bucket()}/store")
+        three(store)
+        through.faults = Faults(["501 NotImplemented"], 1, lambda _, path: "uploads" in path)
+        told = said(capsys, "gc", "--store", store.uri)
+        assert (told["uploads"], told["removed"]) == (0, []) and "list the uploads" in told[
+            "unlisted"
+        ]
+
+
 # --- damage
+
+
+def rewrite(store: ModelStore, alias: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """An alias's history that is sealed well and says something else."""
+    place = path(store, f"aliases/{alias}.json")
+    content = json.loads(place.read_bytes())
+    del content["sha256"]
+    change(content["history"])
+    place.write_bytes(sealed.seal(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda moves: moves.pop(0), "best.json misses what was before the move of .* to v2"),
+        (lambda moves: moves[0].update(record="0" * 64), "v1 is not the release that 'best' was"),
+        (lambda moves: moves[1].update(version=9), "pets@best means v9, which is not there"),
+    ],
+)
+def test_verify_holds_aliases_against_releases(
+    local: ModelStore,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[list[dict[str, Any]]], None],
+    sentence: str,
+) -> None:
+    local.promote("pets@v3", "champion")
+    found = said(capsys, "verify", "--store", local.uri)["aliases"]
+    assert found == ["pets@best", "pets@champion"]
+    rewrite(local, "best", change)
+    for model in ([], ["pets@best"]):
+        told = refused("verify", *model, "--store", local.uri, job=models_job)
+        assert re.search(sentence, told)
+    assert main(models_job, ["verify", "pets", "--store", local.uri]) == 2
+    assert "✓ pets@v3" in (heard := capsys.readouterr().err) and "✓ pets@champion" in heard
+
+
+def test_a_release_without_a_seal_is_told_to_be_of_an_older_version(local: ModelStore) -> None:
+    place = path(local, "v0001", sealed.RECORD)
+    record = json.loads(place.read_bytes())
+    del record["sha256"]
+    place.write_text(json.dumps(record))
+    with pytest.raises(ReleaseError, match=r"older version of this package, without a seal: pub"):
+        local.find("pets@v1")
 
 
 @pytest.mark.parametrize("flips", [60, pytest.param(1_000, marks=pytest.mark.long)])
@@ -265,6 +367,75 @@ def test_a_hostile_claim_is_not_finished_outside_of_its_folder(
     before = set(tmp_path.rglob("x"))
     assert local.publish("pets", files("fourth", 0.5), {"run": "fourth"}).version == 5
     assert set(tmp_path.rglob("x")) == before and local.versions("pets") == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("by", ["publish", "gc"])
+def test_a_claim_larger_than_any_record_is_buried_and_blocks_nobody(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    three(store)
+    storage.write_bytes(f"{store.uri}/pets/claims/v0004.json", bytes(storage.RECORD_BYTES + 1))
+    if by == "gc":
+        assert store.gc(lease_s=-60).buried == ["pets@v4"]
+    assert store.publish("pets", files("fourth", 0.5), {"run": "fourth"}).version == 5
+    assert store.versions("pets") == [1, 2, 3, 5]
+
+
+def test_an_outage_buries_nothing(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    monkeypatch.setattr(retry, "GIVE_UP_S", 0.5)
+    with proxy(moto) as through, s3_environment(through.endpoint):
+        store = ModelStore(f"{fresh_bucket()}/store")
+        three(store)
+        claim(store, "fourth", files("fourth", 0.5))
+        for part in ("claims/v0004", "staging/"):
+            through.faults = Faults(
+                ["503 SlowDown"],
+                1,
+                lambda method, path, part=part: part in path and method != "PUT",
+            )
+            with pytest.raises(StorageError, match="object storage kept failing"):
+                store.gc(lease_s=-60)
+            through.faults = Faults()
+            assert store.shelf("pets").buried == set()
+        assert store.gc(lease_s=-60).finished == ["pets@v4"]
+
+
+def claim(store: ModelStore, run: str, given: dict[str, bytes]) -> str:
+    """What a publisher leaves who dies once it has claimed v4; where it staged."""
+    publishing, shelf = upkeep.publishing, store.shelf("pets")
+    content = publishing._content(given, {"run": run})
+    record = sealed.seal({"name": "pets", "version": 4, "published": "x", **content})
+    publishing._write(publishing._staging(shelf, content), given)
+    storage.write_bytes(shelf.claim(4), record)
+    return publishing._staging(shelf, content)
+
+
+def test_a_run_whose_publisher_died_is_finished_from_memory(store: ModelStore) -> None:
+    three(store)
+    given = files("fourth", 0.5)
+    staged = claim(store, "fourth", given)
+    storage.write_bytes(f"{staged}/README.md", b"damaged")
+    assert store.publish("pets", given, {"run": "fourth"}).version == 4
+    release = store.find("pets@v4")
+    assert storage.read_bytes(f"{release.uri}/README.md") == given["README.md"]
+
+
+def test_what_is_released_is_not_buried_for_a_damaged_claim(local: ModelStore) -> None:
+    shelf = local.shelf("pets")
+    path(local, "claims/v0002.json").write_bytes(b"damaged")
+    assert upkeep.publishing.settle(shelf, 2) and local.versions("pets") == [1, 2, 3]
+
+
+def test_a_run_whose_claim_can_be_finished_by_nobody_gets_another_number(
+    local: ModelStore,
+) -> None:
+    given = files("fourth", 0.5)
+    storage.delete(claim(local, "fourth", given))
+    now = {**given, "README.md": b"written anew"}
+    assert local.publish("pets", now, {"run": "fourth"}).version == 5
+    assert local.versions("pets") == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"{" * 100, b"", b"\xff\xfe", b"9" * 9_999])
@@ -389,8 +560,9 @@ def test_the_verbs_say_what_they_did_as_json(
     assert said(capsys, "verify", "pets", *where)["verified"] == ["pets@v1", "pets@v2", "pets@v3"]
     assert said(capsys, "verify", "pets@best", *where)["verified"] == ["pets@v2"]
     told = said(capsys, "delete", "pets@v3", "--force", *writes)
-    assert told == {"deleted": "pets@v3", "aliases": ["champion"]}
-    assert said(capsys, "gc", *writes) == {"finished": [], "buried": [], "removed": []}
+    assert told == {"deleted": "pets@v3", "aliases": ["champion"], "best": None}
+    nothing = {"finished": [], "buried": [], "removed": [], "uploads": 0, "unlisted": ""}
+    assert said(capsys, "gc", *writes) == nothing
 
 
 def test_the_table_shows_every_release_with_its_aliases(

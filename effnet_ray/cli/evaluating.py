@@ -15,6 +15,8 @@ from effnet_ray.console.people import People
 from effnet_ray.errors import RecipeError
 from effnet_ray.use import report as reports
 from effnet_ray.use.evaluate import Evaluation, evaluate
+from effnet_ray.use.figures import Figures
+from effnet_ray.use.several import Several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,16 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "f1": figures.macro_f1,
         "ece": figures.ece,
         "suspected_labels": figures.suspected,
+        **_of_several(figures),
         **({"report": page} if page else {}),
     }
+
+
+def _of_several(figures: Figures | Several) -> dict[str, float]:
+    """What is told besides where images may have several classes."""
+    if isinstance(figures, Several):
+        return {"eval_map": figures.mean_ap, "micro_f1": figures.micro_f1}
+    return {}
 
 
 def _page(report: str) -> str:

@@ -17,6 +17,9 @@ from effnet_ray.train.finetune import finetune
 from effnet_ray.train.progress import Event
 from effnet_ray.train.record import Result
 
+TESTED = {"test_top1": "test top-1", "test_map": "test mAP"}
+"""What is told of the test split, where there is one."""
+
 
 @dataclass(frozen=True)
 class Finetune(Training):
@@ -42,13 +45,14 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
                 scoring=Scoring(data, flags.placement, connect, people.scored),
             )
             trackers.published(release)
-        test = sealed.read(release.uri).get("test_top1")
+        released = sealed.read(release.uri)
+        test = {name: released[name] for name in TESTED if name in released}
         _summary(people, result, release, data, test, trackers.places)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
         "release_uri": release.uri,
-        **({} if test is None else {"test_top1": test}),
+        **test,
     }
 
 
@@ -81,10 +85,10 @@ def _summary(
     result: Result,
     release: Release,
     data: str,
-    test: float | None,
+    test: Mapping[str, float],
     places: Mapping[str, str],
 ) -> None:
-    tested = "" if test is None else f", test top-1 {test:.2%}"
+    tested = "".join(f", {TESTED[name]} {value:.2%}" for name, value in test.items())
     people.table(
         f"{release.reference}: {result.told}{tested}",
         {

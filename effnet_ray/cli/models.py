@@ -1,7 +1,8 @@
 """`jobs/models.py`: a verb is a dataclass of flags and a function of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, Union
 
 import tyro
@@ -11,9 +12,8 @@ from effnet_ray.cli.flags import single_writer_from_environment, store_from_envi
 from effnet_ray.console import models as tables
 from effnet_ray.console.people import People
 from effnet_ray.errors import ReleaseError
-from effnet_ray.store import catalog, names, upkeep
+from effnet_ray.store import aliases, catalog, names, upkeep
 from effnet_ray.store.releases import ModelStore
-from effnet_ray.store.shelf import Shelf
 from effnet_ray.use.export import export
 from effnet_ray.use.opened import open_release
 
@@ -138,7 +138,8 @@ def export_model(flags: Export, people: People) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Reading):
-    """Read every byte of releases again and hold it against its SHA-256."""
+    """Read every byte of releases again and hold it against its SHA-256, and aliases against the
+    releases they were moved to."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")] = ""
     """NAME, NAME@vN or NAME@ALIAS; not given: all there is."""
@@ -147,31 +148,40 @@ class Verify(Reading):
 def verify(flags: Verify, people: People) -> dict[str, Any]:
     """`models.py verify`. Raises ReleaseError where anything is not as it was released."""
     store = flags.open()
-    whole, damaged = [], []
-    for shelf, version in _asked(store, flags.model):
-        reference = shelf.release(version).reference
+    told: dict[str, list[str]] = {"verified": [], "aliases": []}
+    damaged = []
+    for what, reference, check in _checks(store, flags.model):
         try:
-            upkeep.verify(shelf, version)
+            check()
         except ReleaseError as error:
             people.say(f"✗ {reference}  {error}")
             damaged.append(str(error))
         else:
             people.say(f"✓ {reference}")
-            whole.append(reference)
+            told[what].append(reference)
     if damaged:
         more = f"; {len(damaged) - 1} more are damaged, named above" if damaged[1:] else ""
         raise ReleaseError(damaged[0] + more)
-    return {"store": store.uri, "verified": whole}
+    return {"store": store.uri, **told}
 
 
-def _asked(store: ModelStore, model: str) -> list[tuple[Shelf, int]]:
-    """All releases that are asked for; the histories of their aliases are read too."""
+def _checks(
+    store: ModelStore, model: str
+) -> Iterator[tuple[Literal["verified", "aliases"], str, Callable[[], None]]]:
+    """What is asked for, by name: a release, or all of a model or the store, aliases too."""
     if "@" in model:
-        return [store.resolve(model)]
-    shelves = [store.shelf(name) for name in ([model] if model else store.models())]
-    for shelf in shelves:
-        catalog.histories(shelf)
-    return [(shelf, version) for shelf in shelves for version in shelf.versions]
+        shelf, version = store.resolve(model)
+        yield "verified", shelf.release(version).reference, partial(upkeep.verify, shelf, version)
+        alias = names.parse(model).alias
+        if alias:
+            yield "aliases", model, partial(aliases.verify, shelf, alias)
+        return
+    for shelf in [store.shelf(name) for name in ([model] if model else store.models())]:
+        for version in shelf.versions:
+            reference = shelf.release(version).reference
+            yield "verified", reference, partial(upkeep.verify, shelf, version)
+        for alias in shelf.aliases:
+            yield "aliases", f"{shelf.name}@{alias}", partial(aliases.verify, shelf, alias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,16 +191,20 @@ class Delete(Writing):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
     """Which."""
     force: bool = False
-    """Also where an alias means it."""
+    """Also where an alias means it. `best` moves to the best of what is left; others mean
+    nothing."""
 
 
 def delete(flags: Delete, people: People) -> dict[str, Any]:
     """`models.py delete`."""
-    held = flags.open().delete(flags.model, force=flags.force)
+    done = flags.open().delete(flags.model, force=flags.force)
     people.say(f"{flags.model} is deleted")
-    for alias in held:
+    if done.best:
+        people.say(f"'best' means v{done.best.version} now")
+    for alias in done.aliases:
         people.say(f"the alias {alias!r} means nothing now: promote another version")
-    return {"deleted": flags.model, "aliases": held}
+    best = done.best.version if done.best else None
+    return {"deleted": flags.model, "aliases": done.aliases, "best": best}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,13 +217,18 @@ class Gc(Writing):
 
 def gc(flags: Gc, people: People) -> dict[str, Any]:
     """`models.py gc`."""
-    done = asdict(flags.open().gc(flags.older_than * 3600))
-    for what, items in done.items():
-        for item in items:
-            people.say(f"{what} {item}")
-    if not any(done.values()):
-        people.say("nothing to collect")
-    return done
+    done = flags.open().gc(flags.older_than * 3600)
+    found = [
+        *(f"finished {release}" for release in done.finished),
+        *(f"buried {release}" for release in done.buried),
+        *(f"removed {uri}" for uri in done.removed),
+        *([f"aborted {done.uploads} unfinished uploads"] if done.uploads else ()),
+    ]
+    for line in found or ["nothing to collect"]:
+        people.say(line)
+    if done.unlisted:
+        people.say(f"unfinished uploads could not be looked for: {done.unlisted}")
+    return asdict(done)
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any, People], dict[str, Any]]]] = {

@@ -1,10 +1,15 @@
 """The table at the end of an evaluation: the weakest classes, what is confused, the figures."""
 
+from collections.abc import Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
 from effnet_ray.console.people import NAMED_AT_ONCE, People
+from effnet_ray.train.per_class import Class
 from effnet_ray.use.evaluate import Evaluation
+from effnet_ray.use.figures import Figures
+from effnet_ray.use.several import Ranked, Several
 
 CLASSES_SHOWN = 10
 """Classes in the table; the report has all."""
@@ -15,39 +20,57 @@ def show(people: People, found: Evaluation, report: str) -> None:
     for image, (path, why) in list(found.figures.bad.items())[:NAMED_AT_ONCE]:
         people.say(f"quarantined image {image}: {path}: {why}")
     people.console.print(_classes(found))
-    title = f"{found.release.reference} on {found.split}: top-1 {found.figures.top1:.2%}"
-    facts = _facts(found) | ({"report": report} if report else {})
+    headline, *scores = _scores(found.figures).items()
+    title = f"{found.release.reference} on {found.split}: {' '.join(headline)}"
+    facts = dict(scores) | _facts(found) | ({"report": report} if report else {})
     people.table(title, {name: fact for name, fact in facts.items() if fact})
 
 
 def _classes(found: Evaluation) -> Table:
-    names = found.release.classes
+    names, weakest = found.release.classes, found.figures.weakest
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("class", overflow="fold")
-    for title in ("F1", "precision", "recall", "images"):
+    ranked = ("AP",) if isinstance(found.figures, Several) else ()
+    for title in (*ranked, "F1", "precision", "recall", "images"):
         table.add_column(title, justify="right")
-    present = [one for one in found.figures.per_class if one.support or one.predicted]
-    weakest = sorted(present, key=lambda one: (one.f1, -one.support, one.index))
     for one in weakest[:CLASSES_SHOWN]:
-        shares = (f"{share:.1%}" for share in (one.f1, one.precision, one.recall))
-        table.add_row(escape(names[one.index]), *shares, f"{one.support:,}")
+        table.add_row(escape(names[one.index]), *_shares(one), f"{one.support:,}")
     if len(weakest) > CLASSES_SHOWN:
         table.add_row(f"… {len(weakest) - CLASSES_SHOWN} better ones")
     return table
 
 
+def _shares(one: Class) -> list[str]:
+    shares = [f"{share:.1%}" for share in (one.f1, one.precision, one.recall)]
+    if isinstance(one, Ranked):
+        return ["" if one.ap is None else f"{one.ap:.1%}", *shares]
+    return shares
+
+
+def _scores(figures: Figures | Several) -> dict[str, str]:
+    """What the release is judged by, first of all."""
+    first = {"top-1": figures.top1, "top-5": figures.top5}
+    if isinstance(figures, Several):
+        first = {"mAP": figures.mean_ap} | first | {"F1 of all": figures.micro_f1}
+    return {name: f"{share:.2%}" for name, share in first.items()}
+
+
 def _facts(found: Evaluation) -> dict[str, str]:
-    figures, names = found.figures, found.release.classes
-    confused = ", ".join(f"{names[label]} → {names[taken]} ({images:,})"
-                         for label, taken, images in figures.confused[:3])  # fmt: skip
+    figures = found.figures
     return {
-        "top-5": f"{figures.top5:.2%}",
         "loss": f"{figures.loss:.4f}",
         "mean F1": f"{figures.macro_f1:.2%}",
         "calibration error": f"{figures.ece:.2%} (expected, 15 bins)",
         "images": f"{figures.seen:,}, {len(figures.bad):,} of them unreadable",
-        "most confused": confused,
+        "most confused": _confused(figures, found.release.classes),
         "suspected labels": f"{figures.suspected:,}" if figures.suspected else "",
         "release": found.release.uri,
         "data": found.data,
     }
+
+
+def _confused(figures: Figures | Several, names: Sequence[str]) -> str:
+    """The pairs most often taken for each other, where an image has one class."""
+    pairs = figures.confused[:3] if isinstance(figures, Figures) else []
+    return ", ".join(f"{names[label]} → {names[taken]} ({images:,})"
+                     for label, taken, images in pairs)  # fmt: skip

@@ -146,9 +146,10 @@ def _test(figures: Mapping[str, float]) -> str:
     """What nothing was chosen by."""
     if not figures:
         return ""
+    mean = f"mAP {figures['test_map']:.2%}, " if "test_map" in figures else ""
     return (
         f"\nOn {figures['test_images']:,} images of a test split, scored once and by this model "
-        f"alone: top-1 {figures['test_top1']:.2%}, top-5 {figures['test_top5']:.2%}, "
+        f"alone: {mean}top-1 {figures['test_top1']:.2%}, top-5 {figures['test_top5']:.2%}, "
         f"loss {figures['test_loss']:.4f}.\n"
     )
 

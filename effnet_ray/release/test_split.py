@@ -8,9 +8,9 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.placement import Placement
 from effnet_ray.store import publishing
-from effnet_ray.tasks import MULTILABEL
 from effnet_ray.use.evaluate import evaluate
 from effnet_ray.use.opened import open_release
+from effnet_ray.use.several import Several
 
 TEST = "test"
 CANDIDATE = "candidate"
@@ -34,9 +34,10 @@ class Scoring:
     ) -> dict[str, float]:
         """`test_top1`, `test_top5`, `test_loss` and `test_images` of what these files release.
 
-        Nothing where the data has no such images. Raises InputError, EvaluationError.
+        And `test_map` where images may have several classes; nothing where the data has no such
+        images. Raises InputError, EvaluationError.
         """
-        if not self._wanted():
+        if not manifests.load(self.data).images.get(TEST):
             return {}
         candidate = storage.join(run_uri, CANDIDATE)
         publishing.lay_out(candidate, files, told)
@@ -57,8 +58,5 @@ class Scoring:
             "test_top5": figures.top5,
             "test_loss": figures.loss,
             "test_images": figures.images,
+            **({"test_map": figures.mean_ap} if isinstance(figures, Several) else {}),
         }
-
-    def _wanted(self) -> bool:
-        manifest = manifests.load(self.data)
-        return bool(manifest.images.get(TEST)) and manifest.task != MULTILABEL

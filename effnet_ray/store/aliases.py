@@ -77,13 +77,37 @@ def current(shelf: Shelf, alias: str) -> Release:
     if not moves:
         store = shelf.uri.rpartition("/")[0]
         raise ReleaseError(f"{shelf.name}@{alias} is not in {store}: it has {shelf.have()}")
-    version = moves[-1].version
+    return _meant(shelf, alias, moves[-1])
+
+
+def verify(shelf: Shelf, alias: str) -> None:
+    """Hold an alias's history against itself and against the releases that are left of it.
+
+    Raises ReleaseError where the history is altered, a move is missing from it, a release is not
+    the one that the alias was moved to, or what it means now is gone or its record damaged.
+    """
+    moves = history(shelf, alias)
+    for before, move in zip([None, *moves], moves, strict=False):
+        if move.previous != (before.version if before else None):
+            raise ReleaseError(
+                f"{_uri(shelf, alias)} misses what was before the move of {move.when} to "
+                f"v{move.version}: restore it"
+            )
+        if move.version in shelf.versions:
+            _meant(shelf, alias, move)
+    if moves:
+        _meant(shelf, alias, moves[-1])
+
+
+def _meant(shelf: Shelf, alias: str, move: Move) -> Release:
+    """The release that an alias was moved to. Raises ReleaseError where it is another, or gone."""
+    version = move.version
     if version not in shelf.versions:
         raise ReleaseError(
             f"{shelf.name}@{alias} means v{version}, which is not there any more: move it by "
             f"`models.py promote` to one of {shelf.have()}"
         )
-    if shelf.record(version)["sha256"] != moves[-1].record:
+    if shelf.record(version)["sha256"] != move.record:
         raise ReleaseError(
             f"{shelf.name}@v{version} is not the release that {alias!r} was moved to: restore "
             "it, or promote another version"
@@ -106,15 +130,18 @@ def settle_best(shelf: Shelf) -> Move | None:
     """Move `best` to the best release that it has not been held against, if that is better.
 
     Those are the versions that came after its last move: a publisher may have died before it came
-    to this; and where a person moved `best` back, it stays.
+    to this; and where a person moved `best` back, it stays. Where what it means was deleted, that
+    choice is void: it is held against all that are left.
     """
-    seen = max((move.newest for move in history(shelf, BEST)), default=0)
+    moves = history(shelf, BEST)
+    void = bool(moves) and moves[-1].version in shelf.buried
+    seen = 0 if void else max((move.newest for move in moves), default=0)
     scores = {}
     for version in shelf.versions:
         with suppress(ReleaseError):  # damaged: `verify` tells
             if version > seen:
                 scores[version] = Score.of(shelf.record(version))
-    by = {move.score.by for move in history(shelf, BEST)[-1:] if move.score}
+    by = {move.score.by for move in moves[-1:] if move.score}
     known = {
         version: score.value
         for version, score in scores.items()

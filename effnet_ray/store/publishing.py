@@ -28,6 +28,8 @@ SCORES = ("eval_top1", "eval_map")
 HELPED_AFTER_S = 2.0
 """How long a claim's owner is left alone with it: to save work, nothing hangs on it."""
 POLL_S = 0.1
+NOTHING: Mapping[str, bytes] = {}
+"""Files of whoever has none in memory."""
 
 
 def publish(
@@ -40,8 +42,9 @@ def publish(
         shelf = shelves.look(store, name)
         found = _published(shelf, content)
         if found:
-            finish(shelf, found)
-            return found
+            if settle(shelf, found, files) and not storage.exists(shelf.tombstone(found)):
+                return found
+            continue  # its publisher died, and it cannot be finished: under another number
         for earlier in sorted(shelf.claimed - shelf.recorded - shelf.buried):
             _settle(shelf, earlier)
         if not staged:
@@ -148,31 +151,34 @@ def _settle(shelf: Shelf, version: int) -> None:
     settle(shelf, version)
 
 
-def settle(shelf: Shelf, version: int) -> bool:
-    """Finish what is claimed; bury what cannot be finished, False then."""
+def settle(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> bool:
+    """Finish what is claimed; bury what cannot be finished, False then. Raises StorageError."""
     try:
-        finish(shelf, version)
-    except ReleaseError:  # what was staged is gone or damaged, as is what its owner had in memory
+        finish(shelf, version, files)
+    except ReleaseError:  # the claim is damaged, or what was staged, and `files` are others
+        if sealed.is_release(shelf.release(version).uri):
+            return True  # another has finished it meanwhile
         bury(shelf, version, "abandoned")
         return False
     return True
 
 
-def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] | None = None) -> None:
+def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> None:
     """Put a claimed version's files and record in place: from memory, or from where it is staged.
 
-    Raises ReleaseError where what was staged is not there or not as claimed.
+    Of `files` those are used that the claim names. Raises ReleaseError where the claim is damaged,
+    or what was staged is not there or not as claimed.
     """
-    if version not in shelf.claimed and files is None:
+    if version in shelf.recorded - shelf.claimed:
         return  # released before there were claims
     uri = shelf.release(version).uri
-    data = storage.read_bytes(shelf.claim(version), most=storage.RECORD_BYTES)
+    data = sealed.read_raw(shelf.claim(version))
     record = sealed.check(sealed.unseal(data, shelf.claim(version)), uri)
     staging = _staging(shelf, record)
     if not sealed.is_release(uri):
         try:
             for file in record["files"]:
-                content = files[file] if files else sealed.read_file(staging, file, record)
+                content = _as_claimed(file, record, files, staging)
                 storage.write_bytes(storage.join(uri, file), content)
         except ReleaseError:
             # Staging is deleted after the record is written, so then another has finished it.
@@ -182,6 +188,16 @@ def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] | None = None)
             storage.write_bytes(storage.join(uri, sealed.RECORD), data, exclusive=True)
     with suppress(StorageError):  # two may delete it at once; `gc` finds what is left
         storage.delete(staging)
+
+
+def _as_claimed(
+    file: str, record: Mapping[str, Any], files: Mapping[str, bytes], staging: str
+) -> bytes:
+    """What the record names: from memory if it is that, else as staged. Raises ReleaseError."""
+    data = files.get(file)
+    if data is not None and hashlib.sha256(data).hexdigest() == record["files"][file]:
+        return data
+    return sealed.read_file(staging, file, record)
 
 
 def bury(shelf: Shelf, version: int, why: str) -> None:

@@ -21,11 +21,21 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.sealed import verify
 from effnet_ray.store import aliases, names, publishing, shelf as shelves, upkeep
 from effnet_ray.store.aliases import Move
-from effnet_ray.store.names import NAME, Release
+from effnet_ray.store.names import BEST, NAME, Release
 from effnet_ray.store.shelf import Shelf
 from effnet_ray.store.upkeep import LEASE_S, Collected
 
 __all__ = ["ModelStore", "Release", "record_files", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion did to aliases."""
+
+    aliases: list[str]
+    """Those that still mean what was deleted, and so nothing."""
+    best: Move | None
+    """The move of `best` to the best of what is left; None where it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +127,16 @@ class ModelStore:
         """Every move of an alias, the first first."""
         return aliases.history(self.shelf(name), names.check_alias(alias))
 
-    def delete(self, reference: str, *, force: bool = False) -> list[str]:
-        """Delete a release for good; the aliases that still mean it, which must be forced."""
+    def delete(self, reference: str, *, force: bool = False) -> Deleted:
+        """Delete a release for good, also what an alias means if forced; `best` moves on."""
         self._trusted()
         asked = names.parse(reference)
         if asked.version is None:
             raise ReleaseError(f"{reference!r} names no version: expected NAME@vN, as in pets@v1")
-        return upkeep.delete(self.shelf(asked.name), asked.version, force=force)
+        held = upkeep.delete(self.shelf(asked.name), asked.version, force=force)
+        moved = aliases.settle_best(shelves.look(self.uri, asked.name))
+        left = [alias for alias in held if not (alias == BEST and moved)]
+        return Deleted(left, moved)
 
     def gc(self, lease_s: float = LEASE_S) -> Collected:
         """Finish what dead publishers claimed, and remove leftovers older than the lease."""
@@ -133,6 +146,7 @@ class ModelStore:
             if upkeep.collect(shelves.look(self.uri, name), lease_s, done):
                 aliases.settle_best(shelves.look(self.uri, name))
         upkeep.collect_probes(self.uri, lease_s, done)
+        upkeep.collect_uploads(self.uri, lease_s, done)
         return done
 
     def _trusted(self) -> None:

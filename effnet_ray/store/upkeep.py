@@ -5,12 +5,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from effnet_ray import conditional, sealed, storage
+from effnet_ray import conditional, sealed, storage, uploads
 from effnet_ray.disk import PARTIAL
-from effnet_ray.errors import ReleaseError
+from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.store import aliases, publishing
+from effnet_ray.store.names import NAME
 from effnet_ray.store.shelf import STAGING, Shelf
 
+OURS = re.compile(rf"{NAME.pattern}/(v\d{{4,9}}|{STAGING}/[0-9a-f]{{16}})/{NAME.pattern}")
+"""Paths in a store that publishers upload to."""
 LEASE_S = 24 * 3600.0
 """What is older than this belongs to nobody who is still at work."""
 
@@ -25,6 +28,10 @@ class Collected:
     """Versions that nobody can finish."""
     removed: list[str] = field(default_factory=list)
     """URIs of leftovers."""
+    uploads: int = 0
+    """Uploads in parts that were never finished, aborted."""
+    unlisted: str = ""
+    """Why such uploads could not be looked for; empty where they could."""
 
 
 def delete(shelf: Shelf, version: int, *, force: bool) -> list[str]:
@@ -33,10 +40,11 @@ def delete(shelf: Shelf, version: int, *, force: bool) -> list[str]:
     One that is deleted already is cleared of what is left. Raises ReleaseError where it was
     never there, or an alias means it, unless forced.
     """
-    if version not in shelf.buried:
+    again = version in shelf.buried
+    if not again:
         shelf.existing(version)
     held = [name for name in shelf.aliases if _means(shelf, name) == version]
-    if held and not force:
+    if held and not (force or again):
         raise ReleaseError(
             f"{shelf.name}@v{version} is what {' and '.join(map(repr, held))} means: promote "
             "another version first, or say --force"
@@ -115,15 +123,32 @@ def collect_probes(store: str, lease_s: float, into: Collected) -> None:
             into.removed.append(uri)
 
 
+def collect_uploads(store: str, lease_s: float, into: Collected) -> None:
+    """Abort what killed publishers began to upload in parts: it is billed, and in no listing.
+
+    Raises StorageError where the storage does not answer; one that keeps no account of uploads, or
+    shows it to others only, is told.
+    """
+    try:
+        for upload in uploads.begun(store):
+            if OURS.fullmatch(upload.path) and upload.begun < time.time() - lease_s:
+                uploads.abort(store, upload)
+                into.uploads += 1
+    except StorageError as error:
+        if storage.is_outage(error):
+            raise
+        into.unlisted = str(error)
+
+
 def _newest(uri: str) -> float:
     found = storage.entries(uri, hidden=True).values()
     return max((entry.modified for entry in found), default=0)
 
 
 def verify(shelf: Shelf, version: int) -> None:
-    """Hold a release against its record, and that against its claim and the aliases that mean it.
+    """Hold a release's files against its record, and that against its claim.
 
-    Raises ReleaseError.
+    Raises ReleaseError. `aliases.verify` holds aliases against releases.
     """
     uri = shelf.existing(version).uri
     shelf.record(version)

@@ -144,13 +144,13 @@ class ClassCounts:
         """Some images, as of `Tally.of`.
 
         An image is taken for the class with the highest score, or, where it may have several, for
-        those whose probability is above 0.5.
+        those of a probability of 0.5 or more.
         """
         if label.ndim == 1:
             said = _one_hot(_comparable(logits).argmax(1), logits.shape[1])
             own = _one_hot(label, logits.shape[1])
         else:
-            said, own = logits > 0, label > 0
+            said, own = logits >= 0, label > 0
         counts = torch.stack([own, said, own & said])
         self._sums += (counts * weight[:, None]).sum(1, dtype=torch.float64)
 

@@ -1,11 +1,12 @@
 """Mean average precision: the one figure of an evaluation that is no sum over images."""
 
-import math
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from effnet_ray.train.precision import average_precisions, mean_of
 
 
 class Ranking:
@@ -25,22 +26,11 @@ class Ranking:
     def mean_ap(self) -> float:
         """Over all workers, each of which must call it; the same on each.
 
-        Average precision is the mean, over a class's images, of the precision at their place
-        (scikit-learn's, without interpolation); the mean is over the classes that have images.
-        0 where none has, not a number where a score is none.
+        0 where no class has images, not a number where a score is none. See `precision`.
         """
-        from sklearn.metrics import average_precision_score  # takes a second to import
-
-        scores = _of_all_workers(torch.cat(self._scores))
+        scores = _of_all_workers(torch.cat(self._scores)).cpu().numpy()
         labels = _of_all_workers(torch.cat(self._labels)).cpu().numpy()
-        if not torch.isfinite(scores).all():
-            return math.nan
-        found = [
-            average_precision_score(own, said)
-            for own, said in zip(labels.T, scores.cpu().numpy().T, strict=True)
-            if own.any()
-        ]
-        return float(sum(found) / max(1, len(found)))
+        return mean_of(average_precisions(labels, scores))
 
 
 def _of_all_workers(mine: Tensor) -> Tensor:

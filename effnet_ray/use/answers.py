@@ -26,7 +26,7 @@ class Serving:
 
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: every one of this machine. There are no passwords: put a
-    proxy before it, which also bounds what may be sent."""
+    proxy before it, which also bounds how many may ask at once."""
     port: int = 8000
     """To listen at."""
     replicas: int = 1

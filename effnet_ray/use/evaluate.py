@@ -1,15 +1,19 @@
 """Evaluating a release on a split, over any number of workers, each image once.
 
 Ray Data tasks make the views, actors that each hold the network judge them, and this process
-adds up what they say of each image, in the plan's order. Logits never leave an actor.
+adds up what they say of each image, in the plan's order. Logits leave an actor only where images
+may have several classes.
 """
 
+import base64
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
@@ -18,14 +22,18 @@ from effnet_ray.data.ingest import plainly
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
 from effnet_ray.placement import Placement
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.tasks import MULTICLASS, MULTILABEL
 from effnet_ray.train import session
 from effnet_ray.train.actors import Actors, Share, batch_images, execute, failing, one
-from effnet_ray.use import shown
-from effnet_ray.use.figures import Figures, Judged, judge
+from effnet_ray.use import figures, several, shown
+from effnet_ray.use.figures import Figures
 from effnet_ray.use.opened import Opened
+from effnet_ray.use.several import Several
 from effnet_ray.use.shown import Piece, Split
 from effnet_ray.use.sight import Sight
+from effnet_ray.use.sums import Judged, Sums
+
+IMAGES = {MULTICLASS: "one class each", MULTILABEL: "any number of classes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class Evaluation:
     data: str
     """URI of the data set."""
     split: str
-    figures: Figures
+    figures: Figures | Several
 
 
 def evaluate(
@@ -57,7 +65,8 @@ def evaluate(
     """Judge every image of the split, or its first `limit`, once, on any number of workers.
 
     The figures do not depend on that: they are equal to the last digit on GPUs, and on CPUs with
-    as many `cores` each; else but for float noise in the loss.
+    as many `cores` each; else but for float noise in the loss. Where images may have several
+    classes, this process holds 5 bytes for each image and class.
     `examples` mistakes are kept for looking at, with `thumbnails` if wanted; `tell` hears how many
     images are done, of how many; `connect` joins or starts Ray once everything else is in order.
     Raises InputError before anything is leased, EvaluationError where it fails later.
@@ -66,13 +75,14 @@ def evaluate(
     images = _split(release, data, split, thumbnails, limit)
     connect(placement)
     lease = session.lease(placement, [data, release.uri])
-    figures = Figures(len(release.classes), examples)
+    kind = Several if images.several else Figures
+    found: Figures | Several = kind(len(release.classes), examples)
     with failing("the evaluation"):
         for judged in plainly(_judged(release, images, placement, lease)):
-            figures.add(judged)
-            tell(figures.seen, images.images)
-    _reconcile(release, figures, images)
-    return Evaluation(release, images.manifest, data, split, figures)
+            found.add(judged)
+            tell(found.seen, images.images)
+    _reconcile(release, found, images)
+    return Evaluation(release, images.manifest, data, split, found)
 
 
 def _split(
@@ -80,10 +90,11 @@ def _split(
 ) -> Split:
     """The images to be judged. Raises DatasetError where they cannot be, by this release."""
     manifest = manifests.load(data).limited(limit)
-    if MULTILABEL in (manifest.task, release.recipe.task):
+    task = release.recipe.task or MULTICLASS
+    if manifest.task != task:
         raise DatasetError(
-            f"{release.reference} and {data} are not both of images with one class each, which "
-            "alone are judged here: the mean average precision of a run is in its metrics.json"
+            f"{release.reference} knows images of {IMAGES[task]}, {data} has images of "
+            f"{IMAGES[manifest.task]}: choose data of its kind, or a release trained on these"
         )
     manifests.check(manifest, data)
     if not manifest.images.get(name):
@@ -94,19 +105,19 @@ def _split(
     return Split(manifest, where, name, release.spec, numbers, thumbnails, limit is not None)
 
 
-def _reconcile(release: Opened, figures: Figures, split: Split) -> None:
+def _reconcile(release: Opened, found: Sums, split: Split) -> None:
     """Every image was counted once, and said something."""
-    if figures.seen != split.images:
+    if found.seen != split.images:
         raise EvaluationError(
-            f"{figures.seen:,} {split.name} images were judged, {split.data} has "
+            f"{found.seen:,} {split.name} images were judged, {split.data} has "
             f"{split.images:,}: the data changed meanwhile, or this is a defect worth reporting"
         )
-    if not figures.images:
+    if not found.images:
         raise DatasetError(
             f"none of the {split.images:,} {split.name} images of {split.data} can be read "
-            f"({next(iter(figures.bad.values()))[1]}): restore them or pack again"
+            f"({next(iter(found.bad.values()))[1]}): restore them or pack again"
         )
-    if not math.isfinite(figures.loss):
+    if not math.isfinite(found.loss):
         raise ReleaseError(
             f"{release.reference} says nothing finite of these images: use another version"
         )
@@ -143,26 +154,41 @@ class Judge:
     def __init__(self, release: str, sha256: str, share: Share) -> None:
         """As of `Sight`."""
         self._sight = Sight(release, sha256, share)
+        self._judge = several.judge if self._sight.several else figures.judge
 
     def __call__(self, batch: Block) -> Iterator[Block]:
         """What is said of every piece: JSON, which keeps every digit of a float64."""
         for image, about in zip(batch["image"], batch["about"], strict=True):
             _, logits = self._sight.features_and_logits(image)
             told = json.loads(about)
-            found = judge(logits.cpu().numpy(), np.asarray(told["label"], np.int64))
-            said = told | {name: column.tolist() for name, column in found.items()}
-            for slot, rank in enumerate(said["rank"]):
-                said["thumbnail"][slot] *= rank > 0  # of right ones nobody wants to see one
+            found = self._judge(logits.cpu().numpy(), told["label"])
+            said = told | {name: _plain(column) for name, column in found.items()}
+            for slot, wrong in enumerate(said["wrong"]):
+                said["thumbnail"][slot] *= wrong  # of right ones nobody wants to see one
             yield {"judged": np.asarray([json.dumps(said)], object)}
 
 
 def read(said: str) -> Judged:
     """What a `Judge` has said of a piece, as arrays."""
-    return {name: np.asarray(column, KINDS.get(name, np.float64))
-            for name, column in json.loads(said).items()}  # fmt: skip
+    return {name: _column(name, told) for name, told in json.loads(said).items()}
+
+
+def _plain(column: npt.NDArray[Any]) -> Any:
+    """A column for JSON: a list, or where there is a value for every class, their bytes."""
+    if column.ndim == 1:
+        return column.tolist()
+    data = base64.b64encode(column.tobytes()).decode()
+    return {"kind": column.dtype.str, "shape": column.shape, "bytes": data}
+
+
+def _column(name: str, told: Any) -> npt.NDArray[Any]:
+    if not isinstance(told, dict):
+        return np.asarray(told, KINDS.get(name, np.float64))
+    values = np.frombuffer(base64.b64decode(told["bytes"]), told["kind"])
+    return values.reshape(told["shape"])
 
 
 KINDS = {
     "label": np.int64, "predicted": np.int64, "rank": np.int64, "image": np.int64,
-    "path": object, "bad": object, "thumbnail": object,
+    "wrong": np.bool_, "path": object, "bad": object, "thumbnail": object,
 }  # fmt: skip

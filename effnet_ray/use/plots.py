@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from effnet_ray.train.per_class import Class
 from effnet_ray.train.reports import EpochReport
-from effnet_ray.use.figures import BINS, Bin, Class, Figures
+from effnet_ray.use.figures import Figures
+from effnet_ray.use.sums import BINS, Bin
 
 INK = "#010203"
 """Drawn with, and replaced by the page's colour of text."""
@@ -40,11 +43,11 @@ def _svg(figure: Figure, told: str) -> str:
 
 
 def curves(history: Sequence[EpochReport]) -> str:
-    """Loss and top-1 of train and eval split, epoch by epoch."""
+    """Loss, and top-1 or mean average precision, of train and eval split, epoch by epoch."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.6 * HEIGHT), layout="constrained")
-        _curves(figure.subplots(2, sharex=True), history)
-        return _svg(figure, "Loss and top-1 of each epoch of the training")
+        name = _curves(figure.subplots(2, sharex=True), history)
+        return _svg(figure, f"Loss and {name} of each epoch of the training")
 
 
 def picture(history: Sequence[EpochReport]) -> bytes:
@@ -59,44 +62,64 @@ def picture(history: Sequence[EpochReport]) -> bytes:
     return sink.getvalue()
 
 
-def _curves(axes: Sequence[Axes], history: Sequence[EpochReport]) -> None:
-    loss, top1 = axes
+def _curves(axes: Sequence[Axes], history: Sequence[EpochReport]) -> str:
+    """Draw both; the name of the score."""
+    several = any(each.eval_map is not None for each in history)
+    figure, name = ("map", "mAP") if several else ("top1", "top-1")
+    loss, score = axes
     _curve(loss, history, "loss", 1)
-    _curve(top1, history, "top1", 100)
+    _curve(score, history, figure, 100)
     loss.set_ylabel("loss, nats")
     loss.legend(frameon=False)
-    top1.set(ylabel="top-1, %", xlabel="epoch")
+    score.set(ylabel=f"{name}, %", xlabel="epoch")
     for each in axes:
         each.locator_params(axis="x", integer=True)
+    return name
 
 
 def _curve(axes: Axes, history: Sequence[EpochReport], figure: str, scale: float) -> None:
-    """Epochs from 1, as people see them in a run's log."""
+    """Epochs from 1, as people see them in a run's log; mAP is of the eval split alone."""
     for split, colour, line in (("train", BLUE, "--"), ("eval", ORANGE, "-")):
-        found = [(each.epoch + 1, getattr(each, f"{split}_{figure}")) for each in history]
+        name = f"{split}_{figure}"
+        found = [(each.epoch + 1, getattr(each, name, None)) for each in history]
         points = [(epoch, scale * value) for epoch, value in found if value is not None]
-        axes.plot(*zip(*points, strict=True), line, color=colour, marker=".", label=split)
+        if points:
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker=".", label=split)
 
 
-def reliability(bins: Sequence[Bin]) -> str:
-    """Right ones over confidence: on the diagonal where the network is as sure as it may be.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a reliability diagram is of."""
 
-    Source: Guo et al. 2017, fig. 1. The grey bars are the share of images in each bin.
+    probability: str
+    true: str
+    counted: str
+
+
+OF_ONE = Asked("confidence", "top-1", "images")
+OF_SEVERAL = Asked("probability of a class", "share that are of it", "decisions")
+
+
+def reliability(bins: Sequence[Bin], asked: Asked = OF_ONE) -> str:
+    """True ones over probability: on the diagonal where the network is as sure as it may be.
+
+    Source: Guo et al. 2017, fig. 1. The grey bars are the share of each bin.
     """
-    total = max(1, sum(one.images for one in bins))
-    filled = [one for one in bins if one.images]
+    total = max(1, sum(one.count for one in bins))
+    filled = [one for one in bins if one.count]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
         middles = [(one.low + one.high) / 2 for one in bins]
-        axes.bar(middles, [one.images / total for one in bins], 1 / BINS, color=INK, alpha=0.13,
-                 label="share of images")  # fmt: skip
+        axes.bar(middles, [one.count / total for one in bins], 1 / BINS, color=INK, alpha=0.13,
+                 label=f"share of {asked.counted}")  # fmt: skip
         axes.plot([0, 1], [0, 1], "--", color=INK, lw=0.8, alpha=0.6)
-        axes.plot([one.confidence for one in filled], [one.top1 for one in filled], "o-",
-                  color=BLUE, ms=4, label="top-1")  # fmt: skip
-        axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1.02))
+        axes.plot([one.probability for one in filled], [one.true for one in filled], "o-",
+                  color=BLUE, ms=4, label=asked.true)  # fmt: skip
+        axes.set(xlabel=asked.probability, ylabel=asked.true, xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        return _svg(figure, "Top-1 of the images in each of 15 bins of confidence")
+        return _svg(figure, f"{asked.true.capitalize()} of the {asked.counted} in each of "
+                    f"{BINS} bins of {asked.probability}")  # fmt: skip
 
 
 def matrix(figures: Figures, classes: Sequence[Class]) -> str:

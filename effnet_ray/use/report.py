@@ -11,9 +11,11 @@ from typing import Any
 
 import jinja2
 
+from effnet_ray.train.per_class import Class
 from effnet_ray.use import plots
 from effnet_ray.use.evaluate import Evaluation
-from effnet_ray.use.figures import Class, Figures
+from effnet_ray.use.figures import Figures
+from effnet_ray.use.several import Several
 
 CELLS = 16
 """Up to so many classes the confusion matrix is a table of numbers; beyond, a picture."""
@@ -25,33 +27,58 @@ QUARANTINED = 200
 
 def html(found: Evaluation) -> bytes:
     """The page."""
-    source = files("effnet_ray.use").joinpath("report.html.j2").read_text()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}\u00a0%"
     figures, release = found.figures, found.release
-    present = [one for one in figures.per_class if one.support or one.predicted]
-    few = len(present) <= CELLS
-    page = environment.from_string(source).render(
+    several = isinstance(figures, Several)
+    told = _of_several(figures) if isinstance(figures, Several) else _of_one(figures)
+    page = environment.get_template("several.html.j2" if several else "one.html.j2").render(
         found=found,
         figures=figures,
         release=release,
         names=release.classes,
-        present=present,
-        by_f1=sorted(present, key=lambda one: (one.f1, -one.support, one.index)),
-        cells=_cells(figures, present) if few else None,
-        picture=None if few else plots.matrix(figures, present),
-        confused=figures.confused[:CONFUSED],
+        present=figures.present,
         curves=plots.curves(release.history) if release.history else "",
-        reliability=plots.reliability(figures.bins),
         quarantined=list(figures.bad.items())[:QUARANTINED],
         recipe={
             name: value for name, value in asdict(release.recipe).items() if value is not None
         },
         facts=_facts(found),
+        **told,
     )
     return page.encode()
+
+
+def _source(name: str) -> str:
+    """A template beside this file."""
+    return files("effnet_ray.use").joinpath(name).read_text()
+
+
+def _of_one(figures: Figures) -> dict[str, Any]:
+    """What the page has where every image has one class."""
+    present = figures.present
+    few = len(present) <= CELLS
+    return {
+        "cells": _cells(figures, present) if few else None,
+        "picture": None if few else plots.matrix(figures, present),
+        "confused": figures.confused[:CONFUSED],
+        "reliability": plots.reliability(figures.bins),
+    }
+
+
+def _of_several(figures: Several) -> dict[str, Any]:
+    """What it has where an image may have several."""
+    return {
+        "worst": figures.worst,
+        "suspects": figures.suspects,
+        "reliability": plots.reliability(figures.bins, plots.OF_SEVERAL),
+    }
 
 
 def _cells(figures: Figures, classes: Sequence[Class]) -> list[list[tuple[int, float, bool]]]:

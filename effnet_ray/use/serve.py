@@ -6,8 +6,8 @@
 
 Each replica holds the network; requests that come together go through it together. When another
 release is to be served, a replica loads it beside the one it has, and changes over between two
-batches: no request is dropped. One that cannot be opened is not changed to. A request's size is
-looked at by the replica: what may come at all is for a proxy before it to bound.
+batches: no request is dropped. One that cannot be opened is not changed to. What is too large
+never comes to a replica (`bound`).
 """
 
 import asyncio
@@ -20,12 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from effnet_ray.errors import ClusterError, EvaluationError, ImageError
+from effnet_ray.use import bound
 from effnet_ray.use.answers import Served, Serving
 from effnet_ray.use.opened import open_release
 
 APP = "effnet_ray"
-PATIENCE = 10
-"""A request so many times too large is broken off, without an answer that anybody hears."""
 
 
 class Replica:
@@ -61,11 +60,7 @@ class Replica:
             return JSONResponse({**served.told, "replica": replica})
         if request.method != "POST":
             return _refused(405, "expected POST with the bytes of an image, or GET")
-        data = await _body(request, int(self._serving.max_megabytes * 1e6))
-        if data is None:
-            most = f"{self._serving.max_megabytes:g} MB"
-            return _refused(413, f"the request is larger than {most}: send a smaller image")
-        said = await self.look(data)
+        said = await self.look(await request.body())
         if isinstance(said, ImageError):
             return _refused(415, f"this is no image that can be read ({said}): send JPEG or PNG")
         return JSONResponse(said)
@@ -76,19 +71,6 @@ class Replica:
         served = self._served
         assert served
         return await asyncio.to_thread(served.look, images)
-
-
-async def _body(request: Request, most: int) -> bytes | None:
-    """What was sent; None where it is too much. A sender listens only when it has sent all, so
-    some more is read, and forgotten."""
-    parts, size = list[bytes](), 0
-    async for part in request.stream():
-        size += len(part)
-        if size > PATIENCE * most:
-            return None
-        if size <= most:
-            parts.append(part)
-    return b"".join(parts) if size <= most else None
 
 
 def _refused(status: int, why: str) -> JSONResponse:
@@ -103,8 +85,12 @@ def begin(serving: Serving) -> None:
             "Ray Serve runs on this cluster already, with applications that would end with ours: "
             "use another cluster, or `serve shutdown` first"
         )
+    proxies = bound.environment(int(serving.max_megabytes * 1e6))
     try:
-        serve.start(http_options={"host": serving.host, "port": serving.port})
+        serve.start(
+            http_options={"host": serving.host, "port": serving.port},
+            controller_options={"runtime_env": {"env_vars": proxies}},
+        )
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()
         raise ClusterError(

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from effnet_ray.data.classes import Label
 from effnet_ray.data.images import decode, eval_view, shrunk
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError, ImageError
+from effnet_ray.tasks import MULTILABEL
 from effnet_ray.variants import InputSpec
 
 THUMBNAIL = 128
@@ -50,6 +52,11 @@ class Split:
     """Whether the manifest has fewer images than there are."""
 
     @property
+    def several(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.manifest.task == MULTILABEL
+
+    @property
     def images(self) -> int:
         """Images of the split."""
         return self.manifest.images[self.name]
@@ -81,8 +88,9 @@ def labels(known: Sequence[str], classes: Sequence[str], whose: str) -> tuple[in
 def show(split: Split, pieces: Sequence[Piece]) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
     """The pieces of one row group, which is read once.
 
-    Of each its views [n, R, R, 3] uint8, and about each image `label` (the network's), `image`,
-    `path`, `bad` and `thumbnail`, as `figures.Judged` has them; a view that cannot be made is 0.
+    Of each its views [n, R, R, 3] uint8, and about each image `label` (the network's, or a list
+    of these), `image`, `path`, `bad` and `thumbnail`, as `sums.Judged` has them; a view that
+    cannot be made is 0.
     Raises DatasetError where the shard is not what was packed, StorageError where storage fails.
     """
     first = pieces[0].group
@@ -94,10 +102,17 @@ def show(split: Split, pieces: Sequence[Piece]) -> Iterator[tuple[npt.NDArray[np
         for slot, row in enumerate(range(piece.first, piece.end)):
             record = group.record(row)
             about.append({
-                "label": split.labels[record["label"]], "image": record["id"],
+                "label": _known(split, record["label"]), "image": record["id"],
                 "path": record["image"]["path"], **_view(split, record, views[slot]),
             })  # fmt: skip
         yield views, {name: [each[name] for each in about] for name in about[0]}
+
+
+def _known(split: Split, label: Label) -> Label:
+    """An image's label, or labels, as the network's outputs."""
+    if isinstance(label, int):
+        return split.labels[label]
+    return [split.labels[each] for each in label]
 
 
 def _view(split: Split, record: dict[str, Any], view: npt.NDArray[np.uint8]) -> dict[str, str]:

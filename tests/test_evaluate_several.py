@@ -1,0 +1,261 @@
+"""A release of images of several classes judged: as training judged it, and on its page."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_cli import copied
+from test_evaluate import no_ray
+from test_export import released
+from test_multilabel import COLOURS, SEVERAL, SMALL, WANTED
+from test_page import LONG, NASTY, Page, browser, measured
+
+from effnet_ray import Placement, finetune, storage
+from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.data import manifest as manifests, shards
+from effnet_ray.data.chunks import Block
+from effnet_ray.data.manifest import Manifest, Shard
+from effnet_ray.data.pack import pack
+from effnet_ray.errors import DatasetError
+from effnet_ray.release.run import release_run
+from effnet_ray.release.test_split import Scoring
+from effnet_ray.train.actors import Share
+from effnet_ray.train.loop import evaluate as training_evaluate
+from effnet_ray.train.state import Batch
+from effnet_ray.use import evaluate as evaluating, report, shown
+from effnet_ray.use.evaluate import Evaluation, Judge, evaluate, read
+from effnet_ray.use.opened import Opened, open_release
+from effnet_ray.use.several import Several, judge
+
+NAMES = ("red", "yellow", "blue", "green")
+"""As a release may know them: in another order, and one more."""
+
+
+def noisy(folder: Path, count: int) -> str:
+    """A CSV of stripes on noise, so that no two views are equal: ranks of ties are float noise."""
+    draws = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["path,label"]
+    for number in range(count):
+        pixels = draws.integers(0, 120, (40, 40, 3), np.uint8)
+        shown = WANTED[number % len(WANTED)]
+        for place, name in enumerate(sorted(COLOURS)):
+            if name in shown:
+                pixels[12 * place + 4 : 12 * place + 12] = COLOURS[name]
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        lines.append(f"{number:03d}.png,{'|'.join(shown)}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "table.csv")
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """72 images of stripes of three colours, packed in row groups of five: work for several."""
+    folder = tmp_path_factory.mktemp("coloured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROW_GROUP_IMAGES", 5)
+        packing = replace(SEVERAL, test_fraction=0.125)
+        manifest = pack(noisy(folder / "source", 72), str(folder / "packed"), packing)
+    assert len(manifest.row_groups("eval")) >= 4
+    return str(folder / "packed")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    opened = released(tmp_path_factory.mktemp("released"), task="multilabel")
+    return replace(opened, classes=NAMES)
+
+
+# --- without Ray in between
+
+
+def rows(release: Opened, data: str) -> Iterator[Block]:
+    split = evaluating._split(release, data, "eval", thumbnails=True)
+    for pieces in split.pieces(4):
+        yield from evaluating._rows(split, pieces)
+
+
+def alone(release: Opened, data: str) -> Several:
+    figures = Several(len(release.classes))
+    actor = Judge(release.uri, release.sha256, Share())
+    for row in rows(release, data):
+        for block in actor(row):
+            for said in block["judged"].tolist():
+                figures.add(read(said))
+    return figures
+
+
+def test_figures_are_those_of_training_time_evaluation(release: Opened, coloured: str) -> None:
+    split = evaluating._split(release, coloured, "eval", thumbnails=False)
+
+    def batches() -> Iterator[Batch]:
+        for pieces in split.pieces(4):
+            for views, about in shown.show(split, pieces):
+                label = torch.zeros(len(views), 4, dtype=torch.uint8)
+                for row, own in zip(label, about["label"], strict=True):
+                    row[own] = 1
+                image = torch.from_numpy(views).permute(0, 3, 1, 2)
+                yield Batch(image, label, torch.ones(len(image)))
+
+    (trained,) = training_evaluate([release.network], batches(), several=True)
+    figures, tally = alone(release, coloured), trained.tally
+    assert figures.mean_ap == trained.mean_ap
+    assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
+    assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
+
+
+def test_classes_are_counted_under_their_names(release: Opened, coloured: str) -> None:
+    manifest = manifests.load(coloured)
+    paths = [shard.path for shard in manifest.splits["eval"]]
+    told = [own for path in paths for own in pq.read_table(f"{coloured}/{path}")["label"]]
+    every = [manifest.classes[k] for own in told for k in own.as_py()]
+    found = {NAMES[one.index]: one.support for one in alone(release, coloured).per_class}
+    assert found == {name: every.count(name) for name in NAMES} and found["yellow"] == 0
+
+
+def test_mistakes_and_only_they_bring_thumbnails(release: Opened, coloured: str) -> None:
+    network, found = Judge(release.uri, release.sha256, Share()), 0
+    for row in rows(release, coloured):
+        (block,) = network(row)
+        said = read(block["judged"].tolist()[0])
+        wrong = ((said["scores"] >= 0) != said["label"]).any(axis=1)
+        assert [bool(small) for small in said["thumbnail"]] == wrong.tolist()
+        assert said["wrong"].tolist() == wrong.tolist()
+        found += wrong.sum()
+    assert found
+
+
+def test_a_torn_image_is_named_and_counts_for_nothing(
+    release: Opened, coloured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "FULL_CHECK_BYTES", 0)
+    data = copied(Path(coloured), tmp_path / "data")
+    shard = data / manifests.load(coloured).splits["eval"][0].path
+    row, raw = pq.read_table(shard).to_pylist()[2], shard.read_bytes()
+    whole = row["image"]["bytes"]
+    shard.write_bytes(raw.replace(whole, whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]))
+    figures, without = alone(release, str(data)), alone(release, coloured)
+    assert list(figures.bad) == [row["id"]]
+    assert (figures.seen, figures.images) == (without.images, without.images - 1)
+
+
+def test_images_of_one_class_are_refused(release: Opened, packed: Path) -> None:
+    with pytest.raises(DatasetError, match=r"knows images of any number of classes, .* one class"):
+        evaluate(release, str(packed), Placement(), connect=no_ray)
+
+
+# --- a run
+
+
+@pytest.mark.ray
+def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
+    cluster: object, coloured: str, tmp_path: Path
+) -> None:
+    recipe = replace(SMALL, limit=None, epochs=1)
+    result = finetune(recipe, Placement(workers="2"), coloured, runs=str(tmp_path), name="run")
+    scoring = Scoring(coloured, Placement(workers="2"), lambda _: None)
+    released = release_run(result, f"{tmp_path}/store", scoring=scoring)
+    release = open_release(released.uri, "")
+    metrics = json.loads(storage.read_bytes(f"{release.uri}/metrics.json"))
+    best, test = metrics["best"], metrics["test"]
+    assert 0 < test["test_map"] <= 1 and test["test_images"] == 10
+    one = evaluate(release, coloured, Placement(workers="1", cores=1)).figures
+    assert isinstance(one, Several)
+    assert one.seen == best["eval_images"] == manifests.load(coloured).images["eval"]
+    assert one.mean_ap == pytest.approx(best["eval_map"], abs=1e-6)
+    assert (one.top1, one.top5) == (best["eval_top1"], best["eval_top5"])
+    assert one.loss == pytest.approx(best["eval_loss"], abs=1e-5)
+    assert [each["f1"] for each in metrics["per_class"]] == [each.f1 for each in one.per_class]
+    page = tmp_path / "page.html"
+    on_two = ["--workers", "2", "--cores", "1", "--report", str(page)]
+    two = evaluate_job(["--model", release.uri, "--data", coloured, *on_two])
+    same = {"eval_map": one.mean_ap, "eval_loss": one.loss, "eval_top1": one.top1,
+            "eval_top5": one.top5, "f1": one.macro_f1, "micro_f1": one.micro_f1,
+            "ece": one.ece, "images": one.seen, "suspected_labels": one.suspected}  # fmt: skip
+    assert {name: two[name] for name in same} == same  # to the last digit
+    assert f"{100 * one.mean_ap:.2f} %" in " ".join(page.read_text().split())
+
+
+# --- the page
+
+TAGS = ("beach", "boat", "people", "sunset over a very long name", NASTY)
+
+
+def picture(own: np.ndarray) -> str:
+    """A JPEG with a stripe of its own grey for every class that is there."""
+    pixels = np.full((96, 128), 30, np.uint8)
+    for k in np.flatnonzero(own):
+        pixels[:, 24 * k : 24 * k + 22] = 60 + 40 * k
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG")
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def evaluation(opened: Opened, images: int = 48, strength: float = 3.0) -> Evaluation:
+    """Of five classes and random logits, mostly right; one image cannot be read."""
+    draws = np.random.default_rng(3)
+    label = draws.random((images, 5)) < (0.5, 0.3, 0.4, 0.2, 0.1)
+    logits = draws.normal(-1.5, 1.0, label.shape) + strength * label
+    figures = Several(5, examples=8)
+    texts = {
+        "path": [f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)],
+        "bad": ["truncated"] + [""] * (images - 1),
+        "thumbnail": [picture(own) for own in label],
+    }
+    columns = {name: np.asarray(column, object) for name, column in texts.items()}
+    said = judge(logits, [np.flatnonzero(own).tolist() for own in label])
+    figures.add(said | columns | {"image": np.arange(images)})
+    shard = Shard(path="eval/0", row_groups=(images,), bytes=1, sha256="0" * 64)
+    manifest = Manifest(classes=TAGS, splits={"eval": (shard,)}, task="multilabel")
+    history = tuple(replace(opened.history[0], epoch=at, eval_map=0.4 + at / 10)
+                    for at in range(4))  # fmt: skip
+    known = replace(opened, classes=TAGS, history=history)
+    return Evaluation(known, manifest, f"s3://{NASTY}", "eval", figures)
+
+
+@pytest.fixture(scope="module")
+def tagged(release: Opened) -> Evaluation:
+    return evaluation(release)
+
+
+def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
+    figures = tagged.figures
+    assert isinstance(figures, Several) and figures.worst and figures.suspects
+    page = report.html(tagged).decode()
+    text = " ".join(Page(page.encode()).text.split())
+    for said in (figures.mean_ap, figures.macro_f1, figures.micro_f1, figures.ece, figures.top1):
+        assert f"{100 * said:.2f} %" in text
+    for one in figures.per_class:
+        for share in (one.ap, one.precision, one.recall, one.f1):
+            assert share is not None and f"{100 * share:.1f} %" in text
+    shown = [*figures.worst, *(each.mistake for each in figures.suspects)]
+    assert page.count("data:image/jpeg;base64,") == len(shown)
+    assert all(f"id {each.image}, loss {each.loss:.2f}" in text for each in shown)
+    assert "Loss and mAP of each epoch" in page and "truncated" in text
+    assert "onfus" not in text  # of pairs of classes there is nothing to tell
+    assert "<script" not in page and NASTY in text
+
+
+def test_what_was_not_found_has_no_section(release: Opened) -> None:
+    page = report.html(evaluation(release, images=30, strength=30.0)).decode()
+    assert "Suspected label errors" not in page and "Classes" in page
+
+
+@browser
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_all_of_it_without_scrolling_sideways(
+    tagged: Evaluation, width: int, tmp_path: Path
+) -> None:
+    wide, title, seen, images, plots = measured(report.html(tagged), width, tmp_path)
+    assert isinstance(tagged.figures, Several)
+    assert int(wide) <= width and title == "birds@v1 on eval"
+    pictures = len(tagged.figures.worst) + len(tagged.figures.suspects)
+    assert int(seen) == int(images) == pictures and int(plots) == 2

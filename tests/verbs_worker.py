@@ -1,0 +1,40 @@
+"""Runs jobs in this process, one after the other, on one Ray of its own.
+
+Reads [job, flags] as JSON lines; answers each with [exit code, what the job printed]. An interrupt
+ends the job that runs.
+"""
+
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+
+import ray
+
+from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.cli.main import main
+from effnet_ray.cli.predicting import predict_job
+from effnet_ray.cli.serving import serve_job
+
+JOBS = {"evaluate": evaluate_job, "predict": predict_job, "serve": serve_job}
+
+
+def answer() -> None:
+    """Serve commands until stdin ends."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    for line in sys.stdin:
+        job, flags = json.loads(line)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            code = main(JOBS[job], flags)
+        print(json.dumps([code, printed.getvalue()]), flush=True)
+
+
+if __name__ == "__main__":
+    answer()
