@@ -9,6 +9,7 @@ libraries below are translated here, once.
 import asyncio
 import os
 import shutil
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -347,10 +348,12 @@ def _files(root: Path) -> dict[str, Entry]:
     for folder, _, names in os.walk(root, onerror=failed):
         for path in (Path(folder, name) for name in names):
             try:
-                stat = path.stat()
+                about = path.stat()
             except FileNotFoundError:
                 continue
-            found[path.relative_to(root).as_posix()] = Entry(stat.st_size, stat.st_mtime)
+            if not stat.S_ISREG(about.st_mode):
+                continue  # reading a pipe or a device may never end
+            found[path.relative_to(root).as_posix()] = Entry(about.st_size, about.st_mtime)
     return found
 
 

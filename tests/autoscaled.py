@@ -141,14 +141,15 @@ def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
 
 
 def accelerators(env: Mapping[str, str]) -> list[str]:
-    """What the machines that live have, the head left out."""
-    return sorted(filter(None, (node["labels"].get(ACCELERATOR) for node in machines(env))))
+    """What the machines that were bought have, those given back among them."""
+    bought = machines(env, "state!=NEVER")
+    return sorted(filter(None, (node["labels"].get(ACCELERATOR) for node in bought)))
 
 
-def machines(env: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Machines of the cluster that live, the head among them."""
+def machines(env: Mapping[str, str], which: str = "state=ALIVE") -> list[dict[str, Any]]:
+    """Machines of the cluster, the head among them; if nothing else is asked, those that live."""
     listed = subprocess.run(
-        [Path(sys.executable).with_name("ray"), "list", "nodes", "--filter=state=ALIVE",
+        [Path(sys.executable).with_name("ray"), "list", "nodes", f"--filter={which}",
          "--format=json", "--detail"],
         env={**env, "RAY_ADDRESS": env["RAY_API_SERVER_ADDRESS"]},
         capture_output=True, text=True, timeout=60,

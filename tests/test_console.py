@@ -43,3 +43,10 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "quarantined image 7: cat/7.jpg: truncated" in text
     assert f"  run      {'x' * 200}\n" in text  # never folded: it is there to be copied
     assert "\x1b" not in text
+
+
+def test_a_file_name_moves_no_cursor() -> None:
+    log = io.StringIO()
+    with People(log) as people:
+        people.say("quarantined \x1b[2J\x9b1m\rcat.jpg, caf\ud8e9.jpg, é stays")
+    assert log.getvalue() == "quarantined �[2J�1m�cat.jpg, caf�.jpg, é stays\n"

@@ -19,7 +19,7 @@ from test_figures import everything
 from effnet_ray import Placement, finetune
 from effnet_ray.cli.evaluating import evaluate_job
 from effnet_ray.data import manifest as manifests
-from effnet_ray.errors import DatasetError, ReleaseError
+from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
 from effnet_ray.release.run import release_run
 from effnet_ray.train.actors import Share
 from effnet_ray.train.loop import evaluate as training_evaluate
@@ -294,3 +294,26 @@ def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> Non
            for i in about["image"]]  # fmt: skip
     shard = manifest.splits["eval"][0].path
     assert ids == pq.read_table(packed / shard)["id"].to_pylist() and len(pieces) == 2
+
+
+def test_what_cannot_be_trained_on_can_be_judged(
+    named: Opened, packed: Path, tmp_path: Path
+) -> None:
+    data = copied(packed, tmp_path / "data")
+    whole = manifests.load(str(data))
+    manifests.write(replace(whole, splits={"eval": whole.splits["eval"]}), str(data))
+    shutil.rmtree(data / "train")
+    assert alone(named, data).images == whole.images["eval"]
+    with pytest.raises(DatasetError, match="has no train images"):
+        manifests.check(manifests.load(str(data)), str(data))
+
+
+@pytest.mark.parametrize("report", ["s3://out.html", "folder.html", "out.txt"])
+def test_a_page_that_could_not_be_written_is_refused(
+    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(RecipeError, match=r"report is .* expected"):
+        evaluate_job(["--model", release.uri, "--data", "nowhere", "--report", report])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]

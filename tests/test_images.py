@@ -463,3 +463,10 @@ def test_a_header_bomb_is_refused(bomb: bytes) -> None:
 def test_one_row_of_pixels_too_many_is_refused(make: type[bytes]) -> None:
     with pytest.raises(ImageError, match=r"10000×8948 px is more than"):
         decode(make(10_000, MAX_PIXELS // 10_000 + 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (20, 40_000)])
+def test_what_is_too_narrow_to_be_enlarged_is_refused(shape: tuple[int, int]) -> None:
+    spec = VARIANTS["b0"].input_spec()
+    with pytest.raises(ImageError, match="too long and narrow"):
+        eval_view(np.zeros((*shape, 3), np.uint8), spec)

@@ -98,28 +98,57 @@ def one_less(data: bytes) -> bytes:
     return safetensors.torch.save(tensors)
 
 
+def many(data: bytes) -> bytes:
+    """Names of more classes than the weights are for."""
+    names = [f"class {number}" for number in range(200_000)]
+    told = {"label_names": names, "num_classes": len(names)}
+    return json.dumps(json.loads(data) | told).encode()
+
+
+def no_numbers(data: bytes) -> bytes:
+    tensors = safetensors.torch.load(data)
+    tensors["conv_stem.weight"][0] = float("nan")
+    return safetensors.torch.save(tensors)
+
+
+def epoch(**given: Any) -> Callable[[bytes], bytes]:
+    def changed(data: bytes) -> bytes:
+        told = json.loads(data)
+        told["history"][0] |= given
+        return json.dumps(told).encode()
+
+    return changed
+
+
 HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("model.safetensors", header_of(2**63), "header"),
     ("model.safetensors", header_of(8, b"notjson!"), "header"),
     ("model.safetensors", lambda data: data[:-9], "buffer|incomplete|metadata"),
     ("model.safetensors", lambda data: b"\x80\x04cposix\nsystem\n", "header"),
-    ("model.safetensors", other_shape, "classifier.weight"),
+    ("model.safetensors", other_shape, "is for 3 classes"),
+    ("model.safetensors", no_numbers, "conv_stem.weight of .* not finite"),
     ("model.safetensors", one_less, "conv_stem.weight"),
     ("config.json", lambda data: b"[1]", "no JSON object"),
     ("config.json", lambda data: b"[" * 100_000, "recursion|Expecting"),
     ("config.json", config(architecture="resnet50"), "resnet50"),
     ("config.json", config(label_names=["a", "a", "b", "c"]), "4 different names"),
     ("config.json", config(label_names=["a"] * 2), "4 different names"),
+    ("config.json", many, "is for 4 classes"),
+    ("config.json", config(label_names=["a", "b", "\x1b[2J", "d"]), "can be shown"),
+    ("config.json", config(label_names=["a", "b", "\ud800", "d"]), "can be shown"),
     ("config.json", config(label_names=[1, 2, 3, 4]), "no list of names"),
     ("config.json", seen(input_size=[3, 10**9, 10**9]), "preprocessing"),
     ("config.json", seen(std=[0, 1, 1]), "preprocessing"),
     ("config.json", seen(mean=[float("nan")] * 3), "preprocessing"),
     ("config.json", seen(crop_pct=1e-9), "preprocessing"),
+    ("config.json", seen(crop_pct=10**400), "too large"),
+    ("config.json", seen(crop_pct=0.2, input_size=[3, 1024, 1024]), "preprocessing"),
     ("config.json", seen(interpolation="nearest"), "preprocessing"),
     ("recipe.json", config(variant="b9"), "b9"),
     ("recipe.json", config(evil=1), "evil"),
     ("metrics.json", config(history=[{"epoch": 1}]), "EpochReport"),
     ("metrics.json", config(history=3), "iterable"),
+    ("metrics.json", epoch(eval_top1=10**400), "too large"),
 ]
 
 

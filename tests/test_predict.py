@@ -1,5 +1,6 @@
 """Predictions: one row for every image, wherever it lies, whatever is interrupted."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,3 +232,41 @@ def test_a_missing_row_is_told(pictures: Path, tmp_path: Path) -> None:
     parts = list(enumerate(source.parts(100)))
     with pytest.raises(EvaluationError, match="1 rows and 0 quarantined images"):
         predictions._conclude(parts, source, str(tmp_path))
+
+
+def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
+    source = find(str(pictures))
+    (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet is damaged .* predict again"):
+        predictions._conclude(list(enumerate(source.parts(100))), source, str(tmp_path))
+
+
+@pytest.mark.parametrize("begun", ["[]", "{", "1"])
+def test_a_folder_that_began_with_something_else_is_refused(
+    release: Opened, pictures: Path, tmp_path: Path, begun: str
+) -> None:
+    (tmp_path / predictions.BEGUN).write_text(begun)
+    with pytest.raises(DatasetError, match="of another model"):
+        predict(release, str(pictures), str(tmp_path), TWO)
+
+
+def test_a_file_name_that_is_no_text_is_shown_as_some(pictures: Path) -> None:
+    name = os.fsencode(str(pictures)) + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write((pictures / "broken.jpg").read_bytes())
+    read = everything(find(str(pictures)))
+    assert read[r"caf\xe9.jpg"] == read["broken.jpg"]
+    assert pa.array(list(read), pa.string()).null_count == 0  # Parquet can hold them
+
+
+def test_what_is_no_file_is_no_picture(pictures: Path) -> None:
+    os.mkfifo(pictures / "endless.jpg")
+    assert find(str(pictures)).images == 25
+
+
+def test_a_picture_of_too_many_bytes_is_not_read(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(found, "MAX_BYTES", 20)
+    bad = [data for data in everything(find(str(pictures))).values()]
+    assert all(isinstance(data, ImageError) and "more than 20" in str(data) for data in bad[1:])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -77,7 +78,10 @@ def _page(report: str) -> str:
     if not report.endswith(".html"):
         raise RecipeError(f"report is {report!r}: expected the name of a file, as in out.html")
     page = storage.absolute(report)
-    writable(page.rpartition("/")[0], "the report")
+    nowhere = storage.is_remote(page) and page.count("/") < 3  # s3://FILE.html has no bucket
+    if nowhere or Path(page).is_dir():
+        raise RecipeError(f"report is {report!r}: expected a file, in a folder or a bucket")
+    writable(page.rpartition("/")[0] or "/", "the report")
     return page
 
 

@@ -3,6 +3,7 @@
 In a job's log, where there is no terminal, the live line becomes plain lines now and then.
 """
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -32,6 +33,10 @@ PLAIN_EVERY_S = 30
 """Seconds between progress lines in a log."""
 NAMED_AT_ONCE = 5
 """Quarantined images named on the console; the run's quarantine/ folder names all."""
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""All but line ends and tabs; and halves of pairs, which no terminal can be sent."""
 
 
 class People:
@@ -66,7 +71,7 @@ class People:
 
     def say(self, sentence: str) -> None:
         """One plain sentence."""
-        self.console.print(sentence, markup=False)
+        self.console.print(harmless(sentence), markup=False)
 
     def packed(self, done: int, total: int) -> None:
         """Progress of packing, images."""
@@ -188,6 +193,11 @@ class People:
         width = max(map(len, rows))
         for name, value in rows.items():
             self.say(f"  {name:<{width}}  {value}")
+
+
+def harmless(text: str) -> str:
+    """The text without what would move a terminal's cursor: names of files are anybody's."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _evaluated(report: EpochReport) -> str:

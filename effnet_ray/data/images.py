@@ -285,10 +285,16 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
 
     The shorter side becomes floor(R / crop) px. Source: timm 1.0.31
     `timm/data/transforms_factory.py transforms_imagenet_eval` and torchvision's Resize.
+    Raises ImageError where the longer side would then be out of all bounds.
     """
     size = math.floor(spec.resolution / spec.crop)
     height, width = pixels.shape[:2]
     short, long = min(height, width), max(height, width)
+    if size * size * long > MAX_PIXELS * short:
+        raise ImageError(
+            f"too long and narrow: {width}×{height} px would have to be enlarged to {size} px on "
+            "the shorter side"
+        )
     scaled = (size, int(size * long / short))
     target = scaled if width <= height else scaled[::-1]
     image = Image.fromarray(pixels).resize(target, _RESAMPLING[spec.interpolation])

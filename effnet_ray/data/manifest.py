@@ -147,10 +147,9 @@ def load(data: str) -> Manifest:
 
 
 def check(manifest: Manifest, data: str) -> None:
-    """Hold what is stored against the manifest, before anything is leased.
+    """Whether a run can be trained on this, as far as can be seen before anything is leased.
 
-    Raises DatasetError for an empty split, fewer than two classes, a shard that is missing, has
-    another size or (in small data sets) another digest.
+    Raises DatasetError for an empty split, fewer than two classes, and as `check_stored` does.
     """
     for split in ("train", "eval"):
         if not manifest.images.get(split):
@@ -159,6 +158,15 @@ def check(manifest: Manifest, data: str) -> None:
         raise DatasetError(
             f"{data} has one class ({', '.join(manifest.classes)}): a classifier needs two or more"
         )
+    check_stored(manifest, data)
+
+
+def check_stored(manifest: Manifest, data: str) -> None:
+    """Hold what is stored against the manifest.
+
+    Raises DatasetError for a shard that is missing, has another size or (in small data sets)
+    another digest.
+    """
     found = storage.sizes(folder(data))
     shards = [shard for split in manifest.splits.values() for shard in split]
     for shard in shards:

@@ -96,7 +96,7 @@ def _split(
             f"{release.reference} knows images of {IMAGES[task]}, {data} has images of "
             f"{IMAGES[manifest.task]}: choose data of its kind, or a release trained on these"
         )
-    manifests.check(manifest, data)
+    manifests.check_stored(manifest, data)
     if not manifest.images.get(name):
         have = ", ".join(split for split, images in manifest.images.items() if images)
         raise DatasetError(f"{data} has no {name} images: choose --split of {have}")

@@ -27,6 +27,8 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.rows import RowGroup
 from effnet_ray.errors import DatasetError, ImageError, StorageError
 
+MAX_BYTES = 200_000_000
+"""Of a picture: 89 million pixels, the most that are decoded, in an uncompressed file."""
 AT_ONCE = 64
 """Pictures of a unit, and of what is read at a time."""
 READERS = 16
@@ -192,6 +194,8 @@ def _rows(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
 def _pictures(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError]]:
     def read(file: tuple[str, int]) -> bytes | ImageError:
         uri = storage.join(source, file[0])
+        if file[1] > MAX_BYTES:
+            return ImageError(f"has {file[1]:,} bytes, more than {MAX_BYTES:,}")
         try:
             return storage.read_bytes(uri, file[1])
         except StorageError as error:
@@ -201,7 +205,12 @@ def _pictures(source: str, unit: Unit) -> Iterator[tuple[str, bytes | ImageError
 
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(read, unit.files))
-    yield from zip((path for path, _ in unit.files), found, strict=True)
+    yield from zip((_shown(path) for path, _ in unit.files), found, strict=True)
+
+
+def _shown(path: str) -> str:
+    """A file's name as text: on a disk it may be any bytes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ before anything is parsed, and JSON and safetensors are all that is ever parsed:
 is executed. What does not hold together is refused as a ReleaseError, in one sentence.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +37,10 @@ MAX_BYTES = {WEIGHTS: 1024**3}
 """B7 has 267 MB; JSON has storage's own bound."""
 MAX_IMAGE_SIZE = 2048
 """px. B7's own is 600; a view of more than this takes 12 MB."""
+HEAD = "classifier.weight"
+"""timm's name of the last layer's matrix, [K, F]."""
+UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no class is called: control characters, and halves of pairs, which no file can hold."""
 INTERPOLATIONS = ("bicubic", "bilinear")
 
 
@@ -92,7 +97,7 @@ def _opened(uri: str, files: "_Files") -> Opened:
         spec=spec,
         classes=classes,
         recipe=recipe,
-        history=tuple(from_dict(EpochReport, epoch) for epoch in files.json(METRICS)["history"]),
+        history=tuple(map(_report, files.json(METRICS)["history"])),
         sha256=files.record["files"][WEIGHTS],
         provenance=told,
     )
@@ -106,7 +111,7 @@ def _refusing(uri: str) -> Iterator[None]:
     except (ReleaseError, StorageError):
         raise
     except (EffnetRayError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError,
-            AttributeError, RecursionError) as error:  # fmt: skip
+            AttributeError, RecursionError, ArithmeticError) as error:  # fmt: skip
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise ReleaseError(
             f"{uri} is not a release that can be used ({why}): publish it again, or use another"
@@ -131,6 +136,13 @@ class _Files:
         return sealed.parse(self.read(name), name)
 
 
+def _report(epoch: Mapping[str, Any]) -> EpochReport:
+    """Numbers that can be drawn. Raises OverflowError for others."""
+    for value in epoch.values():
+        float(value or 0)
+    return from_dict(EpochReport, epoch)
+
+
 def _reference(record: Mapping[str, Any], uri: str) -> str:
     """As the record says; a folder that was copied by itself still knows it."""
     try:
@@ -152,8 +164,10 @@ def _spec(config: Mapping[str, Any]) -> InputSpec:
         std=_three(seen["std"]),
     )
     sizes = type(height) is int and MIN_IMAGE_SIZE <= height <= MAX_IMAGE_SIZE
+    sees = height / spec.crop  # px of what is cropped, and never a hundred times the view
     fits = (
         (channels, width) == (3, height) and sizes and 0.1 <= spec.crop <= 1
+        and sees <= 2 * MAX_IMAGE_SIZE
         and spec.interpolation in INTERPOLATIONS
         and np.isfinite([spec.mean, spec.std]).all() and min(spec.std) > 0
     )  # fmt: skip
@@ -172,6 +186,8 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config["label_names"]
     if not isinstance(names, list) or not all(type(name) is str for name in names):
         raise ValueError(f"label_names of {CONFIG} are no list of names")
+    if any(not name or UNFIT.search(name) for name in names):
+        raise ValueError(f"label_names of {CONFIG} are not all text that can be shown")
     if len(set(names)) != len(names) or len(names) != config["num_classes"] or len(names) < 2:
         raise ValueError(
             f"label_names of {CONFIG} are not {config['num_classes']} different names"
@@ -182,6 +198,12 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _network(recipe: Recipe, spec: InputSpec, classes: int, weights: bytes) -> Network:
     """The network with these weights and no others."""
     tensors = safetensors.torch.load(weights)
+    outputs = max((len(t) for name, t in tensors.items() if name == HEAD and t.dim()), default=0)
+    if outputs != classes:  # before a network is made for a stranger's idea of how many
+        raise ValueError(f"{WEIGHTS} is for {outputs} classes, {CONFIG} names {classes}")
+    odd = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if odd:
+        raise ValueError(f"{odd[0][:100]} of {WEIGHTS} has numbers that are not finite")
     built = networks.build(recipe, spec, classes)
     expected = built.backbone.state_dict()
     odd = sorted(tensors.keys() ^ expected.keys()) or [

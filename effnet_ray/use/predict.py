@@ -109,7 +109,8 @@ def _begin(release: Opened, source: Source, wanted: Wanted, out: str) -> None:
     try:
         there = json.loads(storage.read_bytes(uri))
     except ValueError:
-        there = {}
+        there = None
+    there = there if isinstance(there, dict) else {}
     if there != told:
         other = ", ".join(name for name in told if there.get(name) != told[name])
         raise DatasetError(
@@ -176,5 +177,9 @@ def _conclude(parts: Sequence[tuple[int, Sequence[Unit]]], source: Source, out: 
 
 def _rows(uri: str) -> int:
     filesystem, path = storage.arrow_filesystem(uri)
-    footer = storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+    try:
+        footer = storage.attempt(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+    except pa.ArrowException as error:
+        why = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{uri} is damaged ({why}): delete it and predict again") from error
     return int(footer.num_rows)

@@ -152,9 +152,9 @@ class Several(Sums):
     def _all(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """Labels and scores [n, K] of all images that could be read, in the plan's order."""
         nothing = np.empty((0, self.classes), np.uint8)
-        return np.concatenate([nothing, *self._labels]), np.concatenate(
-            [nothing.astype(np.float32), *self._scores]
-        )
+        self._labels = [np.concatenate([nothing, *self._labels])]  # held once
+        self._scores = [np.concatenate([nothing.astype(np.float32), *self._scores])]
+        return self._labels[0], self._scores[0]
 
     @property
     def mean_ap(self) -> float:

@@ -110,9 +110,14 @@ def show(split: Split, pieces: Sequence[Piece]) -> Iterator[tuple[npt.NDArray[np
 
 def _known(split: Split, label: Label) -> Label:
     """An image's label, or labels, as the network's outputs."""
-    if isinstance(label, int):
-        return split.labels[label]
-    return [split.labels[each] for each in label]
+    own = [label] if isinstance(label, int) else label
+    if not all(0 <= each < len(split.labels) for each in own):
+        raise DatasetError(
+            f"{split.data} has an image of class {label}, of {len(split.labels)} classes: pack "
+            "it again"
+        )
+    known = [split.labels[each] for each in own]
+    return known[0] if isinstance(label, int) else known
 
 
 def _view(split: Split, record: dict[str, Any], view: npt.NDArray[np.uint8]) -> dict[str, str]:
