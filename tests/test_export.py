@@ -31,8 +31,11 @@ from effnet_ray.use.opened import Opened, open_release
 CLASSES = ("0", "1", "2", "3")
 
 
-def released(folder: Path, *, size: int = 64, **given: object) -> Opened:
+def released(
+    folder: Path, *, size: int = 64, store: Path | None = None, **given: object
+) -> Opened:
     """A release with statistics and a head of its own, so that images differ in what it says."""
+    shelves = str(store or folder / "store")
     recipe = settled(image_size=size, **given)
     state = new_state(recipe)
     normalise(state.network)
@@ -41,8 +44,8 @@ def released(folder: Path, *, size: int = 64, **given: object) -> Opened:
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
     spec = replace(recipe.row.input_spec(), resolution=size)
     record.create(replace(run(), recipe=recipe, spec=spec), uri)
-    release = release_run(result(uri, found), str(folder / "store"))
-    return open_release(release.uri, str(folder / "store"))
+    release = release_run(result(uri, found), shelves)
+    return open_release(release.uri, shelves)
 
 
 def normalise(network: Network) -> None:
@@ -138,6 +141,13 @@ def test_what_says_something_else_than_the_release_is_not_written(
     with pytest.raises(ReleaseError, match="something else than the release"):
         export(release, str(tmp_path / "out"), kind)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_computes_in_float32_and_says_so(tmp_path: Path) -> None:
+    release = released(tmp_path, precision="bfloat16")
+    told = export(release, str(tmp_path / "out"), "torch")
+    assert json.loads((tmp_path / "out" / "export.json").read_bytes())["precision"] == "float32"
+    assert told.difference < 1e-4  # to the network in float32
 
 
 def test_an_export_is_not_written_over(release: Opened, tmp_path: Path) -> None:

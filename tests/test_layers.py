@@ -42,12 +42,12 @@ DOORS = {
     "ray": "data.spread data.ingest train.progress train.drain train.machines train.session "
     "train.worker train.actors train.features train.waiting train.finetune sweep.schedule "
     "sweep.costs sweep.searchers sweep.trial check.cluster_file check.working_dir "
-    "check.cluster use.said use.answers use.serve",
+    "check.cluster use.said use.serve",
     "timm": "model.",
     "s3fs": "storage",
     "botocore": "retry storage check.ec2 check.cluster_file check.places",
     "tenacity": "retry",
-    "torch": "model. train. use.sight use.export use.answers track.tensorboard",
+    "torch": "model. train. use.sight use.export track.tensorboard",
     "mlflow": "track.mlflow",
     "tensorboard": "track.tensorboard",
     "PIL": "data.augment data.images data.sample use.plots",

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from servers import free_port
+from test_answers import without_numbers
 from test_export import released
 
 from effnet_ray.data.images import decode, eval_view
-from effnet_ray.errors import ClusterError, ReleaseError
+from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
 from effnet_ray.use import serve as serves
 from effnet_ray.use.answers import Serving
 from effnet_ray.use.opened import Opened, open_release
@@ -167,15 +169,59 @@ def test_a_release_that_was_altered_is_not_rolled_to(server: Server, tmp_path: P
     assert server.ask(None, "/healthz", "GET")[0] == 200
 
 
-def test_what_a_replica_cannot_open_is_not_changed_to(server: Server, tmp_path: Path) -> None:
-    gone = released(tmp_path)
-    served = server.ask(None, "/", "GET")[1]["release_uri"]
-    opened = serves.open_release
+def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, before = released(tmp_path), server.ask(None, "/", "GET")[1]
+    shutil.rmtree(gone.uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(serves, "open_release", lambda uri, store: gone)  # the driver's look alone
+        with pytest.raises(
+            EvaluationError, match=f"served still: {before['release_uri']}"
+        ) as told:
+            server.roll_to(gone)
+    assert isinstance(told.value.__cause__, ReleaseError)  # the replica's own
+    assert server.ask(None, "/", "GET")[1] == before
+    server.roll_to(server.second)
+    assert server.ask(None, "/", "GET")[1]["release_uri"] == server.second.uri
+    server.roll_to(server.first)
+
+
+def test_what_a_replica_could_not_open_at_first_is_asked_for_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = released(tmp_path)
+    away = shutil.move(late.uri, tmp_path / "away")
+
+    def pauses() -> Iterator[float]:
+        yield 0
+        shutil.move(away, late.uri)
+        yield 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serves, "open_release", lambda uri, store: late)
+        patch.setattr(serves, "PAUSES_S", pauses())
+        server.roll_to(late)
+    assert server.ask(None, "/", "GET")[1]["release_uri"] == late.uri
+    server.roll_to(server.first)
+
+
+def test_once_a_release_is_deployed_no_replica_answers_with_another(server: Server) -> None:
+    two = replace(server.serving, replicas=2)
     try:
-        serves.open_release = lambda uri, store: gone  # the driver's look alone
-        shutil.rmtree(gone.uri)
-        server.roll_to(gone)
+        for release in (server.first, server.second):
+            deploy(release.uri, two)
+            told = [server.ask(None, "/", "GET")[1] for _ in range(40)]
+            assert {each["release_uri"] for each in told} == {release.uri}
+            assert len({each["replica"] for each in told}) == 2
     finally:
-        serves.open_release = opened
-    assert server.ask(None, "/", "GET")[1]["release_uri"] == served
+        server.roll_to(server.first)
+
+
+def test_an_answer_that_is_no_number_is_an_error_that_names_the_release(
+    server: Server, photograph: bytes, tmp_path: Path
+) -> None:
+    server.roll_to(without_numbers(released(tmp_path)))
+    status, told = server.ask(photograph)
+    assert status == 500 and "birds@v1" in told["error"] and "no finite number" in told["error"]
     server.roll_to(server.first)

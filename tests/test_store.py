@@ -138,7 +138,7 @@ def test_a_name_alone_is_no_release_and_what_there_is_is_named(local: ModelStore
 
 def test_a_deleted_version_is_gone_for_good(store: ModelStore) -> None:
     three(store)
-    with pytest.raises(ReleaseError, match="pets@v2 is what 'best' means"):
+    with pytest.raises(ReleaseError, match="pets@v2 is still meant by 'best'"):
         store.delete("pets@v2")
     assert store.delete("pets@v3") == Deleted([], None)
     assert store.versions("pets") == [1, 2]
@@ -596,7 +596,7 @@ def test_a_damaged_release_is_listed_as_damaged_and_hides_no_other(
         ),
         (["promote", "pets@v1", "../x"], "'../x' cannot be the name of an alias"),
         (["delete", "pets@best"], "'pets@best' names no version"),
-        (["delete", "pets@v2"], "pets@v2 is what 'best' means"),
+        (["delete", "pets@v2"], "pets@v2 is still meant by 'best'"),
         (["verify", "pets@v3"], "README.md of .*v0003 was altered"),
         (["verify"], "README.md of .*v0003 was altered"),
         (["promote", "pets@v3", "x"], "README.md of .*v0003 was altered"),

@@ -42,6 +42,12 @@ def test_predict_refuses(refused: Refused, store: str, flags: list[str], says: s
         (["--model", "birds@v1", "--port", "0"], "port is 0: expected 1 to 65535"),
         (["--model", "birds@v1", "--max-batch", "0"], "max_batch is 0: expected 1 or more"),
         (["--model", "birds@v1", "--follow-every", "0"], "follow_every is 0 s"),
+        (["--model", "birds@v1", "--follow-every", "inf"], "follow_every is inf s: expected more"),
+        (["--model", "birds@v1", "--follow-every", "nan"], "follow_every is nan s: expected more"),
+        (["--model", "birds@v1", "--max-megabytes", "0"], "max_megabytes is 0.0: expected 0.001"),
+        (["--model", "birds@v1", "--max-megabytes", "inf"], "max_megabytes is inf"),
+        (["--model", "birds@v1", "--max-megabytes", "1e-9"], "max_megabytes is 1e-09"),
+        (["--model", "birds@v1", "--max-megabytes", "2000"], "max_megabytes is 2000.0"),
     ],
 )
 def test_serve_refuses(refused: Refused, store: str, flags: list[str], says: str) -> None:

@@ -12,12 +12,20 @@ import tyro
 from effnet_ray import storage
 from effnet_ray.cli import flags as shared
 from effnet_ray.console.people import People
-from effnet_ray.errors import EffnetRayError, EvaluationError, InputError, RecipeError
+from effnet_ray.errors import (
+    EffnetRayError,
+    EvaluationError,
+    InputError,
+    RecipeError,
+    StorageError,
+)
 from effnet_ray.placement import Placement
 from effnet_ray.store.releases import ModelStore
 from effnet_ray.train import session
 from effnet_ray.use.answers import Serving
 from effnet_ray.use.opened import open_release
+
+DAY_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Serve:
     """Where releases are. Default: EFFNET_STORE, else ~/effnet-ray/store."""
     serving: tyro.conf.OmitArgPrefixes[Serving] = field(default_factory=Serving)
     follow_every: float = 30
-    """Seconds from one look at what the alias means to the next."""
+    """Seconds from one look at what the alias means to the next; at most a day."""
     local: bool = False
     """On this machine alone, whatever cluster the job was submitted to."""
     verbose: bool = False
@@ -42,8 +50,10 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     """`jobs/serve.py`."""
     store = shared.environment()["where"].store
     flags = tyro.cli(Serve, args=argv, default=Serve(tyro.MISSING, store=store))
-    if flags.follow_every <= 0:
-        raise RecipeError(f"follow_every is {flags.follow_every:g} s: expected more than 0")
+    if not 0 < flags.follow_every <= DAY_S:
+        raise RecipeError(
+            f"follow_every is {flags.follow_every:g} s: expected more than 0, at most {DAY_S}"
+        )
     server, serving = _ray_serve(), flags.serving
     uri = meaning(flags.model, flags.store)
     open_release(uri, "")  # refused before anything is leased
@@ -100,19 +110,20 @@ def _ticks(seconds: float) -> Iterator[None]:
 def _follow(flags: Serve, uri: str, people: People, deploy: Deploy, ticks: Iterator[None]) -> str:
     """Roll to whatever the model means at each tick; what was served last.
 
-    What cannot be served is told, once, and what is served stays.
+    What cannot be served is told, once, and what is served stays; where only storage did not
+    answer, it is tried again.
     """
     refused = told = ""
     for _ in ticks:
+        now = refused
         try:
             now = meaning(flags.model, flags.store)
-            if now in (uri, refused):
-                continue
-            refused = now  # until it is served
-            deploy(now, flags.serving)
-            uri, refused, told = now, "", ""
-            people.say(f"{flags.model} means {uri} now: served")
+            if now not in (uri, refused):
+                deploy(now, flags.serving)
+                uri, refused, told = now, "", ""
+                people.say(f"{flags.model} means {uri} now: served")
         except EffnetRayError as error:
+            refused = refused if _passes(error) else now
             if str(error) != told:
                 told = str(error)
                 people.say(f"{flags.model} cannot be followed: {told}; {uri} is served still")
@@ -120,3 +131,8 @@ def _follow(flags: Serve, uri: str, people: People, deploy: Deploy, ticks: Itera
                 with suppress(EffnetRayError):
                     deploy(uri, flags.serving)
     return uri
+
+
+def _passes(error: EffnetRayError) -> bool:
+    """Whether it was storage, which may answer the next time: the driver's or a replica's."""
+    return isinstance(error, StorageError) or isinstance(error.__cause__, StorageError)

@@ -46,7 +46,7 @@ def delete(shelf: Shelf, version: int, *, force: bool) -> list[str]:
     held = [name for name in shelf.aliases if _means(shelf, name) == version]
     if held and not (force or again):
         raise ReleaseError(
-            f"{shelf.name}@v{version} is what {' and '.join(map(repr, held))} means: promote "
+            f"{shelf.name}@v{version} is still meant by {' and '.join(map(repr, held))}: promote "
             "another version first, or say --force"
         )
     publishing.bury(shelf, version, "deleted")

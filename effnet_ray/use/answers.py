@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
-import torch
 
 from effnet_ray.data.images import decode, eval_view
-from effnet_ray.errors import ImageError
+from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.records import require
-from effnet_ray.tasks import MULTILABEL
-from effnet_ray.use.opened import Opened, open_release
-from effnet_ray.use.sight import likeliest
+from effnet_ray.train.actors import Share
+from effnet_ray.use.sight import Sight, likeliest
 
 Pixels = npt.NDArray[np.uint8]
+Answer = dict[str, Any] | EvaluationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +51,17 @@ class Serving:
             value = getattr(self, name)
             require(0 <= value < math.inf, name, value, "0 or more")
         most = self.max_megabytes
-        require(0 < most < math.inf, "max_megabytes", most, "above 0")
+        require(0.001 <= most <= 1024, "max_megabytes", most, "0.001 to 1024")
 
 
 class Served:
     """A release on the replica's device."""
 
-    def __init__(self, release: Opened, top: int) -> None:
-        self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        network = release.network.to(self.device).eval()
-        self.release = replace(release, network=network)
-        self.several = release.recipe.task == MULTILABEL
-        self.top = min(top, len(release.classes))
-
-    @classmethod
-    def open(cls, uri: str, serving: Serving) -> "Served":
-        """Load and verify it."""
-        return cls(open_release(uri, ""), serving.top)
+    def __init__(self, uri: str, top: int) -> None:
+        """Load and verify it. Raises as `open_release` does."""
+        self._sight = Sight(uri, None, Share(cores=1))  # what a replica leases
+        self.release = self._sight.release
+        self.top = min(top, self._sight.classes)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -78,8 +70,8 @@ class Served:
         return {"model": release.reference, "release_uri": release.uri,
                 "task": release.recipe.task, "classes": list(release.classes)}  # fmt: skip
 
-    def look(self, images: Sequence[bytes]) -> list[dict[str, Any] | ImageError]:
-        """What each shows, or why it cannot be read."""
+    def look(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
+        """What each shows, or why it cannot be read; EvaluationError where that is no number."""
         views = [self._view(data) for data in images]
         good = [view for view in views if not isinstance(view, ImageError)]
         said = iter(self._said(np.stack(good)) if good else ())
@@ -91,12 +83,19 @@ class Served:
         except ImageError as error:
             return error
 
-    @torch.no_grad()
-    def _said(self, views: Pixels) -> list[dict[str, Any]]:
-        pixels = torch.from_numpy(views).permute(0, 3, 1, 2).to(self.device)
-        logits = self.release.network(pixels).float()
-        labels, shares = likeliest(logits, several=self.several, top=self.top)
-        return [self._answer(*row) for row in zip(labels.tolist(), shares.tolist(), strict=True)]
+    def _said(self, views: Pixels) -> list[Answer]:
+        _, logits = self._sight.features_and_logits(views)
+        labels, shares = likeliest(logits, several=self._sight.several, top=self.top)
+        finite = logits.isfinite().all(1)
+        wrong = EvaluationError(
+            f"what {self.release.reference} makes of this image is no finite number: serve "
+            "another release"
+        )
+        rows = zip(labels.tolist(), shares.tolist(), strict=True)
+        return [
+            self._answer(*row) if fine else wrong
+            for row, fine in zip(rows, finite.tolist(), strict=True)
+        ]
 
     def _answer(self, labels: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:
         named = [

@@ -77,6 +77,7 @@ def evaluate(
     lease = session.lease(placement, [data, release.uri])
     kind = Several if images.several else Figures
     found: Figures | Several = kind(len(release.classes), examples)
+    tell(0, images.images)
     with failing("the evaluation"):
         for judged in plainly(_judged(release, images, placement, lease)):
             found.add(judged)

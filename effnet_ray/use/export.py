@@ -4,8 +4,9 @@
     OUT/export.json                   what it expects and gives, its classes; written last
 
 The batch may be of any size. Normalising is inside; resizing and cropping are the caller's, and
-are told in export.json, in ONNX also in the model's own metadata. What is written has been held
-against the release's network.
+are told in export.json, in ONNX also in the model's own metadata. What is written computes in
+float32, whatever precision the release was trained in and is judged in, and has been held against
+the release's network in float32.
 """
 
 import hashlib
@@ -48,7 +49,9 @@ class Exported:
     bytes: int
     sha256: str
     difference: float
-    """Largest difference of a logit to the release's, on made-up images."""
+    """Largest difference of a logit to the release's in float32, on made-up images."""
+    precision: str
+    """What it computes in."""
     input: dict[str, Any]
     outputs: dict[str, str]
     preprocessing: dict[str, Any]
@@ -112,6 +115,7 @@ def _told(release: Opened) -> dict[str, Any]:
     spec, size = release.spec, release.spec.resolution
     several = release.recipe.task == MULTILABEL
     return {
+        "precision": "float32",
         "input": {"name": INPUT, "shape": ["batch", 3, size, size], "dtype": "uint8",
                   "layout": "NCHW", "colours": "RGB", "range": [0, 255]},
         "outputs": {

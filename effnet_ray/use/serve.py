@@ -6,25 +6,34 @@
 
 Each replica holds the network; requests that come together go through it together. When another
 release is to be served, a replica loads it beside the one it has, and changes over between two
-batches: no request is dropped. One that cannot be opened is not changed to. What is too large
-never comes to a replica (`bound`).
+batches: no request is dropped. One that cannot be opened is not changed to, and whoever asked for
+it is told. What is too large never comes to a replica (`bound`).
 """
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from effnet_ray.errors import ClusterError, EvaluationError, ImageError
+from effnet_ray.errors import ClusterError, EffnetRayError, EvaluationError, ImageError
 from effnet_ray.use import bound
-from effnet_ray.use.answers import Served, Serving
+from effnet_ray.use.answers import Answer, Served, Serving
 from effnet_ray.use.opened import open_release
 
 APP = "effnet_ray"
+PAUSES_S = (1.0, 4.0, 0.0)
+"""Seconds after each time that a release is asked for, until it is asked for again."""
+TELLING_S = 60
+"""Seconds in which replicas must tell what they serve: they may have images to look at."""
+FAILURES = (RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError)
+"""Ray Serve's own."""
 
 
 class Replica:
@@ -33,19 +42,30 @@ class Replica:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._served: Served | None = None
+        self._failed: EffnetRayError | None = None
         # As many images at once as are asked for, not as many as when the class was decorated.
         self.look.set_max_batch_size(serving.max_batch)
         self.look.set_batch_wait_timeout_s(serving.max_wait_ms / 1000)
 
     async def reconfigure(self, config: dict[str, str]) -> None:
-        """Serve the release at `uri` from now on. Called at the start, and for every other one."""
+        """Serve the release at `uri` from now on: at the start, and whenever it is asked for."""
+        self._failed, uri = None, config["uri"]
+        if self._served and self._served.release.uri == uri:
+            return
         try:
-            self._served = await asyncio.to_thread(Served.open, config["uri"], self._serving)
+            self._served = await asyncio.to_thread(Served, uri, self._serving.top)
         except Exception as error:
             if not self._served:
                 raise
             # Ray Serve would end the replica for it, and with it what is served.
             logging.getLogger("ray.serve").error("%s: serving on what was", error)
+            kind = type(error) if isinstance(error, EffnetRayError) else EvaluationError
+            self._failed = kind(_short(error))  # without what its traceback holds
+
+    async def serves(self) -> tuple[str, EffnetRayError | None]:
+        """URI of what is served; why what was asked for last is not."""
+        assert self._served
+        return self._served.release.uri, self._failed
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer."""
@@ -63,10 +83,12 @@ class Replica:
         said = await self.look(await request.body())
         if isinstance(said, ImageError):
             return _refused(415, f"this is no image that can be read ({said}): send JPEG or PNG")
+        if isinstance(said, EvaluationError):
+            return _refused(500, str(said))
         return JSONResponse(said)
 
     @serve.batch  # type: ignore[untyped-decorator]  # Ray Serve has no types
-    async def look(self, images: list[bytes]) -> list[dict[str, Any] | ImageError]:
+    async def look(self, images: list[bytes]) -> list[Answer | ImageError]:
         """What each shows, or why it cannot be read."""
         served = self._served
         assert served
@@ -102,16 +124,39 @@ def begin(serving: Serving) -> None:
 def deploy(uri: str, serving: Serving) -> None:
     """Serve the release at `uri`, verified; in place of another, once it is loaded.
 
-    Raises ReleaseError for one that cannot be opened, EvaluationError where it cannot be served.
+    Raises ReleaseError for one that cannot be opened, EvaluationError where it cannot be served or
+    a replica goes on with another; that replica's own error is its cause.
     """
-    open_release(uri, "")
+    uri = open_release(uri, "").uri
+    told = list[tuple[str, EffnetRayError | None]]()
+    for pause in PAUSES_S:
+        try:
+            asked = _roll(uri, serving).broadcast("serves")
+            answers = asked.results(timeout_s=TELLING_S, return_exceptions=True)
+        except FAILURES as error:
+            raise EvaluationError(f"{uri} cannot be served: {_short(error)}") from error
+        told = [each for each in answers if not isinstance(each, Exception)]  # of one that died
+        if [served for served, _ in told] == [uri] * serving.replicas:
+            return
+        time.sleep(pause)
+    others = sorted({served for served, _ in told} - {uri})
+    why = next((failed for _, failed in told if failed), None)
+    raise EvaluationError(
+        f"{uri} is not served by all of {serving.replicas} replicas ({why or 'some are silent'}); "
+        f"served still: {', '.join(others) or 'no other'}"
+    ) from why
+
+
+def _roll(uri: str, serving: Serving) -> DeploymentHandle[Any]:
+    """Ask every replica for the release; they have loaded it, or failed to."""
     deployed = serve.deployment(
         Replica,
         name="effnet",
         num_replicas=serving.replicas,
         max_ongoing_requests=2 * serving.max_batch,
         max_queued_requests=serving.max_waiting,
-        user_config={"uri": uri},
+        # Replicas are not called again for what they have been called for.
+        user_config={"uri": uri, "asked": str(time.time_ns())},
         ray_actor_options={"num_gpus": serving.gpus_per_replica, "num_cpus": 1},
         health_check_period_s=10,
         graceful_shutdown_timeout_s=30,
@@ -119,10 +164,7 @@ def deploy(uri: str, serving: Serving) -> None:
     # Without a version Ray Serve takes every call for new code, and ends replicas to begin others
     # (2.60 `serve/_private/client.py`); with one it calls `reconfigure`.
     same = deployed.options(version="1", _internal=True)
-    try:
-        serve.run(same.bind(serving), name=APP, route_prefix="/")
-    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
-        raise EvaluationError(f"{uri} cannot be served: {_short(error)}") from error
+    return serve.run(same.bind(serving), name=APP, route_prefix="/")
 
 
 def _short(error: BaseException) -> str:

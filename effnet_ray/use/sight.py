@@ -24,14 +24,15 @@ def likeliest(logits: Tensor, *, several: bool, top: int) -> tuple[Tensor, Tenso
 class Sight:
     """What the network makes of views."""
 
-    def __init__(self, release: str, sha256: str, share: Share) -> None:
-        """`release`: URI of the release whose weights have that digest.
+    def __init__(self, release: str, sha256: str | None, share: Share) -> None:
+        """`release`: URI of the release whose weights have that digest; None: whichever is there.
 
         Raises ReleaseError where another is there.
         """
         opened = open_release(release, "")
-        if opened.sha256 != sha256:
+        if sha256 not in (None, opened.sha256):
             raise ReleaseError(f"{release} has other weights than before: use another version")
+        self.release = opened
         self._device = share.device()
         self._network = opened.network.to(self._device).eval()
         self._precision = getattr(torch, opened.recipe.precision or "float32")

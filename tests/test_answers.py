@@ -1,0 +1,64 @@
+"""What is answered over HTTP, without the HTTP: as `evaluate` and `predict` compute it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from test_export import released
+from test_opened import forge
+
+from effnet_ray.data.images import decode, eval_view
+from effnet_ray.errors import EvaluationError, ImageError
+from effnet_ray.train.actors import Share
+from effnet_ray.use.answers import Answer, Served
+from effnet_ray.use.opened import WEIGHTS, Opened
+from effnet_ray.use.sight import Sight
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def files(photographs: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:4]]
+
+
+def without_numbers(release: Opened) -> Opened:
+    """The release with a head whose sums are beyond float32, sealed again."""
+    weights = Path(release.uri) / WEIGHTS
+    tensors = safetensors.torch.load(weights.read_bytes())
+    tensors["classifier.weight"].fill_(1e38)  # finite, as a release must be; its sums are not
+    forge(Path(release.uri), WEIGHTS, safetensors.torch.save(tensors))
+    return release
+
+
+def probabilities(answer: Answer | ImageError, classes: int) -> list[float]:
+    """In the order of the classes, which are called 0, 1, 2, …"""
+    assert isinstance(answer, dict)
+    named = {each["label"]: each["probability"] for each in answer["labels"]}
+    return [named[str(k)] for k in range(classes)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_release_is_served_in_the_precision_in_which_it_is_judged(
+    tmp_path: Path, files: list[bytes], precision: str
+) -> None:
+    release = released(tmp_path, precision=precision)
+    views = np.stack([eval_view(decode(data), release.spec) for data in files])
+    sight = Sight(release.uri, release.sha256, Share(cores=1))
+    judged = sight.features_and_logits(views)[1].softmax(1).numpy()
+    served = [probabilities(said, 4) for said in Served(release.uri, top=4).look(files)]
+    assert np.array_equal(np.float32(served), judged)
+    pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
+    whole = release.network(pixels).softmax(1).numpy()
+    assert np.allclose(judged, whole, atol=1e-6) == (precision == "float32")
+
+
+def test_what_is_no_number_is_an_error_that_names_the_release(
+    tmp_path: Path, files: list[bytes]
+) -> None:
+    release = without_numbers(released(tmp_path))
+    wrong, unread = Served(release.uri, top=2).look([files[0], b"no image"])
+    assert isinstance(wrong, EvaluationError) and "birds@v1" in str(wrong)
+    assert isinstance(unread, ImageError)

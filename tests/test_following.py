@@ -1,0 +1,73 @@
+"""`serve` follows an alias: what moves, what is refused, what is tried again. No Ray."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_export import released
+
+from effnet_ray.cli.serving import Serve, _follow
+from effnet_ray.console.people import People
+from effnet_ray.errors import EffnetRayError, EvaluationError, ReleaseError, StorageError
+from effnet_ray.store.releases import ModelStore
+from effnet_ray.use.answers import Serving
+
+
+class Followed:
+    """Three ticks after `birds@live` moved from v1 to v2, where serving v2 fails at first."""
+
+    def __init__(self, store: str, failures: list[EffnetRayError]) -> None:
+        self.first, self.second = (f"{store}/birds/v000{version}" for version in (1, 2))
+        self._store, self._failures = store, failures
+        self.asked = list[str]()
+        said = io.StringIO()
+        with People(said) as people:
+            flags = Serve(model="birds@live", store=store)
+            self.served = _follow(flags, self.first, people, self._deploy, self._ticks())
+        self.said = said.getvalue()
+
+    def _deploy(self, uri: str, serving: Serving) -> None:
+        self.asked.append(uri)
+        if uri == self.second and self._failures:
+            raise self._failures.pop(0)
+
+    def _ticks(self) -> Iterator[None]:
+        ModelStore(self._store).promote("birds@v2", "live", force=True)
+        yield from (None,) * 3
+
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Callable[..., Followed]:
+    store = tmp_path / "store"
+    released(tmp_path / "a", store=store)
+    released(tmp_path / "b", store=store, seed=5)
+    ModelStore(str(store)).promote("birds@v1", "live", force=True)
+    return lambda *failures: Followed(str(store), list(failures))
+
+
+def test_what_storage_did_not_give_is_said_once_and_tried_again(
+    follow: Callable[..., Followed],
+) -> None:
+    seen = follow(StorageError("no answer"), StorageError("no answer"))
+    assert seen.served == seen.second and seen.asked == [seen.second] * 3
+    assert seen.said.count("no answer") == 1 and "means" in seen.said.splitlines()[-1]
+
+
+def test_what_storage_did_not_give_to_a_replica_is_tried_again(
+    follow: Callable[..., Followed],
+) -> None:
+    failure = EvaluationError("served still: the other")
+    failure.__cause__ = StorageError("no answer")
+    seen = follow(failure)
+    assert seen.asked == [seen.second, seen.first, seen.second]  # what was, meanwhile
+    assert seen.served == seen.second
+
+
+@pytest.mark.parametrize("kind", [ReleaseError, EvaluationError])
+def test_what_cannot_be_served_is_refused_for_good(
+    follow: Callable[..., Followed], kind: type[EffnetRayError]
+) -> None:
+    seen = follow(kind("not this one"))
+    assert seen.served == seen.first and seen.asked.count(seen.second) == 1
+    assert seen.said.count("not this one") == 1
