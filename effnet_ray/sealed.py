@@ -33,8 +33,8 @@ def unseal(data: bytes, uri: str) -> dict[str, Any]:
     content = parse(data, uri)
     if "sha256" not in content and "files" in content:
         raise ReleaseError(
-            f"{uri} was published by an older version of this package, without a seal: publish it "
-            "again"
+            f"{uri} has no seal: it was altered, or published by an older version of this "
+            "package: restore it, or publish it again"
         )
     bare = {key: value for key, value in content.items() if key != "sha256"}
     try:

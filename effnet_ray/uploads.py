@@ -33,9 +33,10 @@ def begun(uri: str) -> Iterator[Upload]:
         for item in page.get("Uploads", ()):
             path = item["Key"].removeprefix(prefix)
             yield Upload(path, item["UploadId"], item["Initiated"].timestamp())
-        if not page.get("IsTruncated"):
+        marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        more = {name: page[mark] for name, mark in marks.items() if page.get(mark)}
+        if not (page.get("IsTruncated") and more):
             return
-        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def abort(uri: str, upload: Upload) -> None:

@@ -296,6 +296,16 @@ def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> Non
     assert ids == pq.read_table(packed / shard)["id"].to_pylist() and len(pieces) == 2
 
 
+def test_a_split_is_judged_whatever_became_of_the_others(
+    named: Opened, packed: Path, tmp_path: Path
+) -> None:
+    data = copied(packed, tmp_path / "data")
+    shutil.rmtree(data / "train")
+    assert alone(named, data).images == manifests.load(str(data)).images["eval"]
+    with pytest.raises(DatasetError, match=r"train/\S+ .* is missing"):
+        evaluating._split(named, str(data), "train", thumbnails=False)
+
+
 def test_what_cannot_be_trained_on_can_be_judged(
     named: Opened, packed: Path, tmp_path: Path
 ) -> None:

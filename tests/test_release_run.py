@@ -1,5 +1,7 @@
 """From a finished run to a release: the weights that its best epoch was judged by."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from loop_worker import CLASSES, new_state, settled
 from safetensors.torch import load
 from test_dials import report
 
+from effnet_ray.errors import ReleaseError
 from effnet_ray.release.run import release_run
 from effnet_ray.train import checkpoint, record
 from effnet_ray.train.record import Result, Run
@@ -31,6 +34,29 @@ def test_a_release_holds_the_average_where_that_was_better(tmp_path: Path, avera
     weights = load((Path(release.uri) / "model.safetensors").read_bytes())
     expected = (state.averaged if averaged else state.network).backbone.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    state = new_state(RECIPE)
+    state.step, state.history = 1, [report(0, 0.75)]
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    state.step, state.history = 2, [report(0, 0.75), report(1, 0.5)]
+    checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    record.create(run(), uri)
+    ended = replace(result(uri, found), epochs=2, steps=2)
+    folder = Path(release_run(ended, str(tmp_path / "store")).uri)
+    metrics = json.loads((folder / "metrics.json").read_bytes())
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [0, 1]
+    assert metrics["best"]["epoch"] == 0
+    card = (folder / "README.md").read_text()
+    assert "the best of 2 evaluations" in card and "F1" not in card  # classes were not counted
+    cost = json.loads((folder / "release.json").read_bytes())["cost"]
+    assert cost["train_images"] == sum(epoch["train_images"] for epoch in metrics["history"])
+    shutil.rmtree(f"{uri}/{record.CHECKPOINTS}")
+    assert release_run(ended, str(tmp_path / "store")).uri == str(folder)  # reported, not redone
+    with pytest.raises(ReleaseError, match="restore it, or train again under another --name"):
+        release_run(ended, str(tmp_path / "other"))
 
 
 def run() -> Run:

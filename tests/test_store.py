@@ -170,6 +170,36 @@ def test_best_moves_on_from_what_is_deleted_to_the_best_that_is_left(local: Mode
     assert local.delete("pets@v3", force=True) == Deleted(["best"], None)
 
 
+def test_best_moves_on_to_releases_that_are_judged_by_another_figure(local: ModelStore) -> None:
+    several = {"metrics.json": b'{"best": {"eval_top1": 0.9, "eval_map": 0.1}}'}
+    local.publish("pets", files("fourth", 0) | several, {"run": "fourth"})
+    local.promote("pets@v4", "best", force=True)
+    done = local.delete("pets@v4", force=True)
+    assert done.best and done.best.version == 2
+
+
+def test_a_damaged_best_holds_up_no_publisher(local: ModelStore) -> None:
+    path(local, "aliases/best.json").write_text("{}")
+    assert local.publish("pets", files("fourth", 0.9), {"run": "fourth"}).version == 4
+    assert local.released("pets", run="fourth") is not None
+    with pytest.raises(ReleaseError, match=r"best\.json"):
+        local.find("pets@best")
+
+
+def test_a_release_that_lost_its_record_alone_has_it_again(
+    local: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = path(local, "v0001/release.json")
+    there = record.read_bytes()
+    record.unlink()
+    assert models_job(["verify", "--store", local.uri])["unfinished"] == ["pets@v1"]
+    assert "pets@v1 is claimed, without a record" in capsys.readouterr().err
+    assert local.publish("pets", files("fourth", 0.9), {"run": "fourth"}).version == 4
+    assert record.read_bytes() == there and local.versions("pets") == [1, 2, 3, 4]
+    record.unlink()
+    assert local.gc(lease_s=-60).finished == ["pets@v1"] and record.read_bytes() == there
+
+
 def test_best_stays_where_a_person_moved_it_when_another_is_deleted(local: ModelStore) -> None:
     local.promote("pets@v1", "best", force=True)
     assert local.delete("pets@v3") == Deleted([], None)
@@ -271,12 +301,14 @@ def test_verify_holds_aliases_against_releases(
     assert "✓ pets@v3" in (heard := capsys.readouterr().err) and "✓ pets@champion" in heard
 
 
-def test_a_release_without_a_seal_is_told_to_be_of_an_older_version(local: ModelStore) -> None:
+def test_a_release_without_a_seal_is_told_to_have_none(local: ModelStore) -> None:
     place = path(local, "v0001", sealed.RECORD)
     record = json.loads(place.read_bytes())
     del record["sha256"]
     place.write_text(json.dumps(record))
-    with pytest.raises(ReleaseError, match=r"older version of this package, without a seal: pub"):
+    with pytest.raises(
+        ReleaseError, match="has no seal: it was altered, or published by an older"
+    ):
         local.find("pets@v1")
 
 

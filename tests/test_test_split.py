@@ -55,7 +55,15 @@ def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
     for shard in (tested / "test").iterdir():
         shard.unlink()
     assert finetune_job(command) == told  # reported: to score it again there would be no images
-    assert not (tmp_path / "runs/scored" / test_split.CANDIDATE).exists()
+    elsewhere = finetune_job([*command, "--store", f"{tmp_path}/other"])
+    assert elsewhere["test_top1"] == told["test_top1"]  # nor is it for another store
+    run = tmp_path / "runs/scored"
+    assert not list(run.glob(f"{test_split.CANDIDATE}*"))
+    (run / test_split.FIGURES).unlink()
+    third = ["--store", f"{tmp_path}/third"]
+    with pytest.raises(DatasetError, match=r"is missing: .* --no-test-split"):
+        finetune_job([*command, *third])
+    assert "test_top1" not in finetune_job([*command, *third, "--no-test-split"])
 
 
 def again(folder: Path, scoring: Scoring) -> Any:
@@ -93,4 +101,4 @@ def test_what_cannot_be_scored_is_not_released_and_leaves_nothing(
     with pytest.raises(DatasetError, match="does not know"):  # the release has other classes
         again(tmp_path, Scoring(str(tested), Placement(), never))
     assert ModelStore(str(tmp_path / "store")).versions("again") == []
-    assert not (tmp_path / "run" / test_split.CANDIDATE).exists()
+    assert not list((tmp_path / "run").glob(f"{test_split.CANDIDATE}*"))

@@ -10,7 +10,6 @@ from effnet_ray.cli.checking import ready
 from effnet_ray.cli.flags import Training
 from effnet_ray.console.people import People
 from effnet_ray.release.run import release_run
-from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
 from effnet_ray.track.trackers import Trackers, named
 from effnet_ray.train.finetune import finetune
@@ -42,7 +41,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
                 result,
                 where.store,
                 single_writer=where.single_writer,
-                scoring=Scoring(data, flags.placement, connect, people.scored),
+                scoring=shared.scoring(flags, data, people, connect, flags.placement),
             )
             trackers.published(release)
         released = sealed.read(release.uri)

@@ -16,6 +16,7 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.records import from_dict
+from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import ModelStore
 from effnet_ray.train import session
 from effnet_ray.variants import FAMILIES
@@ -73,6 +74,8 @@ class Training:
     tracker: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """mlflow, tensorboard, or both with a comma between: tell these of the run too. MLflow's own
     environment says where its server is (MLFLOW_TRACKING_URI)."""
+    test_split: bool = True
+    """Score the data's test split, if it has one, when what was trained is released."""
     verbose: bool = False
     """Show Ray's own logs."""
 
@@ -156,6 +159,13 @@ def connecting(people: People, *, local: bool, verbose: bool, dashboard: bool = 
             people.say(f"Ray: {where}")
 
     return connect
+
+
+def scoring(
+    flags: Training, data: str, people: People, connect: Connect, placement: Placement
+) -> Scoring | None:
+    """Who scores the test split; None where nobody is to."""
+    return Scoring(data, placement, connect, people.scored) if flags.test_split else None
 
 
 def sample(people: People) -> str:

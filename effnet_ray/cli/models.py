@@ -148,7 +148,10 @@ class Verify(Reading):
 def verify(flags: Verify, people: People) -> dict[str, Any]:
     """`models.py verify`. Raises ReleaseError where anything is not as it was released."""
     store = flags.open()
-    told: dict[str, list[str]] = {"verified": [], "aliases": []}
+    told: dict[str, list[str]] = {"verified": [], "aliases": [], "unfinished": []}
+    told["unfinished"] = _unfinished(store, flags.model)
+    for reference in told["unfinished"]:
+        people.say(f"… {reference} is claimed, without a record: publishing again finishes it")
     damaged = []
     for what, reference, check in _checks(store, flags.model):
         try:
@@ -163,6 +166,14 @@ def verify(flags: Verify, people: People) -> dict[str, Any]:
         more = f"; {len(damaged) - 1} more are damaged, named above" if damaged[1:] else ""
         raise ReleaseError(damaged[0] + more)
     return {"store": store.uri, **told}
+
+
+def _unfinished(store: ModelStore, model: str) -> list[str]:
+    """What is asked for and claimed: its publisher is at work or died, or its record is gone."""
+    if "@" in model:
+        return []
+    shelves = [store.shelf(name) for name in ([model] if model else store.models())]
+    return [shelf.release(v).reference for shelf in shelves for v in shelf.unfinished]
 
 
 def _checks(

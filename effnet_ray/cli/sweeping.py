@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import tyro
@@ -15,7 +15,6 @@ from effnet_ray.console.people import People
 from effnet_ray.console.sweeping import SweepView
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import Release
 from effnet_ray.sweep import outcome, record, report, space as spaces
 from effnet_ray.sweep.outcome import Objective, Outcome
@@ -74,13 +73,16 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     data = flags.where.data or shared.sample(people)
     ready(flags, data, people)
     connect = shared.connecting(people, local=flags.local, verbose=flags.verbose, dashboard=True)
-    found = _found(flags, data, space, people, connect, workers_given=_says_workers(plain))
+    given_workers = _says_workers(plain)
+    found = _found(flags, data, space, people, connect, workers_given=given_workers)
+    # Trials had as many workers as keep all devices busy; one alone fits wherever they did.
+    placement = flags.placement if given_workers else replace(flags.placement, workers="1")
     with Trackers(named(flags.tracker), people.say) as trackers:  # a trial's events stay with it
         release, front = publish(
             found,
             flags.where.store,
             single_writer=flags.where.single_writer,
-            scoring=Scoring(data, flags.placement, connect, people.scored),
+            scoring=shared.scoring(flags, data, people, connect, placement),
         )
         for each in dict.fromkeys([release, *front]):
             trackers.published(each)

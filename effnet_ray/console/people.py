@@ -91,6 +91,7 @@ class People:
         self._live.update(self._task, completed=done, total=total, figures=figures)
         now = time.monotonic()
         if done == total:
+            self._doing = ""  # the next of its kind begins anew
             self.say(f"{did} {total:,} images, {figures}")
         elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = now

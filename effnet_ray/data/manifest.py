@@ -161,14 +161,15 @@ def check(manifest: Manifest, data: str) -> None:
     check_stored(manifest, data)
 
 
-def check_stored(manifest: Manifest, data: str) -> None:
-    """Hold what is stored against the manifest.
+def check_stored(manifest: Manifest, data: str, split: str = "") -> None:
+    """Hold what is stored, of one split or all, against the manifest.
 
     Raises DatasetError for a shard that is missing, has another size or (in small data sets)
     another digest.
     """
     found = storage.sizes(folder(data))
-    shards = [shard for split in manifest.splits.values() for shard in split]
+    splits = [manifest.splits[split]] if split else manifest.splits.values()
+    shards = [shard for each in splits for shard in each]
     for shard in shards:
         if shard.path not in found:
             raise DatasetError(

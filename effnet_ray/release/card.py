@@ -36,8 +36,7 @@ On {images} images that training never saw; by them the best of {evaluated} eval
 {map}| eval top-1 | {top1:.2%} |
 | eval top-5 | {top5:.2%} |
 | eval loss | {loss:.4f} |
-| mean F1 of classes | {f1:.2%} |
-| weights | {averaged} |
+{f1}| weights | {averaged} |
 {test}
 {per_class}
 
@@ -121,7 +120,7 @@ def card(
         top1=winner.eval_top1,
         top5=winner.eval_top5,
         loss=winner.eval_loss,
-        f1=macro_f1(per_class),
+        f1=f"| mean F1 of classes | {macro_f1(per_class):.2%} |\n" if per_class else "",
         test=_test(test),
         per_class=_per_class(names, per_class),
         images=f"{winner.eval_images:,}",
@@ -155,7 +154,9 @@ def _test(figures: Mapping[str, float]) -> str:
 
 
 def _per_class(names: Sequence[str], found: Sequence[Class]) -> str:
-    """The classes of the lowest F1 first."""
+    """The classes of the lowest F1 first; nothing where they were not counted."""
+    if not found:
+        return ""
     worst = sorted((each for each in found if each.support), key=lambda each: each.f1)
     rows = ["| class | images | precision | recall | F1 |", "|---|---|---|---|---|"]
     for each in worst[:CLASSES_NAMED]:

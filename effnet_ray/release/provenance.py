@@ -45,9 +45,13 @@ def provenance(
 
 
 def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
-    """What the run took: `seconds` are of the call that ended it, the rest of all its epochs."""
+    """What the run took.
+
+    `device_seconds` (of the workers, computing features and scoring left out) and images are of
+    all its epochs, `seconds` and images per second of the call that ended it.
+    """
     return {
-        "device_seconds": result.device_seconds,
+        **({"device_seconds": result.device_seconds} if result.device_seconds else {}),
         "seconds": round(result.seconds, 1),
         "train_images": sum(report.train_images for report in history),
         "train_images_per_s": round(result.train_images_per_s, 1),

@@ -1,7 +1,7 @@
 """From a finished run to a Release: the best checkpoint, with all that a reader needs."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,13 +38,23 @@ def release_run(
     released already is found, not scored and not released again. Raises ReleaseError where the
     run's record or best checkpoint is gone or damaged, and what `scoring` raises.
     """
-    chosen = _open(result)
-    where, name = ModelStore(storage.absolute(store), single_writer), name or chosen.run.name
+    where = ModelStore(storage.absolute(store), single_writer)
+    try:
+        chosen = _open(result)
+    except CheckpointError as error:
+        found = where.released(name or result.run, run=result.run_uri)
+        if found:
+            return found
+        raise ReleaseError(
+            f"run {result.run!r} cannot be released: {error}: restore it, or train again under "
+            "another --name"
+        ) from error
+    name = name or chosen.run.name
     digest = hashlib.sha256(chosen.data).hexdigest()
     found = where.released(name, run=result.run_uri, weights_sha256=digest)
     if found:
         return found
-    told = provenance(chosen.run, result, chosen.at.step, chosen.at.history, found_by)
+    told = provenance(chosen.run, result, chosen.at.step, chosen.history, found_by)
     test: dict[str, float] = {}
     if scoring:
         test = scoring(result.run_uri, _files(name, chosen, {}), told, chosen.run.recipe.limit)
@@ -56,6 +66,8 @@ class _Chosen:
     """The best checkpoint of a run."""
 
     run: Run
+    history: Sequence[EpochReport]
+    """Of the whole run, to its last epoch."""
     at: Checkpoint
     winner: EpochReport
     data: bytes
@@ -63,33 +75,32 @@ class _Chosen:
 
 
 def _open(result: Result) -> _Chosen:
+    """Raises CheckpointError, and ReleaseError where the run has no record."""
     run = record.load(result.run_uri)
     if run is None:
         raise ReleaseError(f"{result.run_uri} has no {record.RUN}: run the same command again")
-    try:
-        at = checkpoint.open_checkpoint(result.checkpoint)
-        winner = best(at.history)
-        assert winner is not None  # the best checkpoint is one of an epoch's end
-        data = at.read(checkpoint.AVERAGED if winner.averaged else checkpoint.WEIGHTS)
-    except CheckpointError as error:
-        raise ReleaseError(f"run {run.name!r} cannot be released: {error}") from error
-    return _Chosen(run, at, winner, data)
+    at = checkpoint.open_checkpoint(result.checkpoint)
+    winner = best(at.history)
+    assert winner is not None  # the best checkpoint is one of an epoch's end
+    data = at.read(checkpoint.AVERAGED if winner.averaged else checkpoint.WEIGHTS)
+    folder = storage.join(result.run_uri, record.CHECKPOINTS, checkpoint.folder(result.steps))
+    return _Chosen(run, checkpoint.open_checkpoint(folder).history, at, winner, data)
 
 
 def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, bytes]:
     """What is released, and `test`, the figures of the test split."""
-    run, at = chosen.run, chosen.at
+    run, found = chosen.run, chosen.at.per_class
     built = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
         "best": asdict(chosen.winner),
         **({"test": dict(test)} if test else {}),
-        "per_class": [_told(run.classes, each) for each in at.per_class],
-        "history": [asdict(report) for report in at.history],
+        **({"per_class": [_told(run.classes, one) for one in found]} if found else {}),
+        "history": [asdict(report) for report in chosen.history],
     }
     return {
         checkpoint.WEIGHTS: chosen.data,
-        CURVES: plots.picture(at.history),
-        CARD: card(name, run, at.history, at.per_class, test).encode(),
+        CURVES: plots.picture(chosen.history),
+        CARD: card(name, run, chosen.history, found, test).encode(),
         **record_files(
             config=weights.hub_config(built, run.spec, run.classes),
             recipe=run.recipe,

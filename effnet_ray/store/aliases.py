@@ -141,7 +141,9 @@ def settle_best(shelf: Shelf) -> Move | None:
         with suppress(ReleaseError):  # damaged: `verify` tells
             if version > seen:
                 scores[version] = Score.of(shelf.record(version))
-    by = {move.score.by for move in moves[-1:] if move.score}
+    newest = next((scores[version] for version in sorted(scores, reverse=True)), None)
+    last = newest if void else moves[-1].score if moves else None
+    by = {last.by} if last else set()
     known = {
         version: score.value
         for version, score in scores.items()

@@ -12,7 +12,7 @@ takes a number only when all before it are finished. So versions are dense. No c
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -68,10 +68,14 @@ def lay_out(uri: str, files: Mapping[str, bytes], provenance: Mapping[str, Any])
     storage.write_bytes(storage.join(uri, sealed.RECORD), record)
 
 
-def released(shelf: Shelf, run: str, weights_sha256: str) -> int | None:
-    """The complete version that has these weights of this run."""
-    found = _published(shelf, {"run": run, "files": {WEIGHTS: weights_sha256}})
-    return found if found in shelf.recorded else None
+def released(shelf: Shelf, run: str, weights_sha256: str = "") -> int | None:
+    """The complete version that has these weights of this run, whichever if none are given."""
+    for version in shelf.versions:
+        with suppress(ReleaseError):  # damaged: `verify` tells
+            record = shelf.record(version)
+            if record.get("run") == run and weights_sha256 in ("", record["files"].get(WEIGHTS)):
+                return version
+    return None
 
 
 def now() -> str:
@@ -166,8 +170,8 @@ def settle(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> 
 def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> None:
     """Put a claimed version's files and record in place: from memory, or from where it is staged.
 
-    Of `files` those are used that the claim names. Raises ReleaseError where the claim is damaged,
-    or what was staged is not there or not as claimed.
+    Of `files` those are used that the claim names; a release that lost its record alone has it
+    again. Raises ReleaseError where the claim is damaged, or a file is nowhere as claimed.
     """
     if version in shelf.recorded - shelf.claimed:
         return  # released before there were claims
@@ -178,7 +182,7 @@ def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> 
     if not sealed.is_release(uri):
         try:
             for file in record["files"]:
-                content = _as_claimed(file, record, files, staging)
+                content = _as_claimed(file, record, files, [staging, uri])
                 storage.write_bytes(storage.join(uri, file), content)
         except ReleaseError:
             # Staging is deleted after the record is written, so then another has finished it.
@@ -191,13 +195,20 @@ def finish(shelf: Shelf, version: int, files: Mapping[str, bytes] = NOTHING) -> 
 
 
 def _as_claimed(
-    file: str, record: Mapping[str, Any], files: Mapping[str, bytes], staging: str
+    file: str, record: Mapping[str, Any], files: Mapping[str, bytes], folders: Sequence[str]
 ) -> bytes:
-    """What the record names: from memory if it is that, else as staged. Raises ReleaseError."""
+    """What the record names: from memory if it is that, else from the first folder that has it.
+
+    Raises ReleaseError.
+    """
     data = files.get(file)
     if data is not None and hashlib.sha256(data).hexdigest() == record["files"][file]:
         return data
-    return sealed.read_file(staging, file, record)
+    *others, last = folders
+    for folder in others:
+        with suppress(ReleaseError):
+            return sealed.read_file(folder, file, record)
+    return sealed.read_file(last, file, record)
 
 
 def bury(shelf: Shelf, version: int, why: str) -> None:

@@ -12,6 +12,7 @@ A release is complete or absent, and never overwritten: what has no release.json
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from effnet_ray.store.aliases import Move
 from effnet_ray.store.names import BEST, NAME, Release
 from effnet_ray.store.shelf import Shelf
 from effnet_ray.store.upkeep import LEASE_S, Collected
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ModelStore", "Release", "record_files", "verify"]
 
@@ -58,17 +61,20 @@ class ModelStore:
         self._trusted()
         version = publishing.publish(self.uri, names.check_model(name), files, provenance)
         shelf = shelves.look(self.uri, name)
-        aliases.settle_best(shelf)
+        _settle_best(shelf)
         return shelf.release(version)
 
-    def released(self, name: str, *, run: str, weights_sha256: str) -> Release | None:
-        """The release of `name` that has these weights of this run, if it is complete already."""
+    def released(self, name: str, *, run: str, weights_sha256: str = "") -> Release | None:
+        """The release of `name` that has these weights of this run, if it is complete already.
+
+        Whichever weights of the run, if none are given.
+        """
         self._trusted()
         shelf = shelves.look(self.uri, names.check_model(name))
         version = publishing.released(shelf, run, weights_sha256)
         if version is None:
             return None
-        aliases.settle_best(shelf)  # its publisher may have died before
+        _settle_best(shelf)  # its publisher may have died before
         return shelf.release(version)
 
     def models(self) -> list[str]:
@@ -151,6 +157,14 @@ class ModelStore:
 
     def _trusted(self) -> None:
         conditional.trust(self.uri, "releases", single_writer=self.single_writer)
+
+
+def _settle_best(shelf: Shelf) -> None:
+    """What is published is published, whatever became of the alias."""
+    try:
+        aliases.settle_best(shelf)
+    except ReleaseError as error:
+        logger.warning("'best' stays: %s", error)
 
 
 def record_files(**records: Any) -> dict[str, bytes]:

@@ -44,6 +44,11 @@ class Shelf:
         return self._numbers(rf"{CLAIMS}/v(\d{{4,9}})\.json")
 
     @property
+    def unfinished(self) -> list[int]:
+        """Versions that somebody is publishing, or died at, or whose record was lost."""
+        return sorted(self.claimed - self.recorded - self.buried)
+
+    @property
     def buried(self) -> set[int]:
         """Versions that are gone for good."""
         return self._numbers(rf"{TOMBSTONES}/v(\d{{4,9}})\.json")

@@ -98,10 +98,11 @@ class Mlflow:
         """As metrics, by optimizer step."""
         from mlflow.entities import Metric
 
+        # Of a point the first figure last: it says that the server has all of them.
         metrics = [
             Metric(name, value, round(point.when * 1000), point.step)
             for point in points
-            for name, value in point.figures.items()
+            for name, value in reversed(list(point.figures.items()))
         ]
         for first in range(0, len(metrics), AT_ONCE):
             self._client.log_batch(self._id, metrics=metrics[first : first + AT_ONCE])
@@ -173,9 +174,10 @@ class Mlflow:
         """
         source = story.release.uri
         if not storage.is_remote(source):
-            self._client.log_artifacts(self._id, source, ARTIFACTS)
+            folder = f"{ARTIFACTS}/{story.sha256[:16]}"
+            self._client.log_artifacts(self._id, source, folder)
             run = self._client.get_run(self._id)
-            source = storage.join(run.info.artifact_uri, ARTIFACTS)
+            source = storage.join(run.info.artifact_uri, folder)
         tags = {RELEASE_TAG: story.release.reference, SHA256_TAG: story.sha256}
         made = self._client.create_model_version(
             story.release.name, source, run_id=self._id, tags=tags
@@ -189,6 +191,11 @@ def _answering(address: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            raise TrackerError(
+                f"{plain(address)} answers: {plain(error)}: set MLFLOW_EXPERIMENT_ID to one that "
+                "there is, or leave it"
+            ) from error
         raise TrackerError(
             f"no MLflow server answers at {plain(address)} ({plain(error)}): check "
             "MLFLOW_TRACKING_URI, its credentials and the network"

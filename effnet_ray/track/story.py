@@ -1,15 +1,19 @@
 """All that storage knows of a run that became a release: for trackers that missed some of it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from effnet_ray import sealed, storage
+from effnet_ray import sealed
 from effnet_ray.errors import ReleaseError
+from effnet_ray.records import from_dict
 from effnet_ray.store import aliases, shelf as shelves
 from effnet_ray.store.names import BEST, Release
-from effnet_ray.train import checkpoint, record
+from effnet_ray.train import record
 from effnet_ray.train.record import Run
 from effnet_ray.train.reports import EpochReport
+
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,17 +31,17 @@ class Story:
 
 
 def read(release: Release) -> Story:
-    """Raises ReleaseError, StorageError or CheckpointError where a part of it is gone."""
+    """Raises ReleaseError or StorageError where a part of it is gone."""
     released = sealed.read(release.uri)
     run_uri = released["run"]
-    run, result = record.load(run_uri), record.load_result(run_uri)
-    if run is None or result is None:
-        raise ReleaseError(f"{run_uri} has no {record.RUN} and {record.RESULT}: restore them")
-    last = storage.join(run_uri, record.CHECKPOINTS, checkpoint.folder(result.steps))
+    run = record.load(run_uri)
+    if run is None:
+        raise ReleaseError(f"{run_uri} has no {record.RUN}: restore it")
+    metrics = sealed.parse(sealed.read_file(release.uri, METRICS, released), METRICS)
     return Story(
         run=run,
         run_uri=run_uri,
-        history=checkpoint.open_checkpoint(last).history,
+        history=[from_dict(EpochReport, report) for report in metrics["history"]],
         release=release,
         sha256=released["sha256"],
         best=_is_best(release),
@@ -47,4 +51,6 @@ def read(release: Release) -> Story:
 def _is_best(release: Release) -> bool:
     store = release.uri.rpartition(f"/{release.name}/")[0]
     shelf = shelves.look(store, release.name)
-    return BEST in shelf.aliases and aliases.current(shelf, BEST).version == release.version
+    with suppress(ReleaseError):  # damaged, or what it means was deleted
+        return BEST in shelf.aliases and aliases.current(shelf, BEST).version == release.version
+    return False

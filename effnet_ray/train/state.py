@@ -48,7 +48,7 @@ class TrainState:
     per_class: tuple[Class, ...] = ()
     """Of the newest evaluation, the weights that were better."""
     device_s: float = 0.0
-    """Workers times seconds that the steps took, evaluations and starting included."""
+    """Workers times the seconds that they were held, up to the newest checkpoint."""
     skipped: int = 0
     """Steps just before this one that were not taken, in a row; those that the loss scale was to
     blame for left out."""

@@ -97,10 +97,10 @@ def _split(
             f"{release.reference} knows images of {IMAGES[task]}, {data} has images of "
             f"{IMAGES[manifest.task]}: choose data of its kind, or a release trained on these"
         )
-    manifests.check_stored(manifest, data)
     if not manifest.images.get(name):
         have = ", ".join(split for split, images in manifest.images.items() if images)
         raise DatasetError(f"{data} has no {name} images: choose --split of {have}")
+    manifests.check_stored(manifest, data, name)
     numbers = shown.labels(release.classes, manifest.classes, release.reference)
     where = manifests.folder(data)
     return Split(manifest, where, name, release.spec, numbers, thumbnails, limit is not None)
