@@ -237,9 +237,14 @@ def read_bytes(uri: str, size: int | None = None, *, most: int | None = None) ->
 
     Raises StorageError, also where it has more than `most` bytes: it is not read then.
     """
+
+    def local() -> bytes:
+        with open(uri, "rb") as file:  # which others may delete meanwhile
+            check_size(uri, os.fstat(file.fileno()).st_size, most)
+            return file.read()
+
     if not is_remote(uri):
-        check_size(uri, os.path.getsize(uri) if most is not None and exists(uri) else 0, most)
-        return attempt(uri, Path(uri).read_bytes)
+        return attempt(uri, local)
     if size is None:
         size = int(ask(uri, "read", "_info", uri)["size"])
     check_size(uri, size, most)
