@@ -6,6 +6,7 @@ ends the job that runs.
 
 import io
 import json
+import signal
 import sys
 from contextlib import redirect_stdout
 
@@ -21,6 +22,8 @@ JOBS = {"evaluate": evaluate_job, "predict": predict_job, "serve": serve_job}
 
 def answer() -> None:
     """Serve commands until stdin ends."""
+    # Tests that run in the background have it ignored, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ray.init(
         address="local",
         num_cpus=2,
