@@ -26,9 +26,14 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anybody imports it
 settings.register_profile(
     "effnet",
     max_examples=40,
+    derandomize=True,  # a run is red for a change, not for a draw
     deadline=None,  # no test asserts a time
     database=None,  # nothing is left behind
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+# For finding what no run has drawn yet: pytest --hypothesis-profile=search
+settings.register_profile(
+    "search", settings.get_profile("effnet"), max_examples=1000, derandomize=False
 )
 settings.load_profile("effnet")
 
