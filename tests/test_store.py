@@ -186,6 +186,20 @@ def test_a_damaged_best_holds_up_no_publisher(local: ModelStore) -> None:
         local.find("pets@best")
 
 
+@pytest.mark.parametrize("data", [b"{}", b"torn", b""])
+def test_an_altered_history_is_begun_anew_by_force_and_kept(
+    local: ModelStore, refused: Refused, capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    path(local, "aliases/best.json").write_bytes(data)
+    verb = ["promote", "pets@v1", "best", "--store", local.uri]
+    assert "begin it anew by `models.py promote --force`" in refused(*verb, job=models_job)
+    told = said(capsys, *verb, "--force")
+    assert (told["version"], told["previous"], told["forced"]) == (1, None, True)
+    assert local.find("pets@best").version == 1
+    assert [kept.read_bytes() for kept in path(local, "aliases").glob("*.altered")] == [data]
+    assert "pets@best" in said(capsys, "verify", "--store", local.uri)["aliases"]
+
+
 def test_a_release_that_lost_its_record_alone_has_it_again(
     local: ModelStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +225,9 @@ def test_a_deletion_that_died_after_its_tombstone_is_finished_by_gc(local: Model
     assert local.versions("pets") == [1, 2] and path(local, "v0003").exists()
     assert local.gc(lease_s=-60).removed == [f"{local.uri}/pets/v0003"]
     assert not path(local, "v0003").exists()
+    upkeep.publishing.bury(local.shelf("pets"), 2, "deleted")  # what `best` means
+    local.gc()
+    assert local.find("pets@best").version == 1
 
 
 def test_gc_takes_only_what_is_older_than_the_lease_and_belongs_to_nobody(

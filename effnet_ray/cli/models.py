@@ -101,7 +101,8 @@ class Promote(Writing):
     """best, champion, or any name of yours."""
     force: bool = False
     """Also where the release is worse than what the alias means now, by its eval top-1 (mean
-    average precision, where images may have several classes)."""
+    average precision, where images may have several classes), or the alias's history is altered
+    and cannot be restored: a new one is begun."""
 
 
 def promote(flags: Promote, people: People) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effnet_ray import conditional, sealed, storage
+from effnet_ray import conditional, disk, sealed, storage
 from effnet_ray.errors import ConflictError, RecipeError, ReleaseError
 from effnet_ray.records import from_dict
 from effnet_ray.store.names import BEST, Release, check_alias
@@ -118,8 +118,9 @@ def _meant(shelf: Shelf, alias: str, move: Move) -> Release:
 def promote(shelf: Shelf, alias: str, version: int, *, force: bool = False) -> Move:
     """Let the alias mean this version from now on; its newest move.
 
-    Raises ReleaseError where the version is not there, or is worse by its score than what the
-    alias means now, or where that cannot be told, unless forced.
+    Raises ReleaseError where the version is not there; unless forced, also where it is worse by
+    its score than what the alias means now, or that cannot be told, or the history is altered: a
+    new one is begun then, and what there was is kept beside it.
     """
     moved = _move(shelf, check_alias(alias), version, force=force, better_only=False)
     assert moved is not None
@@ -162,7 +163,7 @@ def _move(
     record, uri = shelf.record(version), _uri(shelf, alias)
     while True:
         seen = conditional.read(uri)
-        moves = _moves(shelf, alias, seen.data) if seen else []
+        moves = _moves_or_none(shelf, alias, seen.data, force=force) if seen else []
         if moves and moves[-1].version == version:
             return None if better_only else moves[-1]
         why = _worse(shelf, moves, Score.of(record), strictly=better_only)
@@ -173,7 +174,8 @@ def _move(
                 f"{shelf.name}@v{version} does not become {alias!r}: {why}: choose another "
                 "version, or say --force"
             )
-        new = _new(shelf, moves, version, record, forced=bool(why))
+        anew = seen is not None and not moves
+        new = _new(shelf, moves, version, record, forced=bool(why) or anew)
         data = _written(shelf, alias, [*moves, new])
         try:
             if seen:
@@ -183,6 +185,23 @@ def _move(
         except (FileExistsError, ConflictError):
             continue  # somebody else moved it: look again at what it means
         return new
+
+
+def _moves_or_none(shelf: Shelf, alias: str, data: bytes, *, force: bool) -> list[Move]:
+    """The history; none of it where it is altered and a new one is to be begun.
+
+    Raises ReleaseError where it is altered, unless forced: then it is kept under another name.
+    """
+    try:
+        return _moves(shelf, alias, data)
+    except ReleaseError as error:
+        if not force:
+            raise ReleaseError(
+                f"{error}; or begin it anew by `models.py promote --force`, which keeps this one "
+                "beside it"
+            ) from error
+        storage.write_bytes(f"{_uri(shelf, alias)}.{disk.tag(data)[:16]}.altered", data)
+        return []
 
 
 def _new(

@@ -149,8 +149,8 @@ class ModelStore:
         self._trusted()
         done = Collected()
         for name in self.models():
-            if upkeep.collect(shelves.look(self.uri, name), lease_s, done):
-                aliases.settle_best(shelves.look(self.uri, name))
+            upkeep.collect(shelves.look(self.uri, name), lease_s, done)
+            _settle_best(shelves.look(self.uri, name))  # who published or deleted may have died
         upkeep.collect_probes(self.uri, lease_s, done)
         upkeep.collect_uploads(self.uri, lease_s, done)
         return done
@@ -160,7 +160,7 @@ class ModelStore:
 
 
 def _settle_best(shelf: Shelf) -> None:
-    """What is published is published, whatever became of the alias."""
+    """What is published or collected is so, whatever became of the alias."""
     try:
         aliases.settle_best(shelf)
     except ReleaseError as error:

@@ -59,12 +59,8 @@ def _means(shelf: Shelf, alias: str) -> int | None:
     return moves[-1].version if moves else None
 
 
-def collect(shelf: Shelf, lease_s: float, into: Collected) -> bool:
-    """Finish or bury abandoned claims and remove leftovers, all of them older than the lease.
-
-    Whether there are releases now that were not there before.
-    """
-    had = len(into.finished)
+def collect(shelf: Shelf, lease_s: float, into: Collected) -> None:
+    """Finish or bury abandoned claims and remove leftovers, all of them older than the lease."""
     before = time.time() - lease_s
     waiting = shelf.claimed - shelf.recorded - shelf.buried
     for version in sorted(waiting):
@@ -75,7 +71,6 @@ def collect(shelf: Shelf, lease_s: float, into: Collected) -> bool:
     for folder in _leftovers(shelf, before):
         storage.delete(storage.join(shelf.uri, folder))
         into.removed.append(storage.join(shelf.uri, folder))
-    return len(into.finished) > had
 
 
 def _leftovers(shelf: Shelf, before: float) -> Iterator[str]:
