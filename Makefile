@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+# Tests without Ray, file by file on up to four cores; those with Ray have the machine to themselves.
+PURE = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile -m "not ray and not long"
 
 .PHONY: quickstart sweep-demo setup test test-fast test-all lint lock
 
@@ -29,11 +31,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not ray and not long"
+	$(PURE)
 	$(BIN)/python -m pytest -q -m "ray and not long"
 
 test-fast: setup
-	$(BIN)/python -m pytest -q -m "not ray and not long"
+	$(PURE)
 
 test-all: lint
 	$(BIN)/python -m pytest -q -m ""

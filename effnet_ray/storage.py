@@ -219,8 +219,8 @@ def _missing(uri: str) -> str:
         return "it does not exist: check the path"
     bucket = uri.removeprefix("s3://").split("/")[0]
     try:
-        found = _s3().exists(bucket)
-    except (OSError, ClientError, BotoCoreError):
+        found = ask(uri, "look for", "_exists", bucket)
+    except StorageError:
         found = True
     if found:
         return "it does not exist: check the key"

@@ -130,13 +130,9 @@ def cluster(rclone_bucket: str) -> Iterator[None]:
     """The one Ray of the session. Its workers inherit S3's settings, so the bucket comes first."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=3,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    from effnet_ray.train import session
+
+    session.start(3, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -1,5 +1,9 @@
 """What is asked of a cluster, and what no cluster could give."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from effnet_ray import Placement
@@ -32,3 +36,32 @@ def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> No
     with pytest.raises(ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\) can"):
         wanted = Placement(workers="1", gpus_per_worker=0.5, accelerator="L4,L40S")
         session.lease(wanted, [])
+
+
+ASKS = """
+import os, ray
+from effnet_ray.train import session
+
+session.start(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0)
+class Asking:
+    def state(self):
+        from ray.util.state import get_actor
+        return get_actor(ray.get_runtime_context().get_actor_id(), timeout=60).state
+
+print(ray.get(Asking.remote().state.remote()), os.environ["RAY_API_SERVER_ADDRESS"])
+"""
+
+
+def test_a_ray_of_our_own_asks_its_own_dashboard_whatever_the_user_submits_to() -> None:
+    others = "http://127.0.0.1:1"
+    asked = subprocess.run(
+        [sys.executable, "-c", ASKS],
+        env=os.environ | {"RAY_API_SERVER_ADDRESS": others},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert asked.stdout.split() == ["ALIVE", others]

@@ -10,12 +10,11 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
-import ray
-
 from effnet_ray.cli.evaluating import evaluate_job
 from effnet_ray.cli.main import main
 from effnet_ray.cli.predicting import predict_job
 from effnet_ray.cli.serving import serve_job
+from effnet_ray.train import session
 
 JOBS = {"evaluate": evaluate_job, "predict": predict_job, "serve": serve_job}
 
@@ -24,13 +23,7 @@ def answer() -> None:
     """Serve commands until stdin ends."""
     # Tests that run in the background have it ignored, and so would this process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    session.start(2, log_to_driver=False, logging_level="ERROR")
     for line in sys.stdin:
         job, flags = json.loads(line)
         printed = io.StringIO()

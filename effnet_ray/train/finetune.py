@@ -1,6 +1,7 @@
 """The driver of a run: refuse early, record what will run, then let Ray Train run it."""
 
 import hashlib
+import os
 import re
 import signal
 import tempfile
@@ -32,6 +33,8 @@ Hear = Callable[[progress.Event], None]
 NAMED = 3
 """Bad images that a failed run's sentence names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+POLL_EVERY, POLLS_A_SECOND = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", 64
+"""How often Ray Train looks at its workers; and at how many in a second, here."""
 
 
 def finetune(
@@ -211,7 +214,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
             ),
         )
         try:
-            with _interruptible():
+            with _interruptible(), _watched(job.placement.worker_range[1]):
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(
@@ -224,6 +227,20 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
                 "or out of memory?): run the same command again to resume it from its newest "
                 "checkpoint"
             ) from error
+
+
+@contextmanager
+def _watched(workers: int) -> Iterator[None]:
+    """Have Ray Train look at its workers often, if the user has not said how often.
+
+    At an epoch's end, and at the run's, a worker stands still until it was looked at: every 2 s
+    by default (ray 2.60 `controller.py`, `worker.py`).
+    """
+    if POLL_EVERY in os.environ:
+        yield
+    else:
+        with session.setting(POLL_EVERY, f"{min(2, max(0.2, workers / POLLS_A_SECOND)):g}"):
+            yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -19,6 +20,10 @@ from effnet_ray.train import machines
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
 """NCCL for gradients, gloo for the few numbers that live on the CPU."""
+LOOPBACK, NOBODY = "127.0.0.1", 1
+"""Nothing listens on port 1."""
+DASHBOARD = "RAY_API_SERVER_ADDRESS"
+"""Where processes of Ray look for the dashboard first."""
 ANSWER_S = 10
 """In which a cluster's head accepts a connection."""
 
@@ -62,9 +67,8 @@ def connected() -> bool:
 def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool = False) -> str:
     """Join the cluster this job was submitted to, else start Ray here; say which.
 
-    `dashboard`: start Ray's, too. Ray Train asks it whether a run's controller still lives, and
-    without an answer never returns what a killed one had leased (ray 2.60
-    `placement_group_cleaner.py`): a sweep, which stops trials, needs it.
+    `dashboard`: start Ray's, too. Without it, what a killed run had leased is never returned: a
+    sweep, which stops trials, needs it.
     Only RAY_ADDRESS (which `ray job submit` sets) makes a job join a cluster: one that merely
     happens to run on this machine is left alone.
     """
@@ -87,13 +91,48 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=dashboard,
-        **options,
-    )
+    start(cpus, dashboard=dashboard, **options)
     return f"a local Ray on this machine ({cpus} CPUs)"
+
+
+def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
+    """Start a Ray of this process's own; `options` are `ray.init`'s.
+
+    Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
+    what a dead one had leased (ray 2.60 `placement_group_cleaner.py`). Which dashboard, its
+    processes take from the environment, else from whatever Ray was started on this machine last;
+    one that never heard of the run says that it is dead. So ours are told, where there is no
+    dashboard, too: they would look for one for 40 s, and a run that ends earlier waits for that.
+    """
+    port = _free_port() if dashboard else NOBODY
+    with setting(DASHBOARD, f"http://{LOOPBACK}:{port}"):
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            dashboard_host=LOOPBACK,
+            dashboard_port=port if dashboard else None,
+            **options,
+        )
+
+
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Have an environment variable for as long as a process or an actor is being started."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        return int(free.getsockname()[1])
 
 
 def _check_address(address: str) -> None:
