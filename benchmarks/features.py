@@ -49,6 +49,7 @@ class Clock:
     def __init__(self) -> None:
         self.computing = self.training = 0.0
         self._computed_from: float | None = None
+        self._started = 0.0
 
     def __call__(self, event: progress.Event) -> None:
         """Hear of it."""
@@ -61,8 +62,10 @@ class Clock:
                 elif done == images:
                     pace = (now - self._computed_from) / (done - self._first)
                     self.computing = pace * images
+            case progress.Started():
+                self._started = now
             case progress.EpochDone():
-                self.training += event.seconds
+                self.training = now - self._started
 
 
 def main(settings: Settings) -> None:

@@ -84,7 +84,8 @@ def finetune(
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
         record.create(run, run_uri)
     hear(progress.Recorded(run, run_uri))
-    job = Job(run, run_uri, dataset, placement, weights_uri, progress.board())
+    board, reports = progress.board(), bool(callbacks)
+    job = Job(run, run_uri, dataset, placement, weights_uri, board, reports)
     ending = _train_to_the_end(job, lease, hear, callbacks, new=new)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
     record.write_result(result)
@@ -233,8 +234,8 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
 def _watched(workers: int) -> Iterator[None]:
     """Have Ray Train look at its workers often, if the user has not said how often.
 
-    At an epoch's end, and at the run's, a worker stands still until it was looked at: every 2 s
-    by default (ray 2.60 `controller.py`, `worker.py`).
+    A run's end, its reports to callbacks and a worker's death wait for that, by default for 2 s
+    (ray 2.60 `controller.py`, `worker.py`).
     """
     if POLL_EVERY in os.environ:
         yield

@@ -56,6 +56,8 @@ class Job:
     """The pretrained file in the run's storage; None from scratch."""
     board: Any
     """Actor handle of `progress.board`."""
+    reports: bool = False
+    """Whether somebody hears of epochs by way of Ray Train, for which workers wait."""
 
 
 def train(config: dict[str, Job]) -> None:
@@ -352,6 +354,15 @@ class _Reporter:
             self._save()
             self._job.board.post.remote(timing)
         self._tell_of_bad()
+        if self._job.reports:
+            self._report(report, rate)
+        self._begin, self._first_image = time.perf_counter(), 0
+
+    def _report(self, report: EpochReport, rate: float) -> None:
+        """Tell Ray Train, whose callbacks hear of it.
+
+        It takes one report each time it looks at a worker; until then the next one waits.
+        """
         recipe = self._job.run.recipe
         spent = phases.cost(recipe, report.epoch + 1)
         ray.train.report(
@@ -366,7 +377,6 @@ class _Reporter:
                 "device_seconds": self._device_s(),
             }
         )
-        self._begin, self._first_image = time.perf_counter(), 0
 
     def _quarantine(self, split: str, parts: list[Images], step: int) -> None:
         """Name the images that this worker could not read in a step, or after its epoch's last."""
