@@ -39,10 +39,10 @@ def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> No
 
 
 ASKS = """
-import os, ray
+import os, ray, urllib.request
 from effnet_ray.train import session
 
-session.start(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
+url = session.start(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
 
 @ray.remote(num_cpus=0)
 class Asking:
@@ -50,7 +50,8 @@ class Asking:
         from ray.util.state import get_actor
         return get_actor(ray.get_runtime_context().get_actor_id(), timeout=60).state
 
-print(ray.get(Asking.remote().state.remote()), os.environ["RAY_API_SERVER_ADDRESS"])
+with urllib.request.urlopen(f"{url}/api/version", timeout=60) as answer:
+    print(ray.get(Asking.remote().state.remote()), os.environ["RAY_API_SERVER_ADDRESS"])
 """
 
 

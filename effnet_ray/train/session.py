@@ -91,12 +91,12 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
-    start(cpus, dashboard=dashboard, **options)
-    return f"a local Ray on this machine ({cpus} CPUs)"
+    url = start(cpus, dashboard=dashboard, **options)
+    return f"a local Ray on this machine ({cpus} CPUs{url and f'; its dashboard is {url}'})"
 
 
-def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
-    """Start a Ray of this process's own; `options` are `ray.init`'s.
+def start(cpus: int, *, dashboard: bool = False, **options: Any) -> str:
+    """Start a Ray of this process's own; its dashboard's URL, if any. `options` are `ray.init`'s.
 
     Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
     what a dead one had leased (ray 2.60 `placement_group_cleaner.py`). Which dashboard, its
@@ -105,7 +105,8 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     dashboard, too: they would look for one for 40 s, and a run that ends earlier waits for that.
     """
     port = _free_port() if dashboard else NOBODY
-    with setting(DASHBOARD, f"http://{LOOPBACK}:{port}"):
+    url = f"http://{LOOPBACK}:{port}"
+    with setting(DASHBOARD, url):
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -114,6 +115,7 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
             dashboard_port=port if dashboard else None,
             **options,
         )
+    return url if dashboard else ""
 
 
 @contextmanager
@@ -130,8 +132,12 @@ def setting(name: str, value: str) -> Iterator[None]:
 
 
 def _free_port() -> int:
+    """That of Ray's dashboards, if nobody has it."""
     with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
+        try:
+            free.bind((LOOPBACK, 8265))
+        except OSError:
+            free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
 
 
