@@ -174,6 +174,8 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     assert (one.top1, one.top5) == (best["eval_top1"], best["eval_top5"])
     assert one.loss == pytest.approx(best["eval_loss"], abs=1e-5)
     assert [each["f1"] for each in metrics["per_class"]] == [each.f1 for each in one.per_class]
+    told = [each["ap"] for each in metrics["per_class"]]
+    assert told == pytest.approx([each.ap for each in one.per_class], abs=1e-6)
     page = tmp_path / "page.html"
     on_two = ["--workers", "2", "--cores", "1", "--report", str(page)]
     two = evaluate_job(["--model", release.uri, "--data", coloured, *on_two])

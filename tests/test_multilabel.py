@@ -30,6 +30,7 @@ from effnet_ray.sweep.tune import tune
 from effnet_ray.train import checkpoint
 from effnet_ray.train.loop import fit
 from effnet_ray.train.metrics import Evaluation, Tally, epoch_report, losses
+from effnet_ray.train.precision import mean_of
 from effnet_ray.train.ranking import Ranking
 from effnet_ray.train.record import Result
 from effnet_ray.train.reports import EpochReport, best
@@ -272,13 +273,13 @@ def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int)
         for k in range(5)
         if label[kept, k].any()
     ]
-    assert ranking.mean_ap() == pytest.approx(np.mean(found) if found else 0.0)
+    assert mean_of(ranking.over_workers()) == pytest.approx(np.mean(found) if found else 0.0)
 
 
 def test_a_score_that_is_no_number_makes_mean_ap_none() -> None:
     ranking = Ranking(2, torch.device("cpu"))
     ranking.add(torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2), torch.ones(1))
-    assert np.isnan(ranking.mean_ap())
+    assert np.isnan(mean_of(ranking.over_workers()))
 
 
 def test_the_best_epoch_is_that_of_the_highest_mean_ap() -> None:

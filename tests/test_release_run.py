@@ -14,6 +14,7 @@ from test_dials import report
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release.run import release_run
 from effnet_ray.train import checkpoint, record
+from effnet_ray.train.per_class import classes
 from effnet_ray.train.record import Result, Run
 
 RECIPE = settled(ema_decay=0.9)
@@ -57,6 +58,26 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     assert release_run(ended, str(tmp_path / "store")).uri == str(folder)  # reported, not redone
     with pytest.raises(ReleaseError, match="restore it, or train again under another --name"):
         release_run(ended, str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("aps", [(None, None), (0.5, 0.75)])
+def test_a_release_tells_each_classs_average_precision_where_there_is_one(
+    tmp_path: Path, aps: tuple[float | None, ...]
+) -> None:
+    uri = str(tmp_path / "run")
+    state = new_state(RECIPE)
+    state.step, state.history = 1, [report(0, 0.75)]
+    counted = [(4, 5, 3), (6, 5, 4)]
+    state.per_class = classes([*each, ap] for each, ap in zip(counted, aps, strict=True))
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    record.create(run(), uri)
+    folder = Path(release_run(result(uri, found), str(tmp_path / "store")).uri)
+    told = json.loads((folder / "metrics.json").read_bytes())["per_class"]
+    assert [each.get("ap") for each in told] == list(aps)
+    assert [(each["class"], each["images"]) for each in told] == [("0", 4), ("1", 6)]
+    card = (folder / "README.md").read_text()
+    assert ("| 0 | 4 | 60.00% | 75.00% | 66.67% | 50.00% |" in card) == (aps[0] is not None)
+    assert ("F1 | AP |" in card) == (aps[0] is not None) and "| F1 |" in card
 
 
 def run() -> Run:

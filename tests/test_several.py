@@ -101,7 +101,7 @@ def test_the_figures_are_those_of_training(seed: int) -> None:
     ranking.add(*tensors)
     assert (figures.top1, figures.top5) == (tally.top1, tally.top5)
     assert figures.loss == pytest.approx(tally.loss, abs=1e-6)
-    assert figures.mean_ap == ranking.mean_ap()
+    assert tuple(one.ap for one in figures.per_class) == ranking.over_workers()
 
 
 def test_calibration_is_naeinis_over_every_image_and_class() -> None:

@@ -9,7 +9,7 @@ from effnet_ray.console.people import NAMED_AT_ONCE, People
 from effnet_ray.train.per_class import Class
 from effnet_ray.use.evaluate import Evaluation
 from effnet_ray.use.figures import Figures
-from effnet_ray.use.several import Ranked, Several
+from effnet_ray.use.several import Several
 
 CLASSES_SHOWN = 10
 """Classes in the table; the report has all."""
@@ -30,21 +30,19 @@ def _classes(found: Evaluation) -> Table:
     names, weakest = found.release.classes, found.figures.weakest
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("class", overflow="fold")
-    ranked = ("AP",) if isinstance(found.figures, Several) else ()
-    for title in (*ranked, "F1", "precision", "recall", "images"):
+    ranked = isinstance(found.figures, Several)
+    for title in (*(["AP"] if ranked else []), "F1", "precision", "recall", "images"):
         table.add_column(title, justify="right")
     for one in weakest[:CLASSES_SHOWN]:
-        table.add_row(escape(names[one.index]), *_shares(one), f"{one.support:,}")
+        table.add_row(escape(names[one.index]), *_shares(one, ranked=ranked), f"{one.support:,}")
     if len(weakest) > CLASSES_SHOWN:
         table.add_row(f"… {len(weakest) - CLASSES_SHOWN} better ones")
     return table
 
 
-def _shares(one: Class) -> list[str]:
+def _shares(one: Class, *, ranked: bool) -> list[str]:
     shares = [f"{share:.1%}" for share in (one.f1, one.precision, one.recall)]
-    if isinstance(one, Ranked):
-        return ["" if one.ap is None else f"{one.ap:.1%}", *shares]
-    return shares
+    return ["" if one.ap is None else f"{one.ap:.1%}", *shares] if ranked else shares
 
 
 def _scores(figures: Figures | Several) -> dict[str, str]:

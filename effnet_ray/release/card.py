@@ -158,13 +158,23 @@ def _per_class(names: Sequence[str], found: Sequence[Class]) -> str:
     if not found:
         return ""
     worst = sorted((each for each in found if each.support), key=lambda each: each.f1)
-    rows = ["| class | images | precision | recall | F1 |", "|---|---|---|---|---|"]
+    titles = ["class", "images", "precision", "recall", "F1", *(["AP"] if _ranked(worst) else [])]
+    rows = [_row(titles), _row(["---"] * len(titles))]
     for each in worst[:CLASSES_NAMED]:
-        shares = f"{each.precision:.2%} | {each.recall:.2%} | {each.f1:.2%}"
-        rows.append(f"| {_cell(names[each.index])} | {each.support:,} | {shares} |")
+        ap = [each.ap] if each.ap is not None else []
+        shares = [f"{share:.2%}" for share in (each.precision, each.recall, each.f1, *ap)]
+        rows.append(_row([_cell(names[each.index]), f"{each.support:,}", *shares]))
     more = len(worst) - CLASSES_NAMED
     left_out = f"\n\n… and {more:,} with a higher F1, in `metrics.json`." if more > 0 else ""
     return "\n".join(rows) + left_out
+
+
+def _ranked(found: Sequence[Class]) -> bool:
+    return any(each.ap is not None for each in found)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(name: str) -> str:

@@ -112,4 +112,5 @@ def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, b
 def _told(names: tuple[str, ...], each: Class) -> dict[str, Any]:
     """A class's figures on the eval split."""
     shares = {"precision": each.precision, "recall": each.recall, "f1": each.f1}
-    return {"class": names[each.index], "images": each.support, **shares}
+    ranked = {"ap": each.ap} if each.ap is not None else {}
+    return {"class": names[each.index], "images": each.support, **shares, **ranked}

@@ -136,7 +136,7 @@ def write(taken: Snapshot, checkpoints: str) -> str:
         "skipped": taken.skipped,
         "scale": asdict(taken.scale),
         "pieces": taken.pieces,
-        "per_class": [[each.support, each.predicted, each.right] for each in taken.per_class],
+        "per_class": [[one.support, one.predicted, one.right, one.ap] for one in taken.per_class],
         "device_s": taken.device_s,
     }
     content = json.dumps({**record, "sha256": _digest(record)}, indent=1)

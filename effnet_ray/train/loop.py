@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train.memory import warm_up
 from effnet_ray.train.metrics import ClassCounts, Evaluation, Tally, better, epoch_report
+from effnet_ray.train.precision import mean_of
 from effnet_ray.train.ranking import Ranking
 from effnet_ray.train.reports import EpochReport, ended_early
 from effnet_ray.train.state import Batch, TrainState
@@ -184,8 +185,12 @@ class _Running:
 
     def over_workers(self) -> Evaluation:
         """What it came to."""
-        mean_ap = self._ranking.mean_ap() if self._ranking else None
-        return Evaluation(self._tally.over_workers(), mean_ap, self._classes.over_workers())
+        tally, found = self._tally.over_workers(), self._classes.over_workers()
+        if not self._ranking:
+            return Evaluation(tally, None, found)
+        aps = self._ranking.over_workers()
+        ranked = tuple(replace(one, ap=ap) for one, ap in zip(found, aps, strict=True))
+        return Evaluation(tally, mean_of(aps), ranked)
 
 
 def _reconcile(epoch: int, split: str, tally: Tally, planned: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class Class:
     """Images taken for it."""
     right: int
     """Images of it that were taken for it."""
+    ap: float | None = None
+    """Average precision, where images may have several classes; None where none is of it."""
 
     @property
     def precision(self) -> float:
@@ -32,9 +35,9 @@ class Class:
         return 2 * self.right / max(1, self.support + self.predicted)
 
 
-def classes(counts: Iterable[Sequence[int]]) -> tuple[Class, ...]:
-    """Of each class's support, predicted and right, in the classes' order."""
-    return tuple(Class(index, *each) for index, each in enumerate(counts))
+def classes(figures: Iterable[Sequence[Any]]) -> tuple[Class, ...]:
+    """Of each class's support, predicted, right and perhaps `ap`, in the classes' order."""
+    return tuple(Class(index, *each) for index, each in enumerate(figures))
 
 
 def macro_f1(found: Iterable[Class]) -> float:

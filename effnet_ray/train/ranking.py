@@ -1,4 +1,4 @@
-"""Mean average precision: the one figure of an evaluation that is no sum over images."""
+"""Average precision: the one figure of an evaluation that is no sum over images."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from effnet_ray.train.precision import average_precisions, mean_of
+from effnet_ray.train.precision import average_precisions
 
 
 class Ranking:
@@ -23,14 +23,14 @@ class Ranking:
         self._scores.append(logits.float()[readable])
         self._labels.append(label[readable].to(torch.uint8))  # the same bytes from every worker
 
-    def mean_ap(self) -> float:
-        """Over all workers, each of which must call it; the same on each.
+    def over_workers(self) -> tuple[float | None, ...]:
+        """Of every class, over all workers, each of which must call it; the same on each.
 
-        0 where no class has images, not a number where a score is none. See `precision`.
+        See `average_precisions`.
         """
         scores = _of_all_workers(torch.cat(self._scores)).cpu().numpy()
         labels = _of_all_workers(torch.cat(self._labels)).cpu().numpy()
-        return mean_of(average_precisions(labels, scores))
+        return average_precisions(labels, scores)
 
 
 def _of_all_workers(mine: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.train.per_class import Class
+from effnet_ray.train.per_class import Class, classes
 from effnet_ray.train.precision import average_precisions, mean_of
 from effnet_ray.use.sums import CANDIDATES, Judged, Sums, Top, rows
 
@@ -86,14 +86,6 @@ class Suspect:
         return max(abs(2 * share - 1) for _, share in (*self.lacking, *self.doubtful))
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked(Class):
-    """The figures of one class, at a probability of 0.5 but for the first."""
-
-    ap: float | None
-    """Average precision, 0 to 1; None where no image is of it."""
-
-
 @dataclass
 class Several(Sums):
     """Sums over images, the scores of all of them, and the examples worth a look."""
@@ -138,13 +130,13 @@ class Several(Sums):
         self._suspects.push(mistake.lead, mistake)
 
     @cached_property
-    def per_class(self) -> tuple[Ranked, ...]:
-        """All classes, in their own order."""
+    def per_class(self) -> tuple[Class, ...]:
+        """All classes, in their own order; at a probability of 0.5, but for `ap`."""
         columns = (*self._counts.tolist(), average_precisions(*self._all()))
-        return tuple(Ranked(k, *row) for k, row in enumerate(zip(*columns, strict=True)))
+        return classes(zip(*columns, strict=True))
 
     @property
-    def weakest(self) -> list[Ranked]:
+    def weakest(self) -> list[Class]:
         """Classes of which there is something to tell: lowest AP first, those without any last."""
         present = [one for one in self.per_class if one.support or one.predicted]
         return sorted(present, key=lambda one: (2 if one.ap is None else one.ap, one.index))
