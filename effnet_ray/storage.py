@@ -218,8 +218,16 @@ def _missing(uri: str) -> str:
     if not is_remote(uri):
         return "it does not exist: check the path"
     bucket = uri.removeprefix("s3://").split("/")[0]
+
+    async def there(client: Any) -> bool:
+        try:  # s3fs's own `exists` takes every failure for an answer
+            await client._call_s3("head_bucket", Bucket=bucket)
+        except FileNotFoundError:
+            return False
+        return True
+
     try:
-        found = ask(uri, "look for", "_exists", bucket)
+        found = ask(uri, "look for", there)
     except StorageError:
         found = True
     if found:

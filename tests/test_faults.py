@@ -188,6 +188,20 @@ def test_an_object_that_was_never_there_is_not_waited_for(
         storage.read_bytes(storage.join(dataset.data, "absent"))
 
 
+def test_a_bucket_that_cannot_be_looked_at_is_not_said_to_be_missing(
+    faults: Callable[..., Faults], dataset: Dataset, hurried: None
+) -> None:
+    bucket = dataset.data.split("/")[2]
+
+    def looks(method: str, path: str) -> bool:
+        return method == "HEAD" and path.strip("/") == bucket
+
+    made = faults("500", share=1, hits=looks)
+    with pytest.raises(StorageError, match="it does not exist: check the key"):
+        storage.read_bytes(storage.join(dataset.data, "absent"))
+    assert made.made >= 2  # it was tried again
+
+
 def test_packing_through_faults_is_the_same_data_set(
     server: Proxy, faults: Callable[..., Faults], photographs: Path, packed: Path
 ) -> None:

@@ -1,15 +1,19 @@
 """What is asked of a cluster, and what no cluster could give."""
 
 import os
+import socket
 import subprocess
 import sys
+from urllib.parse import urlparse
 
 import pytest
 
 from effnet_ray import Placement
 from effnet_ray.errors import ClusterError
 from effnet_ray.train import session
+from effnet_ray.train.finetune import POLL_EVERY, watched
 
+BEFORE = os.environ.get(session.DASHBOARD)
 pytestmark = pytest.mark.ray
 
 
@@ -36,6 +40,34 @@ def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> No
     with pytest.raises(ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\) can"):
         wanted = Placement(workers="1", gpus_per_worker=0.5, accelerator="L4,L40S")
         session.lease(wanted, [])
+
+
+def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def told() -> str:
+        return os.environ[session.DASHBOARD]
+
+    with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
+        url = urlparse(ray.get(told.remote()))
+        asking.connect((url.hostname, url.port))
+    assert os.environ.get(session.DASHBOARD) == BEFORE
+
+
+@pytest.mark.parametrize("said", [None, "7"])
+def test_how_often_workers_are_looked_at_is_the_users_if_they_say_it(
+    monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    monkeypatch.delenv(POLL_EVERY, raising=False)
+    if said:
+        monkeypatch.setenv(POLL_EVERY, said)
+    for workers, ours in ((2, "0.2"), (64, "1")):
+        with watched(workers):
+            assert os.environ[POLL_EVERY] == (said or ours)
+            with watched(2):
+                assert os.environ[POLL_EVERY] == (said or ours)
+        assert os.environ.get(POLL_EVERY) == said
 
 
 ASKS = """

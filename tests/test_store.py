@@ -188,12 +188,17 @@ def test_a_damaged_best_holds_up_no_publisher(local: ModelStore) -> None:
 
 @pytest.mark.parametrize("data", [b"{}", b"torn", b""])
 def test_an_altered_history_is_begun_anew_by_force_and_kept(
-    local: ModelStore, refused: Refused, capsys: pytest.CaptureFixture[str], data: bytes
+    local: ModelStore,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    data: bytes,
 ) -> None:
     path(local, "aliases/best.json").write_bytes(data)
     verb = ["promote", "pets@v1", "best", "--store", local.uri]
     assert "begin it anew by `models.py promote --force`" in refused(*verb, job=models_job)
     told = said(capsys, *verb, "--force")
+    assert "is kept as" in caplog.text
     assert (told["version"], told["previous"], told["forced"]) == (1, None, True)
     assert local.find("pets@best").version == 1
     assert [kept.read_bytes() for kept in path(local, "aliases").glob("*.altered")] == [data]

@@ -101,8 +101,8 @@ class Promote(Writing):
     """best, champion, or any name of yours."""
     force: bool = False
     """Also where the release is worse than what the alias means now, by its eval top-1 (mean
-    average precision, where images may have several classes), or the alias's history is altered
-    and cannot be restored: a new one is begun."""
+    average precision, where images may have several classes), or the seal of the alias's history
+    is broken and nobody has a copy: a new one is begun, and what there was is kept beside it."""
 
 
 def promote(flags: Promote, people: People) -> dict[str, Any]:

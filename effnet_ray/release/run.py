@@ -94,7 +94,7 @@ def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, b
     metrics = {
         "best": asdict(chosen.winner),
         **({"test": dict(test)} if test else {}),
-        **({"per_class": [_told(run.classes, one) for one in found]} if found else {}),
+        **({"per_class": _told(run.classes, found)} if found else {}),
         "history": [asdict(report) for report in chosen.history],
     }
     return {
@@ -109,8 +109,17 @@ def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, b
     }
 
 
-def _told(names: tuple[str, ...], each: Class) -> dict[str, Any]:
-    """A class's figures on the eval split."""
-    shares = {"precision": each.precision, "recall": each.recall, "f1": each.f1}
-    ranked = {"ap": each.ap} if each.ap is not None else {}
-    return {"class": names[each.index], "images": each.support, **shares, **ranked}
+def _told(names: tuple[str, ...], found: Sequence[Class]) -> list[dict[str, Any]]:
+    """Each class's figures on the eval split."""
+    ranked = any(each.ap is not None for each in found)
+    return [
+        {
+            "class": names[each.index],
+            "images": each.support,
+            "precision": each.precision,
+            "recall": each.recall,
+            "f1": each.f1,
+            **({"ap": each.ap} if ranked else {}),
+        }
+        for each in found
+    ]

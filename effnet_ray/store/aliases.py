@@ -4,6 +4,7 @@
 compare-and-swap, so that of two moves at once neither is lost: the later one sees the other.
 """
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from effnet_ray.records import from_dict
 from effnet_ray.store.names import BEST, Release, check_alias
 from effnet_ray.store.publishing import now
 from effnet_ray.store.shelf import ALIASES, Shelf
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +122,8 @@ def promote(shelf: Shelf, alias: str, version: int, *, force: bool = False) -> M
     """Let the alias mean this version from now on; its newest move.
 
     Raises ReleaseError where the version is not there; unless forced, also where it is worse by
-    its score than what the alias means now, or that cannot be told, or the history is altered: a
-    new one is begun then, and what there was is kept beside it.
+    its score than what the alias means now, or that cannot be told, or the history's seal is
+    broken: a new one is begun then, and what there was is kept beside it.
     """
     moved = _move(shelf, check_alias(alias), version, force=force, better_only=False)
     assert moved is not None
@@ -188,20 +191,24 @@ def _move(
 
 
 def _moves_or_none(shelf: Shelf, alias: str, data: bytes, *, force: bool) -> list[Move]:
-    """The history; none of it where it is altered and a new one is to be begun.
+    """The history; none of it where its seal is broken and a new one is to be begun.
 
-    Raises ReleaseError where it is altered, unless forced: then it is kept under another name.
+    Raises ReleaseError where it is broken, unless forced: then it is kept under another name.
     """
+    uri = _uri(shelf, alias)
     try:
-        return _moves(shelf, alias, data)
+        sealed.unseal(data, uri)
     except ReleaseError as error:
         if not force:
             raise ReleaseError(
                 f"{error}; or begin it anew by `models.py promote --force`, which keeps this one "
                 "beside it"
             ) from error
-        storage.write_bytes(f"{_uri(shelf, alias)}.{disk.tag(data)[:16]}.altered", data)
+        kept = f"{uri}.{disk.tag(data)[:16]}.altered"
+        storage.write_bytes(kept, data)
+        logger.warning("the altered history of %r is kept as %s: a new one begins", alias, kept)
         return []
+    return _moves(shelf, alias, data)
 
 
 def _new(

@@ -20,7 +20,7 @@ from effnet_ray.sweep.book import FAILURE
 from effnet_ray.sweep.record import Sweep
 from effnet_ray.sweep.schedule import Brackets, LadderSearch
 from effnet_ray.train import progress
-from effnet_ray.train.finetune import finetune
+from effnet_ray.train.finetune import finetune, watched
 
 CRASHES = 2
 """Times that a trial's driver is started again when its process dies."""
@@ -38,6 +38,8 @@ class Driver:
     """The sweep's folder."""
     placements: dict[str, Placement]
     """Variant → where its trials run."""
+    together: int
+    """Trials that run side by side, at most."""
     mirror: str | None
     leaders: Any
     """Actor handle of `leaders`."""
@@ -47,17 +49,19 @@ class Driver:
         number, variant = config["number"], config["variant"]
         # Stopped, it ends as soon as it hears that its leader was killed; Tune waits for that.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
+        placement = self.placements[variant]
         try:
-            finetune(
-                self.sweep.trial_recipe(variant, config["settings"]),
-                self.placements[variant],
-                self.sweep.data,
-                runs=storage.join(self.uri, record.RUNS),
-                name=f"{self.sweep.name}-{number:03d}-{variant}",
-                mirror=self.mirror,
-                features_in=storage.join(self.uri.rpartition("/")[0], features.FOLDER),
-                callbacks=[_Reports(number, self.leaders)],
-            )
+            with watched(self.together * placement.worker_range[1]):
+                finetune(
+                    self.sweep.trial_recipe(variant, config["settings"]),
+                    placement,
+                    self.sweep.data,
+                    runs=storage.join(self.uri, record.RUNS),
+                    name=f"{self.sweep.name}-{number:03d}-{variant}",
+                    mirror=self.mirror,
+                    features_in=storage.join(self.uri.rpartition("/")[0], features.FOLDER),
+                    callbacks=[_Reports(number, self.leaders)],
+                )
         except LeaderLostError:
             raise  # Tune begins it again, if it was no stopped trial
         except EffnetRayError as error:

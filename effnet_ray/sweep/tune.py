@@ -208,7 +208,7 @@ class _Search:
             learn=self._draws.learns,
             result=lambda name: runs_record.load_result(storage.join(folder, name)),
         )
-        driver = Driver(self.sweep, self.uri, shares.placements, mirror, leads)
+        driver = Driver(self.sweep, self.uri, shares.placements, shares.concurrent, mirror, leads)
         with waiting.watching_many(hear):
             run_trials(driver.run, LadderSearch(ladder, book), brackets, shares.concurrent)
         if not ladder.done:

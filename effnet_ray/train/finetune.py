@@ -34,7 +34,7 @@ NAMED = 3
 """Bad images that a failed run's sentence names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 POLL_EVERY, POLLS_A_SECOND = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", 64
-"""How often Ray Train looks at its workers; and at how many in a second, here."""
+"""How often Ray Train looks at its workers; and at how many in a second, at most, here."""
 
 
 def finetune(
@@ -57,8 +57,8 @@ def finetune(
     `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one that
     follows from recipe and data. `mirror` holds pretrained weights; features are kept in
     `features_in`, else under `runs`; `hear` is called with the events of `progress`, and Ray
-    Train with `callbacks`, which hear the workers' reports; `connect` joins or starts Ray once
-    everything else is in order.
+    Train with `callbacks`, which hear of every epoch (short ones wait for that); `connect` joins
+    or starts Ray once everything else is in order.
     Raises InputError before anything is leased, TrainingError when the run fails.
     """
     began = time.perf_counter()
@@ -215,7 +215,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
             ),
         )
         try:
-            with _interruptible(), _watched(job.placement.worker_range[1]):
+            with _interruptible(), watched(job.placement.worker_range[1]):
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(
@@ -231,17 +231,15 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
 
 
 @contextmanager
-def _watched(workers: int) -> Iterator[None]:
-    """Have Ray Train look at its workers often, if the user has not said how often.
+def watched(workers: int) -> Iterator[None]:
+    """Have Ray Train look often at so many workers, if nobody has said how often.
 
     A run's end, its reports to callbacks and a worker's death wait for that, by default for 2 s
     (ray 2.60 `controller.py`, `worker.py`).
     """
-    if POLL_EVERY in os.environ:
+    seconds = max(0.2, workers / POLLS_A_SECOND)
+    with session.setting(POLL_EVERY, os.environ.get(POLL_EVERY) or f"{seconds:g}"):
         yield
-    else:
-        with session.setting(POLL_EVERY, f"{min(2, max(0.2, workers / POLLS_A_SECOND)):g}"):
-            yield
 
 
 @contextmanager

@@ -100,9 +100,10 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> str:
 
     Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
     what a dead one had leased (ray 2.60 `placement_group_cleaner.py`). Which dashboard, its
-    processes take from the environment, else from whatever Ray was started on this machine last;
-    one that never heard of the run says that it is dead. So ours are told, where there is no
-    dashboard, too: they would look for one for 40 s, and a run that ends earlier waits for that.
+    processes take from this variable, else from RAY_ADDRESS, else from the last `ray start` on
+    this machine, else from the only Ray that runs there; one that never heard of the run says
+    that it is dead. So ours are told. A Ray without a dashboard names port 8265 all the same,
+    where another's may be: its processes are sent to nobody.
     """
     port = _free_port() if dashboard else NOBODY
     url = f"http://{LOOPBACK}:{port}"
@@ -120,24 +121,20 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> str:
 
 @contextmanager
 def setting(name: str, value: str) -> Iterator[None]:
-    """Have an environment variable for as long as a process or an actor is being started."""
+    """Have an environment variable meanwhile: processes and actors that start take it over."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop(name)
+        os.environ.pop(name, None)
         if before is not None:
             os.environ[name] = before
 
 
 def _free_port() -> int:
-    """That of Ray's dashboards, if nobody has it."""
     with socket.socket() as free:
-        try:
-            free.bind((LOOPBACK, 8265))
-        except OSError:
-            free.bind((LOOPBACK, 0))
+        free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
 
 

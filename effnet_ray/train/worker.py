@@ -39,6 +39,8 @@ from effnet_ray.train.reports import EpochReport
 from effnet_ray.train.state import Batch, TrainState
 
 POST_EVERY_S = 0.5
+SAY_S = 2
+"""In which worker 0 has told the board what becomes of the run."""
 
 # Batches are views of the object store, which is read-only; nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -270,13 +272,18 @@ class _Reporter:
             if isinstance(error, NonFiniteError) and not self._stumbles():
                 raise  # Ray Train begins again, from the newest checkpoint
             failed = Failed(str(error), bad_images=isinstance(error, BadImagesError))
-            self._job.board.post.remote(failed)
+            ray.get(self._job.board.post.remote(failed))
         self._writer.wait()
 
     def _stumbles(self) -> bool:
-        """Whether it is the second time at this step; worker 0 alone says so, and ends the run."""
-        board = self._job.board
-        return self._rank == 0 and bool(ray.get(board.stumbles.remote(self._state.step)))
+        """Whether it is the second time at this step; worker 0 alone says so, and ends the run.
+
+        The others wait for that: Ray Train ends all workers when one raises.
+        """
+        if self._rank:
+            time.sleep(SAY_S)
+            return False
+        return bool(ray.get(self._job.board.stumbles.remote(self._state.step)))
 
     def _out_of_memory(self) -> None:
         """Have the next workers divide lanes further; where there is no way, end the run."""
