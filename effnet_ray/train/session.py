@@ -91,23 +91,22 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
-    url = start(cpus, dashboard=dashboard, **options)
-    return f"a local Ray on this machine ({cpus} CPUs{url and f'; its dashboard is {url}'})"
+    start(cpus, dashboard=dashboard, **options)
+    return f"a local Ray on this machine ({cpus} CPUs)"
 
 
-def start(cpus: int, *, dashboard: bool = False, **options: Any) -> str:
-    """Start a Ray of this process's own; its dashboard's URL, if any. `options` are `ray.init`'s.
+def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
+    """Start a Ray of this process's own; `options` are `ray.init`'s.
 
     Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
     what a dead one had leased (ray 2.60 `placement_group_cleaner.py`). Which dashboard, its
-    processes take from this variable, else from RAY_ADDRESS, else from the last `ray start` on
+    processes take from RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else from the last `ray start` on
     this machine, else from the only Ray that runs there; one that never heard of the run says
     that it is dead. So ours are told. A Ray without a dashboard names port 8265 all the same,
     where another's may be: its processes are sent to nobody.
     """
     port = _free_port() if dashboard else NOBODY
-    url = f"http://{LOOPBACK}:{port}"
-    with setting(DASHBOARD, url):
+    with setting(DASHBOARD, f"http://{LOOPBACK}:{port}"):
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -116,7 +115,6 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> str:
             dashboard_port=port if dashboard else None,
             **options,
         )
-    return url if dashboard else ""
 
 
 @contextmanager
