@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.per_class import Class, macro_f1
+from effnet_ray.train.per_class import Class, macro_f1, ranked
 from effnet_ray.train.record import Run
 from effnet_ray.train.reports import EpochReport, best
 
@@ -158,7 +158,7 @@ def _per_class(names: Sequence[str], found: Sequence[Class]) -> str:
     if not found:
         return ""
     worst = sorted((each for each in found if each.support), key=lambda each: each.f1)
-    titles = ["class", "images", "precision", "recall", "F1", *(["AP"] if _ranked(worst) else [])]
+    titles = ["class", "images", "precision", "recall", "F1", *(["AP"] if ranked(worst) else [])]
     rows = [_row(titles), _row(["---"] * len(titles))]
     for each in worst[:CLASSES_NAMED]:
         ap = [each.ap] if each.ap is not None else []
@@ -167,10 +167,6 @@ def _per_class(names: Sequence[str], found: Sequence[Class]) -> str:
     more = len(worst) - CLASSES_NAMED
     left_out = f"\n\n… and {more:,} with a higher F1, in `metrics.json`." if more > 0 else ""
     return "\n".join(rows) + left_out
-
-
-def _ranked(found: Sequence[Class]) -> bool:
-    return any(each.ap is not None for each in found)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from effnet_ray.release.test_split import Scoring
 from effnet_ray.store.releases import ModelStore, Release, record_files
 from effnet_ray.train import checkpoint, record
 from effnet_ray.train.checkpoint import Checkpoint
-from effnet_ray.train.per_class import Class
+from effnet_ray.train.per_class import Class, ranked
 from effnet_ray.train.record import Result, Run
 from effnet_ray.train.reports import EpochReport, best
 from effnet_ray.use import plots
@@ -111,7 +111,7 @@ def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, b
 
 def _told(names: tuple[str, ...], found: Sequence[Class]) -> list[dict[str, Any]]:
     """Each class's figures on the eval split."""
-    ranked = any(each.ap is not None for each in found)
+    with_ap = ranked(found)
     return [
         {
             "class": names[each.index],
@@ -119,7 +119,7 @@ def _told(names: tuple[str, ...], found: Sequence[Class]) -> list[dict[str, Any]
             "precision": each.precision,
             "recall": each.recall,
             "f1": each.f1,
-            **({"ap": each.ap} if ranked else {}),
+            **({"ap": each.ap} if with_ap else {}),
         }
         for each in found
     ]

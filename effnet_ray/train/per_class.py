@@ -40,6 +40,11 @@ def classes(figures: Iterable[Sequence[Any]]) -> tuple[Class, ...]:
     return tuple(Class(index, *each) for index, each in enumerate(figures))
 
 
+def ranked(found: Iterable[Class]) -> bool:
+    """Whether average precisions are known: images may have several classes."""
+    return any(each.ap is not None for each in found)
+
+
 def macro_f1(found: Iterable[Class]) -> float:
     """Mean F1 of the classes that have images."""
     shares = [each.f1 for each in found if each.support]
