@@ -97,3 +97,29 @@ def test_a_ray_of_our_own_asks_its_own_dashboard_whatever_the_user_submits_to() 
         check=True,
     )
     assert asked.stdout.split() == ["ALIVE", others]
+
+
+ENDS = """
+import os, signal, sys, time
+from effnet_ray import Placement
+from effnet_ray.cli.main import main
+from effnet_ray.train import session
+
+def job(_):
+    session.connect(Placement(workers="1"), local=True, verbose=False)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        time.sleep(4)  # Ray's own handler would abort the process after 3 s
+
+sys.exit(main(job, []))
+"""
+
+
+def test_a_job_that_is_terminated_ends_as_by_ctrl_c_and_in_its_own_time() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "stopped; run the same command again to resume\n"

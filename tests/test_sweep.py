@@ -173,12 +173,13 @@ def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_ctrl_c_leaves_a_sweep_that_goes_on(digits: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_sweep_that_goes_on(digits: str, tmp_path: Path, sent: int) -> None:
     runs = tmp_path / "runs"
     flags = ["--variants", "b0", "--trials", "2", "--epochs", "40"]
     driver = job("tune", *flags_for("stopped", digits, tmp_path), *flags)
     until(lambda: any(runs.glob("stopped/runs/*/checkpoints/*/checkpoint.json")))
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(sent)
     out, err = driver.communicate(timeout=60)
     assert (driver.returncode, out) == (130, ""), err
     assert err.endswith("stopped; run the same command again to resume\n")

@@ -3,10 +3,13 @@
 import json
 import logging
 import math
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from effnet_ray.errors import EffnetRayError
@@ -18,6 +21,9 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # The hub's client warns about its own retries; our sentence says what it comes to.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # What `ray job stop` and orchestrators send.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Ray prints warnings to stdout, up to its end; there, our JSON is the last line.
     asks = {"-h", "--help"} & set(arguments)
@@ -32,6 +38,13 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
         return 130
     print(json.dumps({name: _json(value) for name, value in answer.items()}), flush=True)
     return 1 if answer.get("ok") is False else 0
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does: Ray Train and Ray Tune have handlers of their own for it."""
+    heard = signal.getsignal(signal.SIGINT)
+    # A shell's background jobs ignore it.
+    (heard if callable(heard) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 def _json(value: Any) -> Any:

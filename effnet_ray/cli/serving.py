@@ -1,6 +1,6 @@
 """`jobs/serve.py`."""
 
-import signal
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -57,9 +57,9 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     server, serving = _ray_serve(), flags.serving
     uri = meaning(flags.model, flags.store)
     open_release(uri, "")  # refused before anything is leased
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C too
     placement = Placement(workers=str(serving.replicas), gpus_per_worker=serving.gpus_per_replica)
     at = f"http://{serving.host}:{serving.port}/"
+    logging.getLogger("ray.serve").setLevel(logging.INFO if flags.verbose else logging.ERROR)
     with People() as people:
         people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
         session.lease(placement, [uri])

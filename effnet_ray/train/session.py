@@ -4,7 +4,9 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +89,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
     }
     if joins:
         _check_address(os.environ["RAY_ADDRESS"])
-        ray.init(**options)
+        _init(**options)
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
@@ -107,7 +109,7 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     """
     port = _free_port() if dashboard else NOBODY
     with setting(DASHBOARD, f"http://{LOOPBACK}:{port}"):
-        ray.init(
+        _init(
             address="local",
             num_cpus=cpus,
             include_dashboard=dashboard,
@@ -115,6 +117,20 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
             dashboard_port=port if dashboard else None,
             **options,
         )
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, after which the program's own handler of SIGTERM is in place again.
+
+    Ray puts two in its stead; the second prints a C++ trace and aborts the process 3 s later,
+    whatever that is still ending (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

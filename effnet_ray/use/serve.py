@@ -11,8 +11,10 @@ it is told. What is too large never comes to a replica (`bound`).
 """
 
 import asyncio
+import io
 import logging
 import time
+from contextlib import redirect_stdout
 from typing import Any
 
 import ray
@@ -173,4 +175,6 @@ def _short(error: BaseException) -> str:
 
 def stop() -> None:
     """Serve no more."""
-    serve.shutdown()
+    # Ray prints that calls fail whose controller it has ended, as if that were to be mended.
+    with redirect_stdout(io.StringIO()):
+        serve.shutdown()
