@@ -23,7 +23,7 @@ from ray_train_step import Settings as Batches, prepared, recipe_of
 from effnet_ray.model import network
 from effnet_ray.phases import phases
 from effnet_ray.train.checkpoint import Writer
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
     batches = Batches(settings.variant, settings.size, settings.batch, steps=4)
     state, given = prepared(batches)
     recipe = recipe_of(batches)
-    worker = Worker(state, recipe, phases(recipe)[0])
+    worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     worker.warm_up()
     network.train_mode(state.network, recipe, worker.phase.lowest)
 

@@ -31,11 +31,11 @@ import tyro
 from PIL import Image
 
 from effnet_ray import Recipe
-from effnet_ray.data.images import Pixels, _crop_box, decode, train_view
+from effnet_ray.data.decode import Pixels, _crop_box, decode, train_view
 
 SIZE = 224
 RECIPE = Recipe(weights="none")
-SPEC = RECIPE.row.input_spec()
+SPEC = RECIPE.variant_spec.input_spec()
 
 
 @dataclass(frozen=True)

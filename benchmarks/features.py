@@ -26,8 +26,9 @@ from photographs import make
 from safetensors.torch import save_file
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.train import progress, session
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.runtime import session
+from effnet_ray.train import events
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,20 @@ class Clock:
         self._computed_from: float | None = None
         self._started = 0.0
 
-    def __call__(self, event: progress.Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Hear of it."""
         now = time.perf_counter()
         match event:
-            case progress.Extracting(done, images) if done:
+            case events.ComputingFeatures(done, images) if done:
                 # The first tells of a piece that is done: its time is taken from the pace.
                 if self._computed_from is None:
                     self._computed_from, self._first = now, done
                 elif done == images:
                     pace = (now - self._computed_from) / (done - self._first)
                     self.computing = pace * images
-            case progress.Started():
+            case events.WorkersStarted():
                 self._started = now
-            case progress.EpochDone():
+            case events.EpochDone():
                 self.training = now - self._started
 
 
@@ -88,7 +89,7 @@ def main(settings: Settings) -> None:
                 finetune(
                     replace(by_features, head_cache=cached), Placement(workers="1"), data,
                     runs=str(folder / "runs"), name=f"{contestant}-{number}", mirror=mirror,
-                    hear=clock,
+                    on_event=clock,
                 )  # fmt: skip
                 seconds[contestant].append(clock.computing + clock.training)
                 print(f"round {number}  {contestant:10} computing {clock.computing:6.2f} s  "
@@ -113,7 +114,7 @@ def made(folder: Path, settings: Settings) -> tuple[str, str]:
     pack(str(folder / "photographs"), str(folder / "data"), Packing(eval_fraction=0.2))
     torch.manual_seed(0)
     network = timm.create_model(f"tf_efficientnet_{settings.variant}")
-    tag = Recipe(variant=settings.variant).row.weights_tag("ns")
+    tag = Recipe(variant=settings.variant).variant_spec.weights_tag("ns")
     (folder / "mirror").mkdir()
     save_file(network.state_dict(), folder / "mirror" / f"{tag}.safetensors")
     return str(folder / "data"), str(folder / "mirror")

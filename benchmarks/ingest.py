@@ -44,8 +44,8 @@ from torchvision import transforms
 
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.chunks import Block, Dataset, Task, load_chunk
-from effnet_ray.data.ingest import Stream, settings
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.stream import Stream, data_context
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -138,10 +138,10 @@ def unordered(images: Set, batch: int) -> Iterator[int]:
 
     def fetch(found: dict[str, Any]) -> Iterator[Block]:
         yield from load_chunk(
-            dataset, Task(**{name: column.tolist()[0] for name, column in found.items()})
+            dataset, ChunkTask(**{name: column.tolist()[0] for name, column in found.items()})
         )
 
-    context = settings(PREFETCH_MB)
+    context = data_context(PREFETCH_MB)
     context.execution_options.preserve_order = False
     with ray.data.DataContext.current(context):
         blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
@@ -151,10 +151,10 @@ def unordered(images: Set, batch: int) -> Iterator[int]:
         yield len(block["label"])
 
 
-def every_task(dataset: Dataset) -> list[Task]:
+def every_task(dataset: Dataset) -> list[ChunkTask]:
     """The chunks of the first epoch."""
     return [
-        Task("train", 0, lane, chunk, 0, view=0)
+        ChunkTask("train", 0, lane, chunk, 0, view=0)
         for chunk in range(dataset.plan.chunks_per_epoch)
         for lane in range(dataset.plan.lanes)
     ]
@@ -205,8 +205,8 @@ def made(folder: Path, count: int, batch: int) -> Set:
     data = folder / "data"
     pack(str(folder / "files"), str(data), Packing(eval_fraction=0.01))
     recipe = Recipe(weights="none", epochs=1, batch_size=batch)
-    spec = recipe.row.input_spec()
-    settled = recipe.settled(spec, workers=1, on_gpu=False)
+    spec = recipe.variant_spec.input_spec()
+    settled = recipe.resolved(spec, workers=1, on_gpu=False)
     return Set(
         folder / "files", data, Dataset(manifests.load(str(data)), str(data), settled, spec)
     )

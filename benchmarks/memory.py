@@ -26,7 +26,7 @@ from ray._private.internal_api import memory_summary
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Dataset
-from effnet_ray.data.ingest import Stream
+from effnet_ray.data.stream import Stream
 
 CORES = 2
 IMAGES = 1600
@@ -85,8 +85,8 @@ def main(settings: Settings) -> None:
         pack(f"{name}/images", f"{name}/data", Packing(eval_fraction=0.01))
         epochs = -(-settings.times * store // (VIEW * IMAGES))
         recipe = Recipe(weights="none", epochs=epochs, batch_size=64)
-        spec = recipe.row.input_spec()
-        settled = recipe.settled(spec, workers=1, on_gpu=False)
+        spec = recipe.variant_spec.input_spec()
+        settled = recipe.resolved(spec, workers=1, on_gpu=False)
         dataset = Dataset(manifests.load(f"{name}/data"), f"{name}/data", settled, spec)
         watch, images, begin = Watch(), 0, time.perf_counter()
         watcher = threading.Thread(target=watch.run)

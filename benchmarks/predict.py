@@ -29,13 +29,13 @@ from photographs import make
 from safetensors.torch import save
 
 from effnet_ray import Placement, Recipe
-from effnet_ray.data.images import decode, eval_view
-from effnet_ray.model import network, weights
-from effnet_ray.store.releases import ModelStore, record_files
-from effnet_ray.train import session
-from effnet_ray.train.actors import batch_images
-from effnet_ray.use.opened import Opened, open_release
-from effnet_ray.use.predict import predict
+from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.inference.predict import predict
+from effnet_ray.model import network, pretrained
+from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.release.store import ModelStore, record_files
+from effnet_ray.runtime import session
+from effnet_ray.runtime.inference_actors import batch_images
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,25 @@ class Clock:
         return self._told[0][0] - self.began
 
 
-def untrained(settings: Settings, folder: str) -> Opened:
+def untrained(settings: Settings, folder: str) -> LoadedRelease:
     """A release whose network knows nothing; what it says does not matter here."""
     recipe = Recipe(variant=settings.variant, weights="none", image_size=settings.size)
-    settled = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
-    spec = settled.row.input_spec()
+    settled = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
+    spec = settled.variant_spec.input_spec()
     built = network.build(settled, spec, 10).eval().requires_grad_(False)
     names = tuple(map(str, range(10)))
     files = {
         "model.safetensors": save({
             name: tensor.contiguous() for name, tensor in built.backbone.state_dict().items()
         }),
-        **record_files(config=weights.hub_config(built, spec, names), recipe=settled,
+        **record_files(config=pretrained.hub_config(built, spec, names), recipe=settled,
                        metrics={"history": []}),
     }  # fmt: skip
     ModelStore(folder).publish("untrained", files, {"run": "none"})
-    return open_release("untrained@v1", folder)
+    return load_release("untrained@v1", folder)
 
 
-def views(files: list[Path], release: Opened, most: int) -> Iterator[npt.NDArray[np.uint8]]:
+def views(files: list[Path], release: LoadedRelease, most: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Batches, decoded ahead by as many threads as there are cores."""
 
     def view(file: Path) -> npt.NDArray[np.uint8]:
@@ -104,7 +104,7 @@ def views(files: list[Path], release: Opened, most: int) -> Iterator[npt.NDArray
 
 
 @torch.no_grad()
-def bare(folder: Path, release: Opened) -> Clock:
+def bare(folder: Path, release: LoadedRelease) -> Clock:
     """The loop by hand."""
     clock, done = Clock(), 0
     files = sorted(folder.rglob("*.jpg"))
@@ -115,10 +115,10 @@ def bare(folder: Path, release: Opened) -> Clock:
     return clock
 
 
-def ours(folder: Path, release: Opened, out: str) -> Clock:
+def ours(folder: Path, release: LoadedRelease, out: str) -> Clock:
     """The job's own function."""
     clock = Clock()
-    predict(release, str(folder), out, Placement(workers="1"), tell=clock.tell)
+    predict(release, str(folder), out, Placement(workers="1"), on_progress=clock.tell)
     return clock
 
 

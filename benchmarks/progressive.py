@@ -24,7 +24,8 @@ import tyro
 from transfer import TASK, digits, first
 
 from effnet_ray import Placement, Recipe, finetune, phases
-from effnet_ray.train import progress, session
+from effnet_ray.runtime import session
+from effnet_ray.train import events
 
 MEASURES = ("seconds_to_target", "compute_to_target", "seconds", "compute")
 
@@ -78,13 +79,13 @@ def ran(recipe: Recipe, data: str, folder: str, name: str, whole: int) -> Ran:
     """Train, and listen."""
     seconds, top1 = [], []
 
-    def hear(event: progress.Event) -> None:
-        if isinstance(event, progress.EpochDone):
+    def hear(event: events.Event) -> None:
+        if isinstance(event, events.EpochDone):
             seconds.append(event.seconds + (seconds[-1] if seconds else 0.0))
             top1.append(event.report.eval_top1 or 0.0)
 
-    finetune(recipe, Placement(workers="1"), data, runs=folder, name=name, hear=hear)
-    known = recipe.decided
+    finetune(recipe, Placement(workers="1"), data, runs=folder, name=name, on_event=hear)
+    known = recipe.with_defaults
     each = [
         (not phases.phase_at(known, epoch).frozen) * (phases.size_at(known, epoch) / whole) ** 2
         for epoch in range(recipe.epochs)

@@ -28,10 +28,10 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import Recipe
-from effnet_ray.model import network, optim
+from effnet_ray.model import network, optimizer as optim
 from effnet_ray.phases import phases
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 
 OURS, BARE = "Ray Train", "bare"
 
@@ -57,14 +57,16 @@ def recipe_of(settings: Settings) -> Recipe:
         variant=settings.variant, weights="none", image_size=settings.size,
         batch_size=settings.batch, micro_batch=settings.batch,
     )  # fmt: skip
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=torch.cuda.is_available())
+    return recipe.resolved(
+        recipe.variant_spec.input_spec(), workers=1, on_gpu=torch.cuda.is_available()
+    )
 
 
 def prepared(settings: Settings) -> tuple[TrainState, list[Batch]]:
     """The same network, optimizer and batches for both."""
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = recipe_of(settings)
-    spec = replace(recipe.row.input_spec(), resolution=settings.size)
+    spec = replace(recipe.variant_spec.input_spec(), resolution=settings.size)
     built = network.build(recipe, spec, 10)
     random = torch.Generator().manual_seed(0)
     shape = (settings.batch, settings.size, settings.size, 3)
@@ -83,7 +85,7 @@ def our_round(settings: Settings) -> Callable[[], float]:
     """A function that trains one round with our step; images/s."""
     state, batches = prepared(settings)
     recipe = recipe_of(settings)
-    worker = Worker(state, recipe, phases(recipe)[0])
+    worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     worker.warm_up()
     network.train_mode(state.network, recipe, worker.phase.lowest)
 

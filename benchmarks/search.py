@@ -8,7 +8,7 @@ the distance of its learning rate from an optimum that moves a little from varia
 rates learn later. The schedulers are Ray Tune's own ASHA, asked as Tune asks them, on eight
 devices at once:
 
-- ladder: our sweep's rule (`effnet_ray.sweep.ladder`, `effnet_ray.sweep.schedule`);
+- ladder: our sweep's rule (`effnet_ray.sweep.variant_schedule`, `effnet_ray.sweep.asha`);
 - asha: all 64 in random order through one ASHA with epochs as resource.
 
 Compute is device-seconds by timm's measured training speeds. Prints a table and, last, one line
@@ -31,8 +31,8 @@ import tyro
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from effnet_ray.sweep.ladder import Ladder
-from effnet_ray.sweep.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
+from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.variants import VARIANTS
 
 EPOCHS = 16
@@ -127,7 +127,7 @@ def simulate(
             found.until = min(found.until, found.compute)
         report = {
             TOP1: truth + noise.gauss(0, 0.1),
-            REACHED: share,
+            PROGRESS: share,
             SPENT: epoch * COSTS[variant],
             "epoch": epoch,
         }
@@ -146,7 +146,7 @@ def simulate(
 class Memory:
     """The sweep's book, without storage."""
 
-    def __init__(self, rule: Ladder) -> None:
+    def __init__(self, rule: VariantSchedule) -> None:
         self._rule = rule
 
     def recorded(self, number: int) -> bool:
@@ -158,7 +158,7 @@ class Memory:
 
     def hears(self, number: int, report: dict[str, Any]) -> None:
         """The rule is told."""
-        self._rule.heard(number, top1=report[TOP1], reached=report[REACHED], spent=report[SPENT])
+        self._rule.heard(number, top1=report[TOP1], reached=report[PROGRESS], spent=report[SPENT])
 
     def ends(self, number: int, *, crashed: bool) -> None:
         """The rule is told."""
@@ -171,8 +171,8 @@ class Memory:
 def ladder(world: World) -> Outcome:
     """Our rule; its first wave tries every setting once."""
     full = {name: EPOCHS * cost for name, cost in COSTS.items()}
-    rule = Ladder(full, TRIALS, lambda number: {"setting": number % SETTINGS})
-    search = LadderSearch(rule, Memory(rule))
+    rule = VariantSchedule(full, TRIALS, lambda number: {"setting": number % SETTINGS})
+    search = ScheduledSearch(rule, Memory(rule))
 
     def tell(trial: str, report: dict[str, Any], over: bool) -> None:
         (search.on_trial_complete if over else search.on_trial_result)(trial, report)

@@ -20,7 +20,7 @@ import ray
 import tyro
 
 from effnet_ray import Packing, Placement, Recipe, finetune, pack
-from effnet_ray.train.progress import EpochDone, Event
+from effnet_ray.train.events import EpochDone, Event
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def main(settings: Settings) -> None:
         pack(f"{name}/images", f"{name}/data", Packing(eval_fraction=0.1))
         recipe = Recipe(weights="none", epochs=settings.epochs, batch_size=16, image_size=224)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        finetune(recipe, Placement(workers="1"), f"{name}/data", runs=f"{name}/runs", hear=hear)
+        finetune(
+            recipe, Placement(workers="1"), f"{name}/data", runs=f"{name}/runs", on_event=hear
+        )
         ray.shutdown()
     share = [event.data_wait_s / event.seconds for event in found]
     for event, part in zip(found, share, strict=True):

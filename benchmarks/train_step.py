@@ -21,12 +21,12 @@ import torch
 import tyro
 from torch._inductor.utils import fresh_cache
 
-from effnet_ray.model import network, optim
+from effnet_ray.model import network, optimizer
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.speed import LAYOUTS
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 from effnet_ray.variants import VARIANTS
 
 CLASSES = 100
@@ -79,7 +79,7 @@ def recipe_of(settings: Settings, variant: str, layout: str, compiled: bool) -> 
         variant=variant, weights="none", image_size=size, batch_size=batch, micro_batch=batch,
         batchnorm=settings.batchnorm, layout=layout, compile=compiled,
     )  # fmt: skip
-    return recipe.settled(row.input_spec(), workers=1, on_gpu=on_gpu())
+    return recipe.resolved(row.input_spec(), workers=1, on_gpu=on_gpu())
 
 
 @dataclass
@@ -94,11 +94,13 @@ class Contestant:
 
     def __post_init__(self) -> None:
         device = torch.device("cuda" if on_gpu() else "cpu")
-        spec = replace(self.recipe.row.input_spec(), resolution=self.recipe.image_size or 0)
+        spec = replace(
+            self.recipe.variant_spec.input_spec(), resolution=self.recipe.image_size or 0
+        )
         built = network.build(self.recipe, spec, CLASSES).to(device)
-        self.state = TrainState(built, optim.optimizer(built, self.recipe))
+        self.state = TrainState(built, optimizer.optimizer(built, self.recipe))
         self.lane = batch_of(self.recipe, device)
-        self.worker = Worker(self.state, self.recipe, phases(self.recipe)[0])
+        self.worker = PhaseTrainer(self.state, self.recipe, phases(self.recipe)[0])
         self.worker.warm_up()
         with fresh_cache():  # else what others have compiled is used
             self.first_s = self.seconds(1)
@@ -171,7 +173,7 @@ def figures(variant: str, found: dict[str, Contestant]) -> dict[str, dict[str, o
 
 def limited(recipe: Recipe) -> bool:
     """Whether the limits are this device's, at this size."""
-    own = recipe.image_size == recipe.row.resolution and recipe.precision == "bfloat16"
+    own = recipe.image_size == recipe.variant_spec.resolution and recipe.precision == "bfloat16"
     return on_gpu() and LIMITED in torch.cuda.get_device_name() and own
 
 

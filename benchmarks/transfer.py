@@ -23,9 +23,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.release.run import release_run
-from effnet_ray.train import session
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.runtime import session
 
 TASK = {"image_size": 64, "batch_size": 16, "micro_batch": 8, "flip": 0.0, "crop_scale": 0.7,
         "crop_ratio": 1.1, "dropout": 0.1, "drop_path": 0.0}  # fmt: skip

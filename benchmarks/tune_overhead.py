@@ -24,14 +24,14 @@ import tyro
 from ray import tune
 
 from effnet_ray import Placement, Recipe
-from effnet_ray.data.sample import pack_sample
+from effnet_ray.packing.sample import pack_sample
 from effnet_ray.sweep import tune as sweep
-from effnet_ray.sweep.book import Told
-from effnet_ray.sweep.ladder import Ladder
-from effnet_ray.sweep.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
 from effnet_ray.sweep.trial import run_trials
+from effnet_ray.sweep.trial_log import SweepProgress
 from effnet_ray.sweep.tune import Plan
-from effnet_ray.train.progress import Waiting
+from effnet_ray.sweep.variant_schedule import VariantSchedule
+from effnet_ray.train.events import WaitingForWorkers
 
 WORKERS = 2
 """Of a real trial."""
@@ -52,7 +52,7 @@ class Flags:
 class NoBook:
     """Keeps no account: only Tune is measured."""
 
-    def __init__(self, ladder: Ladder) -> None:
+    def __init__(self, ladder: VariantSchedule) -> None:
         self._ladder = ladder
 
     def recorded(self, number: int) -> bool:
@@ -76,15 +76,17 @@ class NoBook:
 
 def plain(flags: Flags) -> float:
     """Seconds that the functions take."""
-    ladder = Ladder({"b0": flags.seconds}, flags.trials, lambda number: {"number": number})
+    ladder = VariantSchedule(
+        {"b0": flags.seconds}, flags.trials, lambda number: {"number": number}
+    )
     seconds = flags.seconds
 
     def sleep(config: dict[str, Any]) -> None:
         time.sleep(seconds)
-        tune.report({REACHED: 1.0, TOP1: 0.5, SPENT: seconds})
+        tune.report({PROGRESS: 1.0, TOP1: 0.5, SPENT: seconds})
 
     start = time.perf_counter()
-    run_trials(sleep, LadderSearch(ladder, NoBook(ladder)), Brackets(), flags.concurrent)
+    run_trials(sleep, ScheduledSearch(ladder, NoBook(ladder)), Brackets(), flags.concurrent)
     assert ladder.done and len(ladder.tries) == flags.trials
     return time.perf_counter() - start
 
@@ -93,8 +95,8 @@ def starts(folder: str) -> list[float]:
     """Seconds from a real trial's being handed out to its workers' first step."""
     begun, found = dict[int, float](), dict[int, float]()
 
-    def hear(event: Plan | Told | Waiting) -> None:
-        if not isinstance(event, Told):
+    def hear(event: Plan | SweepProgress | WaitingForWorkers) -> None:
+        if not isinstance(event, SweepProgress):
             return
         trial, now = event.trial, time.perf_counter()
         begun.setdefault(trial.number, now)
@@ -106,7 +108,8 @@ def starts(folder: str) -> list[float]:
     recipe = Recipe(weights="none", image_size=32, epochs=1, batch_size=16, limit=160)
     sweep.tune(
         recipe, Placement(workers=str(WORKERS)), f"{folder}/digits", variants=["b0"], trials=4,
-        runs=f"{folder}/runs", workers=str(WORKERS), hear=hear, connect=lambda placement: None,
+        runs=f"{folder}/runs", workers=str(WORKERS), on_progress=hear,
+        connect=lambda placement: None,
     )  # fmt: skip
     return [found[number] for number in sorted(found)]
 

@@ -11,8 +11,8 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
-    from effnet_ray.data.pack import Packing, pack
-    from effnet_ray.store.releases import ModelStore
+    from effnet_ray.packing.pack import Packing, pack
+    from effnet_ray.release.store import ModelStore
     from effnet_ray.sweep.tune import tune
     from effnet_ray.train.finetune import finetune
 
@@ -20,10 +20,10 @@ __version__ = "0.1.0"
 __all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack", "tune"]
 
 _HOMES = {
-    "ModelStore": "effnet_ray.store.releases",
-    "Packing": "effnet_ray.data.pack",
+    "ModelStore": "effnet_ray.release.store",
+    "Packing": "effnet_ray.packing.pack",
     "finetune": "effnet_ray.train.finetune",
-    "pack": "effnet_ray.data.pack",
+    "pack": "effnet_ray.packing.pack",
     "tune": "effnet_ray.sweep.tune",
 }
 

@@ -96,5 +96,5 @@ class BadImagesError(TrainingError):
     """More images than `--max-bad-fraction` allows cannot be read."""
 
 
-class LeaderLostError(TrainingError):
+class ControllerDiedError(TrainingError):
     """The process that leads a run's workers died."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import MIN_IMAGE_SIZE
 
-STEM, TOP, HEAD = 0, 8, 9
+STEM, FINAL_CONV, HEAD = 0, 8, 9
 """Parts that are no stages."""
 
 FORWARD = 1 / 3
@@ -50,7 +50,7 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     assert head_epochs is not None and lr is not None and head_lr is not None
     both = (
         Phase(0, head_epochs, head_lr, HEAD),
-        Phase(head_epochs, recipe.epochs, lr, lowest(recipe.unfreeze)),
+        Phase(head_epochs, recipe.epochs, lr, lowest_trainable(recipe.unfreeze)),
     )
     return tuple(phase for phase in both if phase.end > phase.first)
 
@@ -101,7 +101,7 @@ def view_at(recipe: Recipe, epoch: int) -> int | None:
     return epoch % recipe.head_views or None
 
 
-def cached(recipe: Recipe, epoch: int) -> bool:
+def uses_feature_cache(recipe: Recipe, epoch: int) -> bool:
     """Whether an epoch goes by kept features."""
     return recipe.head_cache and phase_at(recipe, epoch).frozen
 
@@ -116,7 +116,7 @@ def evaluates(recipe: Recipe, epoch: int) -> bool:
     return (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == phase_at(recipe, epoch).end
 
 
-def told(recipe: Recipe) -> str:
+def describe(recipe: Recipe) -> str:
     """The phases in words, as `2 epochs of the head, then 6 of all`."""
     what = {HEAD: "the head", STEM: "all"}
     first, *rest = (
@@ -127,7 +127,7 @@ def told(recipe: Recipe) -> str:
     return ", then ".join([begin, *(f"{epochs} of {parts}" for epochs, parts in rest)])
 
 
-def lowest(unfreeze: str) -> int:
+def lowest_trainable(unfreeze: str) -> int:
     """The lowest part that `unfreeze` (head, stage:N or all) lets learn."""
     named = {"all": STEM, "head": HEAD}
     return named[unfreeze] if unfreeze in named else int(unfreeze.removeprefix("stage:"))
@@ -140,4 +140,4 @@ def part_of(name: str) -> int:
         return int(block.group(1)) + 1
     if name.startswith("classifier."):
         return HEAD
-    return TOP if name.startswith(TOPS) else STEM
+    return FINAL_CONV if name.startswith(TOPS) else STEM

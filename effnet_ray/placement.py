@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from effnet_ray.records import require
+from effnet_ray.schema import require
 
 ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 """What a label's value may be in Ray, and in Kubernetes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from effnet_ray.records import require
+from effnet_ray.schema import require
 from effnet_ray.speed import LAYOUTS, TABLE
 from effnet_ray.tasks import MULTICLASS, MULTILABEL, TASKS
 from effnet_ray.variants import (
@@ -216,7 +216,7 @@ class Recipe:
                 "pretrained ones where some stay frozen (head_epochs, unfreeze)")  # fmt: skip
 
     @property
-    def row(self) -> Variant:
+    def variant_spec(self) -> Variant:
         """The variant's row of the table."""
         return variant(self.variant)
 
@@ -232,7 +232,7 @@ class Recipe:
         return self.batch_size // self.micro_batch
 
     @property
-    def decided(self) -> Self:
+    def with_defaults(self) -> Self:
         """This recipe with every None decided that neither weights nor placement have a say in."""
         pretrained = self.weights != "none"
         factor, weight_decay = OPTIMIZERS[self.opt]
@@ -245,7 +245,7 @@ class Recipe:
             head_lr=self.head_lr or (lr if alone else HEAD_LR * lr),
             weight_decay=weight_decay if self.weight_decay is None else self.weight_decay,
             layer_decay=self.layer_decay or (LAYER_DECAY if pretrained else 1.0),
-            dropout=self.row.dropout if self.dropout is None else self.dropout,
+            dropout=self.variant_spec.dropout if self.dropout is None else self.dropout,
             drop_path=DROP_PATH if self.drop_path is None else self.drop_path,
             batchnorm=self.batchnorm or ("frozen" if pretrained else "train"),
         )
@@ -258,7 +258,7 @@ class Recipe:
             return self.epochs
         return min(self.epochs - 1, max(1, self.epochs // 4)) if pretrained else 0
 
-    def settled(
+    def resolved(
         self, spec: InputSpec, *, workers: int, on_gpu: bool, task: str = MULTICLASS
     ) -> Self:
         """This recipe with every None decided: from the weights' spec and the first placement.
@@ -270,7 +270,7 @@ class Recipe:
         size = self.image_size or spec.resolution
         speed = TABLE[self.variant, "cuda" if on_gpu else "cpu"]
         return replace(
-            self.decided,
+            self.with_defaults,
             task=self.task or task,
             image_size=size,
             micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
@@ -285,7 +285,7 @@ class Recipe:
         Half of what timm fitted into 24 GB leaves room for a 16 GB GPU or, in float32, a few GB
         of a laptop's memory.
         """
-        fits = self.row.images_in(12, size)
+        fits = self.variant_spec.images_in(12, size)
         least = 2 if self.mixup or self.cutmix else 1
         largest = max(1, min(self.batch_size // workers, int(fits)))
         divisors = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
@@ -301,7 +301,7 @@ class Recipe:
         A None that weights or placement settled agrees with whatever it was settled to; but a
         `limit` of None means every image.
         """
-        mine, theirs = asdict(self.decided), asdict(recorded)
+        mine, theirs = asdict(self.with_defaults), asdict(recorded)
         return ", ".join(
             f"{name} {value!r} (recorded: {theirs[name]!r})"
             for name, value in mine.items()

@@ -1,6 +1,6 @@
 """Look at a cluster's file before it costs anything. `--help` says how."""
 
-from effnet_ray.cli.checking import check_job
+from effnet_ray.cli.check import check_job
 from effnet_ray.cli.main import main
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fine-tune an EfficientNet on a packed data set and publish a release. `--help` says how."""
 
-from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
 
 if __name__ == "__main__":

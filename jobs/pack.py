@@ -1,7 +1,7 @@
 """Pack labelled images into Parquet shards and a manifest. `--help` says how."""
 
 from effnet_ray.cli.main import main
-from effnet_ray.cli.packing import pack_job
+from effnet_ray.cli.pack import pack_job
 
 if __name__ == "__main__":
     raise SystemExit(main(pack_job))

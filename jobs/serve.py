@@ -1,7 +1,7 @@
 """Serve a release over HTTP. `--help` says how."""
 
 from effnet_ray.cli.main import main
-from effnet_ray.cli.serving import serve_job
+from effnet_ray.cli.serve import serve_job
 
 if __name__ == "__main__":
     raise SystemExit(main(serve_job))

@@ -17,7 +17,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.util import get_node_ip_address
 from servers import free_port
 
-from effnet_ray.train.machines import ACCELERATOR
+from effnet_ray.runtime.nodes import ACCELERATOR
 
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

@@ -21,7 +21,7 @@ from autoscaled import ROOT, autoscaled, gone, node_types, trained
 from gpus import counted_gpus
 from servers import fresh_bucket, rclone_server, s3_environment
 
-from effnet_ray.data.sample import pack_sample
+from effnet_ray.packing.sample import pack_sample
 
 GPUS = ("--workers", "1", "--gpus-per-worker", "0.5", "--epochs", "1")
 SWEEP = ("--variants", "b0,b1", "--trials", "3")

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
 
-from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.data.sample import pack_sample
-from effnet_ray.train.record import Result
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.sample import pack_sample
+from effnet_ray.train.run_record import Result
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anybody imports it
 
@@ -130,7 +130,7 @@ def cluster(rclone_bucket: str) -> Iterator[None]:
     """The one Ray of the session. Its workers inherit S3's settings, so the bucket comes first."""
     import ray
 
-    from effnet_ray.train import session
+    from effnet_ray.runtime import session
 
     session.start(3, log_to_driver=False, logging_level="ERROR")
     yield

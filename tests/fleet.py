@@ -13,7 +13,7 @@ from laws import RECIPE, STEPS
 from servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
-from effnet_ray.data.sample import pack_sample
+from effnet_ray.packing.sample import pack_sample
 
 PREAMBLE = """
 import json, subprocess, sys, threading, time
@@ -23,7 +23,7 @@ import ray
 from laws import RECIPE
 from ray.cluster_utils import Cluster
 from effnet_ray import Placement, finetune, storage
-from effnet_ray.train.progress import Left, Lost, Started
+from effnet_ray.train.events import Preempted, WorkerDied, WorkersStarted
 
 bucket = sys.argv[1]
 heard, told = [], {}
@@ -37,7 +37,8 @@ def machines(count):
 
 def train(name, epochs, hear=heard.append, **placement):
     told[name] = finetune(replace(RECIPE, epochs=epochs), Placement(audit=True, **placement),
-                          f"{bucket}/digits", runs=f"{bucket}/runs", name=name, hear=hear).run_uri
+                          f"{bucket}/digits", runs=f"{bucket}/runs", name=name,
+                          on_event=hear).run_uri
 
 def begin(*run, **placement):
     global thread
@@ -45,7 +46,7 @@ def begin(*run, **placement):
     thread.start()
 
 def groups():
-    return [event.workers for event in heard if isinstance(event, Started)]
+    return [event.workers for event in heard if isinstance(event, WorkersStarted)]
 
 def until(true):
     while not true():

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from effnet_ray.data.balance import class_weights
+from effnet_ray.data.class_balance import class_weights
 from effnet_ray.model.network import build
-from effnet_ray.model.optim import optimizer
+from effnet_ray.model.optimizer import optimizer
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.loop import Shape, evaluate, fit
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.loop import EpochSizes, evaluate, fit
 from effnet_ray.train.state import Batch, TrainState
 
 CLASSES = 4
@@ -38,11 +38,11 @@ def settled(**given: object) -> Recipe:
     values = {"weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "micro_batch": 4,
               "lr": 1e-3, "batchnorm": "frozen", "dropout": 0.3, "drop_path": 0.2}  # fmt: skip
     recipe = Recipe(**(values | given))  # type: ignore[arg-type]
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 def new_state(recipe: Recipe) -> TrainState:
-    network = build(recipe, recipe.row.input_spec(), CLASSES)
+    network = build(recipe, recipe.variant_spec.input_spec(), CLASSES)
     averaged = copy.deepcopy(network) if recipe.ema_decay else None
     return TrainState(network, optimizer(network, recipe), averaged)
 
@@ -79,15 +79,15 @@ class FixedBatches:
         for number in range(self.rank, 5, self.workers):
             yield self._batch(9000 + number, 3)
 
-    def shape(self) -> Shape:
+    def shape(self) -> EpochSizes:
         """What the whole plan holds."""
         lanes = [self._lane(s, k) for s in range(self.steps) for k in range(self.recipe.lanes)]
         label = torch.cat([lane.label for lane in lanes])
         if label.ndim == 2:
-            return Shape(self.steps, len(label), 15)
+            return EpochSizes(self.steps, len(label), 15)
         counts = label.bincount(minlength=CLASSES).numpy()
         weights = class_weights(counts, self.recipe.class_weights)
-        return Shape(self.steps, len(label), 15, class_weights=weights)
+        return EpochSizes(self.steps, len(label), 15, class_weights=weights)
 
     def _lane(self, step: int, lane: int) -> Batch:
         last = step == self.steps - 1 and lane == self.recipe.lanes - 1

@@ -18,7 +18,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from effnet_ray.data.images import PNG, decode, train_view
+from effnet_ray.data.decode import PNG, decode, train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import s3fs
 
-from effnet_ray import conditional, storage
+from effnet_ray import storage
+from effnet_ray.storage import conditional
 
 KEY, SECRET = "AKTESTKEY001", "sk12345678"
 PATIENCE = 120.0
@@ -112,7 +113,7 @@ def s3_environment(
 def _forget_clients() -> None:
     storage._s3.cache_clear()
     storage._arrow_s3.cache_clear()
-    conditional.weakness.cache_clear()
+    conditional.missing_guarantee.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from effnet_ray import conditional, disk, storage
-from effnet_ray.store import publishing
-from effnet_ray.store.releases import ModelStore
+from effnet_ray import storage
+from effnet_ray.release import publish
+from effnet_ray.release.store import ModelStore
+from effnet_ray.storage import conditional, local
 
 WEIGHTS = 4_000
 """Bytes."""
@@ -81,7 +82,7 @@ def ended(pid: int, answer: int) -> dict[str, Any]:
 def child(job: dict[str, Any], said: int) -> None:
     """Do a job and say how it went; never returns."""
     steps = count_steps(job.get("kill_at"))
-    publishing.HELPED_AFTER_S = job.get("helped_after_s", publishing.HELPED_AFTER_S)
+    publish.HELPED_AFTER_S = job.get("helped_after_s", publish.HELPED_AFTER_S)
     try:
         store = ModelStore(job["store"], job.get("single_writer", False))
         told: dict[str, Any] = {"said": [act(store, action) for action in job["do"]]}
@@ -115,7 +116,7 @@ def count_steps(kill_at: int | None) -> Callable[[], int]:
     around(storage, "delete")
     around(conditional, "swap")
     for name in ("fsync", "link", "replace", "unlink"):
-        around(disk.os, name)
+        around(local.os, name)
     return lambda: taken[0]
 
 

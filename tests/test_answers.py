@@ -9,12 +9,12 @@ import torch
 from test_export import released
 from test_opened import forge
 
-from effnet_ray.data.images import decode, eval_view
+from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import EvaluationError, ImageError
-from effnet_ray.train.actors import Share
-from effnet_ray.use.answers import Answer, Served
-from effnet_ray.use.opened import WEIGHTS, Opened
-from effnet_ray.use.sight import Sight
+from effnet_ray.inference.http_api import Answer, ServedRelease
+from effnet_ray.inference.scorer import Scorer
+from effnet_ray.release.load import WEIGHTS, LoadedRelease
+from effnet_ray.runtime.inference_actors import MachineShare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +24,7 @@ def files(photographs: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:4]]
 
 
-def without_numbers(release: Opened) -> Opened:
+def without_numbers(release: LoadedRelease) -> LoadedRelease:
     """The release with a head whose sums are beyond float32, sealed again."""
     weights = Path(release.uri) / WEIGHTS
     tensors = safetensors.torch.load(weights.read_bytes())
@@ -46,9 +46,9 @@ def test_a_release_is_served_in_the_precision_in_which_it_is_judged(
 ) -> None:
     release = released(tmp_path, precision=precision)
     views = np.stack([eval_view(decode(data), release.spec) for data in files])
-    sight = Sight(release.uri, release.sha256, Share(cores=1))
+    sight = Scorer(release.uri, release.sha256, MachineShare(cores=1))
     judged = sight.features_and_logits(views)[1].softmax(1).numpy()
-    served = [probabilities(said, 4) for said in Served(release.uri, top=4).look(files)]
+    served = [probabilities(said, 4) for said in ServedRelease(release.uri, top=4).look(files)]
     assert np.array_equal(np.float32(served), judged)
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
     whole = release.network(pixels).softmax(1).numpy()
@@ -59,6 +59,6 @@ def test_what_is_no_number_is_an_error_that_names_the_release(
     tmp_path: Path, files: list[bytes]
 ) -> None:
     release = without_numbers(released(tmp_path))
-    wrong, unread = Served(release.uri, top=2).look([files[0], b"no image"])
+    wrong, unread = ServedRelease(release.uri, top=2).look([files[0], b"no image"])
     assert isinstance(wrong, EvaluationError) and "birds@v1" in str(wrong)
     assert isinstance(unread, ImageError)

@@ -9,8 +9,8 @@ from autoscaled import ROOT, accelerators, autoscaled, gone, node_types, submit,
 from gpus import counted_gpus
 from servers import fresh_bucket, s3_environment
 
-from effnet_ray.data.sample import pack_sample
-from effnet_ray.store.releases import ModelStore
+from effnet_ray.packing.sample import pack_sample
+from effnet_ray.release.store import ModelStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -7,12 +7,12 @@ import pytest
 
 from effnet_ray import Recipe
 from effnet_ray.errors import RunExistsError, StorageError
-from effnet_ray.sweep import record
-from effnet_ray.sweep.book import CRASHED, FAILURE, Book, Told
-from effnet_ray.sweep.ladder import Ladder
-from effnet_ray.sweep.record import Sweep, Trial
-from effnet_ray.sweep.schedule import REACHED, SPENT, TOP1, Brackets, LadderSearch
-from effnet_ray.train.record import Result
+from effnet_ray.sweep import sweep_record
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
+from effnet_ray.sweep.sweep_record import Sweep, Trial
+from effnet_ray.sweep.trial_log import CRASHED, FAILURE, SweepProgress, TrialLog
+from effnet_ray.sweep.variant_schedule import VariantSchedule
+from effnet_ray.train.run_record import Result
 
 SWEEP = Sweep(
     name="pets", recipe=Recipe(weights="none"), variants=("b0", "b7"), trials=4,
@@ -28,7 +28,7 @@ RESULT = Result(
 
 
 def told(reached: float, top1: float, seconds: float) -> dict[str, Any]:
-    return {REACHED: reached, TOP1: top1, SPENT: seconds}
+    return {PROGRESS: reached, TOP1: top1, SPENT: seconds}
 
 
 class Bench:
@@ -36,21 +36,21 @@ class Bench:
 
     def __init__(self, folder: Path, budget: float | None = None) -> None:
         self.uri = str(folder)
-        past = record.trials(self.uri)
-        self.ladder = Ladder(
+        past = sweep_record.trials(self.uri)
+        self.ladder = VariantSchedule(
             {"b0": 10.0, "b7": 480.0}, 4, lambda number: {"lr": 10.0**-number}, budget,
-            begun={number: trial.state != record.SKIPPED for number, trial in past.items()},
+            begun={number: trial.state != sweep_record.SKIPPED for number, trial in past.items()},
         )  # fmt: skip
         self.brackets = Brackets()
         self.ended: set[str] = set()
-        self.heard: list[Told] = []
+        self.heard: list[SweepProgress] = []
         self.learned: list[int] = []
-        self.book = Book(
-            SWEEP, self.uri, self.ladder, self.brackets, past, hear=self.heard.append,
+        self.book = TrialLog(
+            SWEEP, self.uri, self.ladder, self.brackets, past, on_progress=self.heard.append,
             learn=lambda trial: self.learned.append(trial.number),
             result=lambda run: RESULT if run in self.ended else None,
         )  # fmt: skip
-        self.search = LadderSearch(self.ladder, self.book)
+        self.search = ScheduledSearch(self.ladder, self.book)
         self._asked = 0
 
     def start(self) -> int | None:
@@ -74,7 +74,7 @@ class Bench:
 
 
 def states(bench: Bench) -> list[str]:
-    return [trial.state for _, trial in sorted(record.trials(bench.uri).items())]
+    return [trial.state for _, trial in sorted(sweep_record.trials(bench.uri).items())]
 
 
 def test_every_end_of_a_trial_is_told_apart(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_every_end_of_a_trial_is_told_apart(tmp_path: Path) -> None:
     assert bench.start() == 3
     bench.end(3, error=True)
     assert states(bench) == ["finished", "stopped", "failed", "failed"]
-    trials = record.trials(bench.uri)
+    trials = sweep_record.trials(bench.uri)
     assert trials[2].reason == "the loss is not finite at step 3"
     assert trials[3].reason == CRASHED
     assert trials[0].eval_top1 == 0.9 and trials[0].device_seconds == 10
@@ -103,7 +103,7 @@ def test_a_run_that_ended_unheard_counts_as_finished(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.start()
     bench.end(0, finished=True)
-    trial = record.trials(bench.uri)[0]
+    trial = sweep_record.trials(bench.uri)[0]
     assert (trial.state, trial.reached, trial.eval_top1) == ("finished", 1.0, 0.9)
 
 
@@ -113,11 +113,11 @@ def test_device_seconds_add_up_over_restarts(tmp_path: Path) -> None:
     bench.report(0, 0.2, 0.5, 30)
     bench.report(0, 0.4, 0.6, 60)
     bench.report(0, 0.6, 0.7, 25)  # its workers were started again
-    assert record.trials(bench.uri)[0].device_seconds == 85
+    assert sweep_record.trials(bench.uri)[0].device_seconds == 85
     again = Bench(tmp_path)
     again.start()
     again.report(0, 0.8, 0.8, 20)
-    assert record.trials(bench.uri)[0].device_seconds == 105
+    assert sweep_record.trials(bench.uri)[0].device_seconds == 105
     assert again.book.spent == 20  # of this call
 
 
@@ -126,7 +126,7 @@ def test_a_repeated_epoch_replaces_what_was_said_before(tmp_path: Path) -> None:
     bench.start()
     for reached, top1 in ((0.2, 0.5), (0.4, 0.6), (0.2, 0.55), (0.4, 0.65)):
         bench.report(0, reached, top1, 10)
-    curve = record.trials(bench.uri)[0].curve
+    curve = sweep_record.trials(bench.uri)[0].curve
     assert [(point.reached, point.eval_top1) for point in curve] == [(0.2, 0.55), (0.4, 0.65)]
 
 
@@ -179,19 +179,19 @@ def test_people_hear_what_is_spent_and_left(tmp_path: Path) -> None:
 
 
 def test_another_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    record.begin(SWEEP, str(tmp_path))
-    record.begin(SWEEP, str(tmp_path))
+    sweep_record.begin(SWEEP, str(tmp_path))
+    sweep_record.begin(SWEEP, str(tmp_path))
     other = Sweep(**{**{f: getattr(SWEEP, f) for f in SWEEP.__slots__}, "trials": 5})
     with pytest.raises(RunExistsError, match=r"another trials \(4, asked for 5\)"):
-        record.begin(other, str(tmp_path))
+        sweep_record.begin(other, str(tmp_path))
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
-    record.write_trial(
+    sweep_record.write_trial(
         Trial(number=0, variant="b0", settings={}, state="running", run="x"), str(tmp_path)
     )
     file = tmp_path / "trials/000.json"
     for damage in ("{", "[]", "{}", '{"number": 0, "curve": [{"reached": "x"}]}'):
         file.write_text(damage)
         with pytest.raises(StorageError, match=r"000\.json is damaged"):
-            record.trials(str(tmp_path))
+            sweep_record.trials(str(tmp_path))

@@ -16,12 +16,12 @@ from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.speed import LAYOUTS
 from effnet_ray.train import checkpoint
+from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loop import fit
-from effnet_ray.train.metrics import Tally
-from effnet_ray.train.reports import EpochReport
-from effnet_ray.train.scaling import LossScale
+from effnet_ray.train.loss_scale import LossScale
+from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +37,7 @@ def trained() -> TrainState:
     """A state after one step, with a past. Read only: copy it with `at`."""
     state = new_state(RECIPE)
     lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
-    worker = Worker(state, RECIPE, phases(RECIPE)[0])
+    worker = PhaseTrainer(state, RECIPE, phases(RECIPE)[0])
     state.tally = train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
     state.step, state.history = 7, [REPORT]
     return state
@@ -358,4 +358,4 @@ def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) ->
 
 
 def test_the_tally_of_a_new_state_is_zero() -> None:
-    assert torch.equal(new_state(RECIPE).tally.sums, Tally.zero().sums)
+    assert torch.equal(new_state(RECIPE).tally.sums, MetricSums.zero().sums)

@@ -10,10 +10,10 @@ from servers import s3_environment
 
 from effnet_ray import Recipe
 from effnet_ray.cli.main import main
-from effnet_ray.cli.packing import pack_job
+from effnet_ray.cli.pack import pack_job
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.pack import pack
-from effnet_ray.train import record
+from effnet_ray.packing.pack import pack
+from effnet_ray.train import run_record
 
 Refused = Callable[..., str]
 
@@ -118,10 +118,10 @@ def test_a_name_that_another_recipe_has_is_refused(
 ) -> None:
     manifest = manifests.load(str(packed))
     recipe = Recipe(weights="none", lr=0.5)
-    spec = recipe.row.input_spec()
-    run = record.Run(
+    spec = recipe.variant_spec.input_spec()
+    run = run_record.Run(
         name="mine",
-        recipe=recipe.settled(spec, workers=1, on_gpu=False),
+        recipe=recipe.resolved(spec, workers=1, on_gpu=False),
         spec=spec,
         classes=manifest.classes,
         data=str(packed),
@@ -130,7 +130,7 @@ def test_a_name_that_another_recipe_has_is_refused(
         weights_sha256="",
         weights_head=0,
     )
-    record.create(run, str(tmp_path / "runs" / "mine"))
+    run_record.create(run, str(tmp_path / "runs" / "mine"))
     flags = ["--data", str(packed), "--runs", str(tmp_path / "runs"), "--name", "mine"]
     said = refused(*flags, "--weights", "none", "--lr", "0.1")
     assert "lr 0.1 (recorded: 0.5)" in said
@@ -143,7 +143,7 @@ def test_compiling_without_a_compiler_is_refused(
     flags = ("--weights", "none", "--compile", "True", "--runs", str(tmp_path / "runs"))
     said = refused("--data", str(packed), *flags)
     assert "no-such-compiler is not found" in said and "or use --compile False" in said
-    assert not list((tmp_path / "runs").rglob(record.RUN))
+    assert not list((tmp_path / "runs").rglob(run_record.RUN))
 
 
 def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:

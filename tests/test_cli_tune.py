@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_jobs import job
 
-from effnet_ray.cli.sweeping import tune_job
+from effnet_ray.cli.tune import tune_job
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from effnet_ray.check.cluster_file import check_cluster_file
-from effnet_ray.check.findings import all_right
-from effnet_ray.cli.checking import check_job
+from effnet_ray.cli.check import check_job
 from effnet_ray.cli.main import main
 from effnet_ray.errors import ClusterError
+from effnet_ray.preflight.cluster_file import check_cluster_file
+from effnet_ray.preflight.findings import all_right
 
 ROOT = Path(__file__).parents[1]
 AWS = ROOT / "cluster/aws.yaml"

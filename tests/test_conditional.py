@@ -9,8 +9,9 @@ import pytest
 from faults import Faults, proxy
 from servers import fresh_bucket, s3_environment
 
-from effnet_ray import conditional, retry, storage
+from effnet_ray import storage
 from effnet_ray.errors import ConflictError
+from effnet_ray.storage import conditional, retry
 
 
 def test_files_are_written_and_listed_while_somebody_deletes_their_folder(tmp_path: Path) -> None:
@@ -36,12 +37,12 @@ def test_a_server_that_ignores_preconditions_is_found_out_and_nothing_is_left(
     request: pytest.FixtureRequest, tmp_path: Path, server: str
 ) -> None:
     if server == "disk":
-        assert conditional.weakness(str(tmp_path)) == ""
+        assert conditional.missing_guarantee(str(tmp_path)) == ""
         assert list(tmp_path.iterdir()) == []
         return
     with s3_environment(request.getfixturevalue(server)):
         bucket = fresh_bucket()
-        found = conditional.weakness(bucket)
+        found = conditional.missing_guarantee(bucket)
         assert (found == "") == (server == "moto")
         assert storage.entries(bucket, hidden=True) == {}
 
@@ -102,4 +103,4 @@ def test_a_server_without_compare_and_swap_is_told_at_once(
             ["501 NotImplemented"], share=1,
             hits=lambda method, _: method == "PUT" and next(puts) >= 2,
         )  # fmt: skip
-        assert conditional.weakness(bucket) == "knows no compare-and-swap"
+        assert conditional.missing_guarantee(bucket) == "knows no compare-and-swap"

@@ -5,10 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from effnet_ray.console import people as console
-from effnet_ray.console.people import People
-from effnet_ray.train.progress import Divided, EpochDone, Quarantined, Started, Stepped
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.cli import terminal as console
+from effnet_ray.cli.terminal import Terminal
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.events import (
+    EpochDone,
+    ImagesQuarantined,
+    MicroBatchSplit,
+    StepDone,
+    WorkersStarted,
+)
 
 REPORT = EpochReport(
     epoch=1, step=20, train_loss=0.5, train_top1=0.9, train_images=80, eval_loss=0.25,
@@ -19,9 +25,9 @@ REPORT = EpochReport(
 def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
     log = io.StringIO()
-    with People(log) as people:
-        people.hear(Started(workers=2, step=10, steps=30, device="cpu", phases="3 of x"))
-        people.hear(Stepped(step=12, loss=0.75, images_per_s=150.0))
+    with Terminal(log) as people:
+        people.hear(WorkersStarted(workers=2, step=10, steps=30, device="cpu", phases="3 of x"))
+        people.hear(StepDone(step=12, loss=0.75, images_per_s=150.0))
         people.hear(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
         unevaluated = replace(REPORT, epoch=2, eval_loss=None, eval_top1=None, eval_top5=None)
@@ -30,8 +36,8 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         several = replace(REPORT, epoch=3, eval_map=0.625)
         people.hear(EpochDone(several, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
-        people.hear(Divided(2))
-        people.hear(Quarantined({7: "cat/7.jpg: truncated"}))
+        people.hear(MicroBatchSplit(2))
+        people.hear(ImagesQuarantined({7: "cat/7.jpg: truncated"}))
         people.table("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
     text = log.getvalue()
     assert "resuming at step 10 of 30 steps on 2 workers (cpu): 3 of x" in text
@@ -47,6 +53,6 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_name_moves_no_cursor() -> None:
     log = io.StringIO()
-    with People(log) as people:
+    with Terminal(log) as people:
         people.say("quarantined \x1b[2J\x9b1m\rcat.jpg, caf\ud8e9.jpg, é stays")
     assert log.getvalue() == "quarantined �[2J�1m�cat.jpg, caf�.jpg, é stays\n"

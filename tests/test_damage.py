@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.chunks import Block, Dataset, Task, load_chunk
-from effnet_ray.data.rows import RowGroup
+from effnet_ray.data import manifest as manifests, row_group as rows
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import Recipe
 
 FLIPS = 1000
-TRAIN = Task("train", 0, 0, 0, 0, view=0)
+TRAIN = ChunkTask("train", 0, 0, 0, 0, view=0)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def dataset(packed: Path, tmp_path: Path) -> Dataset:
 
 def opened(data: Path, limit: int | None = None) -> Dataset:
     recipe = Recipe(weights="none", image_size=32, batch_size=18, micro_batch=18, limit=limit)
-    recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
-    spec = replace(recipe.row.input_spec(), resolution=32)
+    recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
+    spec = replace(recipe.variant_spec.input_spec(), resolution=32)
     return Dataset(manifests.load(str(data)).limited(limit), str(data), recipe, spec)
 
 

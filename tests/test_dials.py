@@ -9,17 +9,17 @@ from loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch,
 from torch import Tensor
 from torch.nn import functional as F
 
-from effnet_ray.model.average import Average
-from effnet_ray.model.optim import learning_rate, set_learning_rate
+from effnet_ray.model.ema import MovingAverage
+from effnet_ray.model.optimizer import learning_rate, set_learning_rate
 from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.train.epoch_report import EpochReport, best, ended_early
 from effnet_ray.train.loop import fit
-from effnet_ray.train.metrics import Evaluation, Tally, epoch_report
-from effnet_ray.train.mixing import mixed
-from effnet_ray.train.reports import EpochReport, best, ended_early
-from effnet_ray.train.scaling import FIRST, GROWS_AFTER, LossScale
+from effnet_ray.train.loss_scale import FIRST, GROWS_AFTER, LossScale
+from effnet_ray.train.metrics import EvalResult, MetricSums, epoch_report
+from effnet_ray.train.mixup import mix_lane
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import Worker, gradients, lane_seed
+from effnet_ray.train.step import PhaseTrainer, gradients, lane_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,7 +168,7 @@ def first_gradient(precision: str, factor: float, count: float) -> Tensor:
     recipe = settled(precision=precision, dropout=0.0, drop_path=0.0)
     state = new_state(recipe)
     state.scale = LossScale(factor)
-    worker = Worker(state, recipe, phases(recipe)[0])
+    worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     gradients(worker, [random_batch(1, 4, 32)], 0, torch.tensor([count]))
     worker.unscaled()
     found: Tensor = state.network.backbone.conv_stem.weight.grad
@@ -224,13 +224,13 @@ def test_late_in_a_run_the_average_has_the_recipes_decay() -> None:
     first, second = new_state(recipe).network, new_state(replace(recipe, seed=1)).network
     name = "backbone.conv_stem.weight"
     was, now = first.state_dict()[name].clone(), second.state_dict()[name]
-    Average(first, second, 0.9).follow(step=10_000)
+    MovingAverage(first, second, 0.9).follow(step=10_000)
     assert torch.allclose(first.state_dict()[name], 0.9 * was + 0.1 * now, atol=1e-7)
 
 
-def judged(loss: float, top1: float) -> Evaluation:
+def judged(loss: float, top1: float) -> EvalResult:
     sums = torch.tensor([10 * loss, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64)
-    return Evaluation(Tally(sums))
+    return EvalResult(MetricSums(sums))
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
     recipe = settled(dropout=0.0, drop_path=0.0, batch_size=4, **mixing)
     lane = FixedBatches(recipe, steps=2)._lane(0, 0)
     weighted, by_hand, plain = (
-        Worker(new_state(recipe), recipe, phase_at(recipe, 0), weights)
+        PhaseTrainer(new_state(recipe), recipe, phase_at(recipe, 0), weights)
         for weights in (WEIGHTS, (), ())
     )
     tally = gradients(weighted, [lane], 5, torch.ones(1) * 4)
     assert torch.equal(tally.sums, gradients(plain, [lane], 5, torch.ones(1) * 4).sums)
 
     torch.manual_seed(lane_seed(recipe.seed, 5, lane.lane))
-    shown = mixed(recipe, lane.image, lane.label, lane.weight, by_hand.network.noise)
+    shown = mix_lane(recipe, lane.image, lane.label, lane.weight, by_hand.network.noise)
     told = -by_hand.network(shown.image).log_softmax(1)
     smooth = 0.9 * F.one_hot(torch.arange(CLASSES)) + 0.1 / CLASSES
     target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from effnet_ray.data import duplicates
-from effnet_ray.data.duplicates import NEAR_BITS, distance, near_pairs, phash
+from effnet_ray.packing import duplicates
+from effnet_ray.packing.duplicates import NEAR_BITS, distance, near_pairs, phash
 
 
 def tiles(count: int) -> list[Image.Image]:
@@ -91,5 +91,7 @@ def test_many_equal_images_leave_room_for_the_nearly_equal(
             "reason": [""] * 21,
         }
     )
-    found = duplicates.listed(seen, np.zeros(21, np.int64), ["cat"])["distance"].to_pylist()
+    found = duplicates.duplicates_table(seen, np.zeros(21, np.int64), ["cat"])[
+        "distance"
+    ].to_pylist()
     assert found == [0, 0, 0, 1, 1, 1]

@@ -17,23 +17,23 @@ from test_export import released
 from test_figures import everything
 
 from effnet_ray import Placement, finetune
-from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
-from effnet_ray.release.run import release_run
-from effnet_ray.train.actors import Share
+from effnet_ray.inference import eval_inputs, evaluate as evaluating, report
+from effnet_ray.inference.evaluate import Evaluation, ScoringActor, evaluate, read
+from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.loop import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
-from effnet_ray.use import evaluate as evaluating, report, shown
-from effnet_ray.use.evaluate import Evaluation, Judge, evaluate, read
-from effnet_ray.use.figures import Figures, judge
-from effnet_ray.use.opened import Opened, open_release
 
 HOSTILE = "<script>document.title='hostile'</script>"
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     return released(tmp_path_factory.mktemp("released"))
 
 
@@ -43,12 +43,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 @pytest.fixture(scope="module")
 def judged(
     cluster: object, digits: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Opened, float, float, list[Evaluation]]:
+) -> tuple[LoadedRelease, float, float, list[Evaluation]]:
     """A release, top-1 and loss as training told them, and evaluations on 1, 2 and 3 workers."""
     folder = tmp_path_factory.mktemp("judged")
     recipe = replace(RECIPE, limit=None, epochs=1, batch_size=32, micro_batch=16)
     result = finetune(recipe, Placement(workers="2"), digits, runs=str(folder), name="judged")
-    release = open_release(release_run(result, f"{folder}/store").uri, "")
+    release = load_release(release_run(result, f"{folder}/store").uri, "")
     found = [evaluate(release, digits, Placement(workers=str(n), cores=1), thumbnails=True)
              for n in (1, 2, 3)]  # fmt: skip
     return release, result.eval_top1, result.eval_loss, found
@@ -56,7 +56,7 @@ def judged(
 
 @pytest.mark.ray
 def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
-    judged: tuple[Opened, float, float, list[Evaluation]],
+    judged: tuple[LoadedRelease, float, float, list[Evaluation]],
 ) -> None:
     _, top1, loss, found = judged
     for each in found:
@@ -67,7 +67,7 @@ def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
 
 @pytest.mark.ray
 def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
-    judged: tuple[Opened, float, float, list[Evaluation]],
+    judged: tuple[LoadedRelease, float, float, list[Evaluation]],
 ) -> None:
     release, *_, found = judged
     metrics = json.loads(Path(release.uri, "metrics.json").read_bytes())
@@ -83,7 +83,7 @@ def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
 
 @pytest.mark.ray
 def test_a_page_shows_them(
-    judged: tuple[Opened, float, float, list[Evaluation]], tmp_path: Path
+    judged: tuple[LoadedRelease, float, float, list[Evaluation]], tmp_path: Path
 ) -> None:
     _, top1, _, found = judged
     page = " ".join(report.html(found[0]).decode().split())
@@ -96,11 +96,11 @@ def test_a_page_shows_them(
 NAMES = ("dahlia", "garden", "roof", "shed")
 
 
-def alone(release: Opened, data: Path) -> Figures:
+def alone(release: LoadedRelease, data: Path) -> MulticlassMetrics:
     """An evaluation without Ray in between."""
     split = evaluating._split(release, str(data), "eval", thumbnails=True)
-    actor = Judge(release.uri, release.sha256, Share())
-    figures = Figures(len(release.classes))
+    actor = ScoringActor(release.uri, release.sha256, MachineShare())
+    figures = MulticlassMetrics(len(release.classes))
     for pieces in split.pieces(4):
         for row in evaluating._rows(split, pieces):
             for block in actor(row):
@@ -111,17 +111,17 @@ def alone(release: Opened, data: Path) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def named(release: Opened) -> Opened:
+def named(release: LoadedRelease) -> LoadedRelease:
     """A release that knows the photographs' classes, and one more."""
     return replace(release, classes=NAMES)
 
 
-def test_figures_are_those_of_training_time_evaluation(named: Opened, packed: Path) -> None:
+def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, packed: Path) -> None:
     split = evaluating._split(named, str(packed), "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
         for pieces in split.pieces(4):
-            for views, about in shown.show(split, pieces):
+            for views, about in eval_inputs.preprocess(split, pieces):
                 image = torch.from_numpy(views).permute(0, 3, 1, 2)
                 yield Batch(image, torch.tensor(about["label"]), torch.ones(len(image)))
 
@@ -132,20 +132,20 @@ def test_figures_are_those_of_training_time_evaluation(named: Opened, packed: Pa
     assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
 
 
-def test_mistakes_and_only_they_bring_thumbnails(named: Opened, packed: Path) -> None:
+def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: Path) -> None:
     figures = alone(named, packed)
     wrong = sum(images for *_, images in figures.confused)
     assert 0 < wrong == len(figures.worst) and all(each.thumbnail for each in figures.worst)
     split = evaluating._split(named, str(packed), "eval", thumbnails=True)
     ((row, *_),) = [list(evaluating._rows(split, pieces)) for pieces in split.pieces(64)]
-    (block,) = Judge(named.uri, named.sha256, Share())(row)
+    (block,) = ScoringActor(named.uri, named.sha256, MachineShare())(row)
     said = read(block["judged"].tolist()[0])
     right = said["label"] == said["predicted"]
     assert [bool(small) for small in said["thumbnail"]] == (~right).tolist()
 
 
 def test_classes_are_counted_under_their_names(
-    named: Opened, packed: Path, tmp_path: Path
+    named: LoadedRelease, packed: Path, tmp_path: Path
 ) -> None:
     data = copied(packed, tmp_path / "data")
     turned = replace(manifests.load(str(data)), classes=("roof", "dahlia", "garden"))
@@ -170,7 +170,7 @@ def torn(packed: Path, to: Path, rows: slice, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_torn_image_is_named_and_counts_for_nothing(
-    named: Opened, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: LoadedRelease, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = alone(named, torn(packed, tmp_path / "data", slice(2, 3), monkeypatch))
     row = pq.read_table(packed / "eval/00000.parquet").to_pylist()[2]
@@ -181,15 +181,18 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
 
 
 def test_where_nothing_can_be_read_there_are_no_figures(
-    named: Opened, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: LoadedRelease, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DatasetError, match="none of the 6 eval images"):
         alone(named, torn(packed, tmp_path / "data", slice(None), monkeypatch))
 
 
-def test_a_network_that_says_nothing_finite_is_refused(named: Opened, packed: Path) -> None:
-    split, figures = evaluating._split(named, str(packed), "eval", False), Figures(len(NAMES))
-    said = judge(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
+def test_a_network_that_says_nothing_finite_is_refused(named: LoadedRelease, packed: Path) -> None:
+    split, figures = (
+        evaluating._split(named, str(packed), "eval", False),
+        MulticlassMetrics(len(NAMES)),
+    )
+    said = score_images(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
     texts = {name: np.asarray([""] * 6, object) for name in ("path", "bad", "thumbnail")}
     figures.add(said | texts | {"image": np.arange(6)})
     with pytest.raises(ReleaseError, match="nothing finite"):
@@ -203,22 +206,24 @@ def no_ray(_: Placement) -> None:
     raise AssertionError("Ray was asked for")
 
 
-def test_classes_that_the_release_does_not_know_are_named(release: Opened, packed: Path) -> None:
+def test_classes_that_the_release_does_not_know_are_named(
+    release: LoadedRelease, packed: Path
+) -> None:
     with pytest.raises(DatasetError, match=r"3 classes that birds@v1 does not know \('dahlia'"):
         evaluate(release, str(packed), Placement(), connect=no_ray)
 
 
 def test_classes_may_stand_in_another_order_and_some_be_missing() -> None:
-    assert shown.labels(("a", "b", "c"), ("c", "a"), "x@v1") == (2, 0)
+    assert eval_inputs.labels(("a", "b", "c"), ("c", "a"), "x@v1") == (2, 0)
 
 
-def test_a_split_that_is_not_there_is_named(release: Opened, packed: Path) -> None:
+def test_a_split_that_is_not_there_is_named(release: LoadedRelease, packed: Path) -> None:
     with pytest.raises(DatasetError, match="choose --split of train, eval"):
         evaluate(release, str(packed), Placement(), split="test", connect=no_ray)
 
 
 def test_images_of_several_classes_are_refused(
-    release: Opened, packed: Path, tmp_path: Path
+    release: LoadedRelease, packed: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(packed, tmp_path / "several")
     manifest = replace(manifests.load(str(packed)), task="multilabel")
@@ -238,7 +243,7 @@ def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, mes
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(ReleaseError, match=message):
-        open_release(str(path.parent), "")
+        load_release(str(path.parent), "")
 
 
 @pytest.mark.parametrize(
@@ -262,12 +267,12 @@ def test_mistakes_are_one_sentence(
 # --- the page
 
 
-def hostile(release: Opened, packed: Path) -> Evaluation:
+def hostile(release: LoadedRelease, packed: Path) -> Evaluation:
     """An evaluation of classes and files that are called by hostile names."""
     names = (HOSTILE, *release.classes[1:])
-    figures = Figures(len(names), 8)
+    figures = MulticlassMetrics(len(names), 8)
     label, logits = [0, 1, 2, 3], [[0.0, 3, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [9, 0, 0, 0]]
-    said = judge(np.asarray(logits, np.float32), np.asarray(label, np.int64))
+    said = score_images(np.asarray(logits, np.float32), np.asarray(label, np.int64))
     texts = {"path": [HOSTILE] * 4, "bad": ["", "", HOSTILE, ""], "thumbnail": [""] * 4}
     told = {name: np.asarray(column, object) for name, column in texts.items()}
     figures.add(said | told | {"image": np.arange(4)})
@@ -275,29 +280,33 @@ def hostile(release: Opened, packed: Path) -> Evaluation:
     return Evaluation(replace(release, classes=names), manifest, HOSTILE, "eval", figures)
 
 
-def test_names_are_text_and_nothing_else(release: Opened, packed: Path) -> None:
+def test_names_are_text_and_nothing_else(release: LoadedRelease, packed: Path) -> None:
     page = report.html(hostile(release, packed)).decode()
     assert "<script" not in page and page.count("&lt;script&gt;") >= 3
     assert "default-src 'none'" in page
 
 
-def test_quarantined_images_are_named_and_do_not_count(release: Opened, packed: Path) -> None:
+def test_quarantined_images_are_named_and_do_not_count(
+    release: LoadedRelease, packed: Path
+) -> None:
     found = hostile(release, packed)
     assert (found.figures.seen, found.figures.images, len(found.figures.bad)) == (4, 3, 1)
 
 
 def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> None:
     manifest = manifests.load(str(packed))
-    split = shown.Split(manifest, str(packed), "eval", released(tmp_path).spec, (0, 1, 2))
+    split = eval_inputs.EvalInputs(
+        manifest, str(packed), "eval", released(tmp_path).spec, (0, 1, 2)
+    )
     pieces = [piece for group in split.pieces(4) for piece in group]
-    ids = [i for group in split.pieces(4) for _, about in shown.show(split, group)
+    ids = [i for group in split.pieces(4) for _, about in eval_inputs.preprocess(split, group)
            for i in about["image"]]  # fmt: skip
     shard = manifest.splits["eval"][0].path
     assert ids == pq.read_table(packed / shard)["id"].to_pylist() and len(pieces) == 2
 
 
 def test_a_split_is_judged_whatever_became_of_the_others(
-    named: Opened, packed: Path, tmp_path: Path
+    named: LoadedRelease, packed: Path, tmp_path: Path
 ) -> None:
     data = copied(packed, tmp_path / "data")
     shutil.rmtree(data / "train")
@@ -307,7 +316,7 @@ def test_a_split_is_judged_whatever_became_of_the_others(
 
 
 def test_what_cannot_be_trained_on_can_be_judged(
-    named: Opened, packed: Path, tmp_path: Path
+    named: LoadedRelease, packed: Path, tmp_path: Path
 ) -> None:
     data = copied(packed, tmp_path / "data")
     whole = manifests.load(str(data))
@@ -315,12 +324,12 @@ def test_what_cannot_be_trained_on_can_be_judged(
     shutil.rmtree(data / "train")
     assert alone(named, data).images == whole.images["eval"]
     with pytest.raises(DatasetError, match="has no train images"):
-        manifests.check(manifests.load(str(data)), str(data))
+        manifests.check_trainable(manifests.load(str(data)), str(data))
 
 
 @pytest.mark.parametrize("report", ["s3://out.html", "folder.html", "out.txt"])
 def test_a_page_that_could_not_be_written_is_refused(
-    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
+    release: LoadedRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()

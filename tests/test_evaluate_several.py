@@ -19,21 +19,22 @@ from test_multilabel import COLOURS, SEVERAL, SMALL, WANTED
 from test_page import LONG, NASTY, Page, browser, measured
 
 from effnet_ray import Placement, finetune, storage
-from effnet_ray.cli.evaluating import evaluate_job
-from effnet_ray.data import manifest as manifests, shards
+from effnet_ray.cli.evaluate import evaluate_job
+from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.manifest import Manifest, Shard
-from effnet_ray.data.pack import pack
 from effnet_ray.errors import DatasetError
-from effnet_ray.release.run import release_run
-from effnet_ray.release.test_split import Scoring
-from effnet_ray.train.actors import Share
+from effnet_ray.inference import eval_inputs as shown, evaluate as evaluating, report
+from effnet_ray.inference.evaluate import Evaluation, ScoringActor, evaluate, read
+from effnet_ray.inference.multilabel import MultilabelMetrics, score_images
+from effnet_ray.packing import shards
+from effnet_ray.packing.pack import pack
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.publish.test_score import Scoring
+from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.loop import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
-from effnet_ray.use import evaluate as evaluating, report, shown
-from effnet_ray.use.evaluate import Evaluation, Judge, evaluate, read
-from effnet_ray.use.opened import Opened, open_release
-from effnet_ray.use.several import Several, judge
 
 NAMES = ("red", "yellow", "blue", "green")
 """As a release may know them: in another order, and one more."""
@@ -69,7 +70,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     opened = released(tmp_path_factory.mktemp("released"), task="multilabel")
     return replace(opened, classes=NAMES)
 
@@ -77,15 +78,15 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 # --- without Ray in between
 
 
-def rows(release: Opened, data: str) -> Iterator[Block]:
+def rows(release: LoadedRelease, data: str) -> Iterator[Block]:
     split = evaluating._split(release, data, "eval", thumbnails=True)
     for pieces in split.pieces(4):
         yield from evaluating._rows(split, pieces)
 
 
-def alone(release: Opened, data: str) -> Several:
-    figures = Several(len(release.classes))
-    actor = Judge(release.uri, release.sha256, Share())
+def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:
+    figures = MultilabelMetrics(len(release.classes))
+    actor = ScoringActor(release.uri, release.sha256, MachineShare())
     for row in rows(release, data):
         for block in actor(row):
             for said in block["judged"].tolist():
@@ -93,12 +94,14 @@ def alone(release: Opened, data: str) -> Several:
     return figures
 
 
-def test_figures_are_those_of_training_time_evaluation(release: Opened, coloured: str) -> None:
+def test_figures_are_those_of_training_time_evaluation(
+    release: LoadedRelease, coloured: str
+) -> None:
     split = evaluating._split(release, coloured, "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
         for pieces in split.pieces(4):
-            for views, about in shown.show(split, pieces):
+            for views, about in shown.preprocess(split, pieces):
                 label = torch.zeros(len(views), 4, dtype=torch.uint8)
                 for row, own in zip(label, about["label"], strict=True):
                     row[own] = 1
@@ -112,7 +115,7 @@ def test_figures_are_those_of_training_time_evaluation(release: Opened, coloured
     assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
 
 
-def test_classes_are_counted_under_their_names(release: Opened, coloured: str) -> None:
+def test_classes_are_counted_under_their_names(release: LoadedRelease, coloured: str) -> None:
     manifest = manifests.load(coloured)
     paths = [shard.path for shard in manifest.splits["eval"]]
     told = [own for path in paths for own in pq.read_table(f"{coloured}/{path}")["label"]]
@@ -121,8 +124,8 @@ def test_classes_are_counted_under_their_names(release: Opened, coloured: str) -
     assert found == {name: every.count(name) for name in NAMES} and found["yellow"] == 0
 
 
-def test_mistakes_and_only_they_bring_thumbnails(release: Opened, coloured: str) -> None:
-    network, found = Judge(release.uri, release.sha256, Share()), 0
+def test_mistakes_and_only_they_bring_thumbnails(release: LoadedRelease, coloured: str) -> None:
+    network, found = ScoringActor(release.uri, release.sha256, MachineShare()), 0
     for row in rows(release, coloured):
         (block,) = network(row)
         said = read(block["judged"].tolist()[0])
@@ -134,7 +137,7 @@ def test_mistakes_and_only_they_bring_thumbnails(release: Opened, coloured: str)
 
 
 def test_a_torn_image_is_named_and_counts_for_nothing(
-    release: Opened, coloured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: LoadedRelease, coloured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifests, "FULL_CHECK_BYTES", 0)
     data = copied(Path(coloured), tmp_path / "data")
@@ -147,7 +150,7 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
     assert (figures.seen, figures.images) == (without.images, without.images - 1)
 
 
-def test_images_of_one_class_are_refused(release: Opened, packed: Path) -> None:
+def test_images_of_one_class_are_refused(release: LoadedRelease, packed: Path) -> None:
     with pytest.raises(DatasetError, match=r"knows images of any number of classes, .* one class"):
         evaluate(release, str(packed), Placement(), connect=no_ray)
 
@@ -163,12 +166,12 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     result = finetune(recipe, Placement(workers="2"), coloured, runs=str(tmp_path), name="run")
     scoring = Scoring(coloured, Placement(workers="2"), lambda _: None)
     released = release_run(result, f"{tmp_path}/store", scoring=scoring)
-    release = open_release(released.uri, "")
+    release = load_release(released.uri, "")
     metrics = json.loads(storage.read_bytes(f"{release.uri}/metrics.json"))
     best, test = metrics["best"], metrics["test"]
     assert 0 < test["test_map"] <= 1 and test["test_images"] == 10
     one = evaluate(release, coloured, Placement(workers="1", cores=1)).figures
-    assert isinstance(one, Several)
+    assert isinstance(one, MultilabelMetrics)
     assert one.seen == best["eval_images"] == manifests.load(coloured).images["eval"]
     assert one.mean_ap == pytest.approx(best["eval_map"], abs=1e-6)
     assert (one.top1, one.top5) == (best["eval_top1"], best["eval_top5"])
@@ -201,19 +204,19 @@ def picture(own: np.ndarray) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
-def evaluation(opened: Opened, images: int = 48, strength: float = 3.0) -> Evaluation:
+def evaluation(opened: LoadedRelease, images: int = 48, strength: float = 3.0) -> Evaluation:
     """Of five classes and random logits, mostly right; one image cannot be read."""
     draws = np.random.default_rng(3)
     label = draws.random((images, 5)) < (0.5, 0.3, 0.4, 0.2, 0.1)
     logits = draws.normal(-1.5, 1.0, label.shape) + strength * label
-    figures = Several(5, examples=8)
+    figures = MultilabelMetrics(5, examples=8)
     texts = {
         "path": [f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)],
         "bad": ["truncated"] + [""] * (images - 1),
         "thumbnail": [picture(own) for own in label],
     }
     columns = {name: np.asarray(column, object) for name, column in texts.items()}
-    said = judge(logits, [np.flatnonzero(own).tolist() for own in label])
+    said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])
     figures.add(said | columns | {"image": np.arange(images)})
     shard = Shard(path="eval/0", row_groups=(images,), bytes=1, sha256="0" * 64)
     manifest = Manifest(classes=TAGS, splits={"eval": (shard,)}, task="multilabel")
@@ -224,13 +227,13 @@ def evaluation(opened: Opened, images: int = 48, strength: float = 3.0) -> Evalu
 
 
 @pytest.fixture(scope="module")
-def tagged(release: Opened) -> Evaluation:
+def tagged(release: LoadedRelease) -> Evaluation:
     return evaluation(release)
 
 
 def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
     figures = tagged.figures
-    assert isinstance(figures, Several) and figures.worst and figures.suspects
+    assert isinstance(figures, MultilabelMetrics) and figures.worst and figures.suspects
     page = report.html(tagged).decode()
     text = " ".join(Page(page.encode()).text.split())
     for said in (figures.mean_ap, figures.macro_f1, figures.micro_f1, figures.ece, figures.top1):
@@ -246,7 +249,7 @@ def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
     assert "<script" not in page and NASTY in text
 
 
-def test_what_was_not_found_has_no_section(release: Opened) -> None:
+def test_what_was_not_found_has_no_section(release: LoadedRelease) -> None:
     page = report.html(evaluation(release, images=30, strength=30.0)).decode()
     assert "Suspected label errors" not in page and "Classes" in page
 
@@ -257,7 +260,7 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     tagged: Evaluation, width: int, tmp_path: Path
 ) -> None:
     wide, title, seen, images, plots = measured(report.html(tagged), width, tmp_path)
-    assert isinstance(tagged.figures, Several)
+    assert isinstance(tagged.figures, MultilabelMetrics)
     assert int(wide) <= width and title == "birds@v1 on eval"
     pictures = len(tagged.figures.worst) + len(tagged.figures.suspects)
     assert int(seen) == int(images) == pictures and int(plots) == 2

@@ -19,21 +19,21 @@ from test_release_run import result, run
 from torch import Tensor
 
 from effnet_ray import storage
-from effnet_ray.data.images import decode, eval_view
+from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import InputError, ReleaseError
+from effnet_ray.inference import export as exports
+from effnet_ray.inference.export import export
 from effnet_ray.model.network import Network, batchnorms
-from effnet_ray.release.run import release_run
-from effnet_ray.train import checkpoint, record
-from effnet_ray.use import export as exports
-from effnet_ray.use.export import export
-from effnet_ray.use.opened import Opened, open_release
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.train import checkpoint, run_record
 
 CLASSES = ("0", "1", "2", "3")
 
 
 def released(
     folder: Path, *, size: int = 64, store: Path | None = None, **given: object
-) -> Opened:
+) -> LoadedRelease:
     """A release with statistics and a head of its own, so that images differ in what it says."""
     shelves = str(store or folder / "store")
     recipe = settled(image_size=size, **given)
@@ -41,11 +41,11 @@ def released(
     normalise(state.network)
     state.step, state.history = 1, [report(0, 0.75)]
     uri = str(folder / "run")
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
-    spec = replace(recipe.row.input_spec(), resolution=size)
-    record.create(replace(run(), recipe=recipe, spec=spec), uri)
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    spec = replace(recipe.variant_spec.input_spec(), resolution=size)
+    run_record.create(replace(run(), recipe=recipe, spec=spec), uri)
     release = release_run(result(uri, found), shelves)
-    return open_release(release.uri, shelves)
+    return load_release(release.uri, shelves)
 
 
 def normalise(network: Network) -> None:
@@ -61,7 +61,7 @@ def normalise(network: Network) -> None:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     return released(tmp_path_factory.mktemp("released"))
 
 
@@ -70,18 +70,18 @@ def files(photographs: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:6]]
 
 
-def views(release: Opened, files: list[bytes]) -> Tensor:
+def views(release: LoadedRelease, files: list[bytes]) -> Tensor:
     """As training's own evaluation shows them: [B, 3, R, R] uint8."""
     shown = np.stack([eval_view(decode(data), release.spec) for data in files])
     return torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous()
 
 
-def by_training(release: Opened, files: list[bytes]) -> Tensor:
+def by_training(release: LoadedRelease, files: list[bytes]) -> Tensor:
     logits: Tensor = release.network(views(release, files))
     return logits
 
 
-def by_timm(release: Opened, files: list[bytes]) -> Tensor:
+def by_timm(release: LoadedRelease, files: list[bytes]) -> Tensor:
     model = timm.create_model(f"local-dir:{release.uri}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     pictures = [transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
@@ -90,19 +90,19 @@ def by_timm(release: Opened, files: list[bytes]) -> Tensor:
     return logits
 
 
-def by_onnx(out: Path, release: Opened, files: list[bytes]) -> Tensor:
+def by_onnx(out: Path, release: LoadedRelease, files: list[bytes]) -> Tensor:
     session = onnxruntime.InferenceSession(out / "model.onnx")
     (logits,) = session.run(["logits"], {"images": views(release, files).numpy()})
     return torch.from_numpy(logits)
 
 
-def by_program(out: Path, release: Opened, files: list[bytes]) -> Tensor:
+def by_program(out: Path, release: LoadedRelease, files: list[bytes]) -> Tensor:
     found: Tensor = torch.export.load(out / "model.pt2").module()(views(release, files))[0]
     return found
 
 
 def test_training_timm_onnx_and_torch_export_agree_on_the_same_files(
-    release: Opened, files: list[bytes], tmp_path: Path
+    release: LoadedRelease, files: list[bytes], tmp_path: Path
 ) -> None:
     assert export(release, str(tmp_path / "a"), "onnx").difference < 1e-4
     assert export(release, str(tmp_path / "b"), "torch").difference < 1e-4
@@ -135,7 +135,7 @@ def test_an_export_says_what_it_expects_and_gives(tmp_path: Path, task: str) -> 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_what_says_something_else_than_the_release_is_not_written(
-    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    release: LoadedRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(exports, "TOLERANCE", -1.0)  # nothing is near enough
     with pytest.raises(ReleaseError, match="something else than the release"):
@@ -150,21 +150,21 @@ def test_an_export_computes_in_float32_and_says_so(tmp_path: Path) -> None:
     assert told.difference < 1e-4  # to the network in float32
 
 
-def test_an_export_is_not_written_over(release: Opened, tmp_path: Path) -> None:
+def test_an_export_is_not_written_over(release: LoadedRelease, tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(InputError, match="has an export already"):
         export(release, str(tmp_path))
 
 
 def test_without_its_packages_onnx_says_what_to_install(
-    release: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: LoadedRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(InputError, match=r"pip install 'effnet-ray\[onnx\]'"):
         export(release, str(tmp_path))
 
 
-def test_an_export_goes_to_object_storage(release: Opened, s3: str) -> None:
+def test_an_export_goes_to_object_storage(release: LoadedRelease, s3: str) -> None:
     told = export(release, f"{s3}/export", "torch")
     assert storage.sizes(f"{s3}/export") == {
         "export.json": len(storage.read_bytes(f"{s3}/export/export.json")),

@@ -16,14 +16,15 @@ from servers import fresh_bucket, s3_environment
 from test_jobs import answer, job
 from test_laws import weights
 
-from effnet_ray import retry, storage
-from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.chunks import Dataset, Task, load_chunk
-from effnet_ray.data.pack import pack
+from effnet_ray import storage
+from effnet_ray.data import manifest as manifests, row_group
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.errors import StorageError
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.train import record
-from effnet_ray.train.record import Result
+from effnet_ray.packing.pack import pack
+from effnet_ray.release.store import ModelStore
+from effnet_ray.storage import retry
+from effnet_ray.train import run_record
+from effnet_ray.train.run_record import Result
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,18 @@ def dataset(server: Proxy, packed: Path) -> Dataset:
     for path in storage.sizes(str(packed)):
         storage.upload(packed / path, storage.join(data, path))
     recipe = replace(RECIPE, limit=None)
-    spec = recipe.row.input_spec()
-    settled = recipe.settled(spec, workers=1, on_gpu=False)
+    spec = recipe.variant_spec.input_spec()
+    settled = recipe.resolved(spec, workers=1, on_gpu=False)
     return Dataset(manifests.load(data), data, settled, spec)
 
 
 def read_all(dataset: Dataset) -> str:
     """SHA-256 of every view, through listing, footers and row groups."""
-    rows._footer.cache_clear()
-    manifests.check(dataset.manifest, dataset.data)
+    row_group._footer.cache_clear()
+    manifests.check_trainable(dataset.manifest, dataset.data)
     seen = hashlib.sha256()
     for lane in range(dataset.plan.lanes):
-        for block in load_chunk(dataset, Task("train", 0, lane, 0, 0)):
+        for block in load_chunk(dataset, ChunkTask("train", 0, lane, 0, 0)):
             assert not any(block["bad"])
             seen.update(block["image"].tobytes())
     return seen.hexdigest()
@@ -140,7 +141,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
     "list": lambda d: storage.sizes(d.data),
     "look": lambda d: storage.exists(storage.join(d.data, "x")),
     "read": lambda d: storage.read_bytes(storage.join(d.data, manifests.NAME)),
-    "row group": lambda d: next(load_chunk(d, Task("train", 0, 0, 0, 0))),
+    "row group": lambda d: next(load_chunk(d, ChunkTask("train", 0, 0, 0, 0))),
     "write": lambda d: storage.write_bytes(storage.join(d.data, "x"), b"x" * 10_000),
     "publish": lambda d: ModelStore(d.data, True).publish("m", {"w": b"w"}, {"run": "r"}),
 }
@@ -157,7 +158,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
 def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
     faults: Callable[..., Faults], dataset: Dataset, hurried: None, door: str, kind: str
 ) -> None:
-    rows._footer.cache_clear()
+    row_group._footer.cache_clear()
     made = faults(kind, share=1)
     with pytest.raises(StorageError) as told:
         DOORS[door](dataset)
@@ -172,7 +173,7 @@ def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
 def test_what_stays_broken_is_told_within_a_minute(
     faults: Callable[..., Faults], dataset: Dataset, door: str, kind: str
 ) -> None:
-    rows._footer.cache_clear()
+    row_group._footer.cache_clear()
     faults(kind, share=1)
     begin = time.monotonic()
     with pytest.raises(StorageError):
@@ -231,6 +232,6 @@ def test_a_run_through_faults_ends_with_the_same_weights(
         answered = answer(job("finetune", *flags, HOME=str(tmp_path)))
         assert through.faults.made >= 30
         through.faults = Faults()
-        result = record.load_result(f"{bucket}/runs/faulty")
+        result = run_record.load_result(f"{bucket}/runs/faulty")
         assert result is not None and answered["release"] == "faulty@v1"
         assert weights(result) == weights(undisturbed(2))

@@ -16,14 +16,14 @@ from loop_worker import random_batch
 from safetensors.torch import load_file
 
 from effnet_ray import Placement, Recipe, finetune, storage
-from effnet_ray.data import features, ingest, manifest as manifests
-from effnet_ray.data.chunks import PLAIN, Dataset, Task, load_chunk
-from effnet_ray.data.features import Group
+from effnet_ray.data import feature_cache, manifest as manifests, stream
+from effnet_ray.data.chunks import EVAL_VIEW, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.feature_cache import Group
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
-from effnet_ray.train import progress
-from effnet_ray.train.features import missing, wanted
-from effnet_ray.train.record import Result
+from effnet_ray.train import events
+from effnet_ray.train.precompute_features import missing, wanted
+from effnet_ray.train.run_record import Result
 
 HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
 """Two epochs of the head alone."""
@@ -31,12 +31,12 @@ HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
 
 def settled(**given: Any) -> Recipe:
     recipe = replace(HEAD, **given)
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 def dataset(digits: str, kept: Path, **given: Any) -> Dataset:
     recipe = settled(**given)
-    spec = replace(recipe.row.input_spec(), resolution=32)
+    spec = replace(recipe.variant_spec.input_spec(), resolution=32)
     manifest = manifests.load(digits).limited(recipe.limit)
     return Dataset(manifest, digits, recipe, spec, features=str(kept), backbone="0" * 64)
 
@@ -53,7 +53,7 @@ def group(rows: int = 3, first: int = 0) -> Group:
 
 def test_logits_of_features_are_those_of_the_images() -> None:
     recipe = settled(dropout=0.0)
-    network = build(recipe, recipe.row.input_spec(), 4).eval().requires_grad_(False)
+    network = build(recipe, recipe.variant_spec.input_spec(), 4).eval().requires_grad_(False)
     images = random_batch(1, 5, 64).image
     assert torch.equal(network(network.features(images)), network(images))
     whole = network.backbone((images - network.mean) / network.std)
@@ -67,23 +67,25 @@ def test_features_are_read_as_they_were_written(tmp_path: Path, rows: int) -> No
     """In row groups of our own, whatever the parts."""
     uri = str(tmp_path / "00000.parquet")
     parts = [group(3), group(rows, first=3)]
-    features.write(uri, parts)
-    read = [features.read(uri, number) for number in range(-(-(rows + 3) // features.ROWS))]
-    assert all(len(part.label) <= features.ROWS for part in read)
+    feature_cache.write(uri, parts)
+    read = [
+        feature_cache.read(uri, number) for number in range(-(-(rows + 3) // feature_cache.ROWS))
+    ]
+    assert all(len(part.label) <= feature_cache.ROWS for part in read)
     assert {part.feature.dtype for part in read} == {np.dtype(np.float16)}
     for name in ("feature", "label", "id", "bad"):
         before = np.concatenate([getattr(part, name) for part in parts])
         assert np.array_equal(np.concatenate([getattr(part, name) for part in read]), before)
-    assert features.bad_images(uri) == 2 + rows - 1
+    assert feature_cache.bad_images(uri) == 2 + rows - 1
 
 
 def test_a_file_written_anew_is_read_as_it_is_now(tmp_path: Path) -> None:
     uri = str(tmp_path / "00000.parquet")
-    features.write(uri, [group(100)])
-    features.read(uri, 0)
+    feature_cache.write(uri, [group(100)])
+    feature_cache.read(uri, 0)
     whole = replace(group(100), bad=[""] * 100)
-    features.write(uri, [whole])
-    assert np.array_equal(features.read(uri, 1).feature, whole.feature[64:])
+    feature_cache.write(uri, [whole])
+    assert np.array_equal(feature_cache.read(uri, 1).feature, whole.feature[64:])
 
 
 def test_a_lanes_empty_chunk_is_none(digits: str, tmp_path: Path) -> None:
@@ -92,30 +94,30 @@ def test_a_lanes_empty_chunk_is_none(digits: str, tmp_path: Path) -> None:
     empty = [chunk for chunk in chunks if not asked.plan.chunk_rows(*chunk)]
     assert empty
     for lane, chunk in empty:
-        assert list(load_chunk(asked, Task("train", 0, lane, chunk, 0, cached=True))) == []
+        assert list(load_chunk(asked, ChunkTask("train", 0, lane, chunk, 0, cached=True))) == []
 
 
 def test_a_damaged_file_says_what_to_delete(tmp_path: Path) -> None:
     uri = tmp_path / "key/00000.parquet"
-    features.write(str(uri), [group(40)])
+    feature_cache.write(str(uri), [group(40)])
     raw = bytearray(uri.read_bytes())
     raw[len(raw) // 3] ^= 1
     uri.write_bytes(raw)
     with pytest.raises(DatasetError, match=r"delete .*key, and run the same command again"):
-        features.read(str(uri), 0)
+        feature_cache.read(str(uri), 0)
 
 
 def test_a_folder_is_whole_when_it_says_so_and_its_files_are_there(tmp_path: Path) -> None:
     uri, name = str(tmp_path), "00000.parquet"
-    features.write(storage.join(uri, name), [group()])
-    assert features.recorded(uri) is None
-    features.record(uri, [name])
-    found = features.recorded(uri)
+    feature_cache.write(storage.join(uri, name), [group()])
+    assert feature_cache.read_record(uri) is None
+    feature_cache.write_record(uri, [name])
+    found = feature_cache.read_record(uri)
     assert found and found[name]["bad"] == 2
     (tmp_path / name).write_bytes(b"short")
-    assert features.recorded(uri) is None
-    (tmp_path / features.RECORD).write_text("{")
-    assert features.recorded(uri) is None
+    assert feature_cache.read_record(uri) is None
+    (tmp_path / feature_cache.RECORD).write_text("{")
+    assert feature_cache.read_record(uri) is None
 
 
 @pytest.mark.parametrize(
@@ -132,12 +134,12 @@ def test_the_key_of_plain_views_is_all_that_they_follow_from(
     digits: str, tmp_path: Path, change: dict[str, Any], same: bool
 ) -> None:
     one, other = dataset(digits, tmp_path), dataset(digits, tmp_path, **change)
-    assert (one.kept("train", PLAIN) == other.kept("train", PLAIN)) is same
+    assert (one.kept("train", EVAL_VIEW) == other.kept("train", EVAL_VIEW)) is same
 
 
 def test_the_key_of_drawn_views_is_also_what_draws_them(digits: str, tmp_path: Path) -> None:
     one = dataset(digits, tmp_path)
-    keys = {one.kept("eval", PLAIN), *(one.kept("train", view) for view in (PLAIN, 1, 2))}
+    keys = {one.kept("eval", EVAL_VIEW), *(one.kept("train", view) for view in (EVAL_VIEW, 1, 2))}
     for change in ({"seed": 5}, {"crop_scale": 0.9}, {"aa": "rand"}, {"flip": 1.0}):
         keys.add(dataset(digits, tmp_path, **change).kept("train", 1))
     keys.add(replace(one, backbone="1" * 64).kept("train", 1))
@@ -145,8 +147,8 @@ def test_the_key_of_drawn_views_is_also_what_draws_them(digits: str, tmp_path: P
 
 
 def test_a_run_wants_each_of_its_views_once() -> None:
-    assert wanted(settled(epochs=3)) == [("train", PLAIN), ("eval", PLAIN)]
-    three = [("train", PLAIN), ("train", 1), ("train", 2), ("eval", PLAIN)]
+    assert wanted(settled(epochs=3)) == [("train", EVAL_VIEW), ("eval", EVAL_VIEW)]
+    three = [("train", EVAL_VIEW), ("train", 1), ("train", 2), ("eval", EVAL_VIEW)]
     assert wanted(settled(epochs=3, head_views=8)) == three
     assert wanted(settled(head_cache=False)) == []
     assert wanted(replace(settled(), unfreeze="all", head_epochs=0)) == []
@@ -156,21 +158,23 @@ def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
     digits: str, tmp_path: Path
 ) -> None:
     asked = dataset(digits, tmp_path)
-    both = [("train", PLAIN), ("eval", PLAIN)]
+    both = [("train", EVAL_VIEW), ("eval", EVAL_VIEW)]
     assert missing(asked, heal=False) == {key: [0] for key in both}
     for split, view in both:
         uri = asked.kept(split, view)
-        features.write(storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)])
+        feature_cache.write(
+            storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)]
+        )
     assert missing(asked, heal=False) == {key: [] for key in both}  # but for the record
     for split, view in both:
-        features.record(asked.kept(split, view), ["00000.parquet"])
+        feature_cache.write_record(asked.kept(split, view), ["00000.parquet"])
     assert missing(asked, heal=False) == {}
-    assert missing(asked, heal=True) == {("train", PLAIN): [0]}
+    assert missing(asked, heal=True) == {("train", EVAL_VIEW): [0]}
 
 
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
     asked = dataset(digits, tmp_path, limit=200)
-    task = Task("train", 1, 2, 0, 0)
+    task = ChunkTask("train", 1, 2, 0, 0)
     (images,) = (merged(list(load_chunk(asked, task))),)
     rows = pq.read_table(f"{digits}/{asked.manifest.splits['train'][0].path}").slice(0, 200)
     ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
@@ -181,7 +185,7 @@ def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Pat
         stamp = np.repeat(ids[part, None], 4, axis=1).astype(np.float16)
         made.append(Group(stamp, labels[part], ids[part], [""] * size))
         first += size
-    features.write(storage.join(asked.kept("train", PLAIN), "00000.parquet"), made)
+    feature_cache.write(storage.join(asked.kept("train", EVAL_VIEW), "00000.parquet"), made)
     (kept,) = load_chunk(asked, replace(task, cached=True))
     for name in ("id", "label", "bad"):
         assert np.array_equal(kept[name], images[name])
@@ -192,14 +196,14 @@ def test_damaged_features_come_out_of_the_stream_as_a_sentence(
     digits: str, tmp_path: Path
 ) -> None:
     asked = dataset(digits, tmp_path)
-    features.write(storage.join(asked.kept("train", PLAIN), "00000.parquet"), [group(44)])
+    feature_cache.write(storage.join(asked.kept("train", EVAL_VIEW), "00000.parquet"), [group(44)])
     (file,) = tmp_path.rglob("*.parquet")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 3] ^= 1
     file.write_bytes(raw)
-    tasks = iter([Task("train", 0, 0, 0, 0, 11, cached=True)])
+    tasks = iter([ChunkTask("train", 0, 0, 0, 0, 11, cached=True)])
     with pytest.raises(DatasetError, match=r"^features in .* cannot be read") as refused:
-        list(ingest.plainly(ingest._blocks(asked, [], tasks, 1, 64)))
+        list(stream.unwrap_errors(stream._blocks(asked, [], tasks, 1, 64)))
     assert "\n" not in str(refused.value)
 
 
@@ -216,9 +220,9 @@ class Ear:
     def __init__(self) -> None:
         self.computed = 0
 
-    def __call__(self, event: progress.Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Hear of it."""
-        if isinstance(event, progress.Extracting) and event.done == event.images:
+        if isinstance(event, events.ComputingFeatures) and event.done == event.images:
             self.computed += event.images
 
 
@@ -230,7 +234,7 @@ def go(
         ear, placement = Ear(), Placement(workers=str(workers), audit=True, max_bad_fraction=0.2)
         runs, recipe = str(tmp_path / "runs"), replace(HEAD, **given)
         result = finetune(
-            recipe, placement, data, runs=runs, name=name, mirror=weights_mirror, hear=ear
+            recipe, placement, data, runs=runs, name=name, mirror=weights_mirror, on_event=ear
         )
         return result, ear.computed
 

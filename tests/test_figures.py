@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, strategies as st
 from sklearn import metrics
 
-from effnet_ray.train.metrics import Tally
-from effnet_ray.use.figures import Figures, judge
-from effnet_ray.use.sums import BINS, Judged
+from effnet_ray.inference.metric_sums import BINS, ScoredImages
+from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
+from effnet_ray.train.metrics import MetricSums
 
 CLASSES = 7
 
@@ -27,7 +27,7 @@ def random_logits(images: int, seed: int = 0) -> tuple[npt.NDArray[Any], npt.NDA
     return logits, label
 
 
-def judged(logits: npt.NDArray[Any], label: npt.NDArray[np.int64], first: int = 0) -> Judged:
+def judged(logits: npt.NDArray[Any], label: npt.NDArray[np.int64], first: int = 0) -> ScoredImages:
     ids = np.arange(first, first + len(label))
     texts = {
         "path": [f"{i}.jpg" for i in ids],
@@ -35,24 +35,26 @@ def judged(logits: npt.NDArray[Any], label: npt.NDArray[np.int64], first: int = 
         "thumbnail": [""] * len(ids),
     }
     return (
-        judge(logits, label) | {"image": ids} | {k: np.array(v, object) for k, v in texts.items()}
+        score_images(logits, label)
+        | {"image": ids}
+        | {k: np.array(v, object) for k, v in texts.items()}
     )
 
 
-def added(parts: Iterable[Judged], examples: int = 5) -> Figures:
-    figures = Figures(CLASSES, examples)
+def added(parts: Iterable[ScoredImages], examples: int = 5) -> MulticlassMetrics:
+    figures = MulticlassMetrics(CLASSES, examples)
     for part in parts:
         figures.add(part)
     return figures
 
 
-def cut(judged: Judged, at: Iterable[int]) -> list[Judged]:
+def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
     edges = [0, *sorted(at), len(judged["label"])]
     return [{name: column[a:b] for name, column in judged.items()}
             for a, b in pairwise(edges)]  # fmt: skip
 
 
-def everything(figures: Figures) -> list[Any]:
+def everything(figures: MulticlassMetrics) -> list[Any]:
     return [figures.loss, figures.top1, figures.top5, figures.ece, figures.bins,
             figures.per_class, figures.pairs, figures.worst, figures.suspects, figures.suspected,
             figures.thresholds.tolist(), figures.bad, figures.images]  # fmt: skip
@@ -107,11 +109,13 @@ def test_the_figures_are_those_of_training() -> None:
     logits, label = random_logits(50)
     logits[:10] = 0
     logits[10:13, 2] = np.nan
-    tally = Tally.of(torch.from_numpy(logits), torch.from_numpy(label), torch.ones(50))
+    tally = MetricSums.of(torch.from_numpy(logits), torch.from_numpy(label), torch.ones(50))
     figures = added([judged(logits, label)])
     assert (figures.top1, figures.top5) == (tally.top1, tally.top5)
     sane = slice(13, None)
-    tally = Tally.of(torch.from_numpy(logits[sane]), torch.from_numpy(label[sane]), torch.ones(37))
+    tally = MetricSums.of(
+        torch.from_numpy(logits[sane]), torch.from_numpy(label[sane]), torch.ones(37)
+    )
     assert added([judged(logits[sane], label[sane])]).loss == pytest.approx(tally.loss, abs=1e-6)
 
 

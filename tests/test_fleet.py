@@ -25,14 +25,14 @@ until(lambda: len(groups()) == 2)
 cluster.remove_node(nodes[0], allow_graceful=False)
 thread.join()
 train("undisturbed", {EPOCHS}, lambda event: None, workers="2")
-told["begun"] = [event.step for event in heard if isinstance(event, Started)]
-told["left"] = [event.step for event in heard if isinstance(event, Left)]
-told["lost"] = [event.why for event in heard if isinstance(event, Lost)]
+told["begun"] = [event.step for event in heard if isinstance(event, WorkersStarted)]
+told["left"] = [event.step for event in heard if isinstance(event, Preempted)]
+told["lost"] = [event.why for event in heard if isinstance(event, WorkerDied)]
 """
 KILLED = f"""
-from effnet_ray.train import progress
+from effnet_ray.train import events
 nodes = machines(3)
-boards = [progress.board() for _ in range(8)]
+boards = [events.start_event_channel() for _ in range(8)]
 ray.get([board.failed.remote() for board in boards])
 told["boards"] = [ray._private.state.actors(board._actor_id.hex())["Address"]["NodeID"]
                   == cluster.head_node.node_id for board in boards]
@@ -50,7 +50,7 @@ told["kept"] = newest()
 cluster.remove_node(busy, allow_graceful=False)
 thread.join()
 train("undisturbed", {EPOCHS}, lambda event: None, workers="2")
-told["begun"] = [event.step for event in heard if isinstance(event, Started)]
+told["begun"] = [event.step for event in heard if isinstance(event, WorkersStarted)]
 """
 LONG = 90
 RESIZED = f"""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from test_export import released
 
-from effnet_ray.cli.serving import Serve, _follow
-from effnet_ray.console.people import People
+from effnet_ray.cli.serve import Serve, _follow
+from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import EffnetRayError, EvaluationError, ReleaseError, StorageError
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.use.answers import Serving
+from effnet_ray.inference.http_api import ServeOptions
+from effnet_ray.release.store import ModelStore
 
 
 class Followed:
@@ -22,12 +22,12 @@ class Followed:
         self._store, self._failures = store, failures
         self.asked = list[str]()
         said = io.StringIO()
-        with People(said) as people:
+        with Terminal(said) as people:
             flags = Serve(model="birds@live", store=store)
             self.served = _follow(flags, self.first, people, self._deploy, self._ticks())
         self.said = said.getvalue()
 
-    def _deploy(self, uri: str, serving: Serving) -> None:
+    def _deploy(self, uri: str, serving: ServeOptions) -> None:
         self.asked.append(uri)
         if uri == self.second and self._failures:
             raise self._failures.pop(0)

@@ -20,7 +20,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from effnet_ray.data.images import MAX_PIXELS, Pixels, _crop_box, decode, eval_view, train_view
+from effnet_ray.data.decode import MAX_PIXELS, Pixels, _crop_box, decode, eval_view, train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import VARIANTS, InputSpec, variant

@@ -10,12 +10,12 @@ import pytest
 from test_damage import opened
 from test_sources import files, write_hugging_face
 
-from effnet_ray.data import manifest as manifests, rows
-from effnet_ray.data.chunks import Task, load_chunk
+from effnet_ray.data import manifest as manifests, row_group
+from effnet_ray.data.chunks import ChunkTask, load_chunk
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.data.rows import RowGroup
+from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing.pack import Packing, pack
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def in_place(folder: Path, **more: Any) -> Manifest:
 
 def loaded(folder: Path) -> list[tuple[int, int, str]]:
     """(id, label, quarantined) of the train split as training reads it."""
-    rows._footer.cache_clear()
+    row_group._footer.cache_clear()
     dataset = opened(folder)
-    (block,) = load_chunk(dataset, Task("train", 0, 0, 0, 0))
+    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0))
     return list(zip(block["id"].tolist(), block["label"].tolist(), block["bad"], strict=True))
 
 
@@ -56,7 +56,7 @@ def test_only_a_manifest_is_written_and_training_reads_the_shards(shards: Path) 
     assert after == {**before, shards / "manifest.json": after[shards / "manifest.json"]}
     assert manifest.images == {"train": 12, "eval": 12}
     assert manifest.classes == ("dahlia", "garden", "roof")
-    manifests.check(manifest, str(shards))
+    manifests.check_trainable(manifest, str(shards))
     told = pq.read_table(next(shards.glob("data/train-*")))["label"].to_pylist()
     found = loaded(shards)
     assert sorted((i, label) for i, label, _ in found) == list(enumerate(told))

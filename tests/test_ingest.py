@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from laws import RECIPE
 
-from effnet_ray.data import ingest, labels, manifest as manifests
-from effnet_ray.data.balance import Labels
-from effnet_ray.data.chunks import Block, Dataset, Task
-from effnet_ray.data.ingest import Images, Stream
+from effnet_ray.data import labels, manifest as manifests, stream as ingest
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset
+from effnet_ray.data.class_balance import Labels
+from effnet_ray.data.stream import Images, Stream
 from effnet_ray.phases import evaluates
 
 pytestmark = pytest.mark.ray
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def dataset(digits: str) -> Dataset:
     recipe = replace(RECIPE, epochs=3, limit=300, batch_size=16, micro_batch=4)
-    recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
-    spec = replace(recipe.row.input_spec(), resolution=32)
+    recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
+    spec = replace(recipe.variant_spec.input_spec(), resolution=32)
     return Dataset(manifests.load(digits).limited(300), digits, recipe, spec)
 
 
@@ -80,8 +80,8 @@ def test_an_evaluation_stands_in_the_stream_only_after_epochs_that_have_one(
 ) -> None:
     """The rest stays as it is."""
 
-    def tasks(eval_every: int) -> list[Task]:
-        found = list[Task]()
+    def tasks(eval_every: int) -> list[ChunkTask]:
+        found = list[ChunkTask]()
         monkeypatch.setattr(ingest, "_blocks", lambda _, here, more, *__: found.extend(more) or [])
         stream(replace(dataset, recipe=replace(dataset.recipe, eval_every=eval_every)), first_step)
         return found
@@ -121,7 +121,7 @@ def test_the_next_window_starts_before_the_current_one_ends(
     """However many chunks Ray Data puts into a block."""
     started: queue.Queue[int] = queue.Queue()
 
-    def execute(dataset: Dataset, window: list[Task], *rest: int) -> Iterator[Block]:
+    def execute(dataset: Dataset, window: list[ChunkTask], *rest: int) -> Iterator[Block]:
         started.put(len(window))
         for some in batched(window, chunks_per_block):
             rows = np.concatenate([np.full(task.rows, task.epoch) for task in some])
@@ -130,7 +130,7 @@ def test_the_next_window_starts_before_the_current_one_ends(
     monkeypatch.setattr(ingest, "_execute", execute)
     monkeypatch.setattr(ingest, "WINDOW_CHUNKS", 14)
     monkeypatch.setattr(ingest, "LEAD_CHUNKS", 7)
-    tasks = [Task("train", n // 14, 0, n % 14, 0, rows=3 + n % 2) for n in range(3 * 14)]
+    tasks = [ChunkTask("train", n // 14, 0, n % 14, 0, rows=3 + n % 2) for n in range(3 * 14)]
     blocks = ingest._blocks(dataset, [], iter(tasks), 2, 64)
     window = sum(task.rows for task in tasks[:14])
     lead = sum(task.rows for task in tasks[7:14])
@@ -147,5 +147,5 @@ def test_the_next_window_starts_before_the_current_one_ends(
     assert started.empty()
 
 
-def batched(tasks: list[Task], size: int) -> list[list[Task]]:
+def batched(tasks: list[ChunkTask], size: int) -> list[list[ChunkTask]]:
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]

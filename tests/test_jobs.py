@@ -15,8 +15,8 @@ import pytest
 from laws import RECIPE, STEPS, await_step, train_workers
 from test_laws import assert_once_each, audit, planned, weights
 
-from effnet_ray.train import record
-from effnet_ray.train.record import Result
+from effnet_ray.train import run_record
+from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.ray
 
@@ -53,7 +53,7 @@ def test_resume_after_a_killed_driver_equals_never_stopping(
     kill_at(STEPS + 1, tmp_path / "runs/killed/audit", job("finetune", *FLAGS, *where))
     answered = answer(job("finetune", *FLAGS, *where))
     assert 0 < answered["resumed_from_step"] < 2 * STEPS
-    result = record.load_result(answered["run_uri"])
+    result = run_record.load_result(answered["run_uri"])
     assert result is not None
     assert weights(result) == weights(undisturbed(2))
     assert_once_each(result, planned(digits))
@@ -116,7 +116,7 @@ import ray
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, logging_level="ERROR")
-from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
 code = main(finetune_job, sys.argv[1:])
 ray.shutdown()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from effnet_ray.train.machines import MACHINES, Machine, to_buy
+from effnet_ray.runtime.nodes import MACHINES, Machine, launchable
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster/kuberay"
@@ -109,7 +109,7 @@ def test_jobs_are_told_of_the_machines_that_the_autoscaler_may_start(
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     told = next(each["value"] for each in head["env"] if each["name"] == MACHINES)
     monkeypatch.setenv(MACHINES, told)
-    assert to_buy() == [
+    assert launchable() == [
         Machine(group["groupName"], resources(group), group.get("labels", {}),
                 group["maxReplicas"])
         for group in spec["workerGroupSpecs"]

@@ -10,15 +10,15 @@ import pytest
 from test_damage import opened
 from test_in_place import in_place, shards  # noqa: F401  # a fixture
 
-from effnet_ray.data import labels, manifest as manifests, rows
-from effnet_ray.data.ingest import Dataset, Task, load_chunk
+from effnet_ray.data import labels, manifest as manifests, row_group
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.errors import DatasetError
 
 
 def trained_on(dataset: Dataset) -> list[int]:
     """The train split's labels as training reads them, in the order of ids."""
-    rows._footer.cache_clear()
-    (block,) = load_chunk(dataset, Task("train", 0, 0, 0, 0, view=0))
+    row_group._footer.cache_clear()
+    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
     places = dataset.plan.chunk(0, 0, 0)
     order = np.lexsort((places[:, 1], places[:, 0]))
     found: list[int] = block["label"][order].tolist()
@@ -95,7 +95,7 @@ def test_every_use_of_an_image_in_an_epoch_shows_it_otherwise(packed: Path) -> N
         recipe=replace(dataset.recipe, balance=1.0),
         labels=labels.Labels.of([0] * 17 + [1], 3),
     )
-    (block,) = load_chunk(dataset, Task("train", 0, 0, 0, 0, view=0))
+    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
     ids, uses = np.unique(block["id"], return_counts=True)
     assert len(block["id"]) == 18 and uses.max() == 9
     views = block["image"][block["id"] == ids[uses.argmax()]]

@@ -6,23 +6,23 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.sweep.ladder import Ladder, Try
+from effnet_ray.sweep.variant_schedule import PlannedTrial, VariantSchedule
 
 COSTS = {"b0": 1.0, "b1": 1.6, "b2": 2.1, "b4": 7.4, "b7": 47.8}
 
 
-def ladder(trials: int = 24, budget: float | None = None, **more: Any) -> Ladder:
-    return Ladder(COSTS, trials, lambda number: {"lr": number}, budget, **more)
+def ladder(trials: int = 24, budget: float | None = None, **more: Any) -> VariantSchedule:
+    return VariantSchedule(COSTS, trials, lambda number: {"lr": number}, budget, **more)
 
 
-def finish(rule: Ladder, trial: Try, top1: float, reached: float = 1.0) -> None:
+def finish(rule: VariantSchedule, trial: PlannedTrial, top1: float, reached: float = 1.0) -> None:
     rule.heard(trial.number, top1=top1, reached=reached, spent=reached * trial.cost)
     rule.ended(trial.number)
 
 
-def run(rule: Ladder, top1: dict[int, float] | None = None) -> list[Try]:
+def run(rule: VariantSchedule, top1: dict[int, float] | None = None) -> list[PlannedTrial]:
     """Everything, as many at once as the rule gives; better the nearer lr is to 5."""
-    running: list[Try] = []
+    running: list[PlannedTrial] = []
     while not rule.done:
         while trial := rule.next():
             running.append(trial)

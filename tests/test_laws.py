@@ -18,10 +18,10 @@ from safetensors.torch import load
 from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import TrainingError
-from effnet_ray.records import from_dict
-from effnet_ray.release.run import release_run
-from effnet_ray.train import checkpoint, progress
-from effnet_ray.train.record import Result
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.schema import from_dict
+from effnet_ray.train import checkpoint, events
+from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.ray
 
@@ -229,13 +229,13 @@ def test_too_many_corrupt_images_end_a_run_in_one_sentence(
     data, starts = tmp_path / "data", []
     corrupt = corrupted_copy(Path(digits), data, list(range(20)))
 
-    def hear(event: progress.Event) -> None:
-        starts.extend([event] if isinstance(event, progress.Started) else [])
+    def hear(event: events.Event) -> None:
+        starts.extend([event] if isinstance(event, events.WorkersStarted) else [])
 
     with pytest.raises(TrainingError) as refused:
         finetune(
             RECIPE, Placement(workers="2"), str(data),
-            runs=str(tmp_path / "runs"), name="bad", hear=hear,
+            runs=str(tmp_path / "runs"), name="bad", on_event=hear,
         )  # fmt: skip
     sentence = str(refused.value)
     assert re.search(r"'bad' failed: \d+ of 44 train images cannot be read", sentence)
@@ -249,16 +249,16 @@ def test_too_many_corrupt_images_end_a_run_in_one_sentence(
 def test_a_run_that_explodes_goes_back_once_and_ends_in_one_sentence(
     cluster: None, digits: str, tmp_path: Path
 ) -> None:
-    starts: list[progress.Event] = []
+    starts: list[events.Event] = []
 
-    def hear(event: progress.Event) -> None:
-        starts.extend([event] if isinstance(event, progress.Started) else [])
+    def hear(event: events.Event) -> None:
+        starts.extend([event] if isinstance(event, events.WorkersStarted) else [])
 
     exploding = replace(RECIPE, lr=1e30, max_skips=1, warmup_epochs=0)
     with pytest.raises(TrainingError) as refused:
         finetune(
             exploding, Placement(workers="2", checkpoint_every=1), digits,
-            runs=str(tmp_path), name="exploding", hear=hear,
+            runs=str(tmp_path), name="exploding", on_event=hear,
         )  # fmt: skip
     sentence = str(refused.value)
     assert re.search(r"not finite at step \d, as at the 1 before it \(adamw", sentence)

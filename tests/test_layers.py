@@ -9,48 +9,56 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors records variants speed tasks recipe phases placement retry disk storage "
-    "uploads conditional sealed "
-    "data.manifest data.augment data.images data.classes data.archives data.sources data.splits "
-    "data.duplicates data.shards data.report data.in_place data.pack data.sample data.balance "
-    "data.order data.labels data.rows data.spread data.features data.chunks data.ingest "
-    "model.drop model.network model.compiled model.average model.weights model.optim "
-    "model.cost "
-    "train.reports train.per_class train.metrics train.precision train.ranking train.scaling "
-    "train.state "
-    "train.mixing train.step train.memory train.loop train.checkpoint train.audit "
-    "train.quarantine train.record train.progress train.drain train.start train.worker "
-    "train.machines train.session train.actors train.features train.waiting train.finetune "
-    "store.names store.shelf store.publishing store.aliases store.upkeep store.releases "
-    "store.catalog "
-    "use.opened use.sight use.shown use.sums use.figures use.several use.evaluate use.plots "
-    "use.report use.export use.found use.said use.predict use.answers use.bound use.serve "
-    "release.card release.provenance release.test_split release.run "
-    "sweep.space sweep.ladder sweep.schedule sweep.record sweep.book sweep.outcome sweep.costs "
-    "sweep.resources sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
-    "track.points track.story track.mlflow track.tensorboard track.trackers "
-    "check.findings check.ec2 check.cluster_security check.cluster_file check.places "
-    "check.inputs check.working_dir check.cluster check.preflight "
-    "console.people console.packing console.sweeping console.checking console.models "
-    "console.evaluating "
-    "cli.main cli.flags cli.checking cli.finetuning cli.packing cli.sweeping cli.models "
-    "cli.using cli.evaluating cli.predicting cli.serving"
+    "errors variants speed schema tasks recipe phases placement "
+    "storage.retry storage.local storage storage.multipart storage.conditional "
+    "storage.checksummed_json storage.parquet "
+    "data.manifest data.classes data.augment data.decode data.class_balance data.labels data.plan "
+    "data.hf_parquet data.row_group data.feature_cache data.chunks data.stream "
+    "packing.archives packing.sources packing.splits packing.duplicates packing.shards "
+    "packing.report packing.in_place packing.pack packing.sample packing.ray_map "
+    "model.dropout model.network model.compile model.ema model.pretrained model.optimizer "
+    "model.profile "
+    "train.epoch_report train.per_class train.metrics train.precision train.ranking "
+    "train.loss_scale train.state train.mixup train.step train.oom train.loop train.checkpoint "
+    "train.audit train.quarantine train.run_record train.events train.initial_network "
+    "runtime.preemption runtime.nodes runtime.session runtime.pending runtime.inference_actors "
+    "train.worker train.precompute_features train.finetune "
+    "release.names release.model_folder release.publish release.aliases release.maintenance "
+    "release.store release.catalog release.load "
+    "inference.scorer inference.eval_inputs inference.metric_sums inference.multiclass "
+    "inference.multilabel inference.evaluate inference.plots inference.report inference.export "
+    "inference.image_sources inference.predictor inference.predict inference.http_api "
+    "inference.request_limit inference.serve "
+    "publish.card publish.provenance publish.test_score publish.from_run "
+    "sweep.space sweep.variant_schedule sweep.asha sweep.sweep_record sweep.trial_log "
+    "sweep.results sweep.costs sweep.resources sweep.searchers sweep.trial sweep.tune "
+    "sweep.publish sweep.report "
+    "tracking.metrics tracking.run_history tracking.mlflow tracking.tensorboard "
+    "tracking.trackers "
+    "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
+    "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
+    "preflight.preflight "
+    "cli.terminal cli.pack_tables cli.tune_view cli.check_table cli.models_tables "
+    "cli.evaluate_tables "
+    "cli.main cli.flags cli.check cli.finetune cli.pack cli.tune cli.models cli.release_flags "
+    "cli.evaluate cli.predict cli.serve"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "data.spread data.ingest train.progress train.drain train.machines train.session "
-    "train.worker train.actors train.features train.waiting train.finetune sweep.schedule "
-    "sweep.costs sweep.searchers sweep.trial check.cluster_file check.working_dir "
-    "check.cluster use.said use.serve",
+    "ray": "packing.ray_map data.stream train.events runtime. train.worker "
+    "train.precompute_features train.finetune "
+    "sweep.asha sweep.costs sweep.searchers sweep.trial preflight.cluster_file "
+    "preflight.working_dir preflight.cluster inference.predictor inference.serve",
     "timm": "model.",
     "s3fs": "storage",
-    "botocore": "retry storage check.ec2 check.cluster_file check.places",
-    "tenacity": "retry",
-    "torch": "model. train. use.sight use.export track.tensorboard",
-    "mlflow": "track.mlflow",
-    "tensorboard": "track.tensorboard",
-    "PIL": "data.augment data.images data.sample use.plots",
+    "botocore": "storage. storage preflight.ec2 preflight.cluster_file preflight.permissions",
+    "tenacity": "storage.retry",
+    "torch": "model. train. runtime.inference_actors inference.scorer inference.export "
+    "tracking.tensorboard",
+    "mlflow": "tracking.mlflow",
+    "tensorboard": "tracking.tensorboard",
+    "PIL": "data.augment data.decode packing.sample inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",
@@ -59,10 +67,14 @@ DOORS = {
 """Library → the modules that may import it; a name that ends in a dot means a folder."""
 
 FILES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+MODULES = {
+    name: path
+    for name, path in FILES.items()
+    if path.name != "__init__.py" or name == "storage"  # a package with an API of its own
+}
 
 
 def tree(name: str) -> ast.Module:

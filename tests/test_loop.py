@@ -27,11 +27,11 @@ from torch import Tensor
 from effnet_ray.errors import BadImagesError, NonFiniteError, TrainingError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loop import evaluate, fit
-from effnet_ray.train.reports import EpochReport
-from effnet_ray.train.scaling import LossScale
+from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import Worker, gradients, lane_seed
+from effnet_ray.train.step import PhaseTrainer, gradients, lane_seed
 
 Found = dict[tuple[str, int], dict[str, Any]]
 
@@ -150,7 +150,7 @@ def test_a_run_that_has_ended_takes_no_step() -> None:
 def test_warming_up_changes_nothing() -> None:
     recipe = settled(batchnorm="train")
     state, untouched = new_state(recipe), new_state(recipe)
-    Worker(state, recipe, phases(recipe)[0]).warm_up()
+    PhaseTrainer(state, recipe, phases(recipe)[0]).warm_up()
     pairs = zip(
         state.network.state_dict().values(), untouched.network.state_dict().values(), strict=True
     )
@@ -310,7 +310,7 @@ def draws(kind: str, step: int, lane: int, seed: int = 0, before: int = 0) -> li
     recipe = settled(seed=seed, **({"dropout": 0.0, "drop_path": 0.0} | {kind: 0.5}))
     state = new_state(replace(recipe, seed=0))
     torch.manual_seed(before)
-    made = Worker(state, recipe, phases(recipe)[0])
+    made = PhaseTrainer(state, recipe, phases(recipe)[0])
     state.network.train()
     batch = replace(random_batch(1, 2, 32), lane=lane)
     gradients(made, [batch], step, torch.tensor([2.0]))

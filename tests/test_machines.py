@@ -6,7 +6,14 @@ import pytest
 import ray
 
 from effnet_ray.errors import ClusterError
-from effnet_ray.train.machines import ACCELERATOR, MACHINES, Machine, here, room_on, to_buy
+from effnet_ray.runtime.nodes import (
+    ACCELERATOR,
+    MACHINES,
+    Machine,
+    alive_nodes,
+    launchable,
+    room_on,
+)
 
 WORKER = {"CPU": 1.0, "GPU": 1.0}
 L4 = Machine("small", {"CPU": 8, "GPU": 1}, {ACCELERATOR: "L4"}, 8)
@@ -53,11 +60,11 @@ def test_what_is_told_and_names_no_machines_is_refused(
 ) -> None:
     monkeypatch.setenv(MACHINES, told)
     with pytest.raises(ClusterError, match=MACHINES):
-        to_buy()
+        launchable()
 
 
 @pytest.mark.ray
 def test_a_cluster_without_an_autoscaler_is_known_to_buy_nothing(cluster: None) -> None:
-    assert to_buy() == []
-    assert [machine.node_id for machine in here()] == [ray.nodes()[0]["NodeID"]]
-    assert here()[0].resources["CPU"] == ray.cluster_resources()["CPU"]
+    assert launchable() == []
+    assert [machine.node_id for machine in alive_nodes()] == [ray.nodes()[0]["NodeID"]]
+    assert alive_nodes()[0].resources["CPU"] == ray.cluster_resources()["CPU"]

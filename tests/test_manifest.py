@@ -134,8 +134,8 @@ def test_where_no_data_set_is_the_person_is_told_how_to_make_one(tmp_path: Path)
 
 
 def test_an_unharmed_data_set_passes(packed: Path) -> None:
-    manifests.check(manifests.load(str(packed)), str(packed))
-    manifests.check(manifests.load(str(packed)), str(packed / manifests.NAME))
+    manifests.check_trainable(manifests.load(str(packed)), str(packed))
+    manifests.check_trainable(manifests.load(str(packed)), str(packed / manifests.NAME))
 
 
 def shard_of(folder: Path) -> tuple[Manifest, Path]:
@@ -148,7 +148,7 @@ def test_a_missing_shard_is_named(copied: Path) -> None:
     manifest, path = shard_of(copied)
     path.unlink()
     with pytest.raises(DatasetError, match=r"shard eval/00000.parquet of .* is missing"):
-        manifests.check(manifest, str(copied))
+        manifests.check_trainable(manifest, str(copied))
 
 
 def test_a_resized_shard_is_named_with_both_sizes(copied: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_resized_shard_is_named_with_both_sizes(copied: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(DatasetError, match=f"eval/00000.* {size + 1:,} bytes, .* {size:,}"):
-        manifests.check(manifest, str(copied))
+        manifests.check_trainable(manifest, str(copied))
 
 
 @settings(max_examples=10)
@@ -170,7 +170,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_found(
     raw[int(place * len(raw))] ^= flip
     path.write_bytes(raw)
     with pytest.raises(DatasetError, match=r"eval/00000.parquet .* its SHA-256 is not"):
-        manifests.check(manifest, str(tmp_path / "copied"))
+        manifests.check_trainable(manifest, str(tmp_path / "copied"))
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -181,10 +181,10 @@ def test_an_empty_split_is_refused(packed: Path, split: str) -> None:
         {k: v for k, v in manifest.splits.items() if k != split},
     ):
         with pytest.raises(DatasetError, match=f"has no {split} images"):
-            manifests.check(replace(manifest, splits=splits), str(packed))
+            manifests.check_trainable(replace(manifest, splits=splits), str(packed))
 
 
 def test_one_class_is_refused(packed: Path) -> None:
     manifest = replace(manifests.load(str(packed)), classes=("roof",))
     with pytest.raises(DatasetError, match=r"one class \(roof\)"):
-        manifests.check(manifest, str(packed))
+        manifests.check_trainable(manifest, str(packed))

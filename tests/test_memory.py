@@ -14,15 +14,15 @@ from loop_worker import DIALS, FixedBatches, new_state, nothing, random_batch, s
 from torch import Tensor, nn
 
 from effnet_ray.errors import TrainingError
-from effnet_ray.model.drop import Drop
+from effnet_ray.model.dropout import Drop
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint
+from effnet_ray.train.events import EventChannel
 from effnet_ray.train.loop import fit
-from effnet_ray.train.memory import divide, does_not_fit, pieces_after
-from effnet_ray.train.progress import _Board
+from effnet_ray.train.oom import divide, does_not_fit, splits_after
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import Worker, gradients
+from effnet_ray.train.step import PhaseTrainer, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +36,7 @@ def lane_of_six(recipe: Recipe, pieces: int) -> tuple[list[Tensor], list[float],
     """Gradients and sums of one lane, and its forward passes."""
     state, passes = new_state(recipe), list[int]()
     state.pieces = pieces
-    made = Worker(state, recipe, phases(recipe)[-1])
+    made = PhaseTrainer(state, recipe, phases(recipe)[-1])
     state.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     tally = gradients(made, [random_batch(1, 6, 32, lane=1)], 3, torch.tensor([6.0]))
     found = [p.grad.clone() for p in state.network.parameters() if p.grad is not None]
@@ -104,11 +104,11 @@ def holding(state: TrainState, images: int) -> None:
     state.network.backbone.conv_head.register_forward_pre_hook(refuse)
 
 
-def worker_holding(images: int, **dials: object) -> Worker:
+def worker_holding(images: int, **dials: object) -> PhaseTrainer:
     recipe = settled(**(SIX | dials))
     state = new_state(recipe)
     holding(state, images)
-    return Worker(state, recipe, phases(recipe)[0])
+    return PhaseTrainer(state, recipe, phases(recipe)[0])
 
 
 @pytest.mark.parametrize(("images", "pieces"), [(6, 1), (5, 2), (3, 2), (2, 4), (1, 6)])
@@ -160,9 +160,9 @@ def test_below_a_head_that_learns_alone_it_may_be() -> None:
 def test_what_runs_out_later_is_divided_further_as_long_as_it_can_be() -> None:
     recipe = settled(**SIX)
     (phase,) = phases(recipe)
-    assert [pieces_after(n, recipe, phase) for n in (1, 2, 4, 6)] == [2, 4, 6, None]
+    assert [splits_after(n, recipe, phase) for n in (1, 2, 4, 6)] == [2, 4, 6, None]
     learning = replace(recipe, batchnorm="train")
-    assert pieces_after(1, learning, phase) is None
+    assert splits_after(1, learning, phase) is None
     assert "BatchNorm" in str(does_not_fit(learning, phase))
 
 
@@ -183,7 +183,7 @@ def test_a_run_goes_on_divided_where_memory_ran_out(tmp_path: Path) -> None:
     assert found and found.step == 1
     found.load_into(resumed)
     holding(resumed, 3)
-    resumed.pieces = pieces_after(found.pieces, recipe, phases(recipe)[0]) or 0
+    resumed.pieces = splits_after(found.pieces, recipe, phases(recipe)[0]) or 0
     fit(resumed, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     assert resumed.history[0].train_images == 9
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
@@ -201,7 +201,7 @@ def test_the_parts_are_kept_in_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_board_remembers_the_most_parts() -> None:
-    board = _Board()
+    board = EventChannel()
     assert board.pieces() == 1
     for pieces in (2, 4, 2):
         board.divide(pieces)
@@ -220,7 +220,7 @@ def two_workers(rank: int, folder: str, images: tuple[int, int]) -> None:
     state, said = new_state(recipe), ""
     holding(state, images[rank])
     try:
-        worker: Worker | None = Worker(state, recipe, phases(recipe)[0])
+        worker: PhaseTrainer | None = PhaseTrainer(state, recipe, phases(recipe)[0])
         assert worker
         divide(worker)
         worker = None

@@ -12,8 +12,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.testing import assert_close
 
-from effnet_ray.train.metrics import ClassCounts, Evaluation, Tally, epoch_report
-from effnet_ray.train.reports import EpochReport, best
+from effnet_ray.train.epoch_report import EpochReport, best
+from effnet_ray.train.metrics import ClassCounts, EvalResult, MetricSums, epoch_report
 
 
 def scores(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +28,7 @@ def scores(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor
 @given(images=st.integers(1, 40), classes=st.integers(1, 20), seed=st.integers(0, 10**6))
 def test_sums_are_torchs_cross_entropy_and_topk(images: int, classes: int, seed: int) -> None:
     logits, label, _ = scores(images, classes, seed)
-    tally = Tally.of(logits, label, torch.ones(images))
+    tally = MetricSums.of(logits, label, torch.ones(images))
     hits = logits.topk(min(5, classes)).indices == label[:, None]
     assert tally.loss == pytest.approx(float(F.cross_entropy(logits, label)), abs=1e-5)
     assert tally.top1 == pytest.approx(float(hits[:, 0].float().mean()))
@@ -39,8 +39,8 @@ def test_sums_are_torchs_cross_entropy_and_topk(images: int, classes: int, seed:
 def test_rows_of_weight_0_do_not_count_but_are_seen(images: int, seed: int) -> None:
     logits, label, weight = scores(images, 7, seed)
     kept = weight > 0
-    tally = Tally.of(logits, label, weight)
-    readable = Tally.of(logits[kept], label[kept], weight[kept])
+    tally = MetricSums.of(logits, label, weight)
+    readable = MetricSums.of(logits[kept], label[kept], weight[kept])
     assert_close(tally.sums[:4], readable.sums[:4])
     assert (tally.images, tally.quarantined) == (images, images - int(kept.sum()))
 
@@ -49,37 +49,42 @@ def test_rows_of_weight_0_do_not_count_but_are_seen(images: int, seed: int) -> N
 def test_the_tallies_of_any_split_add_up_to_that_of_the_whole(cuts: list[int], seed: int) -> None:
     columns = scores(40, 9, seed)
     edges = [0, *sorted(cuts), 40]
-    parts = Tally.zero()
+    parts = MetricSums.zero()
     for start, end in pairwise(edges):
-        parts += Tally.of(*(column[start:end] for column in columns))
-    assert_close(parts.sums, Tally.of(*columns).sums, rtol=1e-6, atol=1e-6)
+        parts += MetricSums.of(*(column[start:end] for column in columns))
+    assert_close(parts.sums, MetricSums.of(*columns).sums, rtol=1e-6, atol=1e-6)
 
 
 def test_with_fewer_than_five_classes_every_image_is_a_top5_hit() -> None:
     logits, label, _ = scores(10, 3, seed=1)
-    assert Tally.of(logits, label, torch.ones(10)).top5 == 1.0
+    assert MetricSums.of(logits, label, torch.ones(10)).top5 == 1.0
 
 
 def test_no_images_have_no_loss_and_no_hits() -> None:
-    zero = Tally.zero()
+    zero = MetricSums.zero()
     assert (zero.loss, zero.top1, zero.top5, zero.images, zero.quarantined) == (0, 0, 0, 0, 0)
-    assert Tally.of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0)).loss == 0
+    assert (
+        MetricSums.of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0)).loss
+        == 0
+    )
 
 
 def test_bfloat16_logits_are_judged_in_float32() -> None:
     logits, label, weight = scores(12, 6, seed=2)
     half = logits.bfloat16()
-    assert_close(Tally.of(half, label, weight).sums, Tally.of(half.float(), label, weight).sums)
+    assert_close(
+        MetricSums.of(half, label, weight).sums, MetricSums.of(half.float(), label, weight).sums
+    )
 
 
 def test_sums_beyond_float32_stay_exact() -> None:
-    many = Tally(torch.tensor([0, 0, 0, 2.0**24, 2.0**24, 0, 0], dtype=torch.float64))
-    one = Tally.of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.ones(1))
+    many = MetricSums(torch.tensor([0, 0, 0, 2.0**24, 2.0**24, 0, 0], dtype=torch.float64))
+    one = MetricSums.of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.ones(1))
     assert (many + one).images == 2**24 + 1
 
 
 def test_one_process_is_the_sum_over_workers() -> None:
-    tally = Tally.of(*scores(5, 4, seed=3))
+    tally = MetricSums.of(*scores(5, 4, seed=3))
     assert torch.equal(tally.over_workers().sums, tally.sums)
 
 
@@ -121,8 +126,8 @@ def test_without_epochs_there_is_no_best() -> None:
 
 
 def test_a_report_divides_once_and_adds_up_what_could_not_be_read() -> None:
-    train, evaluated = Tally.of(*scores(20, 8, seed=4)), Tally.of(*scores(9, 8, seed=5))
-    report = epoch_report(2, 30, train, Evaluation(evaluated))
+    train, evaluated = MetricSums.of(*scores(20, 8, seed=4)), MetricSums.of(*scores(9, 8, seed=5))
+    report = epoch_report(2, 30, train, EvalResult(evaluated))
     assert (report.epoch, report.step) == (2, 30)
     assert (report.train_images, report.eval_images) == (20, 9)
     assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.top1)
@@ -134,7 +139,7 @@ def test_a_network_that_scores_all_classes_alike_is_not_right_about_all_images(
     score: float,
 ) -> None:
     logits, label = torch.full((10, 10), score), torch.arange(10)
-    assert Tally.of(logits, label, torch.ones(10)).top1 <= 0.1
+    assert MetricSums.of(logits, label, torch.ones(10)).top1 <= 0.1
 
 
 @pytest.mark.parametrize("several", [False, True])

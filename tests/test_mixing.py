@@ -8,21 +8,21 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.mixing import Mixed, mixed
+from effnet_ray.train.mixup import MixedLane, mix_lane
 
 NOISE = (torch.full((1, 3, 1, 1), 100.0), torch.full((1, 3, 1, 1), 50.0))
 COUNT, SIZE = 64, 32
 PLAIN = Recipe(weights="none")
 
 
-def shown(weight: Tensor | None = None, seed: int = 0, **dials: float) -> tuple[Tensor, Mixed]:
+def shown(weight: Tensor | None = None, seed: int = 0, **dials: float) -> tuple[Tensor, MixedLane]:
     """Images of one value each, 0 to 252, and what the dials make of them."""
     torch.manual_seed(seed)
     values = (torch.arange(COUNT) * 4).to(torch.uint8)
     image = values.view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
     recipe = replace(PLAIN, **dials)  # type: ignore[arg-type]
     weight = torch.ones(COUNT) if weight is None else weight
-    return image.float(), mixed(recipe, image, torch.arange(COUNT), weight, NOISE)
+    return image.float(), mix_lane(recipe, image, torch.arange(COUNT), weight, NOISE)
 
 
 def test_with_every_dial_off_images_are_what_they_were() -> None:
@@ -78,7 +78,7 @@ def test_an_image_that_could_not_be_read_is_mixed_with_none(dial: str) -> None:
 def test_a_lone_image_is_mixed_with_itself() -> None:
     image = torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)
     recipe = replace(PLAIN, mixup=1.0, cutmix=1.0)
-    found = mixed(recipe, image, torch.tensor([2]), torch.ones(1), NOISE)
+    found = mix_lane(recipe, image, torch.tensor([2]), torch.ones(1), NOISE)
     assert_close(found.image, image.float())
     assert found.other is not None and found.other.tolist() == [2]
 

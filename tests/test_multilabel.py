@@ -20,20 +20,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.data import duplicates, features, labels, manifest as manifests, report, splits
-from effnet_ray.data.chunks import Dataset, Task, load_chunk
-from effnet_ray.data.features import Group
-from effnet_ray.data.pack import Packing, pack
+from effnet_ray.data import feature_cache, labels, manifest as manifests
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.feature_cache import Group
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
-from effnet_ray.store.releases import ModelStore
+from effnet_ray.packing import duplicates, report, splits
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.release.store import ModelStore
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train import checkpoint
+from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.loop import fit
-from effnet_ray.train.metrics import Evaluation, Tally, epoch_report, losses
+from effnet_ray.train.metrics import EvalResult, MetricSums, epoch_report, losses
 from effnet_ray.train.precision import mean_of
-from effnet_ray.train.ranking import Ranking
-from effnet_ray.train.record import Result
-from effnet_ray.train.reports import EpochReport, best
+from effnet_ray.train.ranking import ScoreCollector
+from effnet_ray.train.run_record import Result
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 """An image shows some of these, each as a stripe."""
@@ -171,7 +172,7 @@ def test_equal_images_with_other_labels_are_told_by_name() -> None:
             "digest": ["x", "x"], "phash": pa.array([0, 0], pa.uint64()), "reason": ["", ""],
         }
     )  # fmt: skip
-    (pair,) = duplicates.listed(seen, np.asarray([0, 1]), ("cat", "dog")).to_pylist()
+    (pair,) = duplicates.duplicates_table(seen, np.asarray([0, 1]), ("cat", "dog")).to_pylist()
     assert (pair["label"], pair["other_label"]) == ("cat, dog", "no class")
 
 
@@ -201,13 +202,13 @@ def test_what_cannot_be_several_classes_is_refused(
 
 
 def dataset(data: str, recipe: Recipe) -> Dataset:
-    spec = recipe.row.input_spec()
+    spec = recipe.variant_spec.input_spec()
     return Dataset(manifests.load(data), data, recipe, replace(spec, resolution=32))
 
 
 def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> None:
     recipe = settled(task="multilabel", batch_size=8, micro_batch=8)
-    blocks = list(load_chunk(dataset(coloured, recipe), Task("train", 0, 0, 0, 0)))
+    blocks = list(load_chunk(dataset(coloured, recipe), ChunkTask("train", 0, 0, 0, 0)))
     found = {
         i: own for block in blocks for i, own in zip(block["id"], block["label"], strict=True)
     }
@@ -219,8 +220,8 @@ def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> N
 def test_features_keep_rows_of_labels(tmp_path: Path) -> None:
     label = np.eye(3, dtype=np.uint8)
     group = Group(np.ones((3, 5), np.float16), label, np.arange(3), ["", "", ""])
-    features.write(f"{tmp_path}/00000.parquet", [group])
-    found = features.read(f"{tmp_path}/00000.parquet", 0)
+    feature_cache.write(f"{tmp_path}/00000.parquet", [group])
+    found = feature_cache.read(f"{tmp_path}/00000.parquet", 0)
     assert found.label.dtype == np.uint8 and (found.label == label).all()
 
 
@@ -252,7 +253,7 @@ def test_an_image_is_a_hit_where_a_class_of_its_own_stands_first(count: int, see
     logits, label, weight = scored(count, seed)
     first = [own[row.argmax()] for row, own in zip(logits, label, strict=True)]
     hits = sum(float(hit) * float(w) for hit, w in zip(first, weight, strict=True))
-    tally = Tally.of(logits, label, weight)
+    tally = MetricSums.of(logits, label, weight)
     assert tally.top1 * max(1, int(weight.sum())) == pytest.approx(hits, abs=1e-6)
     assert tally.top5 * max(1, int(weight.sum())) == pytest.approx(
         float((label.any(1) * weight).sum()), abs=1e-6
@@ -263,7 +264,7 @@ def test_an_image_is_a_hit_where_a_class_of_its_own_stands_first(count: int, see
 def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int) -> None:
     logits, label, weight = scored(count, seed)
     label[:, 3] = 0
-    ranking = Ranking(5, torch.device("cpu"))
+    ranking = ScoreCollector(5, torch.device("cpu"))
     for first in range(0, count, 7):
         part = slice(first, first + 7)
         ranking.add(logits[part], label[part], weight[part])
@@ -277,17 +278,17 @@ def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int)
 
 
 def test_a_score_that_is_no_number_makes_mean_ap_none() -> None:
-    ranking = Ranking(2, torch.device("cpu"))
+    ranking = ScoreCollector(2, torch.device("cpu"))
     ranking.add(torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2), torch.ones(1))
     assert np.isnan(mean_of(ranking.over_workers()))
 
 
 def test_the_best_epoch_is_that_of_the_highest_mean_ap() -> None:
-    def evaluation(top1: float, mean_ap: float) -> Evaluation:
+    def evaluation(top1: float, mean_ap: float) -> EvalResult:
         sums = torch.tensor([10, 10 * top1, 10, 10, 10, 0, 0], dtype=torch.float64)
-        return Evaluation(Tally(sums), mean_ap)
+        return EvalResult(MetricSums(sums), mean_ap)
 
-    train = Tally.zero()
+    train = MetricSums.zero()
     first = epoch_report(0, 1, train, evaluation(0.9, 0.3), evaluation(0.1, 0.5))
     second = epoch_report(1, 2, train, evaluation(0.2, 0.6))
     assert first.averaged and (first.eval_map, first.eval_top1) == (0.5, 0.1)
@@ -329,7 +330,9 @@ def test_the_loop_learns_several_classes() -> None:
 def test_a_recipe_takes_its_task_from_the_data() -> None:
     def of(task: str | None, data: str) -> str | None:
         recipe = Recipe(weights="none", task=task)
-        return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False, task=data).task
+        return recipe.resolved(
+            recipe.variant_spec.input_spec(), workers=1, on_gpu=False, task=data
+        ).task
 
     assert (of(None, "multilabel"), of(None, "multiclass")) == ("multilabel", "multiclass")
     assert of("multilabel", "multiclass") == "multilabel"
@@ -365,7 +368,7 @@ def test_a_run_reports_the_same_mean_ap_on_1_and_2_workers(
                  mirror=weights_mirror)
         for n in (1, 2)
     )  # fmt: skip
-    assert one.eval_map and one.told.startswith("eval mAP")
+    assert one.eval_map and one.summary.startswith("eval mAP")
     assert two.eval_map == pytest.approx(one.eval_map, abs=1e-4)
     assert [h.train_loss for h in history(two)] == pytest.approx(
         [h.train_loss for h in history(one)], abs=1e-4

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from effnet_ray.model.network import (
-    Network,
-    RunningStatistics,
-    batchnorms,
-    build,
-    train_mode,
-)
+from effnet_ray.model.network import Network, RunningStatistics, batchnorms, build, train_mode
 from effnet_ray.phases import STEM
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
@@ -27,11 +21,11 @@ def settled(**given: object) -> Recipe:
     """A b0 from scratch on 32 px images, without random draws."""
     values = {"weights": "none", "image_size": 32, "batch_size": 8, "micro_batch": 4} | given
     recipe = Recipe(**({"dropout": 0.0, "drop_path": 0.0} | values))  # type: ignore[arg-type]
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 def fresh(recipe: Recipe) -> Network:
-    return build(recipe, recipe.row.input_spec(), CLASSES)
+    return build(recipe, recipe.variant_spec.input_spec(), CLASSES)
 
 
 def photographs(count: int, seed: int) -> Tensor:
@@ -50,7 +44,7 @@ def snapshot(network: Network) -> list[Tensor]:
 @pytest.mark.parametrize("family", ["ns", "ap"])
 def test_logits_are_those_of_timms_network_on_images_normalised_by_hand(family: str) -> None:
     recipe = settled()
-    spec: InputSpec = recipe.row.input_spec(family)
+    spec: InputSpec = recipe.variant_spec.input_spec(family)
     network = build(recipe, spec, CLASSES).eval()
     images = photographs(3, seed=1)
     mean, std = (torch.tensor(triple).view(1, 3, 1, 1) for triple in (spec.mean, spec.std))
@@ -64,7 +58,7 @@ def test_the_two_families_of_means_do_not_see_the_same_image() -> None:
     images = photographs(2, seed=2)
     with torch.no_grad():
         ns, ap = (
-            build(recipe, recipe.row.input_spec(family), CLASSES).eval()(images)
+            build(recipe, recipe.variant_spec.input_spec(family), CLASSES).eval()(images)
             for family in ("ns", "ap")
         )
     assert not torch.allclose(ns, ap)

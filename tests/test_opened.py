@@ -14,10 +14,10 @@ import timm
 import torch
 from test_export import CLASSES, released
 
-from effnet_ray import sealed
 from effnet_ray.errors import ReleaseError, StorageError
-from effnet_ray.use import opened
-from effnet_ray.use.opened import open_release
+from effnet_ray.release import load
+from effnet_ray.release.load import load_release
+from effnet_ray.storage import checksummed_json
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def release(store: Path, tmp_path: Path) -> Path:
 
 
 def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:
-    found = open_release("birds@v1", str(store))
+    found = load_release("birds@v1", str(store))
     assert found.reference == "birds@v1" and found.uri == str(store / "birds/v0001")
-    again = open_release(found.uri, "s3://no-such-store")
+    again = load_release(found.uri, "s3://no-such-store")
     assert (again.reference, again.classes, again.spec) == ("birds@v1", CLASSES, found.spec)
     assert [each.epoch for each in found.history] == [0]
     assert found.provenance["fingerprint"] == "f" * 64
@@ -48,7 +48,7 @@ def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:
 def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
     model = timm.create_model(f"local-dir:{release}", pretrained=True)
     seen = timm.data.resolve_model_data_config(model)
-    spec = open_release(str(release), "").spec
+    spec = load_release(str(release), "").spec
     assert (seen["input_size"][-1], seen["crop_pct"]) == (spec.resolution, spec.crop)
     assert (tuple(seen["mean"]), tuple(seen["std"])) == (spec.mean, spec.std)
     assert seen["interpolation"] == spec.interpolation
@@ -67,7 +67,7 @@ def forge(release: Path, name: str, data: bytes | None) -> None:
         path.write_bytes(data)
         told["files"][name] = hashlib.sha256(data).hexdigest()
         told["sizes"][name] = len(data)
-    record.write_bytes(sealed.seal(told))
+    record.write_bytes(checksummed_json.seal(told))
 
 
 def config(**given: Any) -> Callable[[bytes], bytes]:
@@ -158,7 +158,7 @@ def test_a_forged_file_is_refused_in_one_sentence(
 ) -> None:
     forge(release, file, forged((release / file).read_bytes()))
     with pytest.raises(ReleaseError, match=says) as refused:
-        open_release(str(release), "")
+        load_release(str(release), "")
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
 
 
@@ -167,20 +167,20 @@ def test_a_file_that_the_record_does_not_vouch_for_is_not_used(release: Path, fi
     there = (release / file).read_bytes()
     forge(release, file, None)
     with pytest.raises(ReleaseError, match=file):
-        open_release(str(release), "")
+        load_release(str(release), "")
     (release / file).write_bytes(there)
     with pytest.raises(ReleaseError, match=file):
-        open_release(str(release), "")
+        load_release(str(release), "")
 
 
 def test_an_oversized_file_is_refused_unread(
     release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(opened.MAX_BYTES, opened.CONFIG, 100)
+    monkeypatch.setitem(load.MAX_BYTES, load.CONFIG, 100)
     with pytest.raises(ReleaseError, match="at most 100 are expected"):
-        open_release(str(release), "")
+        load_release(str(release), "")
 
 
 def test_a_uri_that_is_none_is_said_to_be_that() -> None:
     with pytest.raises(StorageError, match="no bucket"):
-        open_release("s3:///v0001", "")
+        load_release("s3:///v0001", "")

@@ -4,14 +4,14 @@ import pytest
 from torch import nn
 
 from effnet_ray.model.network import Network, build
-from effnet_ray.model.optim import learning_rate, optimizer, set_learning_rate
+from effnet_ray.model.optimizer import learning_rate, optimizer, set_learning_rate
 from effnet_ray.recipe import Recipe
 
 
 def scratch(**given: object) -> Recipe:
     """A settled recipe that trains everything from the start."""
     recipe = Recipe(**({"weights": "none", "lr": 0.1} | given))  # type: ignore[arg-type]
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 RECIPE = scratch(epochs=4, warmup_epochs=1.0, weight_decay=0.3)
@@ -25,7 +25,7 @@ def rates(recipe: Recipe, steps: int = STEPS) -> list[float]:
 @pytest.fixture(scope="module", params=["train", "frozen"])
 def network(request: pytest.FixtureRequest) -> Network:
     recipe = scratch(dropout=0.0, drop_path=0.0, batchnorm=request.param)
-    return build(recipe, recipe.row.input_spec(), 3)
+    return build(recipe, recipe.variant_spec.input_spec(), 3)
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from effnet_ray.data.balance import Labels
-from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
+from effnet_ray.data.class_balance import Labels
+from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
 
 sizes = st.lists(st.integers(1, 100), min_size=1, max_size=30).map(tuple)
 epochs = st.integers(0, 1000)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.model.cost import Cost
-from effnet_ray.sweep import outcome
-from effnet_ray.sweep.outcome import Entry, Objective
-from effnet_ray.sweep.record import Point, Trial
+from effnet_ray.model.profile import Cost
+from effnet_ray.sweep import results
+from effnet_ray.sweep.results import LeaderboardRow, Objective
+from effnet_ray.sweep.sweep_record import Point, Trial
 
 
 def trial(number: int, top1: float, state: str = "finished", reached: float = 1.0) -> Trial:
@@ -25,20 +25,20 @@ models = st.lists(
 )
 
 
-def board_of(models: list[tuple[float, float]]) -> list[Entry]:
+def board_of(models: list[tuple[float, float]]) -> list[LeaderboardRow]:
     trials = [trial(number, top1) for number, (top1, _) in enumerate(models)]
-    return outcome.leaderboard(trials, {n: cost(gmacs) for n, (_, gmacs) in enumerate(models)})
+    return results.leaderboard(trials, {n: cost(gmacs) for n, (_, gmacs) in enumerate(models)})
 
 
 @given(models)
 def test_the_front_holds_exactly_what_nothing_dominates(models: list[tuple[float, float]]) -> None:
     board = board_of(models)
-    front = outcome.pareto(board)
+    front = results.pareto(board)
 
-    def point(entry: Entry) -> tuple[float, float]:
+    def point(entry: LeaderboardRow) -> tuple[float, float]:
         return entry.trial.eval_top1, entry.cost.gmacs
 
-    def dominated(entry: Entry) -> bool:
+    def dominated(entry: LeaderboardRow) -> bool:
         top1, gmacs = point(entry)
         return any(
             other.trial.eval_top1 >= top1
@@ -55,9 +55,9 @@ def test_the_front_holds_exactly_what_nothing_dominates(models: list[tuple[float
 @given(models)
 def test_the_best_is_on_the_front_and_at_the_top(models: list[tuple[float, float]]) -> None:
     board = board_of(models)
-    best = outcome.choose(board, Objective())
+    best = results.choose(board, Objective())
     if models:
-        assert best is board[0] and best in outcome.pareto(board)
+        assert best is board[0] and best in results.pareto(board)
         assert best.trial.eval_top1 == max(top1 for top1, _ in models)
     else:
         assert best is None
@@ -65,17 +65,17 @@ def test_the_best_is_on_the_front_and_at_the_top(models: list[tuple[float, float
 
 def test_only_finished_trials_are_models() -> None:
     trials = [trial(0, 0.9, "stopped", 0.6), trial(1, 0.8), trial(2, 0.95, "failed", 0.6)]
-    board = outcome.leaderboard(trials, {n: cost(1) for n in range(3)})
+    board = results.leaderboard(trials, {n: cost(1) for n in range(3)})
     assert [entry.trial.number for entry in board] == [1]
 
 
 def test_limits_are_kept() -> None:
     trials = [trial(0, 0.9), trial(1, 0.8), trial(2, 0.7)]
     costs = {0: cost(10, 60, 100), 1: cost(2, 10, 20), 2: cost(1, 5, 10)}
-    board = outcome.leaderboard(trials, costs)
+    board = results.leaderboard(trials, costs)
 
     def best(**limits: float) -> int | None:
-        chosen = outcome.choose(board, Objective(objective="accuracy-under", **limits))
+        chosen = results.choose(board, Objective(objective="accuracy-under", **limits))
         return chosen and chosen.trial.number
 
     assert best(max_params=70) == 0
@@ -89,10 +89,10 @@ def test_limits_are_kept() -> None:
 
 def test_the_cheapest_within_some_points() -> None:
     trials = [trial(0, 0.900), trial(1, 0.893), trial(2, 0.85)]
-    board = outcome.leaderboard(trials, {0: cost(10), 1: cost(2), 2: cost(1)})
+    board = results.leaderboard(trials, {0: cost(10), 1: cost(2), 2: cost(1)})
 
     def cheapest(points: float) -> int | None:
-        chosen = outcome.choose(board, Objective(objective="cheapest", within_points=points))
+        chosen = results.choose(board, Objective(objective="cheapest", within_points=points))
         return chosen and chosen.trial.number
 
     assert [cheapest(0), cheapest(1), cheapest(5.01)] == [0, 1, 2]
@@ -116,5 +116,5 @@ def test_contradictory_objectives_are_refused(wrong: dict[str, object]) -> None:
 
 def test_what_stopping_early_saved() -> None:
     trials = [trial(0, 0.9), trial(1, 0.5, "stopped", 0.6), trial(2, 0.5, "failed", 0.5)]
-    assert outcome.saved(trials) == pytest.approx(40)
-    assert outcome.counts(trials) == {"finished": 1, "stopped": 1, "failed": 1}
+    assert results.seconds_saved(trials) == pytest.approx(40)
+    assert results.counts(trials) == {"finished": 1, "stopped": 1, "failed": 1}

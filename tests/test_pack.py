@@ -15,11 +15,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests, report, spread
+from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.pack import DUPLICATES, QUARANTINE, Packing, pack
-from effnet_ray.data.sources import WORK
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing import ray_map, report
+from effnet_ray.packing.pack import DUPLICATES, QUARANTINE, Packing, pack
+from effnet_ray.packing.sources import WORK
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_packing_anywhere_is_the_same_data_set(photographs: Path, packed: Path, 
     remote = pack(source, out, Packing(eval_fraction=0.25))
     assert remote.fingerprint == manifests.load(str(packed)).fingerprint
     assert manifests.load(out) == remote
-    manifests.check(remote, out)
+    manifests.check_trainable(remote, out)
     assert storage.sizes(out).keys() == storage.sizes(str(packed)).keys()
 
 
@@ -177,7 +178,7 @@ def test_equal_images_are_moved_to_one_split_and_told(images: Path, tmp_path: Pa
     assert {pair["split"] == pair["other_split"] for pair in pairs if not pair["distance"]} == {
         True
     }
-    manifests.check(manifest, str(out))
+    manifests.check_trainable(manifest, str(out))
     assert sorted(row["id"] for row in rows(out)) == list(range(40))
 
 
@@ -263,7 +264,7 @@ class Killed(Exception):
 def test_an_interrupted_packing_is_continued(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("effnet_ray.data.pack.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("effnet_ray.packing.pack.SHARD_BYTES", 20_000)
     whole = pack(str(images), str(tmp_path / "whole"))
     assert len(whole.splits["train"]) > 3
 
@@ -313,7 +314,7 @@ def test_packing_on_a_cluster_is_the_same_data_set(
     images: Path, packed: Path, tmp_path: Path, cluster: None
 ) -> None:
     manifest = pack(str(images), str(tmp_path / "out"), Packing(eval_fraction=0.25),
-                    each=spread.each)  # fmt: skip
+                    each=ray_map.ray_map)  # fmt: skip
     assert manifest.fingerprint == manifests.load(str(packed)).fingerprint
 
 
@@ -321,7 +322,7 @@ def test_packing_on_a_cluster_is_the_same_data_set(
 def test_a_mistake_found_on_a_cluster_is_told_as_here(tmp_path: Path, cluster: None) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(DatasetError, match=r"a.tar is damaged"):
-        pack(str(tmp_path), str(tmp_path / "out"), each=spread.each)
+        pack(str(tmp_path), str(tmp_path / "out"), each=ray_map.ray_map)
 
 
 # --- what is set aside, reported or refused

@@ -17,10 +17,10 @@ from PIL import Image
 from test_export import released
 
 from effnet_ray.data.manifest import Manifest, Shard
-from effnet_ray.use import report
-from effnet_ray.use.evaluate import Evaluation
-from effnet_ray.use.figures import Figures, judge
-from effnet_ray.use.opened import Opened
+from effnet_ray.inference import report
+from effnet_ray.inference.evaluate import Evaluation
+from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
+from effnet_ray.release.load import LoadedRelease
 
 NASTY = "<script>document.title='owned'</script>"
 LONG = "long" * 20
@@ -34,16 +34,16 @@ def thumbnail(seed: int) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
-def evaluation(opened: Opened, classes: tuple[str, ...], images: int) -> Evaluation:
+def evaluation(opened: LoadedRelease, classes: tuple[str, ...], images: int) -> Evaluation:
     """Of random logits that are mostly right; one image cannot be read."""
     draws, count = np.random.default_rng(1), len(classes)
     label = draws.integers(0, count, images)
     logits = draws.normal(size=(images, count))
     logits[np.arange(images), label] += draws.normal(4.0, 2.5, images)
-    figures = Figures(count, examples=12)
+    figures = MulticlassMetrics(count, examples=12)
     bad = np.asarray(["truncated"] + [""] * (images - 1), object)
     figures.add(
-        judge(logits, label) | {
+        score_images(logits, label) | {
             "image": np.arange(images), "bad": bad,
             "path": np.asarray([f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)], object),
             "thumbnail": np.asarray([thumbnail(at) for at in range(images)], object),
@@ -55,17 +55,17 @@ def evaluation(opened: Opened, classes: tuple[str, ...], images: int) -> Evaluat
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     return released(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture(scope="module")
-def few(opened: Opened) -> Evaluation:
+def few(opened: LoadedRelease) -> Evaluation:
     return evaluation(opened, ("dahlia", "garden", NASTY), 90)
 
 
 @pytest.fixture(scope="module")
-def many(opened: Opened) -> Evaluation:
+def many(opened: LoadedRelease) -> Evaluation:
     return evaluation(opened, BREEDS, 900)
 
 

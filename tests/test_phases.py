@@ -6,19 +6,19 @@ import pytest
 import timm
 import torch
 
-from effnet_ray.model.network import Network, learn, learnable, train_mode
+from effnet_ray.model.network import Network, set_trainable, train_mode, trainable_parameters
 from effnet_ray.phases import (
     CACHED,
     HEAD,
-    cached,
     cost,
+    describe,
     evaluates,
-    lowest,
+    lowest_trainable,
     part_of,
     phase_at,
     phases,
     size_at,
-    told,
+    uses_feature_cache,
     view_at,
 )
 from effnet_ray.recipe import Recipe
@@ -29,7 +29,7 @@ TOPS = ("conv_head.", "bn2.", "classifier.")
 
 def settled(**given: object) -> Recipe:
     recipe = Recipe(**({"weights": "ns"} | given))  # type: ignore[arg-type]
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 def network(variant: str) -> Network:
@@ -95,10 +95,10 @@ def test_kept_features_cost_a_forward_pass_for_each_view(views: int) -> None:
 def test_views_take_turns_in_the_heads_epochs_and_are_new_ones_after_them() -> None:
     recipe = settled(epochs=6, head_epochs=4, head_views=3)
     assert [view_at(recipe, epoch) for epoch in range(6)] == [None, 1, 2, None, 4, 5]
-    assert [cached(recipe, epoch) for epoch in range(6)] == [True] * 4 + [False] * 2
+    assert [uses_feature_cache(recipe, epoch) for epoch in range(6)] == [True] * 4 + [False] * 2
     off = replace(recipe, head_cache=False)
     assert [view_at(off, epoch) for epoch in range(6)] == [None, 1, 2, None, 4, 5]
-    assert not any(cached(off, epoch) for epoch in range(6))
+    assert not any(uses_feature_cache(off, epoch) for epoch in range(6))
 
 
 def test_progressive_sizes_grow_to_the_whole_in_three_quarters_of_their_phase() -> None:
@@ -131,7 +131,7 @@ def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
     ],
 )
 def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:
-    assert told(settled(**dials)) == words
+    assert describe(settled(**dials)) == words
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -155,7 +155,7 @@ def test_what_learns_in_each_phase(variant: str) -> None:
     everything = [name for name, _ in made.backbone.named_parameters()]
 
     def learning(unfreeze: str) -> list[str]:
-        learn(made, recipe, lowest(unfreeze))
+        set_trainable(made, recipe, lowest_trainable(unfreeze))
         return [name for name, p in made.backbone.named_parameters() if p.requires_grad]
 
     assert learning("head") == ["classifier.weight", "classifier.bias"]
@@ -169,7 +169,7 @@ def test_what_learns_in_each_phase(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_frozen_batchnorm_never_learns(variant: str) -> None:
     made, recipe = network(variant), settled(variant=variant, batchnorm="frozen")
-    names = set(learnable(made, recipe, lowest("all")))
+    names = set(trainable_parameters(made, recipe, lowest_trainable("all")))
     norms = {
         f"{name}.{kind}"
         for name, module in made.backbone.named_modules()
@@ -181,11 +181,11 @@ def test_frozen_batchnorm_never_learns(variant: str) -> None:
 
 def test_below_what_learns_nothing_is_dropped_and_no_statistic_moves() -> None:
     made, recipe = network("b0"), settled(batchnorm="train")
-    train_mode(made, recipe, lowest("stage:6"))
+    train_mode(made, recipe, lowest_trainable("stage:6"))
     for name, module in made.backbone.named_modules():
         if name.startswith("blocks.") and name.count(".") >= 2:
             assert module.training == (part_of(f"{name}.") >= 6)
     assert not made.backbone.bn1.training and made.backbone.bn2.training
-    train_mode(made, recipe, lowest("head"))
+    train_mode(made, recipe, lowest_trainable("head"))
     assert made.dropout.training  # what is dropped for the head
     assert not any(m.training for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))

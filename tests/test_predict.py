@@ -12,19 +12,19 @@ import torch
 from test_export import released
 
 from effnet_ray import Placement, storage
-from effnet_ray.data.images import decode, eval_view
+from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
-from effnet_ray.use import found, predict as predictions
-from effnet_ray.use.found import Source, find
-from effnet_ray.use.opened import Opened
-from effnet_ray.use.predict import predict
-from effnet_ray.use.said import Wanted
+from effnet_ray.inference import image_sources, predict as predictions
+from effnet_ray.inference.image_sources import ImageSource, find_images
+from effnet_ray.inference.predict import predict
+from effnet_ray.inference.predictor import PredictOptions
+from effnet_ray.release.load import LoadedRelease
 
 TWO = Placement(workers="2")
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     return released(tmp_path_factory.mktemp("released"))
 
 
@@ -57,7 +57,7 @@ def in_parquet(pictures: Path, folder: Path) -> str:
     return str(folder)
 
 
-def everything(source: Source) -> dict[str, bytes | ImageError]:
+def everything(source: ImageSource) -> dict[str, bytes | ImageError]:
     return {path: data for unit in source.units for path, data in source.read(unit)}
 
 
@@ -65,7 +65,7 @@ def everything(source: Source) -> dict[str, bytes | ImageError]:
 
 
 def test_a_folder_has_its_pictures_at_any_depth_and_nothing_else(pictures: Path) -> None:
-    source = find(str(pictures))
+    source = find_images(str(pictures))
     read = everything(source)
     expected = {p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*")} - {"notes.txt"}
     assert read.keys() == expected and source.images == 25
@@ -73,7 +73,7 @@ def test_a_folder_has_its_pictures_at_any_depth_and_nothing_else(pictures: Path)
 
 
 def test_one_picture_is_a_source(pictures: Path) -> None:
-    (one,) = everything(find(str(pictures / "broken.jpg")))
+    (one,) = everything(find_images(str(pictures / "broken.jpg")))
     assert one == "broken.jpg"
 
 
@@ -81,19 +81,19 @@ def test_object_storage_has_the_same_pictures(pictures: Path, s3: str) -> None:
     for path in pictures.rglob("*.*"):
         name = path.relative_to(pictures).as_posix()
         storage.write_bytes(f"{s3}/{name}", path.read_bytes())
-    assert everything(find(s3)) == everything(find(str(pictures)))
+    assert everything(find_images(s3)) == everything(find_images(str(pictures)))
 
 
 def test_a_data_set_has_all_splits_or_one(packed: Path) -> None:
-    both, one = find(str(packed)), find(str(packed), split="eval")
+    both, one = find_images(str(packed)), find_images(str(packed), split="eval")
     assert (both.images, one.images) == (24, 6)
     assert everything(one).items() <= everything(both).items()
     with pytest.raises(DatasetError, match="no test images: choose --split of train, eval"):
-        find(str(packed), split="test")
+        find_images(str(packed), split="test")
 
 
 def test_parquet_needs_no_labels(pictures: Path, tmp_path: Path) -> None:
-    source = find(in_parquet(pictures, tmp_path / "shards"))
+    source = find_images(in_parquet(pictures, tmp_path / "shards"))
     read = everything(source)
     assert (source.images, len(read), len(source.units)) == (26, 26, 3)
     bad = {path for path, data in read.items() if isinstance(data, ImageError)}
@@ -105,20 +105,20 @@ def test_pictures_beside_parquet_are_read_too(pictures: Path, tmp_path: Path) ->
     (shards / "assets").mkdir()
     (shards / "assets" / "preview.png").write_bytes(b"x")
     pq.write_table(pa.table({"a": [1]}), shards / "index.parquet")
-    assert find(str(shards)).images == 27
+    assert find_images(str(shards)).images == 27
 
 
 def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = find(str(pictures))
+    source = find_images(str(pictures))
     (pictures / "broken.jpg").unlink()  # gone: a reason
     assert isinstance(everything(source)["broken.jpg"], ImageError)
 
     def denied(uri: str, size: int) -> bytes:
         raise StorageError(f"cannot read {uri}: access denied") from PermissionError()
 
-    monkeypatch.setattr(found.storage, "read_bytes", denied)
+    monkeypatch.setattr(image_sources.storage, "read_bytes", denied)
     with pytest.raises(StorageError, match="access denied"):
         everything(source)
 
@@ -134,17 +134,17 @@ def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
 def test_what_has_no_images_is_refused(tmp_path: Path, make: object, message: str) -> None:
     make(tmp_path)  # type: ignore[operator]
     with pytest.raises(DatasetError, match=message):
-        find(str(tmp_path))
+        find_images(str(tmp_path))
 
 
 def test_only_a_data_set_has_splits(pictures: Path) -> None:
     with pytest.raises(DatasetError, match="which alone has splits"):
-        find(str(pictures), split="eval")
+        find_images(str(pictures), split="eval")
 
 
 def test_parts_hold_every_unit_once_in_order(pictures: Path) -> None:
-    units = tuple(found.Unit(images) for images in (3, 4, 2, 9, 1, 1))
-    parts = Source("", units).parts(most=5)
+    units = tuple(image_sources.ImageUnit(images) for images in (3, 4, 2, 9, 1, 1))
+    parts = ImageSource("", units).parts(most=5)
     assert [unit for part in parts for unit in part] == list(units)
     assert [sum(unit.images for unit in part) for part in parts] == [7, 11, 2]
 
@@ -152,7 +152,7 @@ def test_parts_hold_every_unit_once_in_order(pictures: Path) -> None:
 # --- what is said of them
 
 
-def spoken(release: Opened, data: bytes) -> np.ndarray:
+def spoken(release: LoadedRelease, data: bytes) -> np.ndarray:
     """Probabilities, as in training's evaluation."""
     view = torch.tensor(eval_view(decode(data), release.spec)).permute(2, 0, 1)[None]
     share: np.ndarray = release.network(view).softmax(1)[0].numpy()
@@ -162,23 +162,23 @@ def spoken(release: Opened, data: bytes) -> np.ndarray:
 @pytest.fixture(scope="module")
 def small_parts() -> Iterator[None]:
     """Parts of one unit each, of ten pictures."""
-    before = predictions.PART_IMAGES, found.AT_ONCE
-    predictions.PART_IMAGES, found.AT_ONCE = 1, 10
+    before = predictions.PART_IMAGES, image_sources.AT_ONCE
+    predictions.PART_IMAGES, image_sources.AT_ONCE = 1, 10
     yield
-    predictions.PART_IMAGES, found.AT_ONCE = before
+    predictions.PART_IMAGES, image_sources.AT_ONCE = before
 
 
 @pytest.mark.ray
 def test_every_image_has_one_row_also_after_an_interruption(
-    cluster: object, small_parts: None, release: Opened, pictures: Path, tmp_path: Path
+    cluster: object, small_parts: None, release: LoadedRelease, pictures: Path, tmp_path: Path
 ) -> None:
     out, heard = tmp_path / "out", list[tuple[int, int]]()
-    wanted = Wanted(top=2, embeddings=True)
+    wanted = PredictOptions(top=2, embeddings=True)
 
-    def go() -> predictions.Predicted:
+    def go() -> predictions.PredictResult:
         heard.clear()
         return predict(release, str(pictures), str(out), TWO, wanted,
-                       tell=lambda done, images: heard.append((done, images)))  # fmt: skip
+                       on_progress=lambda done, images: heard.append((done, images)))  # fmt: skip
 
     told = go()
     assert (told.images, told.rows, told.quarantined) == (25, 24, 1)
@@ -196,7 +196,7 @@ def test_every_image_has_one_row_also_after_an_interruption(
     (out / "part-00001.parquet").unlink()
     (out / "_done.json").unlink()
     stale = pa.table({"path": ["x"], "reason": ["of a call that was killed"]})
-    predictions._write_table(stale, f"{out}/_quarantine/part-00001.parquet")
+    predictions.parquet.write_table(f"{out}/_quarantine/part-00001.parquet", stale)
     assert go() == told and heard[0] == (15, 25)  # the other ten alone are looked at
     again = pq.read_table(out)
     assert all(again[name].equals(table[name]) for name in ("path", "label", "labels"))
@@ -211,14 +211,14 @@ def test_every_image_has_one_row_also_after_an_interruption(
 
     assert predict(release, str(pictures), str(out), TWO, wanted, connect=refuse) == told
     with pytest.raises(DatasetError, match="of another top"):
-        predict(release, str(pictures), str(out), TWO, Wanted(top=1), connect=refuse)
+        predict(release, str(pictures), str(out), TWO, PredictOptions(top=1), connect=refuse)
     (pictures / "new.png").write_bytes((pictures / "broken.jpg").read_bytes())
     with pytest.raises(DatasetError, match="of another source"):
         predict(release, str(pictures), str(out), TWO, wanted, connect=refuse)
 
 
 def test_a_folder_of_other_files_is_not_written_into(
-    release: Opened, pictures: Path, tmp_path: Path
+    release: LoadedRelease, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DatasetError, match="no predictions"):
@@ -226,16 +226,16 @@ def test_a_folder_of_other_files_is_not_written_into(
 
 
 def test_a_missing_row_is_told(pictures: Path, tmp_path: Path) -> None:
-    source = find(str(pictures))
+    source = find_images(str(pictures))
     table = pa.table({"path": ["a"]})
-    predictions._write_table(table, f"{tmp_path}/part-00000.parquet")
+    predictions.parquet.write_table(f"{tmp_path}/part-00000.parquet", table)
     parts = list(enumerate(source.parts(100)))
     with pytest.raises(EvaluationError, match="1 rows and 0 quarantined images"):
         predictions._conclude(parts, source, str(tmp_path))
 
 
 def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
-    source = find(str(pictures))
+    source = find_images(str(pictures))
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DatasetError, match=r"part-00000\.parquet is damaged .* predict again"):
         predictions._conclude(list(enumerate(source.parts(100))), source, str(tmp_path))
@@ -243,7 +243,7 @@ def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("begun", ["[]", "{", "1"])
 def test_a_folder_that_began_with_something_else_is_refused(
-    release: Opened, pictures: Path, tmp_path: Path, begun: str
+    release: LoadedRelease, pictures: Path, tmp_path: Path, begun: str
 ) -> None:
     (tmp_path / predictions.BEGUN).write_text(begun)
     with pytest.raises(DatasetError, match="of another model"):
@@ -254,19 +254,19 @@ def test_a_file_name_that_is_no_text_is_shown_as_some(pictures: Path) -> None:
     name = os.fsencode(str(pictures)) + b"/caf\xe9.jpg"
     with open(name, "wb") as file:
         file.write((pictures / "broken.jpg").read_bytes())
-    read = everything(find(str(pictures)))
+    read = everything(find_images(str(pictures)))
     assert read[r"caf\xe9.jpg"] == read["broken.jpg"]
     assert pa.array(list(read), pa.string()).null_count == 0  # Parquet can hold them
 
 
 def test_what_is_no_file_is_no_picture(pictures: Path) -> None:
     os.mkfifo(pictures / "endless.jpg")
-    assert find(str(pictures)).images == 25
+    assert find_images(str(pictures)).images == 25
 
 
 def test_a_picture_of_too_many_bytes_is_not_read(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(found, "MAX_BYTES", 20)
-    bad = [data for data in everything(find(str(pictures))).values()]
+    monkeypatch.setattr(image_sources, "MAX_BYTES", 20)
+    bad = [data for data in everything(find_images(str(pictures))).values()]
     assert all(isinstance(data, ImageError) and "more than 20" in str(data) for data in bad[1:])

@@ -13,14 +13,14 @@ from ray._private.runtime_env import packaging
 from servers import s3_environment
 
 from effnet_ray import storage
-from effnet_ray.check.cluster import memory
-from effnet_ray.check.findings import Finding, all_right
-from effnet_ray.check.inputs import inputs
-from effnet_ray.check.places import places
-from effnet_ray.check.working_dir import travelling, working_dir
-from effnet_ray.cli.checking import check_job
-from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.check import check_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
+from effnet_ray.preflight.cluster import memory
+from effnet_ray.preflight.findings import Finding, all_right
+from effnet_ray.preflight.inputs import inputs
+from effnet_ray.preflight.permissions import check_places
+from effnet_ray.preflight.working_dir import uploaded_files, working_dir
 from effnet_ray.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +37,10 @@ def by_name(findings: Iterable[Finding]) -> dict[str, Finding]:
 @pytest.mark.parametrize("single_writer", [False, True])
 def test_places_are_tried_and_nothing_is_left_there(s3: str, single_writer: bool) -> None:
     uris = (s3, f"{s3}/runs", f"{s3}/store")
-    found = by_name(places(*uris, single_writer=single_writer))
+    found = by_name(check_places(*uris, single_writer=single_writer))
     if not found["store"].ok:
         assert not single_writer and "--single-writer" in found.pop("store").found
-        found |= by_name(places(*uris, single_writer=True))
+        found |= by_name(check_places(*uris, single_writer=True))
     assert all_right(found.values()) and set(found) == {"S3 credentials", "runs", "store"}
     assert found["S3 credentials"].found.startswith("env, for http://")
     bucket = s3.rpartition("/")[0]
@@ -49,18 +49,18 @@ def test_places_are_tried_and_nothing_is_left_there(s3: str, single_writer: bool
 
 def test_the_way_of_signing_is_told_but_never_the_key(rclone: str) -> None:
     with s3_environment(rclone, key="AKIAWRONG", secret="wrong"):
-        found = by_name(places("s3://any/data", "s3://any/runs", "s3://any/store"))
+        found = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
     assert found["S3 credentials"].ok and not found["runs"].ok and not found["store"].ok
     assert "WRONG" not in found["S3 credentials"].found
     with s3_environment(rclone, key=None, secret=None):
-        found = by_name(places("s3://any/data", "s3://any/runs", "s3://any/store"))
+        found = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
     assert not found["S3 credentials"].ok and "AWS_PROFILE" in found["S3 credentials"].do
     assert "no usable S3 credentials" in found["store"].found
 
 
 def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = by_name(places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
+    found = by_name(check_places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
     assert set(found) == {"runs", "store"} and found["runs"].ok
     assert f"releases cannot be kept at {tmp_path}/file/store" in found["store"].found
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -103,7 +103,7 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text("/data\n*.pt\n")
     (tmp_path / "more/.gitignore").write_text("big\n")
     files = {".rayignore", "jobs/a.py", "more/.gitignore"}
-    assert set(travelling(tmp_path)) == files
+    assert set(uploaded_files(tmp_path)) == files
     found = by_name(working_dir(tmp_path, submits=True))
     size = sum(path.stat().st_size for path in map(tmp_path.joinpath, files)) / 1e6
     assert all_right(found.values()) and f"3 files, {size:.1f} MB" in found["working dir"].found
@@ -147,7 +147,7 @@ def test_a_working_dir_too_large_for_ray_and_runs_in_it_are_named(
 
 
 def test_our_own_repository_travels_light() -> None:
-    assert sum(travelling(ROOT).values()) < 5e6
+    assert sum(uploaded_files(ROOT).values()) < 5e6
     assert all_right(working_dir(ROOT, submits=True))
 
 
@@ -171,7 +171,7 @@ def test_the_micro_batch_is_held_against_the_accelerators_memory(
     variant: str, micro: int, accelerator: str, fits: bool
 ) -> None:
     recipe = Recipe(variant=variant, weights="none", batch_size=micro, micro_batch=micro)
-    recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=True)
+    recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=True)
     assert memory(recipe, accelerator).ok is fits
     assert bool(memory(recipe, accelerator).do) is not fits
 
@@ -218,7 +218,7 @@ OTHER_VERSION = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from effnet_ray.check.cluster import cluster
+from effnet_ray.preflight.cluster import cluster
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 
@@ -226,9 +226,10 @@ head = {"num_cpus": 2, "include_dashboard": False}
 machines = Cluster(initialize_head=True, head_node_args=head)
 machines.add_node(num_cpus=1, env_vars={"PYTHONPATH": sys.argv[1]})
 ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
-recipe = Recipe(weights="none").settled(Recipe().row.input_spec(), workers=2, on_gpu=False)
+recipe = Recipe(weights="none")
+recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=2, on_gpu=False)
 for each in cluster(recipe, Placement(workers="2"), ["s3://a", "s3://b", "s3://c"]):
-    print(each.ok, each.told)
+    print(each.ok, each.message)
 ray.shutdown()
 machines.shutdown()
 """

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from effnet_ray.data.chunks import Bad
-from effnet_ray.data.pack import QUARANTINE
+from effnet_ray.data.chunks import BadImage
+from effnet_ray.packing.pack import QUARANTINE
 from effnet_ray.train import quarantine
 
-ONE, OTHER = Bad("cat/1.jpg", "truncated", "ab" * 32), Bad("dog/2.png", "no image", "cd" * 32)
+ONE, OTHER = (
+    BadImage("cat/1.jpg", "truncated", "ab" * 32),
+    BadImage("dog/2.png", "no image", "cd" * 32),
+)
 
 
 def named(folder: Path) -> list[tuple[int, int, str]]:

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from effnet_ray.errors import RecipeError, WeightsError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import OPTIMIZERS, Recipe
-from effnet_ray.records import from_dict
+from effnet_ray.schema import from_dict
 from effnet_ray.variants import VARIANTS
 
 
@@ -71,7 +71,7 @@ def test_a_placement_survives_json() -> None:
 def test_settling_decides_everything_and_changes_nothing_given(
     recipe: Recipe, workers: int, on_gpu: bool
 ) -> None:
-    settled = recipe.settled(recipe.row.input_spec(), workers=workers, on_gpu=on_gpu)
+    settled = recipe.resolved(recipe.variant_spec.input_spec(), workers=workers, on_gpu=on_gpu)
     assert [name for name, value in asdict(settled).items() if value is None] in ([], ["limit"])
     assert recipe.agrees_with(settled) and recipe.differences(settled) == ""
     assert settled.lanes * (settled.micro_batch or 0) == settled.batch_size
@@ -81,14 +81,14 @@ def test_settling_decides_everything_and_changes_nothing_given(
 def test_a_settled_recipe_is_settled_wherever_it_runs(
     recipe: Recipe, workers: int, others: int, on_gpu: bool
 ) -> None:
-    spec = recipe.row.input_spec()
-    settled = recipe.settled(spec, workers=workers, on_gpu=on_gpu)
-    assert settled.settled(spec, workers=others, on_gpu=not on_gpu) == settled
+    spec = recipe.variant_spec.input_spec()
+    settled = recipe.resolved(spec, workers=workers, on_gpu=on_gpu)
+    assert settled.resolved(spec, workers=others, on_gpu=not on_gpu) == settled
 
 
 @given(recipes(), st.integers(1, 64))
 def test_a_chosen_micro_batch_leaves_a_lane_for_every_worker(recipe: Recipe, workers: int) -> None:
-    settled = recipe.settled(recipe.row.input_spec(), workers=workers, on_gpu=False)
+    settled = recipe.resolved(recipe.variant_spec.input_spec(), workers=workers, on_gpu=False)
     if recipe.micro_batch is None and not recipe.mixup:
         assert settled.lanes >= min(workers, settled.batch_size)
 
@@ -96,7 +96,7 @@ def test_a_chosen_micro_batch_leaves_a_lane_for_every_worker(recipe: Recipe, wor
 def test_batchnorm_is_frozen_for_pretrained_weights_and_trains_from_scratch() -> None:
     chosen = {
         weights: Recipe(weights=weights)
-        .settled(VARIANTS["b0"].input_spec(), workers=1, on_gpu=False)
+        .resolved(VARIANTS["b0"].input_spec(), workers=1, on_gpu=False)
         .batchnorm
         for weights in ("best", "aa", "mine@v3", "none")
     }
@@ -105,9 +105,9 @@ def test_batchnorm_is_frozen_for_pretrained_weights_and_trains_from_scratch() ->
 
 @given(recipes(), recipes())
 def test_recipes_that_disagree_name_every_field_that_differs(a: Recipe, b: Recipe) -> None:
-    theirs = b.settled(b.row.input_spec(), workers=1, on_gpu=False)
+    theirs = b.resolved(b.variant_spec.input_spec(), workers=1, on_gpu=False)
     named = {part.split(" ")[0] for part in a.differences(theirs).split("), ") if part}
-    mine, recorded = asdict(a.decided), asdict(theirs)
+    mine, recorded = asdict(a.with_defaults), asdict(theirs)
     assert named == {
         n for n in mine if mine[n] != recorded[n] and (n == "limit" or mine[n] is not None)
     }
@@ -191,24 +191,24 @@ def test_a_count_that_is_no_whole_number_is_refused_by_name(field: str) -> None:
 def test_what_follows_from_the_recipe_alone_is_no_agreement() -> None:
     """The same command without --lr asks for the default, not for whatever was recorded."""
     spec = VARIANTS["b0"].input_spec()
-    recorded = Recipe(weights="ns", lr=0.1).settled(spec, workers=2, on_gpu=True)
+    recorded = Recipe(weights="ns", lr=0.1).resolved(spec, workers=2, on_gpu=True)
     assert "lr 0.001 (recorded: 0.1)" in Recipe(weights="ns").differences(recorded)
-    default = Recipe(weights="ns").settled(spec, workers=2, on_gpu=True)
+    default = Recipe(weights="ns").resolved(spec, workers=2, on_gpu=True)
     assert Recipe(weights="ns").agrees_with(default)
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_each_optimizer_has_its_own_rate_and_decay(opt: str) -> None:
-    given = Recipe(weights="ns", opt=opt, lr=0.3, weight_decay=0.0).decided
+    given = Recipe(weights="ns", opt=opt, lr=0.3, weight_decay=0.0).with_defaults
     assert (given.lr, given.weight_decay, given.head_lr) == (0.3, 0.0, pytest.approx(3.0))
     factor, weight_decay = OPTIMIZERS[opt]
-    decided = Recipe(weights="none", opt=opt).decided
+    decided = Recipe(weights="none", opt=opt).with_defaults
     assert (decided.lr, decided.weight_decay) == (pytest.approx(factor * 1e-3), weight_decay)
 
 
 def test_the_heads_rate_is_lr_where_nothing_else_learns() -> None:
-    assert Recipe(weights="ns", unfreeze="head", lr=0.01).decided.head_lr == 0.01
-    assert Recipe(weights="ns", unfreeze="head").decided.head_lr == pytest.approx(1e-2)
+    assert Recipe(weights="ns", unfreeze="head", lr=0.01).with_defaults.head_lr == 0.01
+    assert Recipe(weights="ns", unfreeze="head").with_defaults.head_lr == pytest.approx(1e-2)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_dials_that_contradict_each_other_are_refused(dials: dict[str, Any], say
 def test_mixing_leaves_two_images_a_lane_at_least() -> None:
     recipe = Recipe(weights="none", mixup=0.2, batch_size=8)
     spec = VARIANTS["b0"].input_spec()
-    assert recipe.settled(spec, workers=8, on_gpu=False).micro_batch == 2
+    assert recipe.resolved(spec, workers=8, on_gpu=False).micro_batch == 2
 
 
 @pytest.mark.parametrize(

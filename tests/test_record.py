@@ -8,13 +8,14 @@ import pytest
 
 from effnet_ray.errors import RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
-from effnet_ray.train import record
-from effnet_ray.train.record import Result, Run
+from effnet_ray.train import run_record
+from effnet_ray.train.run_record import Result, Run
 
 GIVEN = Recipe(variant="b2", weights="none", epochs=3)
-SETTLED = GIVEN.settled(GIVEN.row.input_spec(), workers=2, on_gpu=False)
+SETTLED = GIVEN.resolved(GIVEN.variant_spec.input_spec(), workers=2, on_gpu=False)
 RUN = Run(
-    name="birds", recipe=SETTLED, spec=GIVEN.row.input_spec("ap"), classes=("pie", "émeu"),
+    name="birds", recipe=SETTLED, spec=GIVEN.variant_spec.input_spec("ap"),
+    classes=("pie", "émeu"),
     data="s3://bucket/data", fingerprint="f" * 64, weights="none", weights_sha256="",
     weights_head=1000,
 )  # fmt: skip
@@ -29,67 +30,67 @@ def result(uri: Path) -> Result:
 
 
 def test_the_default_name_is_the_variant_and_eight_hex_digits_and_stable() -> None:
-    name = record.default_name(GIVEN, "f" * 64)
+    name = run_record.default_name(GIVEN, "f" * 64)
     variant, _, digits = name.partition("-")
     assert (variant, len(digits)) == ("b2", 8)
     assert int(digits, 16) >= 0
-    assert record.default_name(Recipe(**asdict(GIVEN)), "f" * 64) == name
+    assert run_record.default_name(Recipe(**asdict(GIVEN)), "f" * 64) == name
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 2e-3}, {"epochs": 4}, {"limit": 10}])
 def test_the_default_name_depends_on_the_recipe(change: dict[str, float]) -> None:
     other = replace(GIVEN, **change)  # type: ignore[arg-type]  # a field's name and value
-    assert record.default_name(other, "f" * 64) != record.default_name(GIVEN, "f" * 64)
+    assert run_record.default_name(other, "f" * 64) != run_record.default_name(GIVEN, "f" * 64)
 
 
 def test_the_default_name_depends_on_the_data() -> None:
-    assert record.default_name(GIVEN, "e" * 64) != record.default_name(GIVEN, "f" * 64)
+    assert run_record.default_name(GIVEN, "e" * 64) != run_record.default_name(GIVEN, "f" * 64)
 
 
 def test_best_and_what_it_stands_for_have_one_default_name() -> None:
-    names = {record.default_name(Recipe(weights=w), "f") for w in ("best", "ns")}
+    names = {run_record.default_name(Recipe(weights=w), "f") for w in ("best", "ns")}
     assert len(names) == 1
 
 
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
-    record.create(RUN, str(tmp_path))
-    assert record.load(str(tmp_path)) == RUN
+    run_record.create(RUN, str(tmp_path))
+    assert run_record.load(str(tmp_path)) == RUN
 
 
 def test_a_run_recorded_before_layout_and_compile_did_as_all_did_then(tmp_path: Path) -> None:
     content = asdict(RUN)
     del content["recipe"]["layout"], content["recipe"]["compile"]
-    (tmp_path / record.RUN).write_text(json.dumps(content))
-    found = record.load(str(tmp_path))
+    (tmp_path / run_record.RUN).write_text(json.dumps(content))
+    found = run_record.load(str(tmp_path))
     assert found and (found.recipe.layout, found.recipe.compile) == ("channels_last", False)
     for asked in (GIVEN, replace(GIVEN, layout="channels_last", compile=False)):
-        record.check_same(found, asked, RUN.fingerprint)
+        run_record.check_same(found, asked, RUN.fingerprint)
     for other in (replace(GIVEN, layout="contiguous"), replace(GIVEN, compile=True)):
         with pytest.raises(RunExistsError, match="another recipe"):
-            record.check_same(found, other, RUN.fingerprint)
+            run_record.check_same(found, other, RUN.fingerprint)
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
-    record.write_result(result(tmp_path))
-    assert record.load_result(str(tmp_path)) == result(tmp_path)
+    run_record.write_result(result(tmp_path))
+    assert run_record.load_result(str(tmp_path)) == result(tmp_path)
 
 
 def test_where_nothing_was_recorded_there_is_no_run_and_no_result(tmp_path: Path) -> None:
-    assert record.load(str(tmp_path / "absent")) is None
-    assert record.load_result(str(tmp_path)) is None
+    assert run_record.load(str(tmp_path / "absent")) is None
+    assert run_record.load_result(str(tmp_path)) is None
 
 
 def test_a_run_is_created_once(tmp_path: Path) -> None:
-    record.create(RUN, str(tmp_path))
+    run_record.create(RUN, str(tmp_path))
     with pytest.raises(RunExistsError, match="'birds' was begun by another driver"):
-        record.create(replace(RUN, data="elsewhere"), str(tmp_path))
-    assert record.load(str(tmp_path)) == RUN
-    assert [path.name for path in tmp_path.iterdir()] == [record.RUN]
+        run_record.create(replace(RUN, data="elsewhere"), str(tmp_path))
+    assert run_record.load(str(tmp_path)) == RUN
+    assert [path.name for path in tmp_path.iterdir()] == [run_record.RUN]
 
 
 def test_fields_left_open_agree_with_whatever_was_settled() -> None:
-    record.check_same(RUN, GIVEN, RUN.fingerprint)
-    record.check_same(RUN, SETTLED, RUN.fingerprint)
+    run_record.check_same(RUN, GIVEN, RUN.fingerprint)
+    run_record.check_same(RUN, SETTLED, RUN.fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -99,42 +100,42 @@ def test_another_recipe_is_refused_and_the_field_named(change: dict[str, object]
     ((name, value),) = change.items()
     other = replace(GIVEN, **change)  # type: ignore[arg-type]  # a field's name and value
     with pytest.raises(RunExistsError, match=rf"another recipe: asked for {name} {value!r} \(rec"):
-        record.check_same(RUN, other, RUN.fingerprint)
+        run_record.check_same(RUN, other, RUN.fingerprint)
 
 
 def test_every_image_is_another_recipe_than_a_limit() -> None:
     limited = replace(RUN, recipe=replace(SETTLED, limit=24))
     with pytest.raises(RunExistsError, match=r"asked for limit None \(recorded: 24\)"):
-        record.check_same(limited, GIVEN, RUN.fingerprint)
+        run_record.check_same(limited, GIVEN, RUN.fingerprint)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', '{"recipe": {"lrr": 1}}'])
 def test_a_damaged_record_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / record.RUN).write_text(text)
+    (tmp_path / run_record.RUN).write_text(text)
     with pytest.raises(StorageError, match=r"run\.json is damaged .*choose another --name"):
-        record.load(str(tmp_path))
+        run_record.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": "many"}'])
 def test_a_damaged_result_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / record.RESULT).write_text(text)
+    (tmp_path / run_record.RESULT).write_text(text)
     with pytest.raises(StorageError, match=r"result\.json is damaged"):
-        record.load_result(str(tmp_path))
+        run_record.load_result(str(tmp_path))
 
 
 def test_a_refusal_names_only_the_fields_that_differ() -> None:
     with pytest.raises(RunExistsError) as refused:
-        record.check_same(RUN, replace(GIVEN, epochs=9), RUN.fingerprint)
+        run_record.check_same(RUN, replace(GIVEN, epochs=9), RUN.fingerprint)
     assert "epochs 9 (recorded: 3)" in str(refused.value)
     assert "seed" not in str(refused.value)
 
 
 def test_other_data_is_refused_with_both_fingerprints() -> None:
     with pytest.raises(RunExistsError, match=r"other data .*ffffffff, asked for eeeeeeee"):
-        record.check_same(RUN, GIVEN, "e" * 64)
+        run_record.check_same(RUN, GIVEN, "e" * 64)
 
 
 def test_a_run_of_another_version_is_refused_by_name() -> None:
     older = replace(RUN, recipe=replace(SETTLED, head_epochs=None))
     with pytest.raises(RunExistsError, match="'birds' was recorded by another version"):
-        record.check_same(older, GIVEN, "f" * 64)
+        run_record.check_same(older, GIVEN, "f" * 64)

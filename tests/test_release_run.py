@@ -12,10 +12,10 @@ from safetensors.torch import load
 from test_dials import report
 
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release.run import release_run
-from effnet_ray.train import checkpoint, record
-from effnet_ray.train.per_class import classes
-from effnet_ray.train.record import Result, Run
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train.per_class import class_metrics
+from effnet_ray.train.run_record import Result, Run
 
 RECIPE = settled(ema_decay=0.9)
 
@@ -29,8 +29,8 @@ def test_a_release_holds_the_average_where_that_was_better(tmp_path: Path, avera
             parameter.add_(1)
     state.step, state.history = 1, [replace(report(0, 0.75), averaged=averaged)]
     uri = str(tmp_path / "run")
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
-    record.create(run(), uri)
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    run_record.create(run(), uri)
     release = release_run(result(uri, found), str(tmp_path / "store"))
     weights = load((Path(release.uri) / "model.safetensors").read_bytes())
     expected = (state.averaged if averaged else state.network).backbone.state_dict()
@@ -41,10 +41,10 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     uri = str(tmp_path / "run")
     state = new_state(RECIPE)
     state.step, state.history = 1, [report(0, 0.75)]
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     state.step, state.history = 2, [report(0, 0.75), report(1, 0.5)]
-    checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
-    record.create(run(), uri)
+    checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    run_record.create(run(), uri)
     ended = replace(result(uri, found), epochs=2, steps=2)
     folder = Path(release_run(ended, str(tmp_path / "store")).uri)
     metrics = json.loads((folder / "metrics.json").read_bytes())
@@ -54,7 +54,7 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     assert "the best of 2 evaluations" in card and "F1" not in card  # classes were not counted
     cost = json.loads((folder / "release.json").read_bytes())["cost"]
     assert cost["train_images"] == sum(epoch["train_images"] for epoch in metrics["history"])
-    shutil.rmtree(f"{uri}/{record.CHECKPOINTS}")
+    shutil.rmtree(f"{uri}/{run_record.CHECKPOINTS}")
     assert release_run(ended, str(tmp_path / "store")).uri == str(folder)  # reported, not redone
     with pytest.raises(ReleaseError, match="restore it, or train again under another --name"):
         release_run(ended, str(tmp_path / "other"))
@@ -68,9 +68,9 @@ def test_a_release_tells_each_classs_average_precision_where_there_is_one(
     state = new_state(RECIPE)
     state.step, state.history = 1, [report(0, 0.75)]
     counted = [(4, 5, 3), (6, 5, 4)]
-    state.per_class = classes([*each, ap] for each, ap in zip(counted, aps, strict=True))
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
-    record.create(run(), uri)
+    state.per_class = class_metrics([*each, ap] for each, ap in zip(counted, aps, strict=True))
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    run_record.create(run(), uri)
     folder = Path(release_run(result(uri, found), str(tmp_path / "store")).uri)
     told = json.loads((folder / "metrics.json").read_bytes())["per_class"]
     assert [each.get("ap") for each in told] == list(aps)
@@ -82,7 +82,7 @@ def test_a_release_tells_each_classs_average_precision_where_there_is_one(
 
 def run() -> Run:
     return Run(
-        name="birds", recipe=RECIPE, spec=RECIPE.row.input_spec(),
+        name="birds", recipe=RECIPE, spec=RECIPE.variant_spec.input_spec(),
         classes=tuple(map(str, range(CLASSES))), data="s3://bucket/data", fingerprint="f" * 64,
         weights="none", weights_sha256="", weights_head=1000,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.store.releases import ModelStore, verify
+from effnet_ray.release.store import ModelStore, verify
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}"}
 

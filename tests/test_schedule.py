@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from effnet_ray.sweep.schedule import REACHED, RUNGS, TOP1, Brackets
+from effnet_ray.sweep.asha import PROGRESS, RUNGS, TOP1, Brackets
 
 STOP = TrialScheduler.STOP
 
@@ -24,7 +24,7 @@ def verdicts(
         if number not in trials:
             trials[number] = trial(number, variant)
             brackets.on_trial_add(None, trials[number])
-        verdict = brackets.on_trial_result(None, trials[number], {REACHED: reached, TOP1: top1})
+        verdict = brackets.on_trial_result(None, trials[number], {PROGRESS: reached, TOP1: top1})
         found.setdefault(number, []).append(verdict)
     return found
 

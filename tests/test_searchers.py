@@ -1,9 +1,9 @@
 """Where settings come from: chance that depends on nothing, and a TPE that learns."""
 
 from effnet_ray.sweep import searchers
-from effnet_ray.sweep.record import Point, Trial
-from effnet_ray.sweep.searchers import Chance, Tpe
+from effnet_ray.sweep.searchers import RandomSampler, TpeSampler
 from effnet_ray.sweep.space import DEFAULT, Settings, parse
+from effnet_ray.sweep.sweep_record import Point, Trial
 
 SPACE = parse(
     {"lr": "log:1e-4:1e-1", "batch_size": "int:8:16", "batchnorm": "choice:train,frozen"}
@@ -20,14 +20,14 @@ def trial(number: int, settings: Settings) -> Trial:
 
 
 def test_a_number_has_its_settings_whatever_came_before() -> None:
-    first, second = Chance(parse(DEFAULT), 3), Chance(parse(DEFAULT), 3)
+    first, second = RandomSampler(parse(DEFAULT), 3), RandomSampler(parse(DEFAULT), 3)
     assert first(7) == [second(n) for n in range(8)][7]
     assert first(7) != first(8)
-    assert first(7) != Chance(parse(DEFAULT), 4)(7)
+    assert first(7) != RandomSampler(parse(DEFAULT), 4)(7)
 
 
 def test_tpe_draws_from_the_space_and_learns_where_it_is_good() -> None:
-    search = searchers.draws("tpe", SPACE, 0)
+    search = searchers.sampler("tpe", SPACE, 0)
     rates = []
     for number in range(60):
         settings = search(number)
@@ -36,14 +36,14 @@ def test_tpe_draws_from_the_space_and_learns_where_it_is_good() -> None:
         assert settings["batchnorm"] in ("train", "frozen")
         rates.append(settings["lr"])
         search.learns(trial(number, settings))
-    chance = Chance(SPACE, 0)
+    chance = RandomSampler(SPACE, 0)
     by_chance = sorted(chance(number)["lr"] for number in range(60))[30]
     assert sorted(rates[30:])[15] < by_chance / 3
 
 
 def test_tpe_learns_from_an_earlier_call_and_from_failures() -> None:
-    search = Tpe(SPACE, 0)
-    chance = Chance(SPACE, 1)
+    search = TpeSampler(SPACE, 0)
+    chance = RandomSampler(SPACE, 1)
     for number in range(40):
         search.learns(trial(number, chance(number)))
     good = [search(number)["lr"] for number in range(40, 50)]

@@ -25,7 +25,7 @@ from ray.core import generated
 from ray.util import get_node_ip_address
 from servers import KEY, SECRET, free_port, fresh_bucket, s3_environment
 
-from effnet_ray.data.sample import pack_sample
+from effnet_ray.packing.sample import pack_sample
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

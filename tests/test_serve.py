@@ -16,12 +16,12 @@ from servers import free_port
 from test_answers import without_numbers
 from test_export import released
 
-from effnet_ray.data.images import decode, eval_view
+from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
-from effnet_ray.use import serve as serves
-from effnet_ray.use.answers import Serving
-from effnet_ray.use.opened import Opened, open_release
-from effnet_ray.use.serve import begin, deploy, stop
+from effnet_ray.inference import serve as serves
+from effnet_ray.inference.http_api import ServeOptions
+from effnet_ray.inference.serve import begin, deploy, stop
+from effnet_ray.release.load import LoadedRelease, load_release
 
 pytestmark = pytest.mark.ray
 
@@ -31,13 +31,13 @@ Answer = tuple[int, dict[str, Any]]
 class Server:
     """What is served, and how to ask it."""
 
-    def __init__(self, first: Opened, second: Opened) -> None:
+    def __init__(self, first: LoadedRelease, second: LoadedRelease) -> None:
         self.first, self.second = first, second
-        self.serving = Serving(port=free_port(), top=2, max_megabytes=0.1, max_batch=4)
+        self.serving = ServeOptions(port=free_port(), top=2, max_megabytes=0.1, max_batch=4)
         begin(self.serving)
         self.roll_to(first)
 
-    def roll_to(self, release: Opened) -> None:
+    def roll_to(self, release: LoadedRelease) -> None:
         """Serve this one."""
         deploy(release.uri, self.serving)
 
@@ -163,7 +163,7 @@ def test_a_release_that_was_altered_is_not_rolled_to(server: Server, tmp_path: P
     weights = Path(other.uri) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ReleaseError):
-        open_release(other.uri, "")
+        load_release(other.uri, "")
     with pytest.raises(ReleaseError):
         server.roll_to(other)
     assert server.ask(None, "/healthz", "GET")[0] == 200
@@ -175,7 +175,7 @@ def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
     gone, before = released(tmp_path), server.ask(None, "/", "GET")[1]
     shutil.rmtree(gone.uri)
     with monkeypatch.context() as patch:
-        patch.setattr(serves, "open_release", lambda uri, store: gone)  # the driver's look alone
+        patch.setattr(serves, "load_release", lambda uri, store: gone)  # the driver's look alone
         with pytest.raises(
             EvaluationError, match=f"served still: {before['release_uri']}"
         ) as told:
@@ -199,7 +199,7 @@ def test_what_a_replica_could_not_open_at_first_is_asked_for_again(
         yield 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(serves, "open_release", lambda uri, store: late)
+        patch.setattr(serves, "load_release", lambda uri, store: late)
         patch.setattr(serves, "PAUSES_S", pauses())
         server.roll_to(late)
     assert server.ask(None, "/", "GET")[1]["release_uri"] == late.uri

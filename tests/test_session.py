@@ -10,8 +10,8 @@ import pytest
 
 from effnet_ray import Placement
 from effnet_ray.errors import ClusterError
-from effnet_ray.train import session
-from effnet_ray.train.finetune import POLL_EVERY, watched
+from effnet_ray.runtime import session
+from effnet_ray.train.finetune import POLL_EVERY, poll_interval
 
 BEFORE = os.environ.get(session.DASHBOARD)
 pytestmark = pytest.mark.ray
@@ -22,24 +22,24 @@ def test_gpus_that_the_cluster_lacks_are_refused(cluster: None) -> None:
         "2 workers with 1 CPU and 1 GPU each cannot be had: this cluster holds 0 such, and can buy"
     )
     with pytest.raises(ClusterError, match=says):
-        session.lease(Placement(workers="2", gpus_per_worker=1), [])
+        session.request_resources(Placement(workers="2", gpus_per_worker=1), [])
 
 
 def test_more_workers_than_cores_share_one_machine(cluster: None) -> None:
-    asked = session.lease(Placement(workers="6"), [])
+    asked = session.request_resources(Placement(workers="6"), [])
     assert asked.workers == 6
     assert 6 * asked.resources_per_worker["CPU"] <= 3
     assert asked.backend == session.GLOO
 
 
 def test_a_range_of_workers_is_elastic(cluster: None) -> None:
-    assert session.lease(Placement(workers="1:3"), []).workers == (1, 3)
+    assert session.request_resources(Placement(workers="1:3"), []).workers == (1, 3)
 
 
 def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\) can"):
         wanted = Placement(workers="1", gpus_per_worker=0.5, accelerator="L4,L40S")
-        session.lease(wanted, [])
+        session.request_resources(wanted, [])
 
 
 def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> None:
@@ -63,16 +63,16 @@ def test_how_often_workers_are_looked_at_is_the_users_if_they_say_it(
     if said:
         monkeypatch.setenv(POLL_EVERY, said)
     for workers, ours in ((2, "0.2"), (64, "1")):
-        with watched(workers):
+        with poll_interval(workers):
             assert os.environ[POLL_EVERY] == (said or ours)
-            with watched(2):
+            with poll_interval(2):
                 assert os.environ[POLL_EVERY] == (said or ours)
         assert os.environ.get(POLL_EVERY) == said
 
 
 ASKS = """
 import os, ray
-from effnet_ray.train import session
+from effnet_ray.runtime import session
 
 session.start(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
 
@@ -103,7 +103,7 @@ ENDS = """
 import os, signal, sys, time
 from effnet_ray import Placement
 from effnet_ray.cli.main import main
-from effnet_ray.train import session
+from effnet_ray.runtime import session
 
 def job(_):
     session.connect(Placement(workers="1"), local=True, verbose=False)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, strategies as st
 from sklearn import metrics
 
-from effnet_ray.train.metrics import Tally
-from effnet_ray.train.ranking import Ranking
-from effnet_ray.use.several import Several, judge
-from effnet_ray.use.sums import BINS, Judged
+from effnet_ray.inference.metric_sums import BINS, ScoredImages
+from effnet_ray.inference.multilabel import MultilabelMetrics, score_images
+from effnet_ray.train.metrics import MetricSums
+from effnet_ray.train.ranking import ScoreCollector
 
 CLASSES = 7
 Array = npt.NDArray[Any]
@@ -35,28 +35,28 @@ def probability(logits: Array) -> Array:
     return torch.from_numpy(logits).double().sigmoid().numpy()
 
 
-def judged(logits: Array, label: Array) -> Judged:
+def judged(logits: Array, label: Array) -> ScoredImages:
     ids = np.arange(len(label))
     texts = {"path": [f"{i}.jpg" for i in ids], "bad": [""] * len(ids),
              "thumbnail": [""] * len(ids)}  # fmt: skip
-    said = judge(logits, [np.flatnonzero(own).tolist() for own in label])
+    said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])
     return said | {"image": ids} | {k: np.array(v, object) for k, v in texts.items()}
 
 
-def added(*parts: Judged) -> Several:
-    figures = Several(CLASSES, examples=5)
+def added(*parts: ScoredImages) -> MultilabelMetrics:
+    figures = MultilabelMetrics(CLASSES, examples=5)
     for part in parts:
         figures.add(part)
     return figures
 
 
-def cut(judged: Judged, at: Iterable[int]) -> list[Judged]:
+def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
     edges = [0, *sorted(at), len(judged["label"])]
     return [{name: column[a:b] for name, column in judged.items()}
             for a, b in pairwise(edges)]  # fmt: skip
 
 
-def everything(figures: Several) -> list[Any]:
+def everything(figures: MultilabelMetrics) -> list[Any]:
     return [figures.loss, figures.top1, figures.top5, figures.mean_ap, figures.macro_f1,
             figures.micro_f1, figures.ece, figures.bins, figures.per_class, figures.worst,
             figures.suspects, figures.suspected, figures.thresholds.tolist(), figures.bad,
@@ -97,7 +97,7 @@ def test_the_figures_are_those_of_training(seed: int) -> None:
     logits, label[0] = logits.round(), 0
     figures = added(judged(logits, label))
     tensors = torch.from_numpy(logits), torch.from_numpy(label), torch.ones(60)
-    tally, ranking = Tally.of(*tensors), Ranking(CLASSES, torch.device("cpu"))
+    tally, ranking = MetricSums.of(*tensors), ScoreCollector(CLASSES, torch.device("cpu"))
     ranking.add(*tensors)
     assert (figures.top1, figures.top5) == (tally.top1, tally.top5)
     assert figures.loss == pytest.approx(tally.loss, abs=1e-6)
@@ -155,7 +155,7 @@ def test_suspected_labels_are_those_of_confident_learning_for_each_class() -> No
     for each in figures.suspects:
         which = each.lacking if each.mistake.image in lacking else each.doubtful
         assert {2, 4} & {k for k, _ in which}
-    every = Several(CLASSES, examples=400)
+    every = MultilabelMetrics(CLASSES, examples=400)
     every.add(judged(logits, label))
     assert len(every.suspects) == every.suspected  # one rule
 

@@ -12,17 +12,17 @@ from PIL import Image
 from test_cli import copied
 
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.images import decode, eval_view
+from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.errors import DatasetError
-from effnet_ray.use.shown import Split, labels, show
+from effnet_ray.inference.eval_inputs import EvalInputs, labels, preprocess
 from effnet_ray.variants import InputSpec
 
 SPEC = InputSpec(resolution=48, crop=0.875)
 
 
-def split(data: Path, *, thumbnails: bool = False, name: str = "eval") -> Split:
-    return Split(manifests.load(str(data)), str(data), name, SPEC, (0, 1, 2), thumbnails)
+def split(data: Path, *, thumbnails: bool = False, name: str = "eval") -> EvalInputs:
+    return EvalInputs(manifests.load(str(data)), str(data), name, SPEC, (0, 1, 2), thumbnails)
 
 
 @given(st.lists(st.lists(st.integers(1, 150), min_size=1), min_size=1), st.integers(1, 64))
@@ -30,7 +30,7 @@ def test_pieces_hold_every_row_once(shards: list[list[int]], most: int) -> None:
     made = tuple(Shard(path=f"{at}", row_groups=tuple(rows), bytes=1, sha256="")
                  for at, rows in enumerate(shards))  # fmt: skip
     manifest = Manifest(classes=("a", "b"), splits={"eval": made})
-    groups = list(Split(manifest, "", "eval", SPEC, (0, 1)).pieces(most))
+    groups = list(EvalInputs(manifest, "", "eval", SPEC, (0, 1)).pieces(most))
     flat = [rows for shard in shards for rows in shard]
     found = [(p.group, row) for pieces in groups for p in pieces for row in range(p.first, p.end)]
     assert found == [(group, row) for group, rows in enumerate(flat) for row in range(rows)]
@@ -43,7 +43,7 @@ def test_an_image_is_shown_as_the_release_was_judged(packed: Path) -> None:
     (pieces,) = shown.pieces(4)
     rows = pq.read_table(packed / "eval/00000.parquet").to_pylist()
     at = 0
-    for views, about in show(shown, pieces):
+    for views, about in preprocess(shown, pieces):
         for slot, view in enumerate(views):
             row, at = rows[at], at + 1
             assert np.array_equal(view, eval_view(decode(row["image"]["bytes"]), SPEC))
@@ -63,7 +63,7 @@ def test_an_image_that_is_not_what_was_packed_is_named(packed: Path, tmp_path: P
     shard.write_bytes(raw)
     shown = split(data)
     (pieces,) = shown.pieces(64)
-    ((views, about),) = show(shown, pieces)
+    ((views, about),) = preprocess(shown, pieces)
     assert [bool(why) for why in about["bad"]] == [False, False, True, False, False, False]
     assert "SHA-256 differs" in about["bad"][2] and about["path"][2] == row["image"]["path"]
     assert not views[2].any() and about["image"][2] == row["id"]

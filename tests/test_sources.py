@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from effnet_ray import storage
-from effnet_ray.data import sources
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.data.sources import Columns, Listing, find
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing import sources
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.sources import Listing, SourceColumns, find
 
 Write = Callable[[Path, Path], str]
 """(class folders, empty folder) → URI of the same images in another form."""
@@ -120,8 +120,8 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def listed(source: str, out: Path, columns: Columns | None = None) -> Listing:
-    return find(source, columns or Columns(), str(out.parent / "data"), map)
+def listed(source: str, out: Path, columns: SourceColumns | None = None) -> Listing:
+    return find(source, columns or SourceColumns(), str(out.parent / "data"), map)
 
 
 def contents(listing: Listing) -> Counter[tuple[str, bytes]]:
@@ -230,7 +230,7 @@ def test_a_group_stays_in_one_split(images: Path, out: Path, form: str) -> None:
         source = write_csv(images, out, camera=lambda number, path: number % 5)
     else:
         source = FORMS[form](images, out)
-    listing = listed(source, out, Columns(group_column="camera"))
+    listing = listed(source, out, SourceColumns(group_column="camera"))
     groups = dict(zip(*(listing.images[n].to_pylist() for n in ("path", "group")), strict=True))
     assert len(set(groups.values())) in (5, 8)
     pack(source, str(out / "packed"), Packing(group_column="camera", eval_fraction=0.25))
@@ -244,7 +244,7 @@ def test_a_group_stays_in_one_split(images: Path, out: Path, form: str) -> None:
 
 def test_a_file_of_class_names_orders_the_classes(images: Path, out: Path) -> None:
     (out / "names.txt").write_text("roof\n\nnothing yet\ngarden\ndahlia\n")
-    listing = listed(str(images), out, Columns(classes=str(out / "names.txt")))
+    listing = listed(str(images), out, SourceColumns(classes=str(out / "names.txt")))
     assert listing.classes == ("roof", "nothing yet", "garden", "dahlia")
 
 
@@ -254,9 +254,9 @@ def test_numbered_labels_take_their_names_from_the_file_and_their_order_from_the
     numbers = {"dahlia": 10, "garden": 2, "roof": 0}
     source = write_csv(images, out, number=lambda n, path: numbers[path.parent.name])
     columns = {"label_column": "number"}
-    assert listed(source, out, Columns(**columns)).classes == ("0", "2", "10")
+    assert listed(source, out, SourceColumns(**columns)).classes == ("0", "2", "10")
     (out / "names.txt").write_text("\n".join(f"class {i}" for i in range(11)))
-    named = listed(source, out, Columns(**columns, classes=str(out / "names.txt")))
+    named = listed(source, out, SourceColumns(**columns, classes=str(out / "names.txt")))
     assert {named.classes[i] for i in named.images["label"].to_pylist()} == {
         "class 0", "class 2", "class 10",
     }  # fmt: skip
@@ -279,9 +279,9 @@ def test_pickles_are_never_opened(images: Path, out: Path) -> None:
 
 def test_columns_that_are_not_there_are_told_with_those_that_are(images: Path, out: Path) -> None:
     with pytest.raises(DatasetError, match="no column 'file', only path, label: name the right"):
-        listed(write_csv(images, out), out, Columns(path_column="file"))
+        listed(write_csv(images, out), out, SourceColumns(path_column="file"))
     with pytest.raises(DatasetError, match="has the columns image, label, camera: expected"):
-        listed(write_hugging_face(images, out), out, Columns(label_column="class"))
+        listed(write_hugging_face(images, out), out, SourceColumns(label_column="class"))
 
 
 def test_a_table_that_names_absent_images_is_refused(images: Path, out: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_table_that_says_nothing_clear_is_refused(
     images: Path, out: Path, table: str, message: str
 ) -> None:
     (images / "table.csv").write_text(table)
-    columns = Columns(split_column="split" if "split" in table else "")
+    columns = SourceColumns(split_column="split" if "split" in table else "")
     with pytest.raises(DatasetError, match=message):
         listed(str(images / "table.csv"), out, columns)
 
@@ -313,10 +313,10 @@ def test_a_table_that_says_nothing_clear_is_refused(
 def test_labels_outside_the_class_names_are_refused(images: Path, out: Path) -> None:
     (out / "names.txt").write_text("roof\ngarden\n")
     with pytest.raises(DatasetError, match="the label 'dahlia', which is none of the 2 classes"):
-        listed(str(images), out, Columns(classes=str(out / "names.txt")))
+        listed(str(images), out, SourceColumns(classes=str(out / "names.txt")))
     (out / "names.txt").write_text("roof\nroof\n")
     with pytest.raises(DatasetError, match="names a class twice"):
-        listed(str(images), out, Columns(classes=str(out / "names.txt")))
+        listed(str(images), out, SourceColumns(classes=str(out / "names.txt")))
 
 
 def test_a_damaged_tar_is_named(images: Path, out: Path) -> None:
@@ -329,14 +329,14 @@ def test_a_damaged_tar_is_named(images: Path, out: Path) -> None:
 
 def test_a_group_column_without_a_table_is_refused(images: Path, out: Path) -> None:
     with pytest.raises(DatasetError, match="--group-column needs a table"):
-        listed(str(images), out, Columns(group_column="camera"))
+        listed(str(images), out, SourceColumns(group_column="camera"))
 
 
 def test_a_tables_labels_are_text_as_they_stand(images: Path, tmp_path: Path) -> None:
     """01 and 1 are two classes."""
     names = itertools.cycle(["01", "1", "02"])
     source = write_csv(images, tmp_path, number=lambda n, path: next(names))
-    listing = find(source, Columns(label_column="number"), str(tmp_path / "data"), map)
+    listing = find(source, SourceColumns(label_column="number"), str(tmp_path / "data"), map)
     assert listing.classes == ("01", "02", "1")
 
 
@@ -350,7 +350,7 @@ def test_an_image_outside_of_class_folders_is_refused(
         shutil.copytree(images, source / split)
     shutil.copy(files(images)[0], source / place)
     with pytest.raises(DatasetError, match=f"outside of class folders.*{place}"):
-        find(str(source), Columns(), str(tmp_path / "data"), map)
+        find(str(source), SourceColumns(), str(tmp_path / "data"), map)
 
 
 def test_other_class_names_are_another_listing(images: Path, tmp_path: Path) -> None:
@@ -359,6 +359,6 @@ def test_other_class_names_are_another_listing(images: Path, tmp_path: Path) -> 
     digests = set()
     for letters in ("abcdefgh", "hgfedcba"):
         (tmp_path / "names.txt").write_text("\n".join(letters[: len(folders)]))
-        columns = Columns(label_column="number", classes=str(tmp_path / "names.txt"))
+        columns = SourceColumns(label_column="number", classes=str(tmp_path / "names.txt"))
         digests.add(find(source, columns, str(tmp_path / "data"), map).digest)
     assert len(digests) == 2

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
-from effnet_ray.records import from_dict
+from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import DEFAULT, describe, parse
 
 seeds = st.integers(0, 2**32)

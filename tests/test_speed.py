@@ -15,14 +15,14 @@ from loop_worker import DIALS, FixedBatches, new_state, settled, train
 from torch import Tensor, distributed as dist
 
 from effnet_ray.errors import ClusterError
-from effnet_ray.model.compiled import Compiled, check_compiler
+from effnet_ray.model.compile import Compiled, check_compiler
 from effnet_ray.model.network import MEMORY
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.speed import LAYOUTS, TABLE
 from effnet_ray.train.loop import evaluate
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 from effnet_ray.variants import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def test_a_recipe_is_settled_by_its_row_unless_it_says(
 ) -> None:
     def chosen(**given: object) -> tuple[str | None, bool | None]:
         recipe = Recipe(variant=variant, **given)  # type: ignore[arg-type]
-        recipe = recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=on_gpu)
+        recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=on_gpu)
         return recipe.layout, recipe.compile
 
     row = TABLE[variant, kind]
@@ -79,7 +79,7 @@ def test_layout_is_that_of_weights_moments_and_of_every_convolutions_input(layou
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
                 module.register_forward_pre_hook(lambda _, given: seen.add(lies(given[0])))
-    worker, batches = Worker(state, recipe, phases(recipe)[0]), FixedBatches(recipe)
+    worker, batches = PhaseTrainer(state, recipe, phases(recipe)[0]), FixedBatches(recipe)
     worker.warm_up()
     lanes = next(batches.train(0))
     train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
@@ -104,7 +104,7 @@ CHECKED = settled(compile=True, image_size=64, batchnorm="train", micro_batch=4,
 def steps_of(recipe: Recipe) -> tuple[list[list[float]], dict[str, Tensor]]:
     """Sums and weights after two steps, of which the second has a short lane."""
     state, batches = new_state(recipe), FixedBatches(recipe, short=2)
-    worker = Worker(state, recipe, phases(recipe)[-1])
+    worker = PhaseTrainer(state, recipe, phases(recipe)[-1])
     worker.warm_up()
     sums = []
     for step, lanes in enumerate(batches.train(0)):
@@ -154,7 +154,7 @@ def test_a_compiled_network_keeps_its_names_and_its_copies_are_not_compiled() ->
     recipe = settled(compile=True)
     state = new_state(recipe)
     before = list(state.network.state_dict())
-    worker = Worker(state, recipe, phases(recipe)[0])
+    worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     assert isinstance(worker.model, Compiled) and worker.network is state.network
     assert list(state.network.state_dict()) == before
     assert type(copy.deepcopy(state.network)) is type(state.network)
@@ -165,7 +165,7 @@ def test_a_compiled_network_keeps_its_names_and_its_copies_are_not_compiled() ->
 
 def test_the_heads_epochs_are_eager() -> None:
     recipe = settled(compile=True, weights="ns", epochs=2, head_epochs=1)
-    kinds = [isinstance(Worker(new_state(recipe), recipe, phase).model, Compiled)
+    kinds = [isinstance(PhaseTrainer(new_state(recipe), recipe, phase).model, Compiled)
              for phase in phases(recipe)]  # fmt: skip
     assert kinds == [False, True]
 

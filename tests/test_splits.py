@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from effnet_ray.data import splits
-from effnet_ray.data.splits import UNASSIGNED, assign, together
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing import splits
+from effnet_ray.packing.splits import UNASSIGNED, assign, merge_groups
 
 COUNTS = st.lists(st.integers(3, 60), min_size=2, max_size=6)
 FRACTION = st.floats(0.01, 0.45)
@@ -44,7 +44,7 @@ def test_a_unit_is_never_divided_and_shares_hold_within_one_unit(
     counts: Sequence[int], size: int, fraction: float, seed: int
 ) -> None:
     label = labels(counts)
-    unit = splits.codes([(int(of), int(i) // size) for i, of in enumerate(label)])
+    unit = splits.factorize([(int(of), int(i) // size) for i, of in enumerate(label)])
     names = list(map(str, range(len(counts))))
     try:
         split = assign(label, unit, nothing_given(len(label)), names, {"eval": fraction}, seed)
@@ -83,13 +83,13 @@ def test_what_hangs_together_ends_in_one_split_and_the_rest_stays(
     images: Sequence[tuple[int, int, int]],
 ) -> None:
     digest, unit, split = (
-        np.asarray(splits.codes(c)) if i < 2 else np.asarray(c)
+        np.asarray(splits.factorize(c)) if i < 2 else np.asarray(c)
         for i, c in enumerate(zip(*images, strict=True))
     )
     # Units are whole before: a unit's split is its first image's.
     first = {number: split[unit == number][0] for number in set(unit)}
     split = np.asarray([first[number] for number in unit])
-    final = together(digest, unit, split)
+    final = merge_groups(digest, unit, split)
     for key in (digest, unit):
         for number in set(key):
             assert len(set(final[key == number])) == 1
@@ -114,4 +114,4 @@ def test_parts_hold_every_image_once_in_order_and_about_the_limit(
 
 
 def test_a_null_is_a_unit_of_its_own() -> None:
-    assert list(splits.codes(["a", None, "a", None])) == [0, 1, 0, 2]
+    assert list(splits.factorize(["a", None, "a", None])) == [0, 1, 0, 2]

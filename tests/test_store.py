@@ -15,13 +15,14 @@ from servers import fresh_bucket, s3_environment
 from store_worker import files
 from test_weights import released
 
-from effnet_ray import retry, sealed, storage, uploads
+from effnet_ray import storage
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
 from effnet_ray.errors import ReleaseError, StorageError, WeightsError
-from effnet_ray.model import weights
-from effnet_ray.store import aliases, upkeep
-from effnet_ray.store.releases import Deleted, ModelStore
+from effnet_ray.model import pretrained
+from effnet_ray.release import aliases, maintenance
+from effnet_ray.release.store import Deleted, ModelStore
+from effnet_ray.storage import checksummed_json, multipart, retry
 
 Refused = Callable[..., str]
 
@@ -163,7 +164,9 @@ def test_best_moves_on_from_what_is_deleted_to_the_best_that_is_left(local: Mode
     local.publish("pets", files("fourth", 0.7), {"run": "fourth"})
     local.delete("pets@v2", force=True)
     assert local.find("pets@best").version == 4
-    upkeep.publishing.bury(local.shelf("pets"), 4, "deleted")  # and the deletion died there
+    maintenance.publish.write_tombstone(
+        local.shelf("pets"), 4, "deleted"
+    )  # and the deletion died there
     assert local.delete("pets@v4").best and local.find("pets@best").version == 3
     moves = local.history("pets", "best")
     assert [move.version for move in moves] == [1, 2, 1, 2, 4, 3]
@@ -226,11 +229,11 @@ def test_best_stays_where_a_person_moved_it_when_another_is_deleted(local: Model
 
 
 def test_a_deletion_that_died_after_its_tombstone_is_finished_by_gc(local: ModelStore) -> None:
-    upkeep.publishing.bury(local.shelf("pets"), 3, "deleted")
+    maintenance.publish.write_tombstone(local.shelf("pets"), 3, "deleted")
     assert local.versions("pets") == [1, 2] and path(local, "v0003").exists()
     assert local.gc(lease_s=-60).removed == [f"{local.uri}/pets/v0003"]
     assert not path(local, "v0003").exists()
-    upkeep.publishing.bury(local.shelf("pets"), 2, "deleted")  # what `best` means
+    maintenance.publish.write_tombstone(local.shelf("pets"), 2, "deleted")  # what `best` means
     local.gc()
     assert local.find("pets@best").version == 1
 
@@ -263,12 +266,12 @@ def test_gc_aborts_what_publishers_began_to_upload_in_parts_and_nobody_elses(
         for key in (*ours, *others):
             begin = "create_multipart_upload"
             storage._s3().call_s3(begin, Bucket=bucket.removeprefix("s3://"), Key=key)
-        left = {each.path for each in uploads.begun(bucket)}
+        left = {each.path for each in multipart.list_unfinished_uploads(bucket)}
         assert left == {*ours, *others}
         flags = ["gc", "--store", store.uri, "--single-writer"]
         assert said(capsys, *flags, "--older-than", "200000")["uploads"] == 0  # moto's are of 2010
         assert said(capsys, *flags, "--older-than", "-1")["uploads"] == len(ours)
-        assert {each.path for each in uploads.begun(bucket)} == set(others)
+        assert {each.path for each in multipart.list_unfinished_uploads(bucket)} == set(others)
         assert said(capsys, "verify", "--store", store.uri)["verified"]
 
 
@@ -294,7 +297,7 @@ def rewrite(store: ModelStore, alias: str, change: Callable[[list[dict[str, Any]
     content = json.loads(place.read_bytes())
     del content["sha256"]
     change(content["history"])
-    place.write_bytes(sealed.seal(content))
+    place.write_bytes(checksummed_json.seal(content))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_verify_holds_aliases_against_releases(
 
 
 def test_a_release_without_a_seal_is_told_to_have_none(local: ModelStore) -> None:
-    place = path(local, "v0001", sealed.RECORD)
+    place = path(local, "v0001", checksummed_json.RECORD)
     record = json.loads(place.read_bytes())
     del record["sha256"]
     place.write_text(json.dumps(record))
@@ -358,19 +361,19 @@ def test_every_flipped_bit_is_found(local: ModelStore, flips: int) -> None:
 def test_weights_that_were_altered_are_not_trained_from(tmp_path: Path) -> None:
     folder = released(tmp_path / "plain")[1]
     store = ModelStore(f"{tmp_path}/store")
-    content = {name: (folder / name).read_bytes() for name in (weights.FILE, weights.CONFIG)}
+    content = {name: (folder / name).read_bytes() for name in (pretrained.FILE, pretrained.CONFIG)}
     uri = store.publish("pets", content, {"run": "r"}).uri
     recipe = settled(weights=uri)
-    start = weights.resolve(recipe)
-    assert weights.fetch(start, None) == content[weights.FILE]
+    start = pretrained.resolve(recipe)
+    assert pretrained.fetch(start, None) == content[pretrained.FILE]
     for name in content:
-        for victim in (Path(uri, name), Path(uri, sealed.RECORD)):
+        for victim in (Path(uri, name), Path(uri, checksummed_json.RECORD)):
             whole = victim.read_bytes()
             victim.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
             with pytest.raises(ReleaseError, match="was altered"):
-                weights.fetch(weights.resolve(recipe), None)
+                pretrained.fetch(pretrained.resolve(recipe), None)
             victim.write_bytes(whole)
-    assert weights.resolve(recipe) == start
+    assert pretrained.resolve(recipe) == start
 
 
 # --- hostility
@@ -378,10 +381,10 @@ def test_weights_that_were_altered_are_not_trained_from(tmp_path: Path) -> None:
 
 def forge(store: ModelStore, **changes: Any) -> None:
     """A release.json that is sealed well and says something else."""
-    place = path(store, "v0001", sealed.RECORD)
+    place = path(store, "v0001", checksummed_json.RECORD)
     record = json.loads(place.read_bytes()) | changes
     del record["sha256"]
-    place.write_bytes(sealed.seal(record))
+    place.write_bytes(checksummed_json.seal(record))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +398,7 @@ def test_a_record_that_names_what_is_no_file_of_its_folder_is_refused(
     with pytest.raises(ReleaseError, match="which is no file of its folder"):
         local.find("pets@v1")
     with pytest.raises(ReleaseError, match="which is no file of its folder"):
-        weights.fetch(weights.resolve(settled(weights=str(path(local, "v0001")))), None)
+        pretrained.fetch(pretrained.resolve(settled(weights=str(path(local, "v0001")))), None)
 
 
 @pytest.mark.parametrize(
@@ -415,9 +418,11 @@ def test_a_record_that_says_nonsense_is_refused(
 def test_a_hostile_claim_is_not_finished_outside_of_its_folder(
     local: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    monkeypatch.setattr(maintenance.publish, "HELPED_AFTER_S", 0)
     said = {"name": "pets", "version": 4, "run": "r", "files": {"../../x": "0" * 64}}
-    path(local, "claims/v0004.json").write_bytes(sealed.seal({**said, "sizes": {"../../x": 1}}))
+    path(local, "claims/v0004.json").write_bytes(
+        checksummed_json.seal({**said, "sizes": {"../../x": 1}})
+    )
     before = set(tmp_path.rglob("x"))
     assert local.publish("pets", files("fourth", 0.5), {"run": "fourth"}).version == 5
     assert set(tmp_path.rglob("x")) == before and local.versions("pets") == [1, 2, 3, 5]
@@ -427,7 +432,7 @@ def test_a_hostile_claim_is_not_finished_outside_of_its_folder(
 def test_a_claim_larger_than_any_record_is_buried_and_blocks_nobody(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    monkeypatch.setattr(maintenance.publish, "HELPED_AFTER_S", 0)
     three(store)
     storage.write_bytes(f"{store.uri}/pets/claims/v0004.json", bytes(storage.RECORD_BYTES + 1))
     if by == "gc":
@@ -437,7 +442,7 @@ def test_a_claim_larger_than_any_record_is_buried_and_blocks_nobody(
 
 
 def test_an_outage_buries_nothing(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep.publishing, "HELPED_AFTER_S", 0)
+    monkeypatch.setattr(maintenance.publish, "HELPED_AFTER_S", 0)
     monkeypatch.setattr(retry, "GIVE_UP_S", 0.5)
     with proxy(moto) as through, s3_environment(through.endpoint):
         store = ModelStore(f"{fresh_bucket()}/store")
@@ -458,9 +463,9 @@ def test_an_outage_buries_nothing(moto: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def claim(store: ModelStore, run: str, given: dict[str, bytes]) -> str:
     """What a publisher leaves who dies once it has claimed v4; where it staged."""
-    publishing, shelf = upkeep.publishing, store.shelf("pets")
+    publishing, shelf = maintenance.publish, store.shelf("pets")
     content = publishing._content(given, {"run": run})
-    record = sealed.seal({"name": "pets", "version": 4, "published": "x", **content})
+    record = checksummed_json.seal({"name": "pets", "version": 4, "published": "x", **content})
     publishing._write(publishing._staging(shelf, content), given)
     storage.write_bytes(shelf.claim(4), record)
     return publishing._staging(shelf, content)
@@ -479,7 +484,7 @@ def test_a_run_whose_publisher_died_is_finished_from_memory(store: ModelStore) -
 def test_what_is_released_is_not_buried_for_a_damaged_claim(local: ModelStore) -> None:
     shelf = local.shelf("pets")
     path(local, "claims/v0002.json").write_bytes(b"damaged")
-    assert upkeep.publishing.settle(shelf, 2) and local.versions("pets") == [1, 2, 3]
+    assert maintenance.publish.wait_then_complete(shelf, 2) and local.versions("pets") == [1, 2, 3]
 
 
 def test_a_run_whose_claim_can_be_finished_by_nobody_gets_another_number(
@@ -500,10 +505,10 @@ def test_what_is_no_json_is_refused(local: ModelStore, data: bytes) -> None:
         with pytest.raises(ReleaseError, match=r"is no JSON|holds no JSON object"):
             local.find(reference)
     folder = path(local, "v0002")
-    (folder / sealed.RECORD).unlink()
-    (folder / weights.CONFIG).write_bytes(data)
+    (folder / checksummed_json.RECORD).unlink()
+    (folder / pretrained.CONFIG).write_bytes(data)
     with pytest.raises(WeightsError, match="not a release of ours"):
-        weights.resolve(settled(weights=str(folder)))
+        pretrained.resolve(settled(weights=str(folder)))
 
 
 def test_json_larger_than_any_record_is_not_read(local: ModelStore) -> None:
@@ -541,11 +546,11 @@ def tensor(shape: str, offsets: str) -> bytes:
     ],
 )  # fmt: skip
 def test_a_forged_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
-    config = (released(tmp_path / "plain")[1] / weights.CONFIG).read_bytes()
-    content = {weights.FILE: data, weights.CONFIG: config}
+    config = (released(tmp_path / "plain")[1] / pretrained.CONFIG).read_bytes()
+    content = {pretrained.FILE: data, pretrained.CONFIG: config}
     uri = ModelStore(f"{tmp_path}/store").publish("pets", content, {"run": "r"}).uri
     with pytest.raises(WeightsError, match="are damaged"):
-        weights.fetch(weights.resolve(settled(weights=uri)), None)
+        pretrained.fetch(pretrained.resolve(settled(weights=uri)), None)
 
 
 @pytest.mark.parametrize(
@@ -555,10 +560,10 @@ def test_a_forged_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> No
 )  # fmt: skip
 def test_a_config_that_says_nonsense_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = released(tmp_path / "plain")[1]
-    config = json.loads((folder / weights.CONFIG).read_bytes()) | change
-    (folder / weights.CONFIG).write_text(json.dumps(config))
+    config = json.loads((folder / pretrained.CONFIG).read_bytes()) | change
+    (folder / pretrained.CONFIG).write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="not a release of ours"):
-        weights.resolve(settled(weights=str(folder)))
+        pretrained.resolve(settled(weights=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -693,7 +698,7 @@ def test_a_look_of_long_ago_makes_nothing_worse(tmp_path: Path) -> None:
     long_ago = store.shelf("pets")
     store.publish("pets", files("second", 0.75), {"run": "second"})
     store.promote("pets@v2", "champion")
-    assert aliases.settle_best(long_ago) is None
+    assert aliases.update_best(long_ago) is None
     with pytest.raises(ReleaseError, match="does not become 'champion'"):
         aliases.promote(long_ago, "champion", 1)
     assert [move.version for move in store.history("pets", "best")] == [1, 2]

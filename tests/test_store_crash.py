@@ -12,8 +12,9 @@ import pytest
 from servers import fresh_bucket, s3_environment
 from store_worker import files
 
-from effnet_ray import sealed, storage
-from effnet_ray.store.releases import ModelStore
+from effnet_ray import storage
+from effnet_ray.release.store import ModelStore
+from effnet_ray.storage import checksummed_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,8 +70,10 @@ def _workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workers
 def content(store: ModelStore, name: str, version: int) -> dict[str, bytes]:
     """A release's files, verified."""
     release = store.find(f"{name}@v{version}")
-    record = sealed.read(release.uri)
-    return {file: sealed.read_file(release.uri, file, record) for file in record["files"]}
+    record = checksummed_json.read(release.uri)
+    return {
+        file: checksummed_json.read_file(release.uri, file, record) for file in record["files"]
+    }
 
 
 def all_files(store: ModelStore, name: str) -> set[str]:
@@ -81,7 +84,7 @@ def all_files(store: ModelStore, name: str) -> set[str]:
 
 def expected_files(versions: int, *aliases: str) -> set[str]:
     """What a model's folder holds when all is well."""
-    names = (*files("", 0), sealed.RECORD)
+    names = (*files("", 0), checksummed_json.RECORD)
     releases = {f"v{v:04d}/{name}" for v in range(1, versions + 1) for name in names}
     claims = {f"claims/v{v:04d}.json" for v in range(1, versions + 1)}
     return releases | claims | {f"aliases/{alias}.json" for alias in aliases}

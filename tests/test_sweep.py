@@ -15,9 +15,9 @@ from gpus import counted_gpus
 from servers import fresh_bucket, s3_environment
 from test_jobs import answer, job
 
-from effnet_ray.data.sample import pack_sample
-from effnet_ray.sweep import record
-from effnet_ray.sweep.record import FAILED, FINISHED, STOPPED, Trial
+from effnet_ray.packing.sample import pack_sample
+from effnet_ray.sweep import sweep_record
+from effnet_ray.sweep.sweep_record import FAILED, FINISHED, STOPPED, Trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -29,8 +29,8 @@ ONE_TRIAL_AT_A_TIME = """
 import json, sys, threading, time
 import ray
 from effnet_ray import Placement, Recipe
-from effnet_ray.sweep.book import Told
-from effnet_ray.sweep.record import STOPPED
+from effnet_ray.sweep.trial_log import SweepProgress
+from effnet_ray.sweep.sweep_record import STOPPED
 from effnet_ray.sweep.tune import Plan, tune
 
 data, runs = sys.argv[1:]
@@ -46,14 +46,15 @@ def free(since):
 def hear(event):
     if isinstance(event, Plan):
         assert event.shares.concurrent == 1
-    elif isinstance(event, Told) and event.trial.state == STOPPED:
+    elif isinstance(event, SweepProgress) and event.trial.state == STOPPED:
         threading.Thread(target=free, args=[time.monotonic()]).start()
 
 recipe = Recipe(weights="none", image_size=32, epochs=5, batch_size=16, limit=600, flip=0.0,
                 crop_scale=0.7, crop_ratio=1.1, drop_path=0.0, dropout=0.1, seed=134,
                 precision="float32")
 found = tune(recipe, Placement(workers="2", gpus_per_worker=0.5), data, variants=["b0"], trials=4,
-             space={"lr": [3e-3, 1e-9, 1e30]}, workers="2", runs=runs, name="shared", hear=hear)
+             space={"lr": [3e-3, 1e-9, 1e30]}, workers="2", runs=runs, name="shared",
+             on_progress=hear)
 print(json.dumps({"best": found.best.trial.number, "released": released}))
 """
 """Seed 134 draws a good rate, one that learns nothing, one that explodes, and a good one."""
@@ -65,7 +66,7 @@ import ray
 from ray.cluster_utils import Cluster
 from effnet_ray import storage
 from effnet_ray.cli.main import main
-from effnet_ray.cli.sweeping import tune_job
+from effnet_ray.cli.tune import tune_job
 
 runs, flags = sys.argv[1], sys.argv[1:]
 head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": 0}
@@ -88,7 +89,7 @@ sys.exit(code or nodes - 1)
 
 
 def trials(runs: Path, sweep: str) -> list[Trial]:
-    return [trial for _, trial in sorted(record.trials(str(runs / sweep)).items())]
+    return [trial for _, trial in sorted(sweep_record.trials(str(runs / sweep)).items())]
 
 
 def flags_for(name: str, digits: str, tmp_path: Path) -> list[str]:
@@ -233,4 +234,4 @@ def test_a_killed_node_costs_a_sweep_no_trial(rclone: str) -> None:
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         assert told["states"].keys() <= {FINISHED, STOPPED} and told["trials"] == 2
-        assert record.trials(f"{bucket}/runs/torn").keys() == {0, 1}
+        assert sweep_record.trials(f"{bucket}/runs/torn").keys() == {0, 1}

@@ -9,15 +9,15 @@ from test_export import released
 from test_release_run import result
 
 from effnet_ray import Placement
-from effnet_ray.cli.evaluating import evaluate_job
-from effnet_ray.cli.finetuning import finetune_job
-from effnet_ray.data.pack import Packing, pack
+from effnet_ray.cli.evaluate import evaluate_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.errors import DatasetError, InputError
-from effnet_ray.release import test_split
-from effnet_ray.release.run import release_run
-from effnet_ray.release.test_split import Scoring
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.train import record
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.publish import test_score
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.publish.test_score import Scoring
+from effnet_ray.release.store import ModelStore
+from effnet_ray.train import run_record
 
 SMALL = ("--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "4",
          "--workers", "1", "--name", "scored")  # fmt: skip
@@ -58,8 +58,8 @@ def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
     elsewhere = finetune_job([*command, "--store", f"{tmp_path}/other"])
     assert elsewhere["test_top1"] == told["test_top1"]  # nor is it for another store
     run = tmp_path / "runs/scored"
-    assert not list(run.glob(f"{test_split.CANDIDATE}*"))
-    (run / test_split.FIGURES).unlink()
+    assert not list(run.glob(f"{test_score.CANDIDATE}*"))
+    (run / test_score.FIGURES).unlink()
     third = ["--store", f"{tmp_path}/third"]
     with pytest.raises(DatasetError, match=r"is missing: .* --no-test-split"):
         finetune_job([*command, *third])
@@ -73,7 +73,7 @@ def again(folder: Path, scoring: Scoring) -> Any:
 
 
 def _checkpoint(folder: Path) -> str:
-    (found,) = (folder / "run" / record.CHECKPOINTS).iterdir()
+    (found,) = (folder / "run" / run_record.CHECKPOINTS).iterdir()
     return str(found)
 
 
@@ -101,4 +101,4 @@ def test_what_cannot_be_scored_is_not_released_and_leaves_nothing(
     with pytest.raises(DatasetError, match="does not know"):  # the release has other classes
         again(tmp_path, Scoring(str(tested), Placement(), never))
     assert ModelStore(str(tmp_path / "store")).versions("again") == []
-    assert not list((tmp_path / "run").glob(f"{test_split.CANDIDATE}*"))
+    assert not list((tmp_path / "run").glob(f"{test_score.CANDIDATE}*"))

@@ -18,17 +18,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_jobs import answer, job
 
 from effnet_ray import storage
-from effnet_ray.check import preflight
-from effnet_ray.cli.sweeping import tune_job
-from effnet_ray.release.run import release_run
-from effnet_ray.store.releases import ModelStore, Release
-from effnet_ray.track.mlflow import Mlflow, plain
-from effnet_ray.track.points import params
-from effnet_ray.track.trackers import Trackers
-from effnet_ray.train import checkpoint, record
-from effnet_ray.train.progress import EpochDone, Event, Quarantined, Recorded, Started, Stepped
-from effnet_ray.train.record import Result, Run
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.cli.tune import tune_job
+from effnet_ray.preflight import preflight
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.store import ModelStore, Release
+from effnet_ray.tracking.metrics import params
+from effnet_ray.tracking.mlflow import Mlflow, redact
+from effnet_ray.tracking.trackers import Trackers
+from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.events import (
+    EpochDone,
+    Event,
+    ImagesQuarantined,
+    RunStarted,
+    StepDone,
+    WorkersStarted,
+)
+from effnet_ray.train.run_record import Result, Run
 
 BOTH = ("mlflow", "tensorboard")
 TENSORBOARD = ("tensorboard",)
@@ -81,7 +88,7 @@ def environment(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def of_run(name: str) -> Run:
     return Run(
-        name=name, recipe=RECIPE, spec=RECIPE.row.input_spec(),
+        name=name, recipe=RECIPE, spec=RECIPE.variant_spec.input_spec(),
         classes=tuple(map(str, range(CLASSES))), data="s3://bucket/data", fingerprint="f" * 64,
         weights="none", weights_sha256="", weights_head=1000,
     )  # fmt: skip
@@ -99,26 +106,26 @@ def done(report: EpochReport) -> EpochDone:
     return EpochDone(report, seconds=4.0, images_per_s=100.0, first_batch_s=0.01, data_wait_s=0.1)
 
 
-def begun(uri: str, name: str) -> Recorded:
+def begun(uri: str, name: str) -> RunStarted:
     """A run that stands in storage."""
     run = of_run(name)
-    record.create(run, uri)
-    return Recorded(run, uri)
+    run_record.create(run, uri)
+    return RunStarted(run, uri)
 
 
 def released(uri: str, store: str, history: Sequence[EpochReport]) -> Release:
     """The run's end: its last checkpoint, its result, its release."""
-    run = record.load(uri)
+    run = run_record.load(uri)
     assert run is not None
     state = new_state(RECIPE)
     state.step, state.history = history[-1].step, list(history)
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{record.CHECKPOINTS}")
+    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     result = Result(
         run=run.name, run_uri=uri, checkpoint=found, eval_top1=0.75, eval_top5=1.0,
         eval_loss=0.75, epochs=len(history), steps=state.step, resumed_from_step=0,
         train_images_per_s=1.0, seconds=1.0, quarantined=0,
     )  # fmt: skip
-    record.write_result(result)
+    run_record.write_result(result)
     return release_run(result, store)
 
 
@@ -196,11 +203,11 @@ EXPECTED: Series = {
 def told_in_two_sittings(uri: str, store: str, name: str) -> Release:
     """A run that is stopped in its second epoch, resumed at its first one's end, and finished."""
     start = begun(uri, name)
-    started = Started(workers=2, step=0, steps=8, device="cpu")
-    first = (Stepped(2, 0.875, 90.0), done(epoch(0)), Stepped(6, 0.375, 110.0))
+    started = WorkersStarted(workers=2, step=0, steps=8, device="cpu")
+    first = (StepDone(2, 0.875, 90.0), done(epoch(0)), StepDone(6, 0.375, 110.0))
     interrupted(start, started, *first)
-    again = (done(epoch(0, loss=9.0)), Stepped(6, 9.0, 9.0), Stepped(8, 0.125, 110.0))
-    told = (*again, Quarantined({1: "a.jpg"}), done(epoch(1, loss=0.25)))
+    again = (done(epoch(0, loss=9.0)), StepDone(6, 9.0, 9.0), StepDone(8, 0.125, 110.0))
+    told = (*again, ImagesQuarantined({1: "a.jpg"}), done(epoch(1, loss=0.25)))
     release = released(uri, store, [epoch(0), epoch(1, loss=0.25)])
     assert tell(start, replace(started, step=4), *told, release)[1] == []
     return release
@@ -223,7 +230,7 @@ def test_a_resumed_run_is_one_run_with_every_step_once(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_said_to_be_stopped(tmp_path: Path) -> None:
-    interrupted(begun(f"{tmp_path}/runs/pets", "pets-stopped"), Stepped(2, 0.875, 90.0))
+    interrupted(begun(f"{tmp_path}/runs/pets", "pets-stopped"), StepDone(2, 0.875, 90.0))
     assert the_run().info.status == "KILLED"
 
 
@@ -271,11 +278,11 @@ def test_hyperparameters_are_in_the_runs_own_event_file(tmp_path: Path) -> None:
 def test_an_event_file_that_a_kill_has_torn_is_gone_on_from(tmp_path: Path) -> None:
     uri = f"{tmp_path}/runs/pets"
     start = begun(uri, "pets")
-    tell(start, Stepped(2, 0.875, 90.0), done(epoch(0)), names=TENSORBOARD)
+    tell(start, StepDone(2, 0.875, 90.0), done(epoch(0)), names=TENSORBOARD)
     (file,) = Path(f"{uri}/tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-5])
-    again = (Stepped(6, 0.375, 110.0), Stepped(8, 0.125, 110.0), done(epoch(1, loss=0.25)))
-    tell(start, Stepped(2, 9.0, 9.0), done(epoch(0)), *again, names=TENSORBOARD)
+    again = (StepDone(6, 0.375, 110.0), StepDone(8, 0.125, 110.0), done(epoch(1, loss=0.25)))
+    tell(start, StepDone(2, 9.0, 9.0), done(epoch(0)), *again, names=TENSORBOARD)
     found = in_tensorboard(f"{uri}/tensorboard", tmp_path / "read")
     assert {name: found[name] for name in ("epoch", "loss")} == {
         name: EXPECTED[name] for name in ("epoch", "loss")
@@ -329,7 +336,7 @@ def test_a_server_that_goes_is_said_once_and_told_at_the_end_if_it_is_back(
         server.go()
         try:
             for step in range(5, 8):
-                trackers.hear(Stepped(step, 0.5, 90.0))
+                trackers.hear(StepDone(step, 0.5, 90.0))
             trackers.hear(done(epoch(1, loss=0.25)))
             assert until(lambda: said)
         finally:
@@ -432,7 +439,7 @@ def test_the_check_looks_at_trackers(
 
 
 def test_passwords_are_not_told() -> None:
-    said = plain("API request to http://me:secret@host:5000/api failed\nfor //a:b@c")
+    said = redact("API request to http://me:secret@host:5000/api failed\nfor //a:b@c")
     assert said == "API request to http://host:5000/api failed for //c"
 
 

@@ -20,12 +20,13 @@ from servers import free_port, fresh_bucket, s3_environment
 from store_worker import files
 from test_export import CLASSES, released
 
-from effnet_ray import sealed, storage
+from effnet_ray import storage
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
-from effnet_ray.data.pack import Packing, pack
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.use.opened import Opened
+from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.release.load import LoadedRelease
+from effnet_ray.release.store import ModelStore
+from effnet_ray.storage import checksummed_json
 
 PATIENCE = 120.0
 """Seconds in which a server begins to serve."""
@@ -58,15 +59,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
     """A B0 for images of 32 pixels."""
     return released(tmp_path_factory.mktemp("released"), size=32)
 
 
-def publish(release: Opened, place: Place) -> None:
+def publish(release: LoadedRelease, place: Place) -> None:
     """`birds@v1`, the release; v2 and v3, which hold no network and are worse."""
-    record = sealed.read(release.uri)
-    content = {name: sealed.read_file(release.uri, name, record) for name in record["files"]}
+    record = checksummed_json.read(release.uri)
+    content = {
+        name: checksummed_json.read_file(release.uri, name, record) for name in record["files"]
+    }
     store = ModelStore(place.store, single_writer=True)
     assert store.publish("birds", content, record).version == 1
     for run, top1 in (("second", 0.5), ("third", 0.625)):
@@ -74,7 +77,7 @@ def publish(release: Opened, place: Place) -> None:
 
 
 def test_every_verb_of_models(
-    place: Place, release: Opened, capsys: pytest.CaptureFixture[str]
+    place: Place, release: LoadedRelease, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(release, place)
 
@@ -157,7 +160,7 @@ def data(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 def test_a_release_is_judged_and_predicts_and_serves(
-    place: Place, jobs: Jobs, release: Opened, data: Path
+    place: Place, jobs: Jobs, release: LoadedRelease, data: Path
 ) -> None:
     publish(release, place)
     for path in (path for path in data.rglob("*") if path.is_file()):

@@ -15,13 +15,15 @@ from ray.autoscaler.v2.schema import (
     ResourceUsage,
 )
 
-from effnet_ray.train.machines import ACCELERATOR
-from effnet_ray.train.progress import Event, Lost, Started, Waiting
-from effnet_ray.train.session import GLOO, Lease
-from effnet_ray.train.waiting import cluster_status, crowd, reason, watching
+from effnet_ray.runtime.nodes import ACCELERATOR
+from effnet_ray.runtime.pending import cluster_status, reason, report_waiting, waiting_trials
+from effnet_ray.runtime.session import GLOO, ResourceRequest
+from effnet_ray.train.events import Event, WaitingForWorkers, WorkerDied, WorkersStarted
 
-TWO_GPUS = Lease(2, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}, backend=GLOO)
-STARTED = Started(workers=2, step=0, steps=9, device="cpu")
+TWO_GPUS = ResourceRequest(
+    2, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}, backend=GLOO
+)
+STARTED = WorkersStarted(workers=2, step=0, steps=9, device="cpu")
 
 
 def usage(**used_of_total: tuple[float, float]) -> list[ResourceUsage]:
@@ -83,10 +85,10 @@ def test_of_certain_gpus_only_theirs_count() -> None:
 
 def test_of_many_runs_the_number_that_have_no_place_is_told() -> None:
     status = ClusterStatus(pending_nodes=[NodeInfo("", "gpu-small", "", "")])
-    assert crowd(status) == "" and crowd(None) == ""
+    assert waiting_trials(status) == "" and waiting_trials(None) == ""
     demand = PlacementGroupResourceDemand([ResourceRequestByCount({"GPU": 1}, 1)], "")
     status.resource_demands.placement_group_demand = [demand] * 3
-    assert crowd(status) == "the workers of 3 trials: machines being started: 1 gpu-small"
+    assert waiting_trials(status) == "the workers of 3 trials: machines being started: 1 gpu-small"
 
 
 def test_workers_that_have_their_place_and_are_starting_wait_for_nothing() -> None:
@@ -104,18 +106,18 @@ def test_a_cluster_with_room_says_nothing() -> None:
 def test_waiting_is_told_until_workers_start_and_again_when_they_are_lost(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("effnet_ray.train.waiting.PATIENCE_S", 0)
-    monkeypatch.setattr("effnet_ray.train.waiting.LOOK_S", 0.05)
+    monkeypatch.setattr("effnet_ray.runtime.pending.PATIENCE_S", 0)
+    monkeypatch.setattr("effnet_ray.runtime.pending.LOOK_S", 0.05)
     assert cluster_status() is not None
     heard: list[Event] = []
-    with watching(TWO_GPUS, heard.append) as hear:
+    with report_waiting(TWO_GPUS, heard.append) as hear:
         _until(lambda: len(heard) == 1)
         hear(STARTED)
         time.sleep(0.5)
-        assert [type(event) for event in heard] == [Waiting, Started]
-        hear(Lost("a machine died"))
+        assert [type(event) for event in heard] == [WaitingForWorkers, WorkersStarted]
+        hear(WorkerDied("a machine died"))
         _until(lambda: len(heard) == 4)
-    assert isinstance(heard[-1], Waiting) and "0 of 0 GPU free" in heard[-1].why
+    assert isinstance(heard[-1], WaitingForWorkers) and "0 of 0 GPU free" in heard[-1].why
 
 
 def _until(true: Callable[[], bool]) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from effnet_ray.errors import WeightsError
-from effnet_ray.model import weights
+from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import VARIANTS
@@ -31,7 +31,7 @@ CLASSES = ("cat", "dog", "émeu")
 
 def settled(**given: object) -> Recipe:
     recipe = Recipe(**({"image_size": 32, "seed": 7} | given))  # type: ignore[arg-type]
-    return recipe.settled(recipe.row.input_spec(), workers=1, on_gpu=False)
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def loaded(data: bytes, folder: Path, recipe: Recipe, classes: int, head: int = 
     """The recipe's network from fetched bytes, as a worker builds it."""
     file = folder / "fetched.safetensors"
     file.write_bytes(data)
-    spec = recipe.row.input_spec()
+    spec = recipe.variant_spec.input_spec()
     return build(recipe, spec, classes, weights_file=str(file), weights_classes=head)
 
 
@@ -70,17 +70,17 @@ def test_a_mirrors_weights_are_loaded_exactly_and_the_head_is_new(
     mirror: Path, tmp_path: Path
 ) -> None:
     recipe = settled(weights="ns")
-    data = weights.fetch(weights.resolve(recipe), str(mirror))
+    data = pretrained.fetch(pretrained.resolve(recipe), str(mirror))
     assert data
     network = loaded(data, tmp_path, recipe, classes=3)
     assert body_is(network, load(data))
-    scratch = build(recipe, recipe.row.input_spec(), 3)
+    scratch = build(recipe, recipe.variant_spec.input_spec(), 3)
     assert head_is(network, scratch.backbone.state_dict())  # seeded by the recipe alone
 
 
 def test_a_thousand_classes_of_your_own_are_not_imagenets() -> None:
-    start = weights.resolve(settled(weights="ns"))
-    assert weights.head_classes(start, tuple(map(str, range(1000)))) == -1
+    start = pretrained.resolve(settled(weights="ns"))
+    assert pretrained.head_classes(start, tuple(map(str, range(1000)))) == -1
 
 
 def test_a_head_of_as_many_outputs_is_loaded_where_it_is_asked_for(
@@ -93,7 +93,7 @@ def test_a_head_of_as_many_outputs_is_loaded_where_it_is_asked_for(
 
 def test_weights_missing_in_the_mirror_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"{NAME} are not in the mirror .*put {NAME}\.safet"):
-        weights.fetch(weights.resolve(settled(weights="ns")), str(tmp_path))
+        pretrained.fetch(pretrained.resolve(settled(weights="ns")), str(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1])
@@ -101,17 +101,17 @@ def test_a_damaged_file_is_refused(mirror: Path, tmp_path: Path, keep: int) -> N
     whole = (mirror / f"{NAME}.safetensors").read_bytes()
     (tmp_path / f"{NAME}.safetensors").write_bytes(whole[:keep])
     with pytest.raises(WeightsError, match=r"damaged .*fetch them again"):
-        weights.fetch(weights.resolve(settled(weights="ns")), str(tmp_path))
+        pretrained.fetch(pretrained.resolve(settled(weights="ns")), str(tmp_path))
 
 
 def test_from_scratch_nothing_is_fetched() -> None:
-    found = weights.resolve(settled(weights="none"))
-    assert (found.name, weights.fetch(found, None)) == ("none", None)
+    found = pretrained.resolve(settled(weights="none"))
+    assert (found.name, pretrained.fetch(found, None)) == ("none", None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
-    best, ns = (weights.resolve(settled(variant=variant, weights=w)) for w in ("best", "ns"))
+    best, ns = (pretrained.resolve(settled(variant=variant, weights=w)) for w in ("best", "ns"))
     assert best == ns
     assert best.name == f"tf_efficientnet_{variant}.ns_jft_in1k"
 
@@ -120,21 +120,21 @@ def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed(
     with pytest.raises(
         WeightsError, match="exists, but not for b0: choose one of in1k, aa, ap, ns"
     ):
-        weights.resolve(Recipe(variant="b0", weights="ra"))
+        pretrained.resolve(Recipe(variant="b0", weights="ra"))
 
 
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(WeightsError, match="'imagenet' is not known for b0"):
-        weights.resolve(Recipe(weights="imagenet"))
+        pretrained.resolve(Recipe(weights="imagenet"))
 
 
 def test_adversarial_weights_bring_their_own_mean() -> None:
-    assert weights.resolve(settled(weights="ap")).spec.mean == (0.5, 0.5, 0.5)
+    assert pretrained.resolve(settled(weights="ap")).spec.mean == (0.5, 0.5, 0.5)
 
 
 def test_the_input_spec_takes_the_recipes_resolution() -> None:
-    spec = weights.resolve(settled(weights="ns")).spec
-    assert weights.input_spec(settled(), spec) == replace(spec, resolution=32)
+    spec = pretrained.resolve(settled(weights="ns")).spec
+    assert pretrained.input_spec(settled(), spec) == replace(spec, resolution=32)
 
 
 # --- the hub, spoken by a server of this machine
@@ -179,10 +179,10 @@ def hub(file: Path, busy: int = 0) -> Iterator[str]:
 FETCH = """
 import sys
 from effnet_ray.errors import WeightsError
-from effnet_ray.model import weights
+from effnet_ray.model import pretrained
 from effnet_ray.recipe import Recipe
 try:
-    data = weights.fetch(weights.resolve(Recipe(weights="best")), None)
+    data = pretrained.fetch(pretrained.resolve(Recipe(weights="best")), None)
 except WeightsError as error:
     sys.exit(f"refused: {error}")
 open(sys.argv[1], "wb").write(data)
@@ -231,14 +231,14 @@ def test_without_network_and_mirror_one_sentence_says_what_to_do(tmp_path: Path)
 def released(folder: Path, variant: str = "b0", size: int = 48) -> tuple[Network, Path]:
     """A network and its release folder, such as the store writes."""
     recipe = settled(variant=variant, weights="none", image_size=size, seed=1)
-    spec = replace(recipe.row.input_spec("ap"), resolution=size, crop=0.77)
+    spec = replace(recipe.variant_spec.input_spec("ap"), resolution=size, crop=0.77)
     network = build(recipe, spec, len(CLASSES)).eval()
     folder.mkdir()
-    config = weights.hub_config(network, spec, CLASSES)
-    (folder / weights.CONFIG).write_text(json.dumps(config))
+    config = pretrained.hub_config(network, spec, CLASSES)
+    (folder / pretrained.CONFIG).write_text(json.dumps(config))
     save_file(
         {name: t.contiguous() for name, t in network.backbone.state_dict().items()},
-        folder / weights.FILE,
+        folder / pretrained.FILE,
     )
     return network, folder
 
@@ -279,9 +279,9 @@ def test_timms_own_eval_view_of_a_release_is_the_recorded_one(
 
 
 def test_a_release_says_what_it_was_shown(release: Path) -> None:
-    found = weights.resolve(settled(weights=str(release)))
+    found = pretrained.resolve(settled(weights=str(release)))
     expected = replace(VARIANTS["b0"].input_spec("ap"), resolution=48, crop=0.77)
-    assert found == weights.Weights(str(release), expected, CLASSES, 3)
+    assert found == pretrained.Weights(str(release), expected, CLASSES, 3)
 
 
 @pytest.mark.parametrize(
@@ -293,12 +293,12 @@ def test_a_releases_head_is_kept_only_for_the_same_classes(
     release: Path, tmp_path: Path, classes: tuple[str, ...], keeps: bool
 ) -> None:
     recipe = settled(weights=str(release))
-    start = weights.resolve(recipe)
-    data = weights.fetch(start, None)
+    start = pretrained.resolve(recipe)
+    data = pretrained.fetch(start, None)
     assert data
-    head = weights.head_classes(start, classes)
+    head = pretrained.head_classes(start, classes)
     network = loaded(data, tmp_path, recipe, len(classes), head)
-    saved = load_file(release / weights.FILE)
+    saved = load_file(release / pretrained.FILE)
     assert body_is(network, saved)
     if len(classes) == len(CLASSES):
         assert head_is(network, saved) == keeps
@@ -306,17 +306,17 @@ def test_a_releases_head_is_kept_only_for_the_same_classes(
 
 def test_a_release_of_another_variant_is_refused(release: Path) -> None:
     with pytest.raises(WeightsError, match=r"are a tf_efficientnet_b0, the recipe wants .*_b1"):
-        weights.resolve(settled(variant="b1", weights=str(release)))
+        pretrained.resolve(settled(variant="b1", weights=str(release)))
 
 
 def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
-    (tmp_path / weights.CONFIG).write_text("[]")
+    (tmp_path / pretrained.CONFIG).write_text("[]")
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(WeightsError, match="not a release of ours"):
-            weights.resolve(settled(weights=str(folder)))
+            pretrained.resolve(settled(weights=str(folder)))
 
 
 def test_a_release_without_its_weights_is_refused(release: Path, tmp_path: Path) -> None:
-    (tmp_path / weights.CONFIG).write_bytes((release / weights.CONFIG).read_bytes())
+    (tmp_path / pretrained.CONFIG).write_bytes((release / pretrained.CONFIG).read_bytes())
     with pytest.raises(WeightsError):
-        weights.fetch(weights.resolve(settled(weights=str(tmp_path))), None)
+        pretrained.fetch(pretrained.resolve(settled(weights=str(tmp_path))), None)

@@ -12,11 +12,11 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
-from effnet_ray.cli.evaluating import evaluate_job
+from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.cli.main import main
-from effnet_ray.cli.predicting import predict_job
-from effnet_ray.cli.serving import serve_job
-from effnet_ray.train import session
+from effnet_ray.cli.predict import predict_job
+from effnet_ray.cli.serve import serve_job
+from effnet_ray.runtime import session
 
 JOBS = {"evaluate": evaluate_job, "predict": predict_job, "serve": serve_job}
 

@@ -9,16 +9,16 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from effnet_ray import storage
-from effnet_ray.console.people import People
+from effnet_ray.cli.terminal import Terminal
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.sample import pack_sample
 from effnet_ray.errors import RecipeError
+from effnet_ray.packing.sample import pack_sample
 from effnet_ray.placement import Placement
+from effnet_ray.publish.test_score import Scoring
 from effnet_ray.recipe import Recipe
-from effnet_ray.records import from_dict
-from effnet_ray.release.test_split import Scoring
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.train import session
+from effnet_ray.release.store import ModelStore
+from effnet_ray.runtime import session
+from effnet_ray.schema import from_dict
 from effnet_ray.variants import FAMILIES
 
 Connect = Callable[[Placement], None]
@@ -41,7 +41,7 @@ LOCAL = {
 
 
 @dataclass(frozen=True)
-class Where:
+class LocationFlags:
     """URIs: s3://bucket/prefix or a local path."""
 
     data: str = ""
@@ -58,12 +58,12 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFlags:
     """What all jobs that train are told."""
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
     placement: tyro.conf.OmitArgPrefixes[Placement] = field(default_factory=Placement)
-    where: tyro.conf.OmitArgPrefixes[Where] = field(default_factory=Where)
+    where: tyro.conf.OmitArgPrefixes[LocationFlags] = field(default_factory=LocationFlags)
     recipe_file: Annotated[str, tyro.conf.arg(name="recipe")] = ""
     """A recipe as JSON (a release's recipe.json will do); flags override its fields."""
     name: str = ""
@@ -80,7 +80,7 @@ class Training:
     """Show Ray's own logs."""
 
 
-Job = TypeVar("Job", bound=Training)
+Job = TypeVar("Job", bound=TrainingFlags)
 
 
 def parse(
@@ -122,7 +122,7 @@ def environment() -> dict[str, Any]:
             raise RecipeError(f"EFFNET_GPUS_PER_WORKER is {gpus!r}: expected a number") from None
     return {
         "placement": Placement(**placement),
-        "where": Where(
+        "where": LocationFlags(
             data=get("EFFNET_DATA", ""),
             store=store_from_environment(),
             single_writer=single_writer_from_environment(),
@@ -150,7 +150,9 @@ def workers_from_environment() -> bool:
     return bool(os.environ.get("EFFNET_WORKERS"))
 
 
-def connecting(people: People, *, local: bool, verbose: bool, dashboard: bool = False) -> Connect:
+def connect_as(
+    people: Terminal, *, local: bool, verbose: bool, dashboard: bool = False
+) -> Connect:
     """Joins or starts Ray, unless that is done, and says which; see `session.connect`."""
 
     def connect(placement: Placement) -> None:
@@ -162,13 +164,13 @@ def connecting(people: People, *, local: bool, verbose: bool, dashboard: bool = 
 
 
 def scoring(
-    flags: Training, data: str, people: People, connect: Connect, placement: Placement
+    flags: TrainingFlags, data: str, people: Terminal, connect: Connect, placement: Placement
 ) -> Scoring | None:
     """Who scores the test split; None where nobody is to."""
     return Scoring(data, placement, connect, people.scored) if flags.test_split else None
 
 
-def sample(people: People) -> str:
+def sample(people: Terminal) -> str:
     """The sample data set, packed on first use."""
     out = storage.absolute(f"{HOME}/sample-data")
     if not storage.exists(storage.join(out, manifests.NAME)):
@@ -178,7 +180,7 @@ def sample(people: People) -> str:
     return out
 
 
-def recipe(flags: Training) -> Recipe:
+def recipe(flags: TrainingFlags) -> Recipe:
     """The recipe, a release's name replaced by its URI, verified."""
     wanted = flags.recipe.weights
     if "/" in wanted or wanted in (*FAMILIES, "best", "none"):

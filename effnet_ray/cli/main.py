@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from effnet_ray.errors import EffnetRayError
-from effnet_ray.train import session
+from effnet_ray.runtime import session
 
 
 def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | N
     # Ray prints warnings to stdout, up to its end; there, our JSON is the last line.
     asks = {"-h", "--help"} & set(arguments)
     try:
-        with redirect_stdout(sys.stdout if asks else sys.stderr), session.leaving():
+        with redirect_stdout(sys.stdout if asks else sys.stderr), session.shutdown_if_started():
             answer = job(arguments)
     except EffnetRayError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)

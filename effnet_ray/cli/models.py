@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 
 from effnet_ray import storage
+from effnet_ray.cli import models_tables as tables
 from effnet_ray.cli.flags import single_writer_from_environment, store_from_environment
-from effnet_ray.console import models as tables
-from effnet_ray.console.people import People
+from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import ReleaseError
-from effnet_ray.store import aliases, catalog, names, upkeep
-from effnet_ray.store.releases import ModelStore
-from effnet_ray.use.export import export
-from effnet_ray.use.opened import open_release
+from effnet_ray.inference.export import export
+from effnet_ray.release import aliases, catalog, maintenance, names
+from effnet_ray.release.load import load_release
+from effnet_ray.release.store import ModelStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class StoreFlags:
     """What all verbs are told."""
 
     store: str = field(default_factory=store_from_environment)
@@ -31,7 +31,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing(Reading):
+class WritableStoreFlags(StoreFlags):
     """What verbs that change something are told besides."""
 
     single_writer: bool = field(default_factory=single_writer_from_environment)
@@ -44,34 +44,34 @@ class Writing(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class List(Reading):
+class List(StoreFlags):
     """All models: their versions and aliases, how good each is, of when, how large."""
 
 
-def list_models(flags: List, people: People) -> dict[str, Any]:
+def list_models(flags: List, people: Terminal) -> dict[str, Any]:
     """`models.py list`."""
     store = flags.open()
     found = catalog.catalog(store)
-    tables.models(people, found, store.uri)
+    tables.models_table(people, found, store.uri)
     return {"store": store.uri, "models": [asdict(model) for model in found]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show(Reading):
+class Show(StoreFlags):
     """A model with its aliases' histories, or all that is recorded of one release."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")]
     """NAME, NAME@vN or NAME@ALIAS."""
 
 
-def show(flags: Show, people: People) -> dict[str, Any]:
+def show(flags: Show, people: Terminal) -> dict[str, Any]:
     """`models.py show`."""
     store = flags.open()
     if "@" not in flags.model:
         return _show_model(store, flags.model, people)
     shelf, version = store.resolve(flags.model)
     release, record = shelf.release(version), shelf.record(version)
-    tables.release(people, release.reference, release.uri, record)
+    tables.release_table(people, release.reference, release.uri, record)
     told = catalog.model(shelf).aliases
     held = [alias for alias, means in told.items() if means == version]
     return {
@@ -82,17 +82,17 @@ def show(flags: Show, people: People) -> dict[str, Any]:
     }
 
 
-def _show_model(store: ModelStore, name: str, people: People) -> dict[str, Any]:
+def _show_model(store: ModelStore, name: str, people: Terminal) -> dict[str, Any]:
     shelf = store.shelf(name)
     found, moved = catalog.model(shelf), catalog.histories(shelf)
-    tables.models(people, [found] if found.versions else [], store.uri)
-    tables.histories(people, moved)
+    tables.models_table(people, [found] if found.versions else [], store.uri)
+    tables.histories_table(people, moved)
     history = {alias: [asdict(move) for move in moves] for alias, moves in moved.items()}
     return {**asdict(found), "history": history}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promote(Writing):
+class Promote(WritableStoreFlags):
     """Let an alias mean a release from now on, unless that one is worse."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
@@ -105,7 +105,7 @@ class Promote(Writing):
     is broken and nobody has a copy: a new one is begun, and what there was is kept beside it."""
 
 
-def promote(flags: Promote, people: People) -> dict[str, Any]:
+def promote(flags: Promote, people: Terminal) -> dict[str, Any]:
     """`models.py promote`."""
     name = names.parse(flags.model).name
     move = flags.open().promote(flags.model, flags.alias, force=flags.force)
@@ -115,7 +115,7 @@ def promote(flags: Promote, people: People) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Reading):
+class Export(StoreFlags):
     """Write a release as ONNX or as PyTorch's exported program, held against the release."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@…")]
@@ -126,9 +126,9 @@ class Export(Reading):
     """onnx: model.onnx (needs the extra `onnx`); torch: model.pt2, for torch.export.load."""
 
 
-def export_model(flags: Export, people: People) -> dict[str, Any]:
+def export_model(flags: Export, people: Terminal) -> dict[str, Any]:
     """`models.py export`."""
-    exported = export(open_release(flags.model, flags.store), flags.out, flags.format)
+    exported = export(load_release(flags.model, flags.store), flags.out, flags.format)
     size, apart = f"{exported.bytes / 1e6:,.1f} MB", f"{exported.difference:.1e}"
     people.table(f"{exported.release} as {exported.format}", {
         "file": f"{exported.file} ({size})",
@@ -138,7 +138,7 @@ def export_model(flags: Export, people: People) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Reading):
+class Verify(StoreFlags):
     """Read every byte of releases again and hold it against its SHA-256, and aliases against the
     releases they were moved to."""
 
@@ -146,7 +146,7 @@ class Verify(Reading):
     """NAME, NAME@vN or NAME@ALIAS; not given: all there is."""
 
 
-def verify(flags: Verify, people: People) -> dict[str, Any]:
+def verify(flags: Verify, people: Terminal) -> dict[str, Any]:
     """`models.py verify`. Raises ReleaseError where anything is not as it was released."""
     store = flags.open()
     told: dict[str, list[str]] = {"verified": [], "aliases": [], "unfinished": []}
@@ -183,7 +183,11 @@ def _checks(
     """What is asked for, by name: a release, or all of a model or the store, aliases too."""
     if "@" in model:
         shelf, version = store.resolve(model)
-        yield "verified", shelf.release(version).reference, partial(upkeep.verify, shelf, version)
+        yield (
+            "verified",
+            shelf.release(version).reference,
+            partial(maintenance.verify, shelf, version),
+        )
         alias = names.parse(model).alias
         if alias:
             yield "aliases", model, partial(aliases.verify, shelf, alias)
@@ -191,13 +195,13 @@ def _checks(
     for shelf in [store.shelf(name) for name in ([model] if model else store.models())]:
         for version in shelf.versions:
             reference = shelf.release(version).reference
-            yield "verified", reference, partial(upkeep.verify, shelf, version)
+            yield "verified", reference, partial(maintenance.verify, shelf, version)
         for alias in shelf.aliases:
             yield "aliases", f"{shelf.name}@{alias}", partial(aliases.verify, shelf, alias)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delete(Writing):
+class Delete(WritableStoreFlags):
     """Delete a release for good: its number is never used again."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
@@ -207,7 +211,7 @@ class Delete(Writing):
     nothing."""
 
 
-def delete(flags: Delete, people: People) -> dict[str, Any]:
+def delete(flags: Delete, people: Terminal) -> dict[str, Any]:
     """`models.py delete`."""
     done = flags.open().delete(flags.model, force=flags.force)
     people.say(f"{flags.model} is deleted")
@@ -220,14 +224,14 @@ def delete(flags: Delete, people: People) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gc(Writing):
+class Gc(WritableStoreFlags):
     """Finish what dead publishers began, and remove leftovers that nobody works with."""
 
-    older_than: float = upkeep.LEASE_S / 3600
+    older_than: float = maintenance.STALE_AFTER_S / 3600
     """Hours since the newest byte of what is touched: longer than any publishing takes."""
 
 
-def gc(flags: Gc, people: People) -> dict[str, Any]:
+def gc(flags: Gc, people: Terminal) -> dict[str, Any]:
     """`models.py gc`."""
     done = flags.open().gc(flags.older_than * 3600)
     found = [
@@ -243,7 +247,7 @@ def gc(flags: Gc, people: People) -> dict[str, Any]:
     return asdict(done)
 
 
-VERBS: dict[str, tuple[type[Any], Callable[[Any, People], dict[str, Any]]]] = {
+VERBS: dict[str, tuple[type[Any], Callable[[Any, Terminal], dict[str, Any]]]] = {
     "list": (List, list_models),
     "show": (Show, show),
     "promote": (Promote, promote),
@@ -260,4 +264,4 @@ def models_job(argv: Sequence[str]) -> dict[str, Any]:
     either: Any = Union[tuple(kinds)]  # noqa: UP007  # a type made at run time
     flags = tyro.cli(either, args=argv)
     act = next(function for kind, function in VERBS.values() if type(flags) is kind)
-    return act(flags, People())
+    return act(flags, Terminal())

@@ -1,1 +1,1 @@
-"""From images to planned batches: manifest · pack · images · order · ingest."""
+"""What a data set is, in which order it is read, and how images become batches."""

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray import storage
-from effnet_ray.data import features
-from effnet_ray.data.balance import Labels, class_weights
-from effnet_ray.data.images import decode, eval_view, train_view
+from effnet_ray.data import feature_cache as features
+from effnet_ray.data.class_balance import Labels, class_weights
+from effnet_ray.data.decode import decode, eval_view, train_view
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.order import EvalPlan, Plan, Rows, image_random
-from effnet_ray.data.rows import RowGroup
+from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
+from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTICLASS
@@ -25,7 +25,7 @@ from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2
 """A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
-PLAIN = -1
+EVAL_VIEW = -1
 """In place of a view's number: the plain one, as in evaluation."""
 
 Block = dict[str, npt.NDArray[Any]]
@@ -34,7 +34,7 @@ several, [n, K] uint8 of 0 and 1, `id`, `bad`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class BadImage:
     """A quarantined image."""
 
     path: str
@@ -81,14 +81,14 @@ class Dataset:
 
     def kept(self, split: str, view: int) -> str:
         """The folder of the features of a view (PLAIN, or its number)."""
-        number = None if view == PLAIN else view
+        number = None if view == EVAL_VIEW else view
         return features.folder(
             self.features, self.backbone, self.manifest, self.recipe, self.spec, split, number
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ChunkTask:
     """One chunk to fetch."""
 
     split: str
@@ -99,7 +99,7 @@ class Task:
     """Steps of the chunk that a resumed run has taken already: never read."""
     rows: int = 0
     """Images left then: the stream counts them."""
-    view: int = PLAIN
+    view: int = EVAL_VIEW
     """Which view of them."""
     fresh: bool = True
     """Whether each further use of an image in the epoch is another view of it."""
@@ -109,7 +109,7 @@ class Task:
     """Whether their features are wanted, which are there."""
 
 
-def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
+def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
     """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
@@ -129,11 +129,11 @@ def load_chunk(dataset: Dataset, task: Task) -> Iterator[Block]:
             yield load_rows(dataset, task, part, groups)
 
 
-def _kept(dataset: Dataset, task: Task, rows: Rows) -> Block:
+def _kept(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
     """The features of some rows, at least one."""
     uri, places = (
         dataset.kept(task.split, task.view),
-        features.places(dataset.manifest, task.split),
+        features.row_group_places(dataset.manifest, task.split),
     )
     shard, first = places[rows[:, 0]].T
     group, row = np.divmod(first + rows[:, 1], features.ROWS)
@@ -149,7 +149,7 @@ def _kept(dataset: Dataset, task: Task, rows: Rows) -> Block:
     return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
 
 
-def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGroup]) -> Block:
+def load_rows(dataset: Dataset, task: ChunkTask, rows: Rows, groups: dict[int, RowGroup]) -> Block:
     """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
     size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
@@ -169,7 +169,7 @@ def load_rows(dataset: Dataset, task: Task, rows: Rows, groups: dict[int, RowGro
             image[slot] = _view(dataset, task, record, use)
             columns["bad"].append("")
         except ImageError as error:
-            bad = Bad(record["image"]["path"], str(error), record["digest"])
+            bad = BadImage(record["image"]["path"], str(error), record["digest"])
             columns["bad"].append(json.dumps(asdict(bad)))
     return {
         "image": image,
@@ -189,10 +189,12 @@ def _labels(found: list[Any], manifest: Manifest) -> npt.NDArray[Any]:
     return several
 
 
-def _view(dataset: Dataset, task: Task, record: dict[str, Any], use: int) -> npt.NDArray[np.uint8]:
+def _view(
+    dataset: Dataset, task: ChunkTask, record: dict[str, Any], use: int
+) -> npt.NDArray[np.uint8]:
     """The planned view of one image in its `use` of the epoch, from 0."""
     data = record["image"]["bytes"]
-    if task.view == PLAIN:
+    if task.view == EVAL_VIEW:
         return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.view, record["id"], use)
     spec = replace(dataset.spec, resolution=task.size or dataset.spec.resolution)

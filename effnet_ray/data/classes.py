@@ -22,7 +22,7 @@ LABEL, LABELS = pa.int64(), pa.list_(pa.int64())
 Label = int | list[int]
 
 
-def names_in(uri: str) -> tuple[str, ...]:
+def read_class_names(uri: str) -> tuple[str, ...]:
     """Names from a file, one a line, or a JSON list."""
     text = storage.read_bytes(storage.absolute(uri)).decode()
     names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
@@ -58,7 +58,7 @@ def _listed(value: Any) -> Sequence[Any]:
     return () if value is None else (value,)
 
 
-def labelled(
+def encode_labels(
     found: Sequence[str], known: Sequence[str] | None, task: str, source: str
 ) -> tuple[tuple[str, ...], pa.Array]:
     """Class names, and every image's label as an index into them, or as a list of these.
@@ -105,7 +105,7 @@ def task_of(label: pa.DataType) -> str:
     return MULTILABEL if pa.types.is_list(label) else MULTICLASS
 
 
-def named(label: Label, classes: Sequence[str]) -> str:
+def format_label(label: Label, classes: Sequence[str]) -> str:
     """An image's label in words."""
     if isinstance(label, int):
         return classes[label]

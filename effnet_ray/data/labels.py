@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.balance import Labels
+from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.errors import DatasetError
 
@@ -81,4 +81,4 @@ def _column(uri: str, name: str, shard: Shard) -> pa.ChunkedArray:
                 return pa.chunked_array([], pa.null())
             return file.read_row_groups(groups, columns=[name])[name]
 
-    return storage.attempt(uri, fetch, shard.rows)
+    return storage.read_with_retries(uri, fetch, shard.rows)

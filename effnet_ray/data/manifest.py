@@ -11,10 +11,11 @@ from typing import Self
 
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError, RecipeError, StorageError
-from effnet_ray.records import from_dict
+from effnet_ray.schema import from_dict
 
 VERSION = 1
 NAME = "manifest.json"
+SPLITS = ("train", "eval", "test")
 
 FULL_CHECK_BYTES = 256 * 1024**2
 """Data sets up to this size have every shard's SHA-256 verified before a run; larger ones have
@@ -146,10 +147,10 @@ def load(data: str) -> Manifest:
     return manifest
 
 
-def check(manifest: Manifest, data: str) -> None:
+def check_trainable(manifest: Manifest, data: str) -> None:
     """Whether a run can be trained on this, as far as can be seen before anything is leased.
 
-    Raises DatasetError for an empty split, fewer than two classes, and as `check_stored` does.
+    Raises DatasetError for an empty split, fewer than two classes, and as `check_shards` does.
     """
     for split in ("train", "eval"):
         if not manifest.images.get(split):
@@ -158,10 +159,10 @@ def check(manifest: Manifest, data: str) -> None:
         raise DatasetError(
             f"{data} has one class ({', '.join(manifest.classes)}): a classifier needs two or more"
         )
-    check_stored(manifest, data)
+    check_shards(manifest, data)
 
 
-def check_stored(manifest: Manifest, data: str, split: str = "") -> None:
+def check_shards(manifest: Manifest, data: str, split: str = "") -> None:
     """Hold what is stored, of one split or all, against the manifest.
 
     Raises DatasetError for a shard that is missing, has another size or (in small data sets)

@@ -1,1 +1,1 @@
-"""uint8 images → logits: network · weights · optim. The door to timm."""
+"""The networks: pretrained weights, layers, optimizers, what using one costs."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from effnet_ray.model.drop import Drop, replace_drop_paths
-from effnet_ray.phases import lowest, part_of
+from effnet_ray.model.dropout import Drop, replace_drop_paths
+from effnet_ray.phases import lowest_trainable, part_of
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.speed import CHANNELS_LAST, CONTIGUOUS
 from effnet_ray.variants import InputSpec
@@ -98,7 +98,7 @@ def build(
     torch.manual_seed(recipe.seed)
     overlay = {"file": weights_file, "num_classes": weights_classes, "custom_load": False}
     backbone = timm.create_model(
-        recipe.row.architecture,
+        recipe.variant_spec.architecture,
         pretrained=weights_file is not None,
         pretrained_cfg_overlay=overlay if weights_file else None,
         num_classes=num_classes,
@@ -108,11 +108,11 @@ def build(
     if recipe.batchnorm == SYNC:
         backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; the same names
     network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)
-    learn(network, recipe, lowest(recipe.unfreeze))
+    set_trainable(network, recipe, lowest_trainable(recipe.unfreeze))
     return network
 
 
-def learnable(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Parameter]:
+def trainable_parameters(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Parameter]:
     """The parameters that learn where `lowest` is the lowest part that does, by timm's names."""
     frozen = batchnorms(network) if recipe.batchnorm == "frozen" else []
     fixed = {id(parameter) for layer in frozen for parameter in layer.parameters()}
@@ -123,10 +123,10 @@ def learnable(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Par
     }
 
 
-def learn(network: Network, recipe: Recipe, lowest: int) -> list[nn.Parameter]:
+def set_trainable(network: Network, recipe: Recipe, lowest: int) -> list[nn.Parameter]:
     """Let these parameters learn, and no others; they are returned."""
     network.requires_grad_(False)
-    learning = list(learnable(network, recipe, lowest).values())
+    learning = list(trainable_parameters(network, recipe, lowest).values())
     for parameter in learning:
         parameter.requires_grad_()
     return learning

@@ -1,1 +1,1 @@
-"""From a finished run to a release: what it holds, and where it comes from."""
+"""The model store: immutable, versioned releases, and loading one."""

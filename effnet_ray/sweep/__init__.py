@@ -1,1 +1,1 @@
-"""Sweeps: which recipes to try, for how long, and what came of it."""
+"""The search over variants and recipes with Ray Tune."""

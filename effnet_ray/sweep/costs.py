@@ -8,12 +8,12 @@ import ray
 
 from effnet_ray import phases, storage
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.model import cost, weights as pretrained
-from effnet_ray.model.cost import Cost
+from effnet_ray.model import pretrained, profile
+from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.records import from_dict
-from effnet_ray.sweep.record import Sweep, Trial
+from effnet_ray.schema import from_dict
+from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.variants import InputSpec
 
 COSTS = "costs.json"
@@ -28,16 +28,16 @@ def device_seconds(recipe: Recipe, manifest: Manifest) -> float:
     Real devices are faster or slower; what decides is the ratio between variants.
     """
     images = manifest.limited(recipe.limit).images
-    trained = phases.cost(recipe.decided, recipe.epochs) * images.get("train", 0)
+    trained = phases.cost(recipe.with_defaults, recipe.epochs) * images.get("train", 0)
     evaluated = phases.FORWARD * recipe.epochs * images.get("eval", 0)
-    area = (spec(recipe).resolution / recipe.row.resolution) ** 2
-    return (trained + evaluated) * area / recipe.row.train_images_per_s
+    area = (spec(recipe).resolution / recipe.variant_spec.resolution) ** 2
+    return (trained + evaluated) * area / recipe.variant_spec.train_images_per_s
 
 
 def spec(recipe: Recipe) -> InputSpec:
     """What the recipe's network is shown."""
     found = pretrained.resolve(recipe).spec
-    return pretrained.input_spec(recipe.settled(found, workers=1, on_gpu=False), found)
+    return pretrained.input_spec(recipe.resolved(found, workers=1, on_gpu=False), found)
 
 
 def key(sweep: Sweep, variant: str, settings: Mapping[str, object]) -> Key:
@@ -55,10 +55,10 @@ def measured(
         for variant, size, values in json.loads(storage.read_bytes(file)):
             known[variant, size] = from_dict(Cost, values)
     new = sorted(set(keys) - set(known))
-    measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker)(cost.measure)
+    measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker)(profile.measure)
     for variant, size in new:
         recipe = Recipe(variant=variant, weights="none", image_size=size)
-        settled = recipe.settled(spec(recipe), workers=1, on_gpu=False)
+        settled = recipe.resolved(spec(recipe), workers=1, on_gpu=False)
         known[variant, size] = ray.get(measure.remote(settled, spec(settled), classes))
     if new:
         rows = [(variant, size, asdict(value)) for (variant, size), value in known.items()]

@@ -4,12 +4,12 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release.run import release_run
-from effnet_ray.release.test_split import Scoring
-from effnet_ray.store.releases import Release
-from effnet_ray.sweep import outcome, record
-from effnet_ray.sweep.outcome import Entry, Outcome
-from effnet_ray.train.record import Result, load_result
+from effnet_ray.publish.from_run import release_run
+from effnet_ray.publish.test_score import Scoring
+from effnet_ray.release.store import Release
+from effnet_ray.sweep import results, sweep_record
+from effnet_ray.sweep.results import LeaderboardRow, Outcome
+from effnet_ray.train.run_record import Result, load_result
 
 
 def publish(
@@ -20,7 +20,7 @@ def publish(
     What was released already is found, not released again. Raises ReleaseError.
     """
 
-    def release(entry: Entry) -> Release:
+    def release(entry: LeaderboardRow) -> Release:
         result, name, sweep = _trial(found, entry)
         return release_run(result, store, name=name, found_by=sweep, single_writer=single_writer,
                            scoring=scoring)  # fmt: skip
@@ -29,9 +29,9 @@ def publish(
     return release(found.best), front
 
 
-def _trial(found: Outcome, entry: Entry) -> tuple[Result, str, dict[str, Any]]:
+def _trial(found: Outcome, entry: LeaderboardRow) -> tuple[Result, str, dict[str, Any]]:
     """How a trial ended, what its model is called, and what found it."""
-    run_uri = storage.join(found.uri, record.RUNS, entry.trial.run)
+    run_uri = storage.join(found.uri, sweep_record.RUNS, entry.trial.run)
     result = load_result(run_uri)
     if result is None:
         raise ReleaseError(
@@ -41,8 +41,8 @@ def _trial(found: Outcome, entry: Entry) -> tuple[Result, str, dict[str, Any]]:
     sweep = {
         "sweep": found.uri,
         "trial": entry.trial.number,
-        "objective": outcome.objective_json(found.objective),
-        "tried": outcome.counts(found.trials),
+        "objective": results.objective_json(found.objective),
+        "tried": results.counts(found.trials),
         "device_seconds": round(sum(trial.device_seconds for trial in found.trials), 1),
     }
     return result, f"{found.sweep.name}-{entry.trial.variant}", sweep

@@ -8,13 +8,18 @@ import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from effnet_ray.sweep import outcome, record
-from effnet_ray.sweep.outcome import Outcome
-from effnet_ray.sweep.schedule import RUNGS
+from effnet_ray.sweep import results, sweep_record
+from effnet_ray.sweep.asha import RUNGS
+from effnet_ray.sweep.results import Outcome
 
 COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#5c5f66")
 """One a variant; told apart also by the colour-blind, and labelled besides."""
-ENDS = {record.FINISHED: "o", record.STOPPED: "x", record.FAILED: "X", record.RUNNING: "."}
+ENDS = {
+    sweep_record.FINISHED: "o",
+    sweep_record.STOPPED: "x",
+    sweep_record.FAILED: "X",
+    sweep_record.RUNNING: ".",
+}
 """Marker at the end of a trial's curve, by its state."""
 
 
@@ -29,9 +34,9 @@ def html(found: Outcome) -> bytes:
         cost={entry.trial.number: entry.cost for entry in found.board},
         trials=sorted(found.trials, key=lambda t: (-t.reached, -t.eval_top1, t.number)),
         fields=list(found.sweep.space),
-        counts=outcome.counts(found.trials),
+        counts=results.counts(found.trials),
         spent=sum(trial.device_seconds for trial in found.trials),
-        saved=outcome.saved(found.trials),
+        saved=results.seconds_saved(found.trials),
         curves=_svg(found, _curves),
         front=_svg(found, _front),
         money=_svg(found, _money),
@@ -97,7 +102,7 @@ def _money(found: Outcome, axes: Axes) -> None:
     variants = [v for v in found.sweep.variants if any(t.variant == v for t in found.trials)]
     own = {v: [trial for trial in found.trials if trial.variant == v] for v in variants}
     spent = [sum(trial.device_seconds for trial in own[v]) for v in variants]
-    saved = [outcome.saved(own[v]) for v in variants]
+    saved = [results.seconds_saved(own[v]) for v in variants]
     names = [variant.upper() for variant in variants]
     axes.bar(names, spent, color=[_colour(found, v) for v in variants], label="spent")
     axes.bar(names, saved, bottom=spent, color="none", edgecolor="#868e96", ls="--",

@@ -6,14 +6,14 @@ from typing import Any, Protocol
 from ray import tune
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.sweep.record import Trial
-from effnet_ray.sweep.schedule import TOP1
+from effnet_ray.sweep.asha import TOP1
 from effnet_ray.sweep.space import Domain, Settings, Space
+from effnet_ray.sweep.sweep_record import Trial
 
 RANDOM, TPE = "random", "tpe"
 
 
-class Draws(Protocol):
+class Sampler(Protocol):
     """Makes settings."""
 
     def __call__(self, number: int) -> Settings:
@@ -23,21 +23,21 @@ class Draws(Protocol):
         """A trial is over."""
 
 
-def draws(searcher: str, space: Space, seed: int) -> Draws:
+def sampler(searcher: str, space: Space, seed: int) -> Sampler:
     """Raises RecipeError for an unknown searcher, or where Optuna is not installed."""
     if searcher == RANDOM:
-        return Chance(space, seed)
+        return RandomSampler(space, seed)
     if searcher != TPE:
         raise RecipeError(f"searcher {searcher!r} is unknown: choose random or tpe")
     try:
-        return Tpe(space, seed)
+        return TpeSampler(space, seed)
     except ImportError as error:
         raise RecipeError(
             "--searcher tpe needs Optuna: pip install 'effnet-ray[tpe]', or choose random"
         ) from error
 
 
-class Chance:
+class RandomSampler:
     """Every number has its own draw, whatever came before."""
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -51,7 +51,7 @@ class Chance:
         """Chance does not."""
 
 
-class Tpe:
+class TpeSampler:
     """Optuna's tree-structured Parzen estimator, through Ray Tune's integration."""
 
     def __init__(self, space: Space, seed: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 from effnet_ray.errors import InputError, RecipeError
 from effnet_ray.recipe import Recipe
-from effnet_ray.records import from_dict
+from effnet_ray.schema import from_dict
 
 Settings = dict[str, Any]
 """One draw: field → value, of every field of a space."""
@@ -35,7 +35,7 @@ head's rate is ten times lr."""
 FROM_SCRATCH = {**DEFAULT, "lr": "log:1e-3:1e-2"}
 """Without pretrained weights there is further to go."""
 
-ELSEWHERE = {
+NOT_SEARCHABLE = {
     "variant": "list variants with --variants",
     "epochs": "--epochs is the length of every trial that is not stopped early",
     "seed": "--seed seeds the whole sweep",
@@ -150,8 +150,8 @@ def _file(path: str) -> dict[str, Any]:
 
 def _domain(field: str, text: Any) -> Domain:
     """Raises RecipeError where it is none, or none for this field."""
-    if field in ELSEWHERE:
-        raise RecipeError(f"{field} cannot be in the search space: {ELSEWHERE[field]}")
+    if field in NOT_SEARCHABLE:
+        raise RecipeError(f"{field} cannot be in the search space: {NOT_SEARCHABLE[field]}")
     from_dict(Recipe, dict.fromkeys([field], _default(field)))  # says the nearest name
     kinds = _kinds(field)
     if isinstance(text, list):

@@ -12,15 +12,15 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from effnet_ray import storage
-from effnet_ray.data import features
-from effnet_ray.errors import EffnetRayError, LeaderLostError
+from effnet_ray.data import feature_cache
+from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
-from effnet_ray.sweep import record
-from effnet_ray.sweep.book import FAILURE
-from effnet_ray.sweep.record import Sweep
-from effnet_ray.sweep.schedule import Brackets, LadderSearch
-from effnet_ray.train import progress
-from effnet_ray.train.finetune import finetune, watched
+from effnet_ray.sweep import sweep_record
+from effnet_ray.sweep.asha import Brackets, ScheduledSearch
+from effnet_ray.sweep.sweep_record import Sweep
+from effnet_ray.sweep.trial_log import FAILURE
+from effnet_ray.train import events
+from effnet_ray.train.finetune import finetune, poll_interval
 
 CRASHES = 2
 """Times that a trial's driver is started again when its process dies."""
@@ -30,7 +30,7 @@ node, which no spot market takes away."""
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
+class TrialDriver:
     """All that a trial's driver is told beside its settings."""
 
     sweep: Sweep
@@ -51,18 +51,18 @@ class Driver:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
         placement = self.placements[variant]
         try:
-            with watched(self.together * placement.worker_range[1]):
+            with poll_interval(self.together * placement.worker_range[1]):
                 finetune(
                     self.sweep.trial_recipe(variant, config["settings"]),
                     placement,
                     self.sweep.data,
-                    runs=storage.join(self.uri, record.RUNS),
+                    runs=storage.join(self.uri, sweep_record.RUNS),
                     name=f"{self.sweep.name}-{number:03d}-{variant}",
                     mirror=self.mirror,
-                    features_in=storage.join(self.uri.rpartition("/")[0], features.FOLDER),
+                    features_in=storage.join(self.uri.rpartition("/")[0], feature_cache.FOLDER),
                     callbacks=[_Reports(number, self.leaders)],
                 )
-        except LeaderLostError:
+        except ControllerDiedError:
             raise  # Tune begins it again, if it was no stopped trial
         except EffnetRayError as error:
             tune.report({FAILURE: str(error)})
@@ -70,7 +70,7 @@ class Driver:
             self.leaders.left.remote(number)
 
 
-class _Leaders:
+class ControllerRegistry:
     """Knows the process that leads each trial's workers, and ends it when the trial is stopped.
 
     Tune would end the trial's driver for that, and with it what has been imported: seconds, for
@@ -95,9 +95,9 @@ class _Leaders:
             ray.kill(leader)
 
 
-def leaders() -> Any:
+def start_controller_registry() -> Any:
     """Start the actor that can stop trials."""
-    return progress.beside_me(_Leaders)
+    return events.start_local_actor(ControllerRegistry)
 
 
 class _Reports(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types
@@ -118,7 +118,7 @@ class _Reports(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no typ
 
 def run_trials(
     trial: Callable[[dict[str, Any]], None],
-    search: LadderSearch,
+    search: ScheduledSearch,
     brackets: Brackets,
     concurrent: int,
 ) -> None:

@@ -10,23 +10,24 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
-from effnet_ray.model.cost import Cost
+from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.sweep import costs, outcome, record, space as spaces
-from effnet_ray.sweep.book import Book, Told
-from effnet_ray.sweep.ladder import Ladder
-from effnet_ray.sweep.outcome import Objective, Outcome
-from effnet_ray.sweep.record import Sweep, Trial
+from effnet_ray.runtime import nodes, pending, session
+from effnet_ray.sweep import costs, results, space as spaces, sweep_record
+from effnet_ray.sweep.asha import FIRST_RUNG, Brackets, ScheduledSearch
 from effnet_ray.sweep.resources import Hardware, Shares, share_out
-from effnet_ray.sweep.schedule import FIRST_RUNG, Brackets, LadderSearch
-from effnet_ray.sweep.searchers import RANDOM, Draws, draws
+from effnet_ray.sweep.results import Objective, Outcome
+from effnet_ray.sweep.searchers import RANDOM, Sampler, sampler
 from effnet_ray.sweep.space import Settings
-from effnet_ray.sweep.trial import Driver, leaders, run_trials
+from effnet_ray.sweep.sweep_record import Sweep, Trial
+from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_registry
+from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
+from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train import machines, record as runs_record, session, waiting
+from effnet_ray.train import run_record as runs_record
+from effnet_ray.train.events import WaitingForWorkers
 from effnet_ray.train.finetune import checked_name
-from effnet_ray.train.progress import Waiting
 from effnet_ray.variants import VARIANTS
 
 
@@ -42,7 +43,7 @@ class Plan:
     """Device-seconds if no trial is stopped early, by timm's figures for an RTX 3090."""
 
 
-Hear = Callable[[Plan | Told | Waiting], None]
+OnProgress = Callable[[Plan | SweepProgress | WaitingForWorkers], None]
 
 
 def tune(
@@ -60,7 +61,7 @@ def tune(
     workers: str | None = None,
     name: str | None = None,
     mirror: str | None = None,
-    hear: Hear = lambda told: None,
+    on_progress: OnProgress = lambda told: None,
     connect: Callable[[Placement], object] = lambda p: session.connect(
         p, local=False, verbose=False, dashboard=True
     ),
@@ -74,21 +75,21 @@ def tune(
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
-    manifests.check(manifest.limited(recipe.limit), data)
+    manifests.check_trainable(manifest.limited(recipe.limit), data)
     sweep = _sweep(recipe, variants, trials, space, searcher, budget, data, manifest, name)
     search = _Search(sweep, storage.join(runs, sweep.name), manifest, placement, objective)
-    if record.outcome(search.uri):
-        record.begin(sweep, search.uri)  # refuses another sweep of this name
+    if sweep_record.outcome(search.uri):
+        sweep_record.begin(sweep, search.uri)  # refuses another sweep of this name
         return search.outcome(search.past, 0)
     connect(placement)
     shares = search.shares(workers, [data, runs])
-    record.begin(sweep, search.uri)
+    sweep_record.begin(sweep, search.uri)
     over = sum(trial.over for trial in search.past.values())
-    hear(Plan(sweep, shares, over, search.ladder.to_come))
-    book = search.run(shares, mirror, hear)
+    on_progress(Plan(sweep, shares, over, search.ladder.to_come))
+    book = search.run(shares, mirror, on_progress)
     found = search.outcome(book.trials, book.spent)
     search.clear(book.trials)
-    record.write_outcome(found.as_json(), search.uri)
+    sweep_record.write_outcome(found.as_json(), search.uri)
     return found
 
 
@@ -172,45 +173,45 @@ class _Search:
         """Raises RecipeError where the budget does not carry one trial to its first rung."""
         self.sweep, self.uri = sweep, uri
         self._manifest, self._placement, self._objective = manifest, placement, objective
-        self.past = record.trials(uri)
-        self._draws = draws(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
+        self.past = sweep_record.trials(uri)
+        self._draws = sampler(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
         self.ladder = _ladder(sweep, manifest, self._draws, self.past)
 
     def shares(self, workers: str | None, uris: Sequence[str]) -> Shares:
         """What each trial leases. Raises InputError where this cluster can never give it, or no
         model could be chosen."""
         wanted = self._placement.accelerators
-        hardware = Hardware(
-            gpus=machines.capacity("GPU", wanted), cpus=machines.capacity("CPU", wanted)
-        )
+        hardware = Hardware(gpus=nodes.capacity("GPU", wanted), cpus=nodes.capacity("CPU", wanted))
         batch_size = self.sweep.recipe.batch_size
         found = share_out(self._placement, workers, self.ladder.waves, batch_size, hardware)
         for chosen in found.placements.values():
-            session.lease(chosen, uris)
+            session.request_resources(chosen, uris)
         self._objective.check(self._costs({}))
         return found
 
-    def run(self, shares: Shares, mirror: str | None, hear: Hear) -> Book:
+    def run(self, shares: Shares, mirror: str | None, on_progress: OnProgress) -> TrialLog:
         """Train all that the ladder hands out. Raises KeyboardInterrupt after Ctrl-C."""
-        ladder, folder = self.ladder, storage.join(self.uri, record.RUNS)
-        leads = leaders()
+        ladder, folder = self.ladder, storage.join(self.uri, sweep_record.RUNS)
+        leads = start_controller_registry()
         brackets = Brackets(
             lambda: ladder.budget is not None and ladder.spent >= ladder.budget,
             leads.stop.remote,
         )
-        book = Book(
+        book = TrialLog(
             self.sweep,
             self.uri,
             ladder,
             brackets,
             self.past,
-            hear=hear,
+            on_progress=on_progress,
             learn=self._draws.learns,
             result=lambda name: runs_record.load_result(storage.join(folder, name)),
         )
-        driver = Driver(self.sweep, self.uri, shares.placements, shares.concurrent, mirror, leads)
-        with waiting.watching_many(hear):
-            run_trials(driver.run, LadderSearch(ladder, book), brackets, shares.concurrent)
+        driver = TrialDriver(
+            self.sweep, self.uri, shares.placements, shares.concurrent, mirror, leads
+        )
+        with pending.report_waiting_trials(on_progress):
+            run_trials(driver.run, ScheduledSearch(ladder, book), brackets, shares.concurrent)
         if not ladder.done:
             raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
         return book
@@ -219,15 +220,15 @@ class _Search:
         """Raises TrainingError where there is no model to choose."""
         tried = trials.values()
         known = costs.by_number(self.sweep, tried, self._costs(trials))
-        return outcome.concluded(
+        return results.summarize(
             self.sweep, self.uri, tried, known, self._objective, trained_seconds
         )
 
     def clear(self, trials: Mapping[int, Trial]) -> None:
         """Delete the checkpoints of trials that did not finish: nobody goes on from them."""
         for trial in trials.values():
-            if trial.state in (record.STOPPED, record.FAILED):
-                run = storage.join(self.uri, record.RUNS, trial.run)
+            if trial.state in (sweep_record.STOPPED, sweep_record.FAILED):
+                run = storage.join(self.uri, sweep_record.RUNS, trial.run)
                 storage.delete(storage.join(run, runs_record.CHECKPOINTS))
 
     def _costs(self, trials: Mapping[int, Trial]) -> dict[costs.Key, Cost]:
@@ -239,7 +240,9 @@ class _Search:
         return costs.measured(self.sweep, self.uri, classes, self._placement, keys)
 
 
-def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, Trial]) -> Ladder:
+def _ladder(
+    sweep: Sweep, manifest: Manifest, drawn: Sampler, past: Mapping[int, Trial]
+) -> VariantSchedule:
     """Raises RecipeError where the budget does not carry one trial to its first rung."""
     full = {
         variant: costs.device_seconds(sweep.trial_recipe(variant, {}), manifest)
@@ -253,10 +256,10 @@ def _ladder(sweep: Sweep, manifest: Manifest, drawn: Draws, past: Mapping[int, T
             f"{cheapest} takes {rung:,.1f} to its first rung, by timm's figures for an RTX 3090: "
             "raise --budget, or lower --epochs or --image-size"
         )
-    return Ladder(
+    return VariantSchedule(
         full,
         sweep.trials,
         lambda number: past[number].settings if number in past else drawn(number),
         sweep.budget,
-        begun={number: trial.state != record.SKIPPED for number, trial in past.items()},
+        begun={number: trial.state != sweep_record.SKIPPED for number, trial in past.items()},
     )

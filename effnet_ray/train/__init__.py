@@ -1,1 +1,1 @@
-"""Training: metrics · checkpoint · loop (plain torch), then record · worker · finetune (Ray)."""
+"""The training loop, its checkpoints and records, and the Ray Train workers that run it."""

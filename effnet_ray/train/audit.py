@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from effnet_ray import storage
+from effnet_ray.storage import parquet
 
 NAME = re.compile(r"step-(\d{8})-rank-\d{4}\.parquet")
 SCHEMA = pa.schema(
@@ -38,10 +38,8 @@ def write(
         },
         schema=SCHEMA,
     )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
     name = f"step-{step:08d}-rank-{rank:04d}.parquet"
-    storage.write_bytes(storage.join(audit, name), sink.getvalue().to_pybytes())
+    parquet.write_table(storage.join(audit, name), table)
 
 
 def remove_from(audit: str, step: int) -> None:

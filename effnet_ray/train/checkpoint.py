@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, RecipeError, StorageError
-from effnet_ray.model.optim import PART
+from effnet_ray.model.optimizer import PART
 from effnet_ray.phases import HEAD
-from effnet_ray.records import from_dict
-from effnet_ray.train.metrics import Tally
-from effnet_ray.train.per_class import Class, classes
-from effnet_ray.train.reports import EpochReport, best
-from effnet_ray.train.scaling import LossScale
+from effnet_ray.schema import from_dict
+from effnet_ray.train.epoch_report import EpochReport, best
+from effnet_ray.train.loss_scale import LossScale
+from effnet_ray.train.metrics import MetricSums
+from effnet_ray.train.per_class import ClassMetrics, class_metrics
 from effnet_ray.train.state import TrainState
 
 RECORD = "checkpoint.json"
@@ -51,7 +51,7 @@ class Snapshot:
     skipped: int
     scale: LossScale
     pieces: int
-    per_class: tuple[Class, ...]
+    per_class: tuple[ClassMetrics, ...]
     device_s: float
     arrived: torch.cuda.Event | None
     """When the copies have come from a GPU."""
@@ -160,7 +160,7 @@ class Checkpoint:
     skipped: int
     scale: LossScale
     pieces: int
-    per_class: tuple[Class, ...]
+    per_class: tuple[ClassMetrics, ...]
     """Of the newest evaluation before it."""
     device_s: float
     """What it took to come here, in seconds of one device."""
@@ -196,7 +196,7 @@ class Checkpoint:
         state.history, state.skipped = list(self.history), self.skipped
         state.scale, state.pieces = self.scale, self.pieces
         state.per_class, state.device_s = self.per_class, self.device_s
-        state.tally = Tally(torch.tensor(self.tally, dtype=torch.float64))
+        state.tally = MetricSums(torch.tensor(self.tally, dtype=torch.float64))
 
 
 def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
             skipped=record["skipped"],
             scale=from_dict(LossScale, record.get("scale", {})),
             pieces=record.get("pieces", 1),
-            per_class=classes(record.get("per_class", [])),
+            per_class=class_metrics(record.get("per_class", [])),
             device_s=record.get("device_s", 0.0),
             files=record["files"],
         )

@@ -16,20 +16,21 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import storage
-from effnet_ray.data import features as kept, labels, manifest as manifests
+from effnet_ray.data import feature_cache as kept, labels, manifest as manifests
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import LeaderLostError, RecipeError, TrainingError
-from effnet_ray.model import weights as pretrained
-from effnet_ray.model.compiled import check_compiler
+from effnet_ray.errors import ControllerDiedError, RecipeError, TrainingError
+from effnet_ray.model import pretrained
+from effnet_ray.model.compile import check_compiler
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.train import checkpoint, features, progress, record, session, waiting
-from effnet_ray.train.record import Result, Run
-from effnet_ray.train.reports import best, ended_early
-from effnet_ray.train.worker import Job, train
+from effnet_ray.runtime import pending, session
+from effnet_ray.train import checkpoint, events, precompute_features, run_record
+from effnet_ray.train.epoch_report import best, ended_early
+from effnet_ray.train.run_record import Result, Run
+from effnet_ray.train.worker import WorkerJob, train
 
-Hear = Callable[[progress.Event], None]
+OnEvent = Callable[[events.Event], None]
 NAMED = 3
 """Bad images that a failed run's sentence names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,7 +47,7 @@ def finetune(
     name: str | None = None,
     mirror: str | None = None,
     features_in: str | None = None,
-    hear: Hear = lambda event: None,
+    on_event: OnEvent = lambda event: None,
     callbacks: Sequence[UserCallback] = (),
     connect: Callable[[Placement], object] = lambda p: session.connect(
         p, local=False, verbose=False
@@ -56,23 +57,23 @@ def finetune(
 
     `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one that
     follows from recipe and data. `mirror` holds pretrained weights; features are kept in
-    `features_in`, else under `runs`; `hear` is called with the events of `progress`, and Ray
-    Train with `callbacks`, which hear of every epoch (short ones wait for that); `connect` joins
-    or starts Ray once everything else is in order.
+    `features_in`, else under `runs`; `on_event` is called with the events of `events`, and Ray
+    Train calls `callbacks` after every epoch (short ones wait for that); `connect` joins or
+    starts Ray once everything else is in order.
     Raises InputError before anything is leased, TrainingError when the run fails.
     """
     began = time.perf_counter()
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
-    name = checked_name(name or record.default_name(recipe, manifest.fingerprint))
+    name = checked_name(name or run_record.default_name(recipe, manifest.fingerprint))
     run_uri = storage.join(runs, name)
-    run = record.load(run_uri)
+    run = run_record.load(run_uri)
     if run:
-        record.check_same(run, recipe, manifest.fingerprint)
-        ended = record.load_result(run_uri)
+        run_record.check_same(run, recipe, manifest.fingerprint)
+        ended = run_record.load_result(run_uri)
         if ended:
             return ended
-    manifests.check(manifest.limited(recipe.limit), data)
+    manifests.check_trainable(manifest.limited(recipe.limit), data)
     new = run is None
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
     check_sync(run.recipe, placement)
@@ -80,15 +81,15 @@ def finetune(
     if run.recipe.compile and not (session.submitted() or ray.is_initialized()):
         check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
     connect(placement)
-    lease = session.lease(placement, [data, runs])
+    lease = session.request_resources(placement, [data, runs])
     if new:  # not before: what was settled for a cluster that cannot be had must not stay
-        record.create(run, run_uri)
-    hear(progress.Recorded(run, run_uri))
-    board, reports = progress.board(), bool(callbacks)
-    job = Job(run, run_uri, dataset, placement, weights_uri, board, reports)
-    ending = _train_to_the_end(job, lease, hear, callbacks, new=new)
+        run_record.create(run, run_uri)
+    on_event(events.RunStarted(run, run_uri))
+    board, reports = events.start_event_channel(), bool(callbacks)
+    job = WorkerJob(run, run_uri, dataset, placement, weights_uri, board, reports)
+    ending = _train_to_the_end(job, lease, on_event, callbacks, new=new)
     result = ending.result(run, run_uri, seconds=time.perf_counter() - began)
-    record.write_result(result)
+    run_record.write_result(result)
     return result
 
 
@@ -116,7 +117,7 @@ def _begin(
     if run:
         return run, _weights_uri(runs, run.weights_sha256)
     weights = pretrained.resolve(recipe)
-    settled = recipe.settled(
+    settled = recipe.resolved(
         weights.spec,
         workers=placement.worker_range[1],
         on_gpu=placement.gpus_per_worker > 0,
@@ -174,19 +175,24 @@ def _dataset(run: Run, manifest: Manifest, data: str, features_in: str) -> Datas
 
 
 def _train_to_the_end(
-    job: Job, lease: session.Lease, hear: Hear, callbacks: Sequence[UserCallback], *, new: bool
-) -> "_Ending":
+    job: WorkerJob,
+    lease: session.ResourceRequest,
+    on_event: OnEvent,
+    callbacks: Sequence[UserCallback],
+    *,
+    new: bool,
+) -> "RunMonitor":
     """Train; what was heard of it. Raises TrainingError."""
-    ending = _Ending(hear)
+    ending = RunMonitor(on_event)
     while True:
         try:
             with (
-                waiting.watching(lease, ending.hear) as heard,
-                progress.listening(job.board, heard),
+                pending.report_waiting(lease, ending.on_event) as heard,
+                events.deliver_events(job.board, heard),
             ):
-                features.prepare(job, lease, new=new)
+                precompute_features.prepare(job, lease, new=new)
                 new = False
-                _train(job, lease, [*callbacks, _Losses(job.board)])
+                _train(job, lease, [*callbacks, DeathReporter(job.board)])
         except TrainingError:
             ending.check(job.run, job.run_uri)  # a worker's own reason is the better one
             raise
@@ -194,7 +200,9 @@ def _train_to_the_end(
             return ending
 
 
-def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) -> None:
+def _train(
+    job: WorkerJob, lease: session.ResourceRequest, callbacks: Sequence[UserCallback]
+) -> None:
     """Run Ray Train. Its own state goes to a folder that is thrown away: we resume from ours."""
     with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
         trainer = TorchTrainer(
@@ -215,7 +223,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
             ),
         )
         try:
-            with _interruptible(), watched(job.placement.worker_range[1]):
+            with _interruptible(), poll_interval(job.placement.worker_range[1]):
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(
@@ -223,7 +231,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
                 "resume it from its newest checkpoint"
             ) from error
         except ray.exceptions.RayActorError as error:
-            raise LeaderLostError(
+            raise ControllerDiedError(
                 f"run {job.run.name!r} failed: the process that leads its workers died (killed, "
                 "or out of memory?): run the same command again to resume it from its newest "
                 "checkpoint"
@@ -231,7 +239,7 @@ def _train(job: Job, lease: session.Lease, callbacks: Sequence[UserCallback]) ->
 
 
 @contextmanager
-def watched(workers: int) -> Iterator[None]:
+def poll_interval(workers: int) -> Iterator[None]:
     """Have Ray Train look often at so many workers, if nobody has said how often.
 
     A run's end, its reports to callbacks and a worker's death wait for that, by default for 2 s
@@ -273,7 +281,7 @@ def _innermost(reason: Any) -> str:
     return f"{type(reason).__name__}: {lines[-1].strip() if lines else 'no message'}"
 
 
-class _Losses(UserCallback):  # type: ignore[misc]  # Ray Train has no types
+class DeathReporter(UserCallback):  # type: ignore[misc]  # Ray Train has no types
     """Tells the board of workers that died."""
 
     def __init__(self, board: Any) -> None:
@@ -284,35 +292,35 @@ class _Losses(UserCallback):  # type: ignore[misc]  # Ray Train has no types
     ) -> None:
         """Called by the leader of the workers."""
         why = next(map(_innermost, worker_exceptions.values()), "no reason given")
-        self._board.post.remote(progress.Lost(why))
+        self._board.post.remote(events.WorkerDied(why))
 
 
-class _Ending:
+class RunMonitor:
     """Hears a run's events, passes them on, and makes the Result from the last of them."""
 
-    def __init__(self, hear: Hear) -> None:
-        self._pass_on = hear
-        self._started: progress.Started | None = None
-        self._failed: progress.Failed | None = None
+    def __init__(self, on_event: OnEvent) -> None:
+        self._pass_on = on_event
+        self._started: events.WorkersStarted | None = None
+        self._failed: events.RunFailed | None = None
         self._images = self._train_s = 0.0
         self.left = False
         """Whether the workers left before the end: others go on, on other machines."""
         self._bad: dict[int, str] = {}
 
-    def hear(self, event: progress.Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         """Remember what the Result needs."""
         match event:
-            case progress.Started():
+            case events.WorkersStarted():
                 self._started, self._images, self._train_s = event, 0.0, 0.0
                 self.left = False
-            case progress.Left():
+            case events.Preempted():
                 self.left = True
-            case progress.EpochDone() if event.images_per_s:
+            case events.EpochDone() if event.images_per_s:
                 self._images += event.report.train_images
                 self._train_s += event.report.train_images / event.images_per_s
-            case progress.Quarantined():
+            case events.ImagesQuarantined():
                 self._bad |= event.images
-            case progress.Failed():
+            case events.RunFailed():
                 self._failed = event
         self._pass_on(event)
 
@@ -323,15 +331,15 @@ class _Ending:
             if self._failed.bad_images:
                 message += (
                     f" ({'; '.join(list(self._bad.values())[:NAMED])}): all are named in "
-                    f"{storage.join(run_uri, record.QUARANTINE)}: mend them and pack again, or "
-                    "raise --max-bad-fraction"
+                    f"{storage.join(run_uri, run_record.QUARANTINE)}: mend them and pack again, "
+                    "or raise --max-bad-fraction"
                 )
             raise TrainingError(f"run {run.name!r} failed: {message}")
 
     def result(self, run: Run, run_uri: str, *, seconds: float) -> Result:
         """Figures of the best epoch, from the run's own record. Raises TrainingError."""
         self.check(run, run_uri)
-        last = checkpoint.newest(storage.join(run_uri, record.CHECKPOINTS))
+        last = checkpoint.newest(storage.join(run_uri, run_record.CHECKPOINTS))
         winner = best(last.history) if last else None
         done = last and (
             len(last.history) == run.recipe.epochs or ended_early(last.history, run.recipe)
@@ -347,7 +355,7 @@ class _Ending:
         return Result(
             run=run.name,
             run_uri=run_uri,
-            checkpoint=storage.join(run_uri, record.CHECKPOINTS, folder),
+            checkpoint=storage.join(run_uri, run_record.CHECKPOINTS, folder),
             eval_top1=top1,
             eval_top5=top5,
             eval_loss=loss,

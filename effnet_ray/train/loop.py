@@ -10,21 +10,18 @@ import torch
 from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, TrainingError
-from effnet_ray.model.network import (
-    Network,
-    train_mode,
-)
-from effnet_ray.model.optim import learning_rate
+from effnet_ray.model.network import Network, train_mode
+from effnet_ray.model.optimizer import learning_rate
 from effnet_ray.phases import evaluates, phase_at
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.memory import warm_up
-from effnet_ray.train.metrics import ClassCounts, Evaluation, Tally, better, epoch_report
+from effnet_ray.train.epoch_report import EpochReport, ended_early
+from effnet_ray.train.metrics import ClassCounts, EvalResult, MetricSums, better, epoch_report
+from effnet_ray.train.oom import warm_up
 from effnet_ray.train.precision import mean_of
-from effnet_ray.train.ranking import Ranking
-from effnet_ray.train.reports import EpochReport, ended_early
+from effnet_ray.train.ranking import ScoreCollector
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import Worker, train_step
+from effnet_ray.train.step import PhaseTrainer, train_step
 
 
 class Batches(Protocol):
@@ -40,7 +37,7 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class EpochSizes:
     """What the loop must know of the plan and its images."""
 
     steps_per_epoch: int
@@ -55,7 +52,7 @@ class Shape:
 def fit(
     state: TrainState,
     recipe: Recipe,
-    shape: Shape,
+    shape: EpochSizes,
     batches: Batches,
     *,
     max_bad_fraction: float = 1.0,
@@ -74,8 +71,8 @@ def fit(
     steps' losses are not finite, BadImagesError where more than `max_bad_fraction` of a split are
     quarantined.
     """
-    state.tally = Tally(state.tally.sums.to(next(state.network.parameters()).device))
-    worker: Worker | None = None
+    state.tally = MetricSums(state.tally.sums.to(next(state.network.parameters()).device))
+    worker: PhaseTrainer | None = None
     steps = recipe.epochs * shape.steps_per_epoch
     while state.step < steps and not ended_early(state.history, recipe):
         epoch, step = divmod(state.step, shape.steps_per_epoch)
@@ -83,7 +80,7 @@ def fit(
         if worker is None or worker.phase != phase:
             worker = None
             gc.collect()  # DDP's hooks are on parameters that the next phase has too
-            worker = Worker(state, recipe, phase, shape.class_weights)
+            worker = PhaseTrainer(state, recipe, phase, shape.class_weights)
             warm_up(worker)
         train_mode(state.network, recipe, phase.lowest)
         for lanes in batches.train(step):
@@ -96,19 +93,23 @@ def fit(
             _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.most_uses)
             on_step(state)
         _reconcile(epoch, "train", state.tally, shape.train_images)
-        evaluated = list[Evaluation]()
+        evaluated = list[EvalResult]()
         if evaluates(recipe, epoch):
             evaluated = _evaluated(worker, epoch, shape, batches.eval(), max_bad_fraction)
         report = epoch_report(epoch, state.step, state.tally, *evaluated)
         state.history.append(report)
-        state.tally = Tally.zero(worker.device)
+        state.tally = MetricSums.zero(worker.device)
         on_epoch(report, state)
     return True
 
 
 def _evaluated(
-    worker: Worker, epoch: int, shape: Shape, batches: Iterable[Batch], max_bad_fraction: float
-) -> list[Evaluation]:
+    worker: PhaseTrainer,
+    epoch: int,
+    shape: EpochSizes,
+    batches: Iterable[Batch],
+    max_bad_fraction: float,
+) -> list[EvalResult]:
     """An epoch's evaluations, held against the plan; the better one's classes are kept."""
     found = evaluate(
         worker.state.networks,
@@ -123,7 +124,9 @@ def _evaluated(
     return found
 
 
-def _check_bad(split: str, tally: Tally, images: int, fraction: float, most_uses: int = 1) -> None:
+def _check_bad(
+    split: str, tally: MetricSums, images: int, fraction: float, most_uses: int = 1
+) -> None:
     """The tally is the same on every worker, so all of them stop at the same step.
 
     One image is allowed to be bad, however often it is used.
@@ -136,7 +139,7 @@ def _check_bad(split: str, tally: Tally, images: int, fraction: float, most_uses
         )
 
 
-def _check_finite(tally: Tally, when: str) -> None:
+def _check_finite(tally: MetricSums, when: str) -> None:
     """The tally is the same on every worker, so all of them stop."""
     if not torch.isfinite(tally.sums[0]):
         raise TrainingError(
@@ -152,12 +155,12 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
     several: bool = False,
-) -> list[Evaluation]:
+) -> list[EvalResult]:
     """Each network's evaluation by all workers' batches; every image counts once.
 
     `several`: whether an image may have several classes. Called by every worker.
     """
-    running = [_Running(network, several=several) for network in networks]
+    running = [RunningEvaluation(network, several=several) for network in networks]
     for batch in batches:
         for each in running:
             with autocast():
@@ -166,34 +169,34 @@ def evaluate(
     return [each.over_workers() for each in running]
 
 
-class _Running:
+class RunningEvaluation:
     """A network's evaluation under way."""
 
     def __init__(self, network: Network, *, several: bool) -> None:
         self.network = network.eval()
         device = next(network.parameters()).device
-        self._tally = Tally.zero(device)
+        self._tally = MetricSums.zero(device)
         self._classes = ClassCounts(network.num_classes, device)
-        self._ranking = Ranking(network.num_classes, device) if several else None
+        self._ranking = ScoreCollector(network.num_classes, device) if several else None
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """What the network says of some images."""
-        self._tally += Tally.of(logits, batch.label, batch.weight)
+        self._tally += MetricSums.of(logits, batch.label, batch.weight)
         self._classes.add(logits, batch.label, batch.weight)
         if self._ranking:
             self._ranking.add(logits, batch.label, batch.weight)
 
-    def over_workers(self) -> Evaluation:
+    def over_workers(self) -> EvalResult:
         """What it came to."""
         tally, found = self._tally.over_workers(), self._classes.over_workers()
         if not self._ranking:
-            return Evaluation(tally, None, found)
+            return EvalResult(tally, None, found)
         aps = self._ranking.over_workers()
         ranked = tuple(replace(one, ap=ap) for one, ap in zip(found, aps, strict=True))
-        return Evaluation(tally, mean_of(aps), ranked)
+        return EvalResult(tally, mean_of(aps), ranked)
 
 
-def _reconcile(epoch: int, split: str, tally: Tally, planned: int) -> None:
+def _reconcile(epoch: int, split: str, tally: MetricSums, planned: int) -> None:
     if tally.images != planned:
         raise TrainingError(
             f"epoch {epoch} used {tally.images:,} {split} images, the plan has {planned:,}: the "

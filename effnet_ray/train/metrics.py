@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from effnet_ray.train.per_class import Class, classes
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.per_class import ClassMetrics, class_metrics
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class MetricSums:
     """Sums over images, and how many steps were skipped."""
 
     sums: Tensor
@@ -154,9 +154,9 @@ class ClassCounts:
         counts = torch.stack([own, said, own & said])
         self._sums += (counts * weight[:, None]).sum(1, dtype=torch.float64)
 
-    def over_workers(self) -> tuple[Class, ...]:
+    def over_workers(self) -> tuple[ClassMetrics, ...]:
         """Of all workers; called by every one of them."""
-        return classes(sum_over_workers(self._sums.clone()).T.long().tolist())
+        return class_metrics(sum_over_workers(self._sums.clone()).T.long().tolist())
 
 
 def _one_hot(label: Tensor, classes: int) -> Tensor:
@@ -165,13 +165,13 @@ def _one_hot(label: Tensor, classes: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvalResult:
     """What a network is worth, over all workers' eval images."""
 
-    tally: Tally
+    tally: MetricSums
     mean_ap: float | None = None
     """Where images may have several classes: see `Ranking`."""
-    per_class: tuple[Class, ...] = ()
+    per_class: tuple[ClassMetrics, ...] = ()
 
     @property
     def better_first(self) -> tuple[float, float]:
@@ -180,7 +180,7 @@ class Evaluation:
         return -score, self.tally.loss
 
 
-def better(found: Sequence[Evaluation]) -> Evaluation:
+def better(found: Sequence[EvalResult]) -> EvalResult:
     """The one whose weights are to be released; of equal ones the first."""
     return min(found, key=lambda each: each.better_first)
 
@@ -188,8 +188,8 @@ def better(found: Sequence[Evaluation]) -> Evaluation:
 def epoch_report(
     epoch: int,
     step: int,
-    train: Tally,
-    *evaluated: Evaluation,
+    train: MetricSums,
+    *evaluated: EvalResult,
 ) -> EpochReport:
     """The report of an epoch from its tallies (over all workers), evaluated or not.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Class:
+class ClassMetrics:
     """The figures of one class. Shares are 0 to 1, and 0 where nothing was to be divided."""
 
     index: int
@@ -35,17 +35,17 @@ class Class:
         return 2 * self.right / max(1, self.support + self.predicted)
 
 
-def classes(figures: Iterable[Sequence[Any]]) -> tuple[Class, ...]:
+def class_metrics(figures: Iterable[Sequence[Any]]) -> tuple[ClassMetrics, ...]:
     """Of each class's support, predicted, right and perhaps `ap`, in the classes' order."""
-    return tuple(Class(index, *each) for index, each in enumerate(figures))
+    return tuple(ClassMetrics(index, *each) for index, each in enumerate(figures))
 
 
-def ranked(found: Iterable[Class]) -> bool:
+def has_average_precision(found: Iterable[ClassMetrics]) -> bool:
     """Whether average precisions are known: images may have several classes."""
     return any(each.ap is not None for each in found)
 
 
-def macro_f1(found: Iterable[Class]) -> float:
+def macro_f1(found: Iterable[ClassMetrics]) -> float:
     """Mean F1 of the classes that have images."""
     shares = [each.f1 for each in found if each.support]
     return sum(shares) / max(1, len(shares))

@@ -10,10 +10,10 @@ begin as those of `pack`'s quarantine.parquet.
 import re
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data.chunks import Bad
+from effnet_ray.data.chunks import BadImage
+from effnet_ray.storage import parquet
 
 NAME = re.compile(r"step-(\d{8})-rank-\d{4}-(train|eval)\.parquet")
 SCHEMA = pa.schema(
@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
 
 
 def write(
-    folder: str, images: dict[int, Bad], *, split: str, epoch: int, step: int, rank: int
+    folder: str, images: dict[int, BadImage], *, split: str, epoch: int, step: int, rank: int
 ) -> None:
     """Name images that worker `rank` could not read.
 
@@ -36,10 +36,8 @@ def write(
         }
         for image, bad in images.items()
     ]  # fmt: skip
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
     name = f"step-{step:08d}-rank-{rank:04d}-{split}.parquet"
-    storage.write_bytes(storage.join(folder, name), sink.getvalue().to_pybytes())
+    parquet.write_table(storage.join(folder, name), pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def remove_from(folder: str, step: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from effnet_ray.train.precision import average_precisions
 
 
-class Ranking:
+class ScoreCollector:
     """The scores of a worker's eval images; 5 bytes for each image and class."""
 
     def __init__(self, classes: int, device: torch.device) -> None:

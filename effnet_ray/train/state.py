@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from effnet_ray.model.network import Network
-from effnet_ray.train.metrics import Tally
-from effnet_ray.train.per_class import Class
-from effnet_ray.train.reports import EpochReport
-from effnet_ray.train.scaling import LossScale
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.loss_scale import LossScale
+from effnet_ray.train.metrics import MetricSums
+from effnet_ray.train.per_class import ClassMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class TrainState:
     """Moving average of the network (EMA), where the recipe has one."""
     step: int = 0
     """Steps taken, over the whole run."""
-    tally: Tally = field(default_factory=Tally.zero)
+    tally: MetricSums = field(default_factory=MetricSums.zero)
     """Sums of the epoch under way, over all workers."""
     history: list[EpochReport] = field(default_factory=list)
     """Reports of the epochs done."""
-    per_class: tuple[Class, ...] = ()
+    per_class: tuple[ClassMetrics, ...] = ()
     """Of the newest evaluation, the weights that were better."""
     device_s: float = 0.0
     """Workers times the seconds that they were held, up to the newest checkpoint."""

@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from effnet_ray.errors import NonFiniteError
-from effnet_ray.model.average import Average
-from effnet_ray.model.compiled import Compiled
+from effnet_ray.model.compile import Compiled
+from effnet_ray.model.ema import MovingAverage
 from effnet_ray.model.network import (
     Network,
     RunningStatistics,
     batchnorms,
-    learn,
+    set_trainable,
     train_mode,
 )
-from effnet_ray.model.optim import begin_phase, set_learning_rate
+from effnet_ray.model.optimizer import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.metrics import Tally, losses, sum_over_workers
-from effnet_ray.train.mixing import Mixed, mixed
+from effnet_ray.train.metrics import MetricSums, losses, sum_over_workers
+from effnet_ray.train.mixup import MixedLane, mix_lane
 from effnet_ray.train.state import Batch, TrainState
 
 
-class Worker:
+class PhaseTrainer:
     """One worker's model in one phase: DDP around the network, and what every step needs."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Worker:
         self.state, self.recipe = state, recipe
         self.network, self.optimizer = state.network, state.optimizer
         self.phase = phase
-        self.learning = learn(state.network, recipe, phase.lowest)
+        self.learning = set_trainable(state.network, recipe, phase.lowest)
         begin_phase(state.optimizer)
         self.device = next(state.network.parameters()).device
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
@@ -61,7 +61,9 @@ class Worker:
         moving = [layer for layer in batchnorms(state.network) if layer.training]
         self.statistics = RunningStatistics(moving) if moving else None
         self.average = (
-            Average(state.averaged, state.network, recipe.ema_decay) if state.averaged else None
+            MovingAverage(state.averaged, state.network, recipe.ema_decay)
+            if state.averaged
+            else None
         )
         self.class_weights = (
             torch.tensor(class_weights, device=self.device) if class_weights else None
@@ -126,11 +128,11 @@ class Worker:
             label = label[:, None].expand(images, self.network.num_classes)
         return Batch(image, label, torch.zeros(images, device=self.device), lane=-1)
 
-    def shown(self, lane: Batch) -> Mixed:
+    def shown(self, lane: Batch) -> MixedLane:
         """The lane as it is learnt from; what the head alone learns from is left as it is."""
         if self.phase.frozen:
-            return Mixed(lane.image, lane.weight)
-        return mixed(self.recipe, lane.image, lane.label, lane.weight, self.network.noise)
+            return MixedLane(lane.image, lane.weight)
+        return mix_lane(self.recipe, lane.image, lane.label, lane.weight, self.network.noise)
 
     def warm_up(self) -> None:
         """One pass of weight 0, so that DDP has laid out its buckets before the first step.
@@ -165,8 +167,8 @@ class Worker:
 
 
 def train_step(
-    worker: Worker, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
-) -> Tally:
+    worker: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
+) -> MetricSums:
     """One optimizer update. Returns the global batch's tally, over all workers.
 
     `count` [1]: readable images of the global batch, from `Worker.agree`. A step whose loss or
@@ -194,7 +196,9 @@ def train_step(
     return tally
 
 
-def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) -> Tally:
+def gradients(
+    worker: PhaseTrainer, lanes: Sequence[Batch], step: int, count: Tensor
+) -> MetricSums:
     """Add up the gradients of this worker's lanes, times the loss scale in float16.
 
     `count` [1]: images of the global batch.
@@ -203,7 +207,7 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
     scale = worker.workers / max(1.0, float(count))  # DDP takes the mean over workers
     if worker.scales:
         scale *= worker.state.scale.factor
-    tally = Tally.zero(worker.device)
+    tally = MetricSums.zero(worker.device)
     if statistics:
         statistics.begin_step()
     for index, lane in enumerate(lanes):
@@ -215,13 +219,15 @@ def gradients(worker: Worker, lanes: Sequence[Batch], step: int, count: Tensor) 
     return tally
 
 
-def lane_gradients(worker: Worker, lane: Batch, step: int, *, scale: float, last: bool) -> Tally:
+def lane_gradients(
+    worker: PhaseTrainer, lane: Batch, step: int, *, scale: float, last: bool
+) -> MetricSums:
     """Add up the gradients of a lane's loss times `scale`, part by part; its tally.
 
     What is drawn is drawn for the whole lane. After the `last` lane of a step DDP adds up those of
     all workers.
     """
-    images, tally = len(lane.label), Tally.zero(worker.device)
+    images, tally = len(lane.label), MetricSums.zero(worker.device)
     torch.manual_seed(lane_seed(worker.recipe.seed, step, lane.lane))
     shown = worker.shown(lane)
     worker.network.begin_lane(images)
@@ -236,11 +242,11 @@ def lane_gradients(worker: Worker, lane: Batch, step: int, *, scale: float, last
             found = _losses(worker, logits.float(), part.label, seen)
             ((found * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if lane.lane >= 0:
-            tally += Tally.of(logits, part.label, part.weight)
+            tally += MetricSums.of(logits, part.label, part.weight)
     return tally
 
 
-def _losses(worker: Worker, logits: Tensor, label: Tensor, shown: Mixed) -> Tensor:
+def _losses(worker: PhaseTrainer, logits: Tensor, label: Tensor, shown: MixedLane) -> Tensor:
     """Losses [B] by the labels, and by those mixed in."""
     own = _weighted(worker, logits, label)
     if shown.other is None:
@@ -248,7 +254,7 @@ def _losses(worker: Worker, logits: Tensor, label: Tensor, shown: Mixed) -> Tens
     return shown.share * own + (1 - shown.share) * _weighted(worker, logits, shown.other)
 
 
-def _weighted(worker: Worker, logits: Tensor, label: Tensor) -> Tensor:
+def _weighted(worker: PhaseTrainer, logits: Tensor, label: Tensor) -> Tensor:
     """Losses [B], each times the weight of its label's class."""
     found, weights = losses(logits, label, worker.recipe.label_smoothing), worker.class_weights
     return found if weights is None else found * weights[label]

@@ -17,25 +17,25 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from effnet_ray import phases, storage
-from effnet_ray.data.chunks import Bad, Dataset
-from effnet_ray.data.ingest import Images, Stream
+from effnet_ray.data.chunks import BadImage, Dataset
+from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
-from effnet_ray.model import optim
+from effnet_ray.model import optimizer
 from effnet_ray.placement import Placement
+from effnet_ray.runtime.preemption import PreemptionWatch
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train import audit, checkpoint, memory, quarantine, record, start
-from effnet_ray.train.drain import Drain
-from effnet_ray.train.loop import Shape, fit
-from effnet_ray.train.progress import (
-    Divided,
+from effnet_ray.train import audit, checkpoint, initial_network, oom, quarantine, run_record
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.events import (
     EpochDone,
-    Failed,
-    Left,
-    Quarantined,
-    Started,
-    Stepped,
+    ImagesQuarantined,
+    MicroBatchSplit,
+    Preempted,
+    RunFailed,
+    StepDone,
+    WorkersStarted,
 )
-from effnet_ray.train.reports import EpochReport
+from effnet_ray.train.loop import EpochSizes, fit
 from effnet_ray.train.state import Batch, TrainState
 
 POST_EVERY_S = 0.5
@@ -47,10 +47,10 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerJob:
     """All that a worker is told."""
 
-    run: record.Run
+    run: run_record.Run
     run_uri: str
     dataset: Dataset
     placement: Placement
@@ -62,7 +62,7 @@ class Job:
     """Whether somebody hears of epochs by way of Ray Train, for which workers wait."""
 
 
-def train(config: dict[str, Job]) -> None:
+def train(config: dict[str, WorkerJob]) -> None:
     """What every Ray Train worker runs; after a failure again, from the newest checkpoint."""
     # Else MKL adds numbers in an order that hangs on where they lie in memory, and with threads
     # a resumed run is not bit-equal. It looks when first called; AUTO costs nothing measurable
@@ -74,11 +74,11 @@ def train(config: dict[str, Job]) -> None:
     try:
         _train(job)
     except InputError as error:  # data or storage that trying again will not mend
-        ray.get(job.board.post.remote(Failed(str(error))))
+        ray.get(job.board.post.remote(RunFailed(str(error))))
         raise
 
 
-def _train(job: Job) -> None:
+def _train(job: WorkerJob) -> None:
     held_since = time.perf_counter()
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -105,7 +105,7 @@ def _train(job: Job) -> None:
         device,
         several=len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0,
     )
-    _Reporter(job, rank, workers, batches, state, held_since).run()
+    WorkerLoop(job, rank, workers, batches, state, held_since).run()
 
 
 def _share(placement: Placement, workers: int) -> tuple[int, float]:
@@ -126,22 +126,22 @@ def _machine() -> tuple[int, float]:
     return cores, found.get("object_store_memory", math.inf) / 1024**2
 
 
-def _state(job: Job, device: torch.device) -> TrainState:
+def _state(job: WorkerJob, device: torch.device) -> TrainState:
     """The state of step 0: pretrained or fresh weights, an empty optimizer."""
     recipe = job.run.recipe
-    built = start.initial(job.run, job.weights_uri).to(device)
+    built = initial_network.initial(job.run, job.weights_uri).to(device)
     averaged = copy.deepcopy(built) if recipe.ema_decay else None
-    return TrainState(built, optim.optimizer(built, recipe), averaged)
+    return TrainState(built, optimizer.optimizer(built, recipe), averaged)
 
 
-def _resume(state: TrainState, job: Job, rank: int) -> None:
+def _resume(state: TrainState, job: WorkerJob, rank: int) -> None:
     """Load the newest checkpoint, the same on every worker: worker 0 chooses it."""
-    folder = storage.join(job.run_uri, record.CHECKPOINTS)
+    folder = storage.join(job.run_uri, run_record.CHECKPOINTS)
     found = checkpoint.newest(folder) if rank == 0 else None
     step = torch.tensor([found.step if found else -1])
     if rank == 0:
-        audit.remove_from(storage.join(job.run_uri, record.AUDIT), max(0, int(step)))
-        quarantine.remove_from(storage.join(job.run_uri, record.QUARANTINE), max(0, int(step)))
+        audit.remove_from(storage.join(job.run_uri, run_record.AUDIT), max(0, int(step)))
+        quarantine.remove_from(storage.join(job.run_uri, run_record.QUARANTINE), max(0, int(step)))
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast(step, src=0)
     if int(step) >= 0:
@@ -210,12 +210,12 @@ class DeviceBatches:
         return Batch(image, label, weight, lane)
 
 
-class _Reporter:
+class WorkerLoop:
     """Runs the loop and tells of it: board, audit, checkpoints, Ray Train's reports."""
 
     def __init__(
         self,
-        job: Job,
+        job: WorkerJob,
         rank: int,
         workers: int,
         batches: DeviceBatches,
@@ -224,18 +224,18 @@ class _Reporter:
     ) -> None:
         self._job, self._rank, self._workers, self._batches = job, rank, workers, batches
         self._state = state
-        self._drain = Drain()
+        self._drain = PreemptionWatch()
         batches.before_step, batches.after_eval = self._before_step, self._after_eval
-        self._bad: dict[int, Bad] = {}
+        self._bad: dict[int, BadImage] = {}
         plan = job.dataset.plan
-        self._shape = Shape(
+        self._shape = EpochSizes(
             plan.steps_per_epoch,
             plan.images,
             job.dataset.eval_plan.images,
             most_uses=plan.most_uses,
             class_weights=job.dataset.class_weights,
         )
-        folder = storage.join(job.run_uri, record.CHECKPOINTS)
+        folder = storage.join(job.run_uri, run_record.CHECKPOINTS)
         self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
         self._held_since, self._spent_before = held_since, state.device_s
         self._begin = self._last_step = self._posted = time.perf_counter()
@@ -244,8 +244,8 @@ class _Reporter:
         if rank == 0:
             total = job.run.recipe.epochs * plan.steps_per_epoch
             device = next(state.network.parameters()).device.type
-            told = phases.told(job.run.recipe)
-            job.board.post.remote(Started(workers, state.step, total, device, told))
+            told = phases.describe(job.run.recipe)
+            job.board.post.remote(WorkersStarted(workers, state.step, total, device, told))
 
     def run(self) -> None:
         """Train to the end. A failure that all workers share ends the run without retries."""
@@ -263,7 +263,7 @@ class _Reporter:
             if not ended and self._rank == 0:
                 self._save()
                 self._writer.wait()
-                ray.get(self._job.board.post.remote(Left(self._state.step)))
+                ray.get(self._job.board.post.remote(Preempted(self._state.step)))
         except torch.OutOfMemoryError:
             self._out_of_memory()
             raise  # Ray Train begins again, if the board does not say that the run has failed
@@ -271,7 +271,7 @@ class _Reporter:
             self._tell_of_bad()
             if isinstance(error, NonFiniteError) and not self._stumbles():
                 raise  # Ray Train begins again, from the newest checkpoint
-            failed = Failed(str(error), bad_images=isinstance(error, BadImagesError))
+            failed = RunFailed(str(error), bad_images=isinstance(error, BadImagesError))
             ray.get(self._job.board.post.remote(failed))
         self._writer.wait()
 
@@ -290,24 +290,24 @@ class _Reporter:
         recipe, state, board = self._job.run.recipe, self._state, self._job.board
         epoch = min(state.step // self._shape.steps_per_epoch, recipe.epochs - 1)
         phase = phases.phase_at(recipe, epoch)
-        pieces = memory.pieces_after(state.pieces, recipe, phase)
+        pieces = oom.splits_after(state.pieces, recipe, phase)
         if pieces:
             ray.get(board.divide.remote(pieces))
         else:
-            ray.get(board.post.remote(Failed(str(memory.does_not_fit(recipe, phase)))))
+            ray.get(board.post.remote(RunFailed(str(oom.does_not_fit(recipe, phase)))))
 
     def _on_step(self, state: TrainState) -> None:
         self._last_step = time.perf_counter()
         if self._rank == 0 and state.pieces > self._pieces:
             self._pieces = state.pieces
-            self._job.board.post.remote(Divided(state.pieces))
+            self._job.board.post.remote(MicroBatchSplit(state.pieces))
         every = self._job.placement.checkpoint_every
         ends_epoch = state.step % self._shape.steps_per_epoch == 0
         if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
             self._save()
         if self._rank == 0 and self._last_step - self._posted >= POST_EVERY_S:
             self._posted = self._last_step
-            self._job.board.post.remote(Stepped(state.step, state.tally.loss, self._rate(state)))
+            self._job.board.post.remote(StepDone(state.step, state.tally.loss, self._rate(state)))
 
     def _save(self) -> None:
         """A checkpoint, by worker 0."""
@@ -339,7 +339,7 @@ class _Reporter:
             for image, weight in zip(part.id, part.weight, strict=True)
         ]
         audit.write(
-            storage.join(self._job.run_uri, record.AUDIT),
+            storage.join(self._job.run_uri, run_record.AUDIT),
             epoch=step // self._shape.steps_per_epoch,
             step=step,
             rank=self._rank,
@@ -392,7 +392,7 @@ class _Reporter:
             return
         self._bad |= bad
         quarantine.write(
-            storage.join(self._job.run_uri, record.QUARANTINE),
+            storage.join(self._job.run_uri, run_record.QUARANTINE),
             bad,
             split=split,
             epoch=step // self._shape.steps_per_epoch,
@@ -405,4 +405,4 @@ class _Reporter:
         bad, self._bad = self._bad, {}
         if bad:
             named = {image: f"{why.path}: {why.reason}" for image, why in bad.items()}
-            self._job.board.post.remote(Quarantined(named))
+            self._job.board.post.remote(ImagesQuarantined(named))

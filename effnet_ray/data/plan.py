@@ -1,0 +1,194 @@
+"""The plan of an epoch: which image stands where, as a pure function. No Ray, no storage.
+
+The train split's row groups are shuffled, laid end to end, and cut into `batch_size /
+micro_batch` *lanes* of equal length. A global batch takes one micro-batch from every lane. A lane
+is read in *chunks* of a few hundred images, whose rows are shuffled among themselves: reads stay
+range reads of row groups, and the neighbours of one row group still part ways. Because a lane
+belongs to whichever worker happens to run it, the order does not know how many workers there are.
+A levelled epoch is laid out by `balance`, and cut in the same way.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from effnet_ray.data.class_balance import Labels, balanced_epoch, class_draws
+
+Rows = npt.NDArray[np.int64]
+"""[n, 3]: (index of the row group in its split, row in it, which use of it in the epoch, from 0),
+in planned order."""
+
+CHUNK_IMAGES = 256
+"""A range read costs a round trip to storage, so a chunk should be some hundreds."""
+WINDOW_IMAGES = 2048
+"""With many lanes chunks shrink, so that one chunk of every lane stays within this many images…"""
+SMALLEST_CHUNK = 64
+"""…but not below a row group as `pack` writes them, or every read would be mostly waste."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of every epoch: a pure function of its fields."""
+
+    row_groups: tuple[int, ...]
+    """Images per row group of the train split, in manifest order."""
+    seed: int
+    batch_size: int
+    micro_batch: int
+    labels: Labels | None = None
+    """Of the train split; needed where `balance` is not 0."""
+    balance: float = 0.0
+    """How far epochs are levelled, 0 to 1; 0: every image once."""
+
+    @cached_property
+    def images(self) -> int:
+        """Images per epoch, each as often as it is used."""
+        return sum(self.row_groups)
+
+    @property
+    def most_uses(self) -> int:
+        """How often an epoch uses one image, at most."""
+        if not self.balance:
+            return 1
+        assert self.labels
+        counts = self.labels.counts
+        return int(np.max(-(-class_draws(counts, self.balance) // counts.clip(min=1))))
+
+    @property
+    def lanes(self) -> int:
+        """Micro-batches per global batch."""
+        return self.batch_size // self.micro_batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last may be short."""
+        return -(-self.images // self.batch_size)
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps that one chunk of a lane lasts."""
+        images = max(SMALLEST_CHUNK, min(CHUNK_IMAGES, WINDOW_IMAGES // self.lanes))
+        return max(1, images // self.micro_batch)
+
+    @property
+    def chunks_per_epoch(self) -> int:
+        """Chunks per lane and epoch."""
+        return -(-self.steps_per_epoch // self.chunk_steps)
+
+    def lane_rows(self, step: int, lane: int) -> int:
+        """Images the lane gives to a step of an epoch (`step` from 0)."""
+        if step < self.images // self.batch_size:
+            return self.micro_batch
+        rest = self.images - step * self.batch_size
+        return max(0, rest // self.lanes + (lane < rest % self.lanes))
+
+    def lane_length(self, lane: int) -> int:
+        """Images of the lane per epoch; lanes differ by at most one."""
+        whole = self.images // self.batch_size
+        return whole * self.micro_batch + self.lane_rows(whole, lane)
+
+    def chunk_rows(self, lane: int, index: int, *, skip_steps: int = 0) -> int:
+        """Images in what `chunk` returns."""
+        size = self.chunk_steps * self.micro_batch
+        size = min(size, self.lane_length(lane) - index * size)
+        return max(0, size - skip_steps * self.micro_batch)
+
+    def chunk(self, epoch: int, lane: int, index: int, *, skip_steps: int = 0) -> Rows:
+        """Rows of chunk `index` of a lane in planned order, without its first `skip_steps` steps.
+
+        May be empty at an epoch's end.
+        """
+        size = self.chunk_steps * self.micro_batch
+        first = index * size
+        last = min(first + size, self.lane_length(lane))
+        if first >= last:
+            return np.empty((0, 3), np.int64)
+        start = sum(self.lane_length(before) for before in range(lane))
+        rows = self._rows(epoch, start + first, start + last)
+        random = np.random.default_rng([self.seed, epoch, lane, index])
+        return rows[random.permutation(len(rows))][skip_steps * self.micro_batch :]
+
+    def _rows(self, epoch: int, first: int, last: int) -> Rows:
+        """Rows first…last of the epoch's shuffled row groups, or visits, laid end to end."""
+        if self.balance:
+            assert self.labels
+            laid = balanced_epoch(self.row_groups, self.labels, self.balance, self.seed, epoch)
+            images, uses = (part[first:last].astype(np.int64) for part in laid)
+            return _rows_of(self.row_groups, images, uses)
+        order, ends = _shuffled(self.row_groups, self.seed, epoch)
+        positions = np.arange(first, last)
+        slot = np.searchsorted(ends, positions, side="right")
+        begins = ends[slot] - np.asarray(self.row_groups)[order[slot]]
+        return np.stack([order[slot], positions - begins, np.zeros_like(slot)], axis=1)
+
+    def workers_lanes(self, rank: int, workers: int) -> list[int]:
+        """Lanes that worker `rank` runs: rank, rank + workers, …"""
+        return list(range(rank, self.lanes, workers))
+
+
+@lru_cache(maxsize=4)
+def _shuffled(
+    row_groups: tuple[int, ...], seed: int, epoch: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The epoch's order of row groups, and where each ends when laid end to end."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(row_groups))
+    return order, np.cumsum(np.asarray(row_groups, dtype=np.int64)[order])
+
+
+def _rows_of(
+    row_groups: tuple[int, ...], images: npt.NDArray[np.int64], uses: npt.NDArray[np.int64]
+) -> Rows:
+    """Where images are, given by their place in the split."""
+    sizes = np.asarray(row_groups, dtype=np.int64)
+    ends = np.cumsum(sizes)
+    group = np.searchsorted(ends, images, side="right")
+    return np.stack([group, images - (ends - sizes)[group], uses], axis=1)
+
+
+def image_random(seed: int, epoch: int, image_id: int, use: int = 0) -> Random:
+    """The draws of one image's view in one epoch, or in one use of it, whoever computes it.
+
+    Python's own generator: seeding and few draws cost a quarter of numpy's.
+    """
+    again = f" {use}" if use else ""
+    return Random(f"{seed} {epoch} {image_id}{again}")
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The eval split in file order, cut into chunks that are dealt to the workers in turn."""
+
+    row_groups: tuple[int, ...]
+    """Images per row group of the split, in manifest order."""
+
+    @cached_property
+    def images(self) -> int:
+        """Images of the split."""
+        return sum(self.row_groups)
+
+    @property
+    def chunk_images(self) -> int:
+        """Images per chunk: about a sixteenth of the split, so that workers share evenly."""
+        return min(CHUNK_IMAGES, max(32, self.images // 16))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the split."""
+        return -(-self.images // self.chunk_images)
+
+    def chunk_rows(self, index: int) -> int:
+        """Images of one chunk."""
+        return min(self.chunk_images, self.images - index * self.chunk_images)
+
+    def chunk(self, index: int) -> Rows:
+        """Rows of one chunk, in file order."""
+        first = index * self.chunk_images
+        positions = np.arange(first, min(first + self.chunk_images, self.images))
+        return _rows_of(self.row_groups, positions, np.zeros_like(positions))
+
+    def workers_chunks(self, rank: int, workers: int) -> list[int]:
+        """Chunks that worker `rank` evaluates: rank, rank + workers, …"""
+        return list(range(rank, self.chunks, workers))

@@ -1,0 +1,1 @@
+"""Evaluating, predicting with, exporting and serving a release."""

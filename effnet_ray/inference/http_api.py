@@ -1,0 +1,105 @@
+"""What is answered over HTTP, and how it is served. Knows nothing of Ray Serve."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.errors import EvaluationError, ImageError
+from effnet_ray.inference.scorer import Scorer, top_k
+from effnet_ray.runtime.inference_actors import MachineShare
+from effnet_ray.schema import require
+
+Pixels = npt.NDArray[np.uint8]
+Answer = dict[str, Any] | EvaluationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How it is served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: every one of this machine. There are no passwords: put a
+    proxy before it, which also bounds how many may ask at once."""
+    port: int = 8000
+    """To listen at."""
+    replicas: int = 1
+    """Processes that each hold the network."""
+    gpus_per_replica: float = 0
+    """GPUs of each; 0: it computes on CPUs."""
+    max_batch: int = 16
+    """Images that go through the network together, at most."""
+    max_wait_ms: float = 5
+    """Milliseconds that an image waits for others."""
+    max_megabytes: float = 20
+    """MB of a request, at most: larger ones are answered 413."""
+    max_waiting: int = 200
+    """Requests that may wait for a replica, at most: others are answered 503."""
+    top: int = 5
+    """Classes named in an answer, the likeliest first."""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for what cannot be."""
+        require(0 < self.port < 65536, "port", self.port, "1 to 65535")
+        for name in ("replicas", "max_batch", "max_waiting", "top"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("gpus_per_replica", "max_wait_ms"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "0 or more")
+        most = self.max_megabytes
+        require(0.001 <= most <= 1024, "max_megabytes", most, "0.001 to 1024")
+
+
+class ServedRelease:
+    """A release on the replica's device."""
+
+    def __init__(self, uri: str, top: int) -> None:
+        """Load and verify it. Raises as `open_release` does."""
+        self._sight = Scorer(uri, None, MachineShare(cores=1))  # what a replica leases
+        self.release = self._sight.release
+        self.top = min(top, self._sight.classes)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is served."""
+        release = self.release
+        return {"model": release.reference, "release_uri": release.uri,
+                "task": release.recipe.task, "classes": list(release.classes)}  # fmt: skip
+
+    def look(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
+        """What each shows, or why it cannot be read; EvaluationError where that is no number."""
+        views = [self._view(data) for data in images]
+        good = [view for view in views if not isinstance(view, ImageError)]
+        said = iter(self._said(np.stack(good)) if good else ())
+        return [view if isinstance(view, ImageError) else next(said) for view in views]
+
+    def _view(self, data: bytes) -> Pixels | ImageError:
+        try:
+            return eval_view(decode(data), self.release.spec)
+        except ImageError as error:
+            return error
+
+    def _said(self, views: Pixels) -> list[Answer]:
+        _, logits = self._sight.features_and_logits(views)
+        labels, shares = top_k(logits, several=self._sight.several, top=self.top)
+        finite = logits.isfinite().all(1)
+        wrong = EvaluationError(
+            f"what {self.release.reference} makes of this image is no finite number: serve "
+            "another release"
+        )
+        rows = zip(labels.tolist(), shares.tolist(), strict=True)
+        return [
+            self._answer(*row) if fine else wrong
+            for row, fine in zip(rows, finite.tolist(), strict=True)
+        ]
+
+    def _answer(self, labels: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:
+        named = [
+            {"label": self.release.classes[label], "probability": share}
+            for label, share in zip(labels, shares, strict=True)
+        ]
+        return {"model": self.release.reference, "label": named[0]["label"], "labels": named}

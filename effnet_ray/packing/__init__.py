@@ -1,0 +1,1 @@
+"""From any source of labelled images to shards and a manifest."""

@@ -1,0 +1,45 @@
+"""What a job reads: the data set and the weights it begins with."""
+
+from collections.abc import Iterator
+
+from effnet_ray import storage
+from effnet_ray.data import decode, manifest as manifests, row_group
+from effnet_ray.data.classes import format_label
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.errors import DatasetError, ImageError
+from effnet_ray.model import pretrained
+from effnet_ray.preflight.findings import Finding, run_check
+from effnet_ray.recipe import Recipe
+
+
+def inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Finding]:
+    """The data set as its manifest says, a row group read as a run will, and the weights."""
+    data = storage.absolute(data)
+    yield run_check("data", lambda: _whole(data, recipe.limit))
+    yield run_check("an image", lambda: _first_image(manifests.load(data), data))
+    yield run_check(
+        "weights", lambda: pretrained.weights_source(pretrained.resolve(recipe), mirror)
+    )
+
+
+def _whole(data: str, limit: int | None) -> str:
+    manifest = manifests.load(data)
+    manifests.check_trainable(manifest.limited(limit), data)
+    counts = " and ".join(f"{count:,} {split}" for split, count in manifest.images.items())
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    size = sum(shard.bytes for shard in shards) / 1e6
+    return f"{data}: {counts} images of {len(manifest.classes)} classes, {size:,.1f} MB"
+
+
+def _first_image(manifest: Manifest, data: str) -> str:
+    """Read with Arrow, whose client for S3 is another than the manifest's."""
+    group = row_group.RowGroup(manifest, manifests.folder(data), "train", 0, limited=False)
+    record = group.record(0)
+    name = record["image"]["path"]
+    try:
+        height, width = decode.decode(record["image"]["bytes"]).shape[:2]
+    except ImageError as error:
+        raise DatasetError(
+            f"the first image ({name}) cannot be decoded: {error}: pack again"
+        ) from error
+    return f"{name}: {width}×{height} px, {format_label(record['label'], manifest.classes)}"

@@ -1,0 +1,1 @@
+"""From a finished run to a release: files, model card, provenance, test score."""

@@ -1,1 +1,0 @@
-"""The model store: immutable, versioned releases."""

@@ -1,0 +1,1 @@
+"""Experiment trackers, MLflow and TensorBoard, fed by the driver alone."""

@@ -1,1 +1,0 @@
-"""What people do with a release: evaluate it, look at its mistakes."""
