@@ -98,3 +98,8 @@ class BadImagesError(TrainingError):
 
 class ControllerDiedError(TrainingError):
     """The process that leads a run's workers died."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text with all whitespace runs as single spaces; its type's name if empty."""
+    return " ".join(str(error).split()) or type(error).__name__
