@@ -3,6 +3,7 @@
 They compute features, and what a release says of images.
 """
 
+import json
 import logging
 import os
 import warnings
@@ -30,6 +31,8 @@ MAX_REASON_CHARS = 300
 """Characters of a failure's own message that are passed on: its end."""
 PIECE = 64
 """Images of a batch at most: as many as `pack` puts into a row group."""
+METADATA = "metadata"
+"""The column of `encode_row` with JSON."""
 BLOCKS = 1000
 """Of one execution: Ray Data plans all of them before the first."""
 
@@ -153,3 +156,19 @@ def as_single_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     column = np.empty(1, object)
     column[0] = array
     return column
+
+
+def encode_row(metadata: Mapping[str, Any], **arrays: npt.NDArray[Any]) -> Block:
+    """A block of one row: a batch's arrays, and its metadata as JSON.
+
+    JSON keeps every digit of a float64.
+    """
+    columns = {name: as_single_row(array) for name, array in arrays.items()}
+    return columns | {METADATA: np.asarray([json.dumps(metadata)], object)}
+
+
+def decode_rows(block: Block) -> Iterator[tuple[dict[str, Any], Block]]:
+    """The metadata and the arrays of each row that `encode_row` made."""
+    for row, metadata in enumerate(block[METADATA].tolist()):
+        arrays = {name: column[row] for name, column in block.items() if name != METADATA}
+        yield json.loads(metadata), arrays

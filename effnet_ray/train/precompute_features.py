@@ -30,8 +30,9 @@ from effnet_ray.runtime.inference_actors import (
     MAX_REASON_CHARS,
     ActorPool,
     MachineShare,
-    as_single_row,
     batch_images,
+    decode_rows,
+    encode_row,
     execute,
 )
 from effnet_ray.runtime.session import ResourceRequest
@@ -176,8 +177,8 @@ def _execute(
     told = (job.run, job.weights_uri, actors.share)
     blocks = execute(described, views, _Backbone, told, actors)
     for block in blocks:
-        for feature, about in zip(block["feature"], block["about"], strict=True):
-            yield {"feature": feature, **_told(about)}
+        for metadata, arrays in decode_rows(block):
+            yield arrays | _columns(metadata)
 
 
 def _views(dataset: Dataset, piece: FeatureTask, groups: dict[int, RowGroup]) -> Block:
@@ -185,19 +186,18 @@ def _views(dataset: Dataset, piece: FeatureTask, groups: dict[int, RowGroup]) ->
     rows = np.asarray([(piece.group, row, 0) for row in range(piece.first, piece.end)], np.int64)
     task = ChunkTask(piece.split, 0, 0, 0, 0, view=piece.view)
     block = load_rows(dataset, task, rows, groups)
-    about = {name: block[name].tolist() for name in ("label", "id", "bad")}
+    metadata = {name: block[name].tolist() for name in ("label", "id", "bad")}
+    return encode_row(metadata, image=block["image"])
+
+
+def _columns(metadata: dict[str, Any]) -> Block:
+    """The labels, ids and errors of a row's images as arrays."""
+    label = np.asarray(metadata["label"], np.int64)
     return {
-        "image": as_single_row(block["image"]),
-        "about": np.asarray([json.dumps(about)], object),
+        "label": label if label.ndim == 1 else label.astype(np.uint8),
+        "id": np.asarray(metadata["id"], np.int64),
+        "bad": np.asarray(metadata["bad"], object),
     }
-
-
-def _told(about: str) -> Block:
-    told = json.loads(about)
-    label, image = np.asarray(told["label"], np.int64), np.asarray(told["id"], np.int64)
-    if label.ndim == 2:
-        label = label.astype(np.uint8)
-    return {"label": label, "id": image, "bad": np.asarray(told["bad"], object)}
 
 
 class _Backbone:
@@ -211,15 +211,14 @@ class _Backbone:
     @torch.no_grad()
     def __call__(self, batch: Block) -> Iterator[Block]:
         """The features of every piece."""
-        for image, about in zip(batch["image"], batch["about"], strict=True):
-            pixels = torch.from_numpy(np.asarray(image)).permute(0, 3, 1, 2).to(self._device)
+        for metadata, arrays in decode_rows(batch):
+            pixels = (
+                torch.from_numpy(np.asarray(arrays["image"])).permute(0, 3, 1, 2).to(self._device)
+            )
             half = self._precision != torch.float32
             with torch.autocast(self._device.type, self._precision if half else None, half):
                 found = self._network.features(pixels)
-            yield {
-                "feature": as_single_row(found.float().cpu().numpy()),
-                "about": np.asarray([about], object),
-            }
+            yield encode_row(metadata, feature=found.float().cpu().numpy())
 
 
 class _Once:
