@@ -1,4 +1,4 @@
-"""What an epoch says to the world. Without torch: drivers and actors that carry it stay light."""
+"""The metrics of one epoch, and which epoch of a run is best. Imports no torch."""
 
 import math
 from collections.abc import Sequence
@@ -6,52 +6,61 @@ from dataclasses import dataclass
 
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochReport:
-    """What one epoch says to the world; means over all images of the epoch and all workers."""
+    """Metrics of one epoch: means over all its images, whichever worker used them.
+
+    Field names are keys of checkpoint.json and metrics.json; see `metric_definitions`.
+    """
 
     epoch: int
     """From 0."""
     step: int
-    """Optimizer steps taken so far, over the whole run."""
+    """Optimizer steps since the start of the run."""
     train_loss: float
     train_top1: float
     train_images: int
     eval_loss: float | None
-    """None where the epoch was not evaluated, as are the next two (`Recipe.eval_every`)."""
+    """None if the epoch was not evaluated (`Recipe.eval_every`); so are the next two."""
     eval_top1: float | None
     eval_top5: float | None
     eval_images: int
     quarantined: int
-    """Images of this epoch, train and eval, that could not be read."""
+    """Train and eval images of this epoch that could not be read."""
     skipped: int = 0
-    """Steps of this epoch that were not taken, their loss or gradient being no finite number."""
+    """Steps of this epoch without an update, because loss or gradient was not finite."""
     averaged: bool = False
-    """Whether the eval figures are those of the averaged weights (EMA), which were better; a
-    release of this epoch has them."""
+    """Whether the eval metrics are those of the averaged weights (EMA), which scored higher; a
+    release of this epoch contains them."""
     eval_map: float | None = None
-    """Mean average precision, 0 to 1, where images may have several classes."""
+    """Mean average precision, 0 to 1; only with several labels per image."""
+
+    @property
+    def ranking_metric(self) -> Metric:
+        """The metric that epochs are compared by."""
+        return EVAL_TOP1 if self.eval_map is None else EVAL_MAP
 
     @property
     def score(self) -> float | None:
-        """What epochs are judged by."""
+        """The value of `ranking_metric`; None if the epoch was not evaluated."""
         return self.eval_top1 if self.eval_map is None else self.eval_map
 
 
 def best(history: Sequence[EpochReport]) -> EpochReport | None:
-    """The epoch to release: highest score, then lowest eval loss, then the earliest.
+    """The evaluated epoch with the highest score, then the lowest eval loss, then the earliest.
 
-    Of those that were evaluated. A loss that is no number counts as the highest.
+    A NaN loss counts as infinite.
     """
 
-    def order(epoch: EpochReport) -> tuple[float, float, int]:
+    def sort_key(epoch: EpochReport) -> tuple[float, float, int]:
         loss, score = epoch.eval_loss, epoch.score
         assert loss is not None and score is not None
         return -score, math.inf if math.isnan(loss) else loss, epoch.epoch
 
-    return min(_evaluated(history), key=order, default=None)
+    return min(_evaluated(history), key=sort_key, default=None)
 
 
 def _evaluated(history: Sequence[EpochReport]) -> list[EpochReport]:
@@ -59,9 +68,12 @@ def _evaluated(history: Sequence[EpochReport]) -> list[EpochReport]:
 
 
 def ended_early(history: Sequence[EpochReport], recipe: Recipe) -> bool:
-    """Whether the last `patience` evaluations brought no better one, all in the last phase."""
-    winner = best(history)
-    if not recipe.patience or winner is None:
+    """Whether early stopping applies: `patience` evaluations of the last phase without a new best.
+
+    Evaluations of earlier phases do not count.
+    """
+    best_epoch = best(history)
+    if not recipe.patience or best_epoch is None:
         return False
-    since = max(winner.epoch, phases(recipe)[-1].first - 1)
+    since = max(best_epoch.epoch, phases(recipe)[-1].first - 1)
     return sum(report.epoch > since for report in _evaluated(history)) >= recipe.patience

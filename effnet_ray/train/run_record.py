@@ -21,6 +21,7 @@ from effnet_ray.errors import RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.speed import UNRECORDED
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1
 from effnet_ray.variants import InputSpec
 
 RUN = "run.json"
@@ -81,10 +82,10 @@ class Result:
 
     @property
     def summary(self) -> str:
-        """What the best epoch is judged by, for people."""
+        """The score of the best epoch, for people."""
         if self.eval_map is not None:
-            return f"eval mAP {self.eval_map:.2%}"
-        return f"eval top-1 {self.eval_top1:.2%}"
+            return EVAL_MAP.describe(self.eval_map)
+        return EVAL_TOP1.describe(self.eval_top1)
 
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:

@@ -36,6 +36,7 @@ from effnet_ray.train.events import (
     WorkersStarted,
 )
 from effnet_ray.train.loop import EpochSizes, fit
+from effnet_ray.train.metric_definitions import EVAL_LOSS, EVAL_TOP1, TRAIN_LOSS
 from effnet_ray.train.state import Batch, TrainState
 
 POST_EVERY_S = 0.5
@@ -376,9 +377,9 @@ class WorkerLoop:
             {
                 "epoch": report.epoch,
                 "step": report.step,
-                "eval_top1": report.eval_top1,
-                "eval_loss": report.eval_loss,
-                "train_loss": report.train_loss,
+                EVAL_TOP1.key: report.eval_top1,
+                EVAL_LOSS.key: report.eval_loss,
+                TRAIN_LOSS.key: report.train_loss,
                 "train_images_per_s": rate,
                 "reached": spent / phases.cost(recipe, recipe.epochs),
                 "device_seconds": self._device_s(),
