@@ -27,7 +27,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,9 @@ from torchvision import transforms
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
-from effnet_ray.data.stream import Stream, data_context
+from effnet_ray.data.ray_executor import RayExecutor, data_context
+from effnet_ray.data.stream import Stream
+from effnet_ray.data.thread_executor import ThreadExecutor
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -107,14 +108,8 @@ def timed(batches: Iterator[int]) -> Epoch:
 
 def ours(images: Set, batch: int) -> Iterator[int]:
     """What a training worker does."""
-    stream = Stream(
-        images.dataset,
-        rank=0,
-        workers=1,
-        first_step=0,
-        decode_tasks=DECODE_TASKS,
-        prefetch_mb=PREFETCH_MB,
-    )
+    execute = RayExecutor(DECODE_TASKS, PREFETCH_MB, local_chunks=images.dataset.plan.lanes)
+    stream = Stream(images.dataset, rank=0, workers=1, first_step=0, execute=execute)
     for lanes in stream.train(0):
         for found in lanes:
             torch.from_numpy(found.image).permute(0, 3, 1, 2)
@@ -125,10 +120,8 @@ def ours(images: Set, batch: int) -> Iterator[int]:
 
 def threads(images: Set, batch: int) -> Iterator[int]:
     """Our own chunks, in two threads."""
-    dataset = images.dataset
-    with ThreadPoolExecutor(CORES) as pool:
-        for blocks in pool.map(lambda t: list(load_chunk(dataset, t)), every_task(dataset)):
-            yield sum(len(block["label"]) for block in blocks)
+    for block in ThreadExecutor(CORES)(images.dataset, every_task(images.dataset)):
+        yield len(block["label"])
 
 
 def unordered(images: Set, batch: int) -> Iterator[int]:

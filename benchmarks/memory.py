@@ -26,6 +26,7 @@ from ray._private.internal_api import memory_summary
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.data.stream import Stream
 
 CORES = 2
@@ -92,10 +93,8 @@ def main(settings: Settings) -> None:
         watcher = threading.Thread(target=watch.run)
         watcher.start()
         decode_tasks, prefetch_mb = Placement().decoding(CORES, 1, settings.store_mb)
-        stream = Stream(
-            dataset, rank=0, workers=1, first_step=0, decode_tasks=decode_tasks,
-            prefetch_mb=prefetch_mb,
-        )  # fmt: skip
+        execute = RayExecutor(decode_tasks, prefetch_mb, local_chunks=dataset.plan.lanes)
+        stream = Stream(dataset, rank=0, workers=1, first_step=0, execute=execute)
         for _ in range(epochs):
             images += sum(len(part.label) for lanes in stream.train(0) for part in lanes)
             images += sum(len(part.label) for part in stream.eval())

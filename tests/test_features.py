@@ -16,9 +16,10 @@ from loop_worker import random_batch
 from safetensors.torch import load_file
 
 from effnet_ray import Placement, Recipe, finetune, storage
-from effnet_ray.data import feature_cache, manifest as manifests, stream
-from effnet_ray.data.chunks import EVAL_VIEW, ChunkTask, Dataset, load_chunk
+from effnet_ray.data import feature_cache, manifest as manifests
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.data.feature_cache import Group
+from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
 from effnet_ray.train import events
@@ -134,21 +135,24 @@ def test_the_key_of_plain_views_is_all_that_they_follow_from(
     digits: str, tmp_path: Path, change: dict[str, Any], same: bool
 ) -> None:
     one, other = dataset(digits, tmp_path), dataset(digits, tmp_path, **change)
-    assert (one.kept("train", EVAL_VIEW) == other.kept("train", EVAL_VIEW)) is same
+    assert (one.features_uri("train", None) == other.features_uri("train", None)) is same
 
 
 def test_the_key_of_drawn_views_is_also_what_draws_them(digits: str, tmp_path: Path) -> None:
     one = dataset(digits, tmp_path)
-    keys = {one.kept("eval", EVAL_VIEW), *(one.kept("train", view) for view in (EVAL_VIEW, 1, 2))}
+    keys = {
+        one.features_uri("eval", None),
+        *(one.features_uri("train", view) for view in (None, 1, 2)),
+    }
     for change in ({"seed": 5}, {"crop_scale": 0.9}, {"aa": "rand"}, {"flip": 1.0}):
-        keys.add(dataset(digits, tmp_path, **change).kept("train", 1))
-    keys.add(replace(one, backbone="1" * 64).kept("train", 1))
+        keys.add(dataset(digits, tmp_path, **change).features_uri("train", 1))
+    keys.add(replace(one, backbone="1" * 64).features_uri("train", 1))
     assert len(keys) == 9
 
 
 def test_a_run_wants_each_of_its_views_once() -> None:
-    assert wanted(settled(epochs=3)) == [("train", EVAL_VIEW), ("eval", EVAL_VIEW)]
-    three = [("train", EVAL_VIEW), ("train", 1), ("train", 2), ("eval", EVAL_VIEW)]
+    assert wanted(settled(epochs=3)) == [("train", None), ("eval", None)]
+    three = [("train", None), ("train", 1), ("train", 2), ("eval", None)]
     assert wanted(settled(epochs=3, head_views=8)) == three
     assert wanted(settled(head_cache=False)) == []
     assert wanted(replace(settled(), unfreeze="all", head_epochs=0)) == []
@@ -158,18 +162,18 @@ def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
     digits: str, tmp_path: Path
 ) -> None:
     asked = dataset(digits, tmp_path)
-    both = [("train", EVAL_VIEW), ("eval", EVAL_VIEW)]
+    both = [("train", None), ("eval", None)]
     assert missing(asked, heal=False) == {key: [0] for key in both}
     for split, view in both:
-        uri = asked.kept(split, view)
+        uri = asked.features_uri(split, view)
         feature_cache.write(
             storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)]
         )
     assert missing(asked, heal=False) == {key: [] for key in both}  # but for the record
     for split, view in both:
-        feature_cache.write_record(asked.kept(split, view), ["00000.parquet"])
+        feature_cache.write_record(asked.features_uri(split, view), ["00000.parquet"])
     assert missing(asked, heal=False) == {}
-    assert missing(asked, heal=True) == {("train", EVAL_VIEW): [0]}
+    assert missing(asked, heal=True) == {("train", None): [0]}
 
 
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
@@ -185,7 +189,7 @@ def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Pat
         stamp = np.repeat(ids[part, None], 4, axis=1).astype(np.float16)
         made.append(Group(stamp, labels[part], ids[part], [""] * size))
         first += size
-    feature_cache.write(storage.join(asked.kept("train", EVAL_VIEW), "00000.parquet"), made)
+    feature_cache.write(storage.join(asked.features_uri("train", None), "00000.parquet"), made)
     (kept,) = load_chunk(asked, replace(task, cached=True))
     for name in ("id", "label", "bad"):
         assert np.array_equal(kept[name], images[name])
@@ -196,14 +200,16 @@ def test_damaged_features_come_out_of_the_stream_as_a_sentence(
     digits: str, tmp_path: Path
 ) -> None:
     asked = dataset(digits, tmp_path)
-    feature_cache.write(storage.join(asked.kept("train", EVAL_VIEW), "00000.parquet"), [group(44)])
+    feature_cache.write(
+        storage.join(asked.features_uri("train", None), "00000.parquet"), [group(44)]
+    )
     (file,) = tmp_path.rglob("*.parquet")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 3] ^= 1
     file.write_bytes(raw)
     tasks = iter([ChunkTask("train", 0, 0, 0, 0, 11, cached=True)])
     with pytest.raises(DatasetError, match=r"^features in .* cannot be read") as refused:
-        list(stream.unwrap_errors(stream._blocks(asked, [], tasks, 1, 64)))
+        list(RayExecutor(decode_tasks=1, prefetch_mb=64)(asked, tasks))
     assert "\n" not in str(refused.value)
 
 

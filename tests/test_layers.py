@@ -13,7 +13,8 @@ ORDER = (
     "storage.retry storage.local storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
     "data.manifest data.classes data.augment data.decode data.class_balance data.labels data.plan "
-    "data.hf_parquet data.row_group data.feature_cache data.chunks data.stream "
+    "data.hf_parquet data.row_group data.feature_cache data.chunks "
+    "data.thread_executor data.ray_executor data.stream "
     "packing.archives packing.sources packing.splits packing.duplicates packing.shards "
     "packing.report packing.in_place packing.pack packing.sample packing.ray_map "
     "model.dropout model.network model.compile model.ema model.pretrained model.optimizer "
@@ -47,7 +48,7 @@ ORDER = (
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "packing.ray_map data.stream train.events runtime. train.worker "
+    "ray": "packing.ray_map data.ray_executor train.events runtime. train.worker "
     "train.precompute_features train.finetune "
     "sweep.asha sweep.costs sweep.searchers sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",

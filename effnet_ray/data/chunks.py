@@ -4,7 +4,7 @@ What a Ray Data task does. What cannot be read has weight 0, and a reason.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,9 +25,6 @@ from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2
 """A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
-EVAL_VIEW = -1
-"""In place of a view's number: the plain one, as in evaluation."""
-
 Block = dict[str, npt.NDArray[Any]]
 """`image` [n, R, R, 3] uint8 or features [n, F], `label` [n] int64 or, where images may have
 several, [n, K] uint8 of 0 and 1, `id`, `bad`."""
@@ -79,11 +76,10 @@ class Dataset:
         """The eval split's plan."""
         return EvalPlan(tuple(rows for _, _, rows in self.manifest.row_groups("eval")))
 
-    def kept(self, split: str, view: int) -> str:
-        """The folder of the features of a view (PLAIN, or its number)."""
-        number = None if view == EVAL_VIEW else view
+    def features_uri(self, split: str, view: int | None) -> str:
+        """The folder of a split's cached features of a view (by number; None: the eval view)."""
         return features.folder(
-            self.features, self.backbone, self.manifest, self.recipe, self.spec, split, number
+            self.features, self.backbone, self.manifest, self.recipe, self.spec, split, view
         )
 
 
@@ -99,21 +95,26 @@ class ChunkTask:
     """Steps of the chunk that a resumed run has taken already: never read."""
     rows: int = 0
     """Images left then: the stream counts them."""
-    view: int = EVAL_VIEW
-    """Which view of them."""
-    fresh: bool = True
-    """Whether each further use of an image in the epoch is another view of it."""
+    view: int | None = None
+    """Number of the random view; None: the eval view."""
+    new_view_per_use: bool = True
+    """Whether an image that the epoch uses again gets another random view."""
     size: int = 0
     """Of the views, px; 0: the input spec's."""
     cached: bool = False
     """Whether their features are wanted, which are there."""
 
 
+ChunkExecutor = Callable[[Dataset, Iterator[ChunkTask]], Iterator[Block]]
+"""Loads the chunks of all tasks and yields their blocks in task order."""
+
+
 def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
     """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
-        rows[:, 2] *= task.fresh
+        if not task.new_view_per_use:
+            rows[:, 2] = 0
     else:
         rows = dataset.eval_plan.chunk(task.chunk)
     if task.cached:
@@ -132,7 +133,7 @@ def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
 def _kept(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
     """The features of some rows, at least one."""
     uri, places = (
-        dataset.kept(task.split, task.view),
+        dataset.features_uri(task.split, task.view),
         features.row_group_places(dataset.manifest, task.split),
     )
     shard, first = places[rows[:, 0]].T
@@ -194,7 +195,7 @@ def _view(
 ) -> npt.NDArray[np.uint8]:
     """The planned view of one image in its `use` of the epoch, from 0."""
     data = record["image"]["bytes"]
-    if task.view == EVAL_VIEW:
+    if task.view is None:
         return eval_view(decode(data), dataset.spec)
     random = image_random(dataset.recipe.seed, task.view, record["id"], use)
     spec = replace(dataset.spec, resolution=task.size or dataset.spec.resolution)

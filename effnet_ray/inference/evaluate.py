@@ -19,7 +19,7 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.stream import unwrap_errors
+from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
 from effnet_ray.inference import eval_inputs, multiclass as figures, multilabel
 from effnet_ray.inference.eval_inputs import EvalInputs, ReadUnit

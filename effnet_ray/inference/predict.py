@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from effnet_ray import storage
-from effnet_ray.data.stream import unwrap_errors
+from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.errors import DatasetError, EvaluationError
 from effnet_ray.inference import image_sources
 from effnet_ray.inference.image_sources import ImageSource, ImageUnit

@@ -19,7 +19,7 @@ import ray.data
 import torch
 
 from effnet_ray.data.chunks import Block
-from effnet_ray.data.stream import data_context
+from effnet_ray.data.ray_executor import data_context
 from effnet_ray.errors import EvaluationError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe

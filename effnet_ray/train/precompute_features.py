@@ -20,10 +20,10 @@ import torch
 
 from effnet_ray import phases, storage
 from effnet_ray.data import feature_cache
-from effnet_ray.data.chunks import EVAL_VIEW, Block, ChunkTask, Dataset, load_rows
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import Group
+from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.data.stream import unwrap_errors
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
 from effnet_ray.runtime.inference_actors import (
@@ -51,7 +51,7 @@ class FeatureTask:
     """Some rows of one row group, which go through the network together."""
 
     split: str
-    view: int
+    view: int | None
     shard: int
     """Its number in the split."""
     group: int
@@ -60,27 +60,27 @@ class FeatureTask:
     end: int
 
     @property
-    def file(self) -> tuple[str, int, int]:
+    def file(self) -> tuple[str, int | None, int]:
         """Whose features stand in one file."""
         return self.split, self.view, self.shard
 
 
-def wanted(recipe: Recipe) -> list[tuple[str, int]]:
+def wanted(recipe: Recipe) -> list[tuple[str, int | None]]:
     """(split, view) of all features that a run needs; none where no epoch goes by them."""
     epochs = [epoch for epoch in range(recipe.epochs) if phases.uses_feature_cache(recipe, epoch)]
     views = {phases.view_at(recipe, epoch) for epoch in epochs}
-    train = sorted(EVAL_VIEW if view is None else view for view in views)
-    return [*(("train", view) for view in train), *([("eval", EVAL_VIEW)] if epochs else [])]
+    train = sorted(views, key=lambda view: -1 if view is None else view)
+    return [*(("train", view) for view in train), *([("eval", None)] if epochs else [])]
 
 
-def missing(dataset: Dataset, *, heal: bool) -> dict[tuple[str, int], list[int]]:
+def missing(dataset: Dataset, *, heal: bool) -> dict[tuple[str, int | None], list[int]]:
     """Numbers of the shards whose features are not there, for each (split, view) that lacks some.
 
     `heal`: those of shards with images that could not be read are missing too.
     """
     found = {}
     for split, view in wanted(dataset.recipe):
-        uri = dataset.kept(split, view)
+        uri = dataset.features_uri(split, view)
         count = len(dataset.manifest.splits[split])
         known = feature_cache.read_record(uri)
         if known is None:
@@ -99,7 +99,7 @@ def missing(dataset: Dataset, *, heal: bool) -> dict[tuple[str, int], list[int]]
 
 
 def compute(
-    job: WorkerJob, lease: ResourceRequest, lacking: dict[tuple[str, int], list[int]]
+    job: WorkerJob, lease: ResourceRequest, lacking: dict[tuple[str, int | None], list[int]]
 ) -> None:
     """Compute and write what is missing, and record that it is whole.
 
@@ -117,11 +117,11 @@ def compute(
             done += len(parts[-1].label)
             tell(done)
         name = feature_cache.file_name(shard)
-        feature_cache.write(storage.join(job.dataset.kept(split, view), name), parts)
+        feature_cache.write(storage.join(job.dataset.features_uri(split, view), name), parts)
     for split, view in lacking:
         shards = range(len(job.dataset.manifest.splits[split]))
         feature_cache.write_record(
-            job.dataset.kept(split, view), map(feature_cache.file_name, shards)
+            job.dataset.features_uri(split, view), map(feature_cache.file_name, shards)
         )
 
 
@@ -140,7 +140,9 @@ def _telling(board: Any, images: int) -> Callable[[int], None]:
     return tell
 
 
-def _pieces(dataset: Dataset, lacking: dict[tuple[str, int], list[int]]) -> Iterator[FeatureTask]:
+def _pieces(
+    dataset: Dataset, lacking: dict[tuple[str, int | None], list[int]]
+) -> Iterator[FeatureTask]:
     most = batch_images(dataset.recipe, dataset.spec.resolution)
     for (split, view), shards in lacking.items():
         rows = [count for _, _, count in dataset.manifest.row_groups(split)]
@@ -264,7 +266,7 @@ def prepare(job: WorkerJob, lease: ResourceRequest, *, new: bool) -> None:
 
 def _name(dataset: Dataset) -> str:
     """Of the actor that computes what such a run needs: one for all that need the same."""
-    folders = [dataset.kept(split, view) for split, view in wanted(dataset.recipe)]
+    folders = [dataset.features_uri(split, view) for split, view in wanted(dataset.recipe)]
     return f"effnet-features-{hashlib.sha256(json.dumps(folders).encode()).hexdigest()[:16]}"
 
 

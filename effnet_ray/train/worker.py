@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from effnet_ray import phases, storage
 from effnet_ray.data.chunks import BadImage, Dataset
+from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.model import optimizer
@@ -92,17 +93,14 @@ def _train(job: WorkerJob) -> None:
     _resume(state, job, rank)
     state.pieces = max(state.pieces, ray.get(job.board.pieces.remote()))
     decode_tasks, prefetch_mb = job.placement.decoding(cores, neighbours, store_mb)
+    lanes = job.dataset.plan.workers_lanes(rank, workers)
+    execute = RayExecutor(decode_tasks, prefetch_mb, local_chunks=len(lanes))
     stream = Stream(
-        job.dataset,
-        rank=rank,
-        workers=workers,
-        first_step=state.step,
-        decode_tasks=decode_tasks,
-        prefetch_mb=prefetch_mb,
+        job.dataset, rank=rank, workers=workers, first_step=state.step, execute=execute
     )
     batches = DeviceBatches(
         stream,
-        job.dataset.plan.workers_lanes(rank, workers),
+        lanes,
         device,
         several=len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0,
     )
