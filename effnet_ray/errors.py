@@ -1,25 +1,32 @@
-"""Everything this package refuses or reports, as one tree.
+"""Every error that this package raises on purpose, as one tree.
 
     EffnetRayError
-    ├─ InputError                 a person's mistake: one sentence, exit 2
-    │   ├─ RecipeError            a Recipe, Placement or flag cannot mean what it says
-    │   ├─ StorageError           a URI cannot be read or written
-    │   │   └─ ConflictError      an object was changed by somebody else since it was read
-    │   ├─ DatasetError           a manifest or shard is missing, damaged or contradicts its record
-    │   ├─ WeightsError           pretrained weights do not exist or cannot be had
-    │   ├─ RunExistsError         a run's name is taken by another recipe or another data set
-    │   ├─ ReleaseError           a Release is absent, incomplete, or would be overwritten
-    │   ├─ TrackerError           a tracker is not installed, or cannot be reached
-    │   └─ ClusterError           the cluster cannot run what was asked
-    ├─ ImageError                 one image cannot be decoded; quarantined, never fatal
-    ├─ EvaluationError            judging or predicting failed after it had started: exit 1
-    ├─ CheckpointError            saved state is damaged or does not fit this Recipe
-    └─ TrainingError              a run failed after it had started: exit 1
-        ├─ NonFiniteError         losses or gradients are no finite numbers, step after step
-        ├─ BadImagesError         more images than --max-bad-fraction allows cannot be read
-        └─ LeaderLostError        the process that leads a run's workers died
+    ├─ InputError                     the user's input is wrong: one sentence, exit 2
+    │   ├─ RecipeError                a Recipe, Placement or flag has an impossible value
+    │   ├─ StorageError               a URI cannot be read or written
+    │   │   ├─ NotFoundError          the object does not exist
+    │   │   │   └─ BucketNotFoundError    its bucket does not exist either
+    │   │   ├─ AlreadyExistsError     a create-only write found an existing object
+    │   │   ├─ ConflictError          another writer changed the object since it was read
+    │   │   ├─ TooLargeError          the object has more bytes than it may have
+    │   │   ├─ UnsupportedError       the storage server does not implement the request
+    │   │   └─ OutageError            storage did not answer; the object may be fine
+    │   ├─ DatasetError               a manifest or shard is missing, damaged or inconsistent
+    │   ├─ WeightsError               pretrained weights do not exist or are unavailable
+    │   ├─ RunExistsError             the run's name belongs to another recipe or data set
+    │   ├─ ReleaseError               a release is missing, incomplete, or would be overwritten
+    │   ├─ TrackerError               a tracker is not installed or not reachable
+    │   └─ ClusterError               the cluster cannot run the job
+    ├─ ImageError                     an image cannot be decoded; quarantined, never fatal
+    ├─ EvaluationError                evaluation or prediction failed while running: exit 1
+    │   └─ ReplicaStorageError        a serving replica could not read its release from storage
+    ├─ CheckpointError                a checkpoint is damaged or does not fit this Recipe
+    └─ TrainingError                  a run failed while running: exit 1
+        ├─ NonFiniteError             loss or gradients were NaN or infinite in consecutive steps
+        ├─ BadImagesError             more unreadable images than --max-bad-fraction allows
+        └─ ControllerDiedError        the process that controls a run's workers died
 
-Every class takes one message, so every one of them pickles and can cross processes.
+Each class takes one message, so it can be pickled and sent between processes.
 A message says what was found, what was expected, and what to do.
 """
 
@@ -31,73 +38,101 @@ class EffnetRayError(Exception):
 
 
 class InputError(EffnetRayError):
-    """A person's mistake, refused on the driver before anything is leased."""
+    """The user's input is wrong; raised on the driver before resources are requested."""
 
     exit_code = 2
 
 
 class RecipeError(InputError):
-    """A Recipe, Placement or flag cannot mean what it says."""
+    """A Recipe, Placement or flag has an impossible value."""
 
 
 class StorageError(InputError):
     """A URI cannot be read or written."""
 
 
+class NotFoundError(StorageError):
+    """The object does not exist."""
+
+
+class BucketNotFoundError(NotFoundError):
+    """The object's bucket does not exist."""
+
+
+class AlreadyExistsError(StorageError):
+    """A create-only write found an existing object."""
+
+
 class ConflictError(StorageError):
-    """An object was changed by somebody else since it was read."""
+    """Another writer changed the object since it was read."""
+
+
+class TooLargeError(StorageError):
+    """The object has more bytes than it may have, so it was not read."""
+
+
+class UnsupportedError(StorageError):
+    """The storage server does not implement the request."""
+
+
+class OutageError(StorageError):
+    """Storage did not answer, or answered that it is busy; the object may be fine."""
 
 
 class DatasetError(InputError):
-    """A manifest or shard is missing, damaged or contradicts its record."""
+    """A manifest or shard is missing, damaged or inconsistent."""
 
 
 class WeightsError(InputError):
-    """Pretrained weights do not exist or cannot be had."""
+    """Pretrained weights do not exist or are unavailable."""
 
 
 class RunExistsError(InputError):
-    """A run's name is taken by another recipe or another data set."""
+    """The run's name belongs to another recipe or data set."""
 
 
 class ReleaseError(InputError):
-    """A Release is absent, incomplete, or would be overwritten."""
+    """A release is missing, incomplete, or would be overwritten."""
 
 
 class TrackerError(InputError):
-    """A tracker is not installed, or cannot be reached."""
+    """A tracker is not installed or not reachable."""
 
 
 class ClusterError(InputError):
-    """The cluster cannot run what was asked."""
+    """The cluster cannot run the job."""
 
 
 class ImageError(EffnetRayError):
-    """One image cannot be decoded."""
+    """An image cannot be decoded."""
 
 
 class EvaluationError(EffnetRayError):
-    """Judging or predicting images failed after it had started."""
+    """Evaluation or prediction failed while running."""
+
+
+class ReplicaStorageError(EvaluationError):
+    """A serving replica could not read its release from storage."""
 
 
 class CheckpointError(EffnetRayError):
-    """Saved state is damaged or does not fit this Recipe."""
+    """A checkpoint is damaged or does not fit this Recipe."""
 
 
 class TrainingError(EffnetRayError):
-    """A run failed after it had started."""
+    """A run failed while running."""
 
 
 class NonFiniteError(TrainingError):
-    """Losses or gradients are no finite numbers, step after step."""
+    """Loss or gradients were NaN or infinite in too many consecutive steps."""
 
 
 class BadImagesError(TrainingError):
-    """More images than `--max-bad-fraction` allows cannot be read."""
+    """More images are unreadable than `--max-bad-fraction` allows."""
 
 
 class ControllerDiedError(TrainingError):
-    """The process that leads a run's workers died."""
+    """The process that controls a run's workers died."""
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from faults import Faults, proxy
 from servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
-from effnet_ray.errors import ConflictError
+from effnet_ray.errors import AlreadyExistsError, ConflictError
 from effnet_ray.storage import conditional, retry
 
 
@@ -53,7 +53,7 @@ def test_a_swap_needs_the_tag_of_what_is_there(shared: str) -> None:
     with pytest.raises(ConflictError):
         conditional.swap(uri, b"0", "no tag")
     conditional.create(uri, b"1")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(AlreadyExistsError):
         conditional.create(uri, b"other")
     first = conditional.read(uri)
     assert first and first.data == b"1"

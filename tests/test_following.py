@@ -9,7 +9,13 @@ from test_export import released
 
 from effnet_ray.cli.serve import Serve, _follow
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.errors import EffnetRayError, EvaluationError, ReleaseError, StorageError
+from effnet_ray.errors import (
+    EffnetRayError,
+    EvaluationError,
+    ReleaseError,
+    ReplicaStorageError,
+    StorageError,
+)
 from effnet_ray.inference.http_api import ServeOptions
 from effnet_ray.release.store import ModelStore
 
@@ -57,9 +63,7 @@ def test_what_storage_did_not_give_is_said_once_and_tried_again(
 def test_what_storage_did_not_give_to_a_replica_is_tried_again(
     follow: Callable[..., Followed],
 ) -> None:
-    failure = EvaluationError("served still: the other")
-    failure.__cause__ = StorageError("no answer")
-    seen = follow(failure)
+    seen = follow(ReplicaStorageError("served still: the other"))
     assert seen.asked == [seen.second, seen.first, seen.second]  # what was, meanwhile
     assert seen.served == seen.second
 

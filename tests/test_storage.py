@@ -13,7 +13,7 @@ import pytest
 from servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
-from effnet_ray.errors import StorageError
+from effnet_ray.errors import AlreadyExistsError, StorageError
 
 
 @pytest.fixture(scope="module", params=["disk", "rclone", "moto"])
@@ -45,7 +45,7 @@ def test_what_is_written_is_read_and_can_be_replaced(place: str, data: bytes) ->
 def test_an_exclusive_write_never_replaces(place: str) -> None:
     uri = storage.join(place, "record.json")
     storage.write_bytes(uri, b"first", exclusive=True)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(AlreadyExistsError):
         storage.write_bytes(uri, b"second", exclusive=True)
     assert storage.read_bytes(uri) == b"first"
 
@@ -121,7 +121,7 @@ def test_of_many_exclusive_writers_one_wins(tmp_path: Path) -> None:
         start.wait()
         try:
             storage.write_bytes(uri, str(number).encode() * 100_000, exclusive=True)
-        except FileExistsError:
+        except AlreadyExistsError:
             return ""
         return str(number)
 

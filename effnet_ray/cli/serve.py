@@ -17,6 +17,7 @@ from effnet_ray.errors import (
     EvaluationError,
     InputError,
     RecipeError,
+    ReplicaStorageError,
     StorageError,
 )
 from effnet_ray.inference.http_api import ServeOptions
@@ -137,4 +138,4 @@ def _follow(
 
 def _passes(error: EffnetRayError) -> bool:
     """Whether it was storage, which may answer the next time: the driver's or a replica's."""
-    return isinstance(error, StorageError) or isinstance(error.__cause__, StorageError)
+    return isinstance(error, StorageError | ReplicaStorageError)

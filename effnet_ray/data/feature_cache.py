@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import DatasetError
+from effnet_ray.errors import DatasetError, OutageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.storage import parquet
 from effnet_ray.variants import InputSpec
@@ -129,15 +129,15 @@ def read(uri: str, group: int) -> Group:
     """
     try:
         return _read(uri, group)
-    except Exception as error:  # whatever a damaged file makes Arrow raise
-        if storage.is_outage(error):
-            raise
-    _footer.cache_clear()
+    except OutageError:
+        raise
+    except Exception:  # whatever a damaged file makes Arrow raise
+        _footer.cache_clear()
     try:
         return _read(uri, group)
+    except OutageError:
+        raise
     except Exception as error:
-        if storage.is_outage(error):
-            raise
         where = uri.rpartition("/")[0]
         raise DatasetError(
             f"features in {uri} cannot be read ({' '.join(str(error).split())}): delete {where}, "

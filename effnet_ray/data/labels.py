@@ -11,7 +11,7 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.manifest import Manifest, Shard
-from effnet_ray.errors import DatasetError
+from effnet_ray.errors import DatasetError, OutageError
 
 READERS = 16
 """Shards read at a time: a row group's labels are few bytes, so a read is mostly waiting."""
@@ -56,9 +56,9 @@ def _read_twice(uri: str, name: str, shard: Shard) -> pa.ChunkedArray:
     for again in (True, False):
         try:
             return _column(uri, name, shard)
+        except OutageError:
+            raise
         except Exception as error:  # whatever a damaged file makes Arrow raise
-            if storage.is_outage(error):
-                raise
             if not again:
                 raise DatasetError(
                     f"the labels of shard {uri} cannot be read, twice "

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 from effnet_ray import storage
-from effnet_ray.errors import DatasetError, RecipeError, StorageError
+from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, RecipeError
 from effnet_ray.schema import from_dict
 
 VERSION = 1
@@ -123,9 +123,9 @@ def load(data: str) -> Manifest:
     uri = data if data.endswith(".json") else storage.join(data, NAME)
     try:
         raw = storage.read_bytes(uri)
-    except StorageError as error:
-        if "it does not exist" not in str(error):
-            raise
+    except BucketNotFoundError:
+        raise
+    except NotFoundError as error:
         raise DatasetError(
             f"no data set at {data}: expected {NAME} there: make one with "
             f"`python jobs/pack.py --source IMAGES --out {data}`"

@@ -16,7 +16,7 @@ from effnet_ray import storage
 from effnet_ray.data import hf_parquet
 from effnet_ray.data.classes import LABEL, LABELS
 from effnet_ray.data.manifest import SPLITS, Manifest
-from effnet_ray.errors import DatasetError, StorageError
+from effnet_ray.errors import DatasetError, OutageError, StorageError
 from effnet_ray.storage import parquet
 from effnet_ray.tasks import MULTILABEL
 
@@ -44,9 +44,9 @@ class RowGroup:
         self._read_again = False
         try:
             self._table = self._read(verify=True)
-        except Exception as error:  # whatever a damaged file makes Arrow raise
-            if storage.is_outage(error):
-                raise
+        except OutageError:
+            raise
+        except Exception:  # whatever a damaged file makes Arrow raise
             self._again()
 
     def record(self, row: int) -> dict[str, Any]:
@@ -71,11 +71,9 @@ class RowGroup:
                 self._table = self._read(verify=True)
             except (OSError, StorageError):
                 self._table = self._with_damaged_images()
-        except DatasetError:
+        except (DatasetError, OutageError):
             raise
         except Exception as error:
-            if storage.is_outage(error):
-                raise
             raise DatasetError(
                 f"row group {self._index} of shard {self._uri} cannot be read, twice "
                 f"({_one_line(error)}): restore the shard or pack again"

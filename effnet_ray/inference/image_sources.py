@@ -25,7 +25,7 @@ from effnet_ray.data.decode import PICTURES, SUFFIXES
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import DatasetError, ImageError, StorageError
+from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError
 from effnet_ray.storage import parquet
 
 MAX_BYTES = 200_000_000
@@ -203,9 +203,7 @@ def _pictures(source: str, unit: ImageUnit) -> Iterator[tuple[str, bytes | Image
             return ImageError(f"has {file[1]:,} bytes, more than {MAX_BYTES:,}")
         try:
             return storage.read_bytes(uri, file[1])
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise  # of storage, or of keys: it says nothing of the picture
+        except NotFoundError as error:
             return ImageError(str(error))
 
     with ThreadPoolExecutor(READERS) as pool:

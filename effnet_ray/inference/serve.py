@@ -24,7 +24,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from effnet_ray.errors import ClusterError, EffnetRayError, EvaluationError, ImageError
+from effnet_ray.errors import (
+    ClusterError,
+    EffnetRayError,
+    EvaluationError,
+    ImageError,
+    ReplicaStorageError,
+    StorageError,
+)
 from effnet_ray.inference import request_limit
 from effnet_ray.inference.http_api import Answer, ServedRelease, ServeOptions
 from effnet_ray.release.load import load_release
@@ -143,7 +150,8 @@ def deploy(uri: str, serving: ServeOptions) -> None:
         time.sleep(pause)
     others = sorted({served for served, _ in told} - {uri})
     why = next((failed for _, failed in told if failed), None)
-    raise EvaluationError(
+    kind = ReplicaStorageError if isinstance(why, StorageError) else EvaluationError
+    raise kind(
         f"{uri} is not served by all of {serving.replicas} replicas ({why or 'some are silent'}); "
         f"served still: {', '.join(others) or 'no other'}"
     ) from why

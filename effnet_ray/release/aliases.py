@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import ConflictError, RecipeError, ReleaseError
+from effnet_ray.errors import AlreadyExistsError, ConflictError, RecipeError, ReleaseError
 from effnet_ray.release.model_folder import ALIASES, ModelFolder
 from effnet_ray.release.names import BEST, Release, check_alias
 from effnet_ray.release.publish import now
@@ -186,7 +186,7 @@ def _move(
                 conditional.swap(uri, data, seen.tag)
             else:
                 storage.write_bytes(uri, data, exclusive=True)
-        except (FileExistsError, ConflictError):
+        except (AlreadyExistsError, ConflictError):
             continue  # somebody else moved it: look again at what it means
         return new
 

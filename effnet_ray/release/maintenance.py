@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from effnet_ray import storage
-from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray.errors import OutageError, ReleaseError, StorageError
 from effnet_ray.release import aliases, publish
 from effnet_ray.release.model_folder import STAGING, ModelFolder
 from effnet_ray.release.names import NAME
@@ -130,9 +130,9 @@ def collect_uploads(store: str, lease_s: float, into: GcResult) -> None:
             if OURS.fullmatch(upload.path) and upload.begun < time.time() - lease_s:
                 uploads.abort(store, upload)
                 into.uploads += 1
+    except OutageError:
+        raise
     except StorageError as error:
-        if storage.is_outage(error):
-            raise
         into.unlisted = str(error)
 
 

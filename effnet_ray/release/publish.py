@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray.errors import AlreadyExistsError, ReleaseError, StorageError
 from effnet_ray.release import model_folder as shelves
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.storage import checksummed_json
@@ -59,7 +59,7 @@ def publish(
         )
         try:
             storage.write_bytes(shelf.claim(number), record, exclusive=True)
-        except FileExistsError:
+        except AlreadyExistsError:
             continue  # another publisher took the number
         finish(shelf, number, files)
         if not storage.exists(shelf.tombstone(number)):
@@ -195,7 +195,7 @@ def finish(shelf: ModelFolder, version: int, files: Mapping[str, bytes] = NOTHIN
             # Staging is deleted after the record is written, so then another has finished it.
             if not checksummed_json.is_release(uri):
                 raise
-        with suppress(FileExistsError):
+        with suppress(AlreadyExistsError):
             storage.write_bytes(storage.join(uri, checksummed_json.RECORD), data, exclusive=True)
     with suppress(StorageError):  # two may delete it at once; `gc` finds what is left
         storage.delete(staging)
@@ -221,5 +221,5 @@ def _as_claimed(
 def write_tombstone(shelf: ModelFolder, version: int, why: str) -> None:
     """Say for good that there is no such version."""
     told = checksummed_json.seal({"version": version, "why": why, "when": now()})
-    with suppress(FileExistsError):
+    with suppress(AlreadyExistsError):
         storage.write_bytes(shelf.tombstone(version), told, exclusive=True)

@@ -30,7 +30,16 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from effnet_ray.errors import StorageError
+from effnet_ray.errors import (
+    AlreadyExistsError,
+    BucketNotFoundError,
+    ConflictError,
+    NotFoundError,
+    OutageError,
+    StorageError,
+    TooLargeError,
+    UnsupportedError,
+)
 from effnet_ray.storage import local as disk
 from effnet_ray.storage.retry import is_transient, with_retries, with_timeout
 
@@ -149,7 +158,7 @@ def storage_errors(uri: str, verb: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"cannot {verb} {uri}: {_missing(uri)}") from error
+        raise _not_found(uri, verb) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
         raise StorageError(
             f"cannot {verb} {uri}: no usable S3 credentials ({error}): set AWS_ACCESS_KEY_ID and "
@@ -160,16 +169,35 @@ def storage_errors(uri: str, verb: str) -> Iterator[None]:
             f"cannot {verb} {uri}: access denied ({error}): check the keys and their rights"
         ) from error
     except EndpointConnectionError as error:
-        raise StorageError(
+        raise OutageError(
             f"cannot {verb} {uri}: no answer from "
             f"{error.kwargs.get('endpoint_url', 'S3')}: check AWS_ENDPOINT_URL and the network"
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
+        raise _translated(error, uri, verb) from error
+
+
+def _translated(error: Exception, uri: str, verb: str) -> StorageError:
+    """The StorageError of this package for an error of a storage client."""
+    message = f"cannot {verb} {uri}: {_one_line(error)}"
+    code = _s3_code(error)
+    if is_transient(error):
         advice = (
-            ": object storage kept failing; look at its load and the network, then run the same "
-            "command again" if is_remote(uri) and is_transient(error) else ""
-        )  # fmt: skip
-        raise StorageError(f"cannot {verb} {uri}: {_one_line(error)}{advice}") from error
+            ": object storage kept failing: check its load and the network, then run the same "
+            "command again"
+        )
+        return OutageError(message + advice if is_remote(uri) else message)
+    if code in ("PreconditionFailed", "412"):
+        return ConflictError(f"{uri} was changed by another writer: run the same command again")
+    if code in ("NotImplemented", "501"):
+        return UnsupportedError(message)
+    return StorageError(message)
+
+
+def _s3_code(error: BaseException) -> str:
+    """The error code in S3's response; empty where there is none."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    return str(getattr(cause, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def read_with_retries(uri: str, operation: Callable[[], T], size: int = 0) -> T:
@@ -210,15 +238,9 @@ def call_s3(
         return with_retries(within, size)
 
 
-def is_outage(error: BaseException) -> bool:
-    """Whether it says that storage did not answer, and so nothing about the object."""
-    cause = error.__cause__
-    return isinstance(error, StorageError) and cause is not None and is_transient(cause)
-
-
-def _missing(uri: str) -> str:
+def _not_found(uri: str, verb: str) -> NotFoundError:
     if not is_remote(uri):
-        return "it does not exist: check the path"
+        return NotFoundError(f"cannot {verb} {uri}: it does not exist: check the path")
     bucket = uri.removeprefix("s3://").split("/")[0]
 
     async def there(client: Any) -> bool:
@@ -233,9 +255,12 @@ def _missing(uri: str) -> str:
     except StorageError:
         found = True
     if found:
-        return "it does not exist: check the key"
+        return NotFoundError(f"cannot {verb} {uri}: it does not exist: check the key")
     where = os.environ.get("AWS_ENDPOINT_URL", "AWS")
-    return f"the bucket {bucket!r} does not exist at {where}: create it, or check its name"
+    return BucketNotFoundError(
+        f"cannot {verb} {uri}: the bucket {bucket!r} does not exist at {where}: create it, or "
+        "check its name"
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -265,7 +290,9 @@ def read_bytes(uri: str, size: int | None = None, *, most: int | None = None) ->
 def check_size(uri: str, size: int, most: int | None) -> None:
     """Raises StorageError where an object has more bytes than it may."""
     if most is not None and size > most:
-        raise StorageError(f"{uri} has {size:,} bytes, at most {most:,} were expected: restore it")
+        raise TooLargeError(
+            f"{uri} has {size:,} bytes, at most {most:,} were expected: restore it"
+        )
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
@@ -289,25 +316,21 @@ def read_range(uri: str, start: int, size: int) -> bytes:
 def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     """Write the whole object or nothing.
 
-    With `exclusive`, raises FileExistsError where the object exists. S3 servers that ignore
+    With `exclusive`, raises AlreadyExistsError where the object exists. S3 servers that ignore
     preconditions cannot promise that against a second writer; one writer is safe everywhere.
     """
     if exclusive and exists(uri):
-        raise FileExistsError(uri)
+        raise AlreadyExistsError(f"{uri} exists already")
+    if not is_remote(uri):
+        with storage_errors(uri, "write"):
+            return disk.write(Path(uri), data, exclusive=exclusive)
+    mode = "create" if exclusive else "overwrite"
     try:
-        if is_remote(uri):
-            mode = "create" if exclusive else "overwrite"
-            call_s3(uri, "write", "_pipe_file", uri, data, mode=mode, size=len(data))
-        else:
-            with storage_errors(uri, "write"):
-                disk.write(Path(uri), data, exclusive=exclusive)
-    except StorageError as error:
-        if exclusive and isinstance(error.__cause__, FileExistsError) and exists(uri):
-            # Somebody wrote it since the look above: we ourselves, if only the answer was lost.
-            if not is_remote(uri) or read_bytes(uri) != data:
-                raise FileExistsError(uri) from error
-            return
-        raise
+        call_s3(uri, "write", "_pipe_file", uri, data, mode=mode, size=len(data))
+    except ConflictError as error:
+        # If an earlier try wrote the object and only its answer was lost, all is well.
+        if read_bytes(uri) != data:
+            raise AlreadyExistsError(f"{uri} exists already") from error
 
 
 def upload(local: Path, uri: str) -> None:
@@ -399,10 +422,8 @@ def folders(uri: str) -> list[str]:
             return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     try:
         found = call_s3(uri, "list", "_ls", uri.removeprefix("s3://"), detail=True)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return []
-        raise
+    except NotFoundError:
+        return []
     return sorted(i["name"].rsplit("/", 1)[-1] for i in found if i["type"] == "directory")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import ReleaseError, StorageError
+from effnet_ray.errors import NotFoundError, ReleaseError, StorageError, TooLargeError
 
 RECORD = "release.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -112,10 +112,10 @@ def read_file(uri: str, name: str, record: Mapping[str, Any]) -> bytes:
     place, size = storage.join(uri, name), record["sizes"][name]
     try:
         data = storage.read_bytes(place, most=size)
+    except TooLargeError:
+        data = b""  # altered, so not even read
     except StorageError as error:
-        if error.__cause__ is not None:
-            raise _unreadable(place, error) from error
-        data = b""  # it has more bytes than it should: not even read
+        raise _unreadable(place, error) from error
     if len(data) != size or hashlib.sha256(data).hexdigest() != record["files"][name]:
         raise ReleaseError(
             f"{name} of {uri} was altered: its SHA-256 is not the one in {RECORD}: restore "
@@ -137,8 +137,8 @@ def verify(uri: str) -> dict[str, Any]:
 
 def _unreadable(uri: str, error: StorageError) -> Exception:
     """That it is not as it was released; the error itself where storage did not answer."""
-    if isinstance(error.__cause__, FileNotFoundError):
+    if isinstance(error, NotFoundError):
         return ReleaseError(f"{uri} is missing, so this is no whole release: restore it")
-    if error.__cause__ is None:  # its size
+    if isinstance(error, TooLargeError):
         return ReleaseError(f"{error}, or use another version")
     return error

@@ -5,15 +5,19 @@ Servers that ignore preconditions answer as if all were well, so `weakness` find
 """
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import ConflictError, StorageError
+from effnet_ray.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
 from effnet_ray.storage import local
 
 PROBE = ".probe-"
@@ -33,10 +37,8 @@ def read(uri: str) -> Versioned | None:
     """The record there, or None where nothing is. Raises StorageError."""
     try:
         return _read_s3(uri) if storage.is_remote(uri) else _read_local(uri)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    except NotFoundError:
+        return None
 
 
 def _read_local(uri: str) -> Versioned:
@@ -58,11 +60,14 @@ def _read_s3(uri: str) -> Versioned:
 
 
 def create(uri: str, data: bytes) -> None:
-    """Write what must not be there yet. Raises FileExistsError where it is."""
+    """Write what must not be there yet. Raises AlreadyExistsError where it is."""
     if not storage.is_remote(uri):
         return storage.write_bytes(uri, data, exclusive=True)
-    with _refused(uri, data, FileExistsError(uri)):
+    try:
         _put(uri, data, IfNoneMatch="*")
+    except ConflictError as error:
+        if not _holds(uri, data):
+            raise AlreadyExistsError(f"{uri} exists already") from error
 
 
 def swap(uri: str, data: bytes, tag: str) -> None:
@@ -70,15 +75,17 @@ def swap(uri: str, data: bytes, tag: str) -> None:
 
     Raises ConflictError where the object was changed or deleted since it was read.
     """
-    changed = ConflictError(f"{uri} was changed by somebody else: run the same command again")
+    changed = ConflictError(f"{uri} was changed by another writer: run the same command again")
     if not storage.is_remote(uri):
         with storage.storage_errors(uri, "write"):
             return local.swap(Path(uri), data, tag)
     try:
-        with _refused(uri, data, changed):
-            _put(uri, data, IfMatch=tag)
-    except StorageError as error:
-        if _code(error) != "NotImplemented" or PROBE in uri:
+        _put(uri, data, IfMatch=tag)
+    except (ConflictError, NotFoundError) as error:
+        if not _holds(uri, data):
+            raise changed from error
+    except UnsupportedError as error:
+        if PROBE in uri:
             raise
         # `trust` lets only a single writer come here.
         seen = read(uri)
@@ -99,28 +106,10 @@ def _place(uri: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-@contextmanager
-def _refused(uri: str, data: bytes, told: Exception) -> Iterator[None]:
-    """Raise `told` where the server refused a write because of its precondition.
-
-    Not where the object is what was to be written: then a try before had done it, and only its
-    answer was lost.
-    """
-    try:
-        yield
-    except StorageError as error:
-        missing = isinstance(error.__cause__, FileNotFoundError) and isinstance(told, StorageError)
-        if not missing and _code(error) not in ("PreconditionFailed", "412"):
-            raise
-        found = read(uri)
-        if found is None or found.data != data:
-            raise told from error
-
-
-def _code(error: StorageError) -> str:
-    """What S3 called it; empty where it said nothing."""
-    answer = getattr(error.__cause__, "__cause__", None)
-    return str(getattr(answer, "response", {}).get("Error", {}).get("Code", ""))
+def _holds(uri: str, data: bytes) -> bool:
+    """Whether the object is `data`: an earlier try wrote it, and only its answer was lost."""
+    found = read(uri)
+    return found is not None and found.data == data
 
 
 def require_conditional_writes(uri: str, what: str, *, single_writer: bool) -> None:
@@ -154,7 +143,7 @@ def _try(key: str) -> str:
     try:
         create(key, b"second")
         return "replaced an object by a create-only write"
-    except FileExistsError:
+    except AlreadyExistsError:
         pass
     seen = read(key)
     if seen is None or seen.data != b"first":
@@ -166,7 +155,5 @@ def _try(key: str) -> str:
     except ConflictError:
         now = read(key)
         return "" if now and now.data == b"third" else "refuses a write that it should accept"
-    except StorageError as error:
-        if _code(error) != "NotImplemented":
-            raise
+    except UnsupportedError:
         return "knows no compare-and-swap"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from effnet_ray.errors import ConflictError
+from effnet_ray.errors import AlreadyExistsError, ConflictError
 
 PARTIAL = ".partial"
 VANISHED = 20
@@ -22,7 +22,7 @@ VANISHED = 20
 
 
 def write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
-    """Write the file; with `exclusive`, raise FileExistsError where it exists."""
+    """Write the file; with `exclusive`, raise AlreadyExistsError where it exists."""
     _place(path, lambda file: file.write(data), exclusive)
 
 
@@ -84,7 +84,7 @@ def _try(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> Non
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         if exclusive:
-            os.link(name, path)  # fails where the name exists; os.replace would not
+            _link(name, path)
             os.unlink(name)
         else:
             os.replace(name, path)
@@ -92,6 +92,13 @@ def _try(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> Non
         Path(name).unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def _link(source: str, path: Path) -> None:
+    try:
+        os.link(source, path)  # fails where the name exists; os.replace would not
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{path} exists already") from error
 
 
 def _make(folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import StorageError
+from effnet_ray.errors import NotFoundError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,8 @@ def _asked(uri: str, verb: str, method: str, **more: Any) -> dict[str, Any]:
     """What S3 answers; empty where it says NoSuchUpload, as rclone 1.75 does of a whole bucket."""
     try:
         found = storage.call_s3(uri, verb, "_call_s3", method, Bucket=_place(uri)[0], **more)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return {}
-        raise
+    except NotFoundError:
+        return {}
     return dict(found)
 
 

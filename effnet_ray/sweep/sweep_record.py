@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import RecipeError, RunExistsError, StorageError
+from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import Settings
@@ -108,7 +108,7 @@ def begin(sweep: Sweep, uri: str) -> None:
     record = storage.join(uri, SWEEP)
     try:
         storage.write_bytes(record, _json(sweep), exclusive=True)
-    except FileExistsError:
+    except AlreadyExistsError:
         with_other = _differences(json.loads(_json(sweep)), _read(record))
         if with_other:
             raise RunExistsError(

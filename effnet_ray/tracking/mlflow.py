@@ -17,7 +17,7 @@ from typing import Any
 
 import effnet_ray
 from effnet_ray import storage
-from effnet_ray.errors import EffnetRayError, TrackerError
+from effnet_ray.errors import AlreadyExistsError, EffnetRayError, TrackerError
 from effnet_ray.publish.provenance import commit
 from effnet_ray.release.names import BEST
 from effnet_ray.tracking.metrics import EPOCH, STEP, Logged, MetricPoint, params
@@ -217,7 +217,7 @@ def _key(run_uri: str) -> str:
         try:
             made = json.dumps({"id": uuid.uuid4().hex}).encode()
             storage.write_bytes(uri, made, exclusive=True)
-        except FileExistsError:
+        except AlreadyExistsError:
             pass  # another driver was first
     return str(json.loads(storage.read_bytes(uri))["id"])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from effnet_ray import storage
-from effnet_ray.errors import CheckpointError, RecipeError, StorageError
+from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
 from effnet_ray.phases import HEAD
 from effnet_ray.schema import from_dict
@@ -174,9 +174,9 @@ class Checkpoint:
         """
         try:
             data = storage.read_bytes(storage.join(self.uri, name))
+        except OutageError:
+            raise
         except StorageError as error:
-            if storage.is_outage(error):
-                raise
             raise CheckpointError(f"{self.uri} is damaged: {error}") from error
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise CheckpointError(f"{self.uri} is damaged: {name} does not match its SHA-256")
@@ -244,6 +244,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
             device_s=record.get("device_s", 0.0),
             files=record["files"],
         )
+    except OutageError:
+        raise
     except (
         StorageError,
         RecipeError,
@@ -252,8 +254,6 @@ def open_checkpoint(uri: str) -> Checkpoint:
         TypeError,
         AttributeError,
     ) as error:
-        if storage.is_outage(error):
-            raise
         raise CheckpointError(f"{uri} is no complete checkpoint: {error}") from error
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import RecipeError, RunExistsError, StorageError
+from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.speed import UNRECORDED
@@ -121,7 +121,7 @@ def create(run: Run, run_uri: str) -> None:
     """Write the record. Raises RunExistsError if another driver was first."""
     try:
         storage.write_bytes(storage.join(run_uri, RUN), _json(run), exclusive=True)
-    except FileExistsError as error:
+    except AlreadyExistsError as error:
         raise RunExistsError(
             f"run {run.name!r} was begun by another driver at this moment: run the command again "
             "to join or resume it"
