@@ -26,7 +26,8 @@ from photographs import make
 from safetensors.torch import save_file
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.runtime import session
 from effnet_ray.train import events
 

@@ -23,7 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.runtime import session
 

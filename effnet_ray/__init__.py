@@ -11,7 +11,8 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
-    from effnet_ray.packing.pack import Packing, pack
+    from effnet_ray.packing.options import Packing
+    from effnet_ray.packing.pack import pack
     from effnet_ray.release.store import ModelStore
     from effnet_ray.sweep.tune import tune
     from effnet_ray.train.finetune import finetune
@@ -21,7 +22,7 @@ __all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack", "
 
 _HOMES = {
     "ModelStore": "effnet_ray.release.store",
-    "Packing": "effnet_ray.packing.pack",
+    "Packing": "effnet_ray.packing.options",
     "finetune": "effnet_ray.train.finetune",
     "pack": "effnet_ray.packing.pack",
     "tune": "effnet_ray.sweep.tune",

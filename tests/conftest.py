@@ -17,7 +17,8 @@ from sklearn.datasets import load_sample_images
 
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.train.run_record import Result
 

@@ -16,7 +16,7 @@ from effnet_ray.errors import (
     ReplicaStorageError,
     StorageError,
 )
-from effnet_ray.inference.http_api import ServeOptions
+from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.store import ModelStore
 
 

@@ -15,7 +15,8 @@ from effnet_ray.data.chunks import ChunkTask, load_chunk
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.data.feature_cache import Group
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
 from effnet_ray.packing import duplicates, report, splits
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.release.store import ModelStore
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train import checkpoint

@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.sweep import results
-from effnet_ray.sweep.results import LeaderboardRow, Objective
+from effnet_ray.sweep.objective import Objective
+from effnet_ray.sweep.results import LeaderboardRow
 from effnet_ray.sweep.sweep_record import Point, Trial
 
 

@@ -19,7 +19,8 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import ray_map, report
-from effnet_ray.packing.pack import DUPLICATES, QUARANTINE, Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import DUPLICATES, QUARANTINE, pack
 from effnet_ray.packing.sources import WORK
 
 

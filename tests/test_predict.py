@@ -16,8 +16,8 @@ from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
 from effnet_ray.inference import image_sources, predict as predictions
 from effnet_ray.inference.image_sources import ImageSource, find_images
+from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predict import predict
-from effnet_ray.inference.predictor import PredictOptions
 from effnet_ray.release.load import LoadedRelease
 
 TWO = Placement(workers="2")

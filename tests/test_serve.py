@@ -19,7 +19,7 @@ from test_export import released
 from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
 from effnet_ray.inference import serve as serves
-from effnet_ray.inference.http_api import ServeOptions
+from effnet_ray.inference.options import ServeOptions
 from effnet_ray.inference.serve import begin, deploy, stop
 from effnet_ray.release.load import LoadedRelease, load_release
 

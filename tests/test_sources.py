@@ -19,8 +19,9 @@ import pytest
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import sources
-from effnet_ray.packing.pack import Packing, pack
-from effnet_ray.packing.sources import Listing, SourceColumns, find
+from effnet_ray.packing.options import Packing, SourceColumns
+from effnet_ray.packing.pack import pack
+from effnet_ray.packing.sources import Listing, find
 
 Write = Callable[[Path, Path], str]
 """(class folders, empty folder) → URI of the same images in another form."""

@@ -12,7 +12,8 @@ from effnet_ray import Placement
 from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.errors import DatasetError, InputError
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.publish import test_score
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.publish.test_score import Scoring

@@ -23,7 +23,8 @@ from test_export import CLASSES, released
 from effnet_ray import storage
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json

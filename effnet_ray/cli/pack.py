@@ -11,7 +11,8 @@ from effnet_ray.cli.pack_tables import data_set_table
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.data import manifest as manifests
 from effnet_ray.packing import ray_map, report
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 from effnet_ray.packing.sources import Map
 from effnet_ray.placement import Placement
 from effnet_ray.runtime import session

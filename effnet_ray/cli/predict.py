@@ -9,8 +9,8 @@ import tyro
 from effnet_ray import storage
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predict import PredictResult, predict
-from effnet_ray.inference.predictor import PredictOptions
 from effnet_ray.preflight.permissions import writable
 
 

@@ -20,7 +20,7 @@ from effnet_ray.errors import (
     ReplicaStorageError,
     StorageError,
 )
-from effnet_ray.inference.http_api import ServeOptions
+from effnet_ray.inference.options import ServeOptions
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import load_release
 from effnet_ray.release.store import ModelStore

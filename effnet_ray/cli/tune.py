@@ -17,8 +17,9 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.release.store import Release
 from effnet_ray.sweep import report, results, space as spaces, sweep_record
+from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.publish import publish
-from effnet_ray.sweep.results import Objective, Outcome
+from effnet_ray.sweep.results import Outcome
 from effnet_ray.sweep.searchers import RANDOM
 from effnet_ray.sweep.tune import tune
 from effnet_ray.tracking.trackers import Trackers, parse_trackers

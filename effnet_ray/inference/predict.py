@@ -21,7 +21,8 @@ from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.errors import DatasetError, EvaluationError
 from effnet_ray.inference import image_sources
 from effnet_ray.inference.image_sources import ImageSource, ImageUnit
-from effnet_ray.inference.predictor import Predictions, PredictOptions, predict_parts
+from effnet_ray.inference.options import PredictOptions
+from effnet_ray.inference.predictor import Predictions, predict_parts
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime import session

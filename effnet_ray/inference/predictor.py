@@ -13,6 +13,7 @@ from effnet_ray.data.chunks import Block
 from effnet_ray.data.decode import decode, eval_view
 from effnet_ray.errors import ImageError
 from effnet_ray.inference.image_sources import ImageSource, ImageUnit
+from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.scorer import Scorer, top_k
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease
@@ -24,24 +25,7 @@ from effnet_ray.runtime.inference_actors import (
     batch_images,
     execute,
 )
-from effnet_ray.schema import require
 from effnet_ray.variants import InputSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What is written of each image."""
-
-    top: int = 5
-    """Classes named for each image, the likeliest first; 0: all of them."""
-    embeddings: bool = False
-    """Also what the network's head sees: float16, 1,280 numbers of a b0."""
-    split: str = ""
-    """Of a data set of `jobs/pack.py`: train, eval or test; not given: all images."""
-
-    def __post_init__(self) -> None:
-        """Raises RecipeError for what cannot be."""
-        require(self.top >= 0, "top", self.top, "1 or more, or 0 for all classes")
 
 
 @dataclass(frozen=True, slots=True)

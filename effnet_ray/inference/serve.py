@@ -33,7 +33,8 @@ from effnet_ray.errors import (
     StorageError,
 )
 from effnet_ray.inference import request_limit
-from effnet_ray.inference.http_api import Answer, ServedRelease, ServeOptions
+from effnet_ray.inference.http_api import Answer, ServedRelease
+from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.load import load_release
 
 APP = "effnet_ray"

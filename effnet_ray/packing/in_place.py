@@ -16,7 +16,8 @@ from effnet_ray.data import classes, hf_parquet, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import archives, sources
-from effnet_ray.packing.sources import Map, SourceColumns
+from effnet_ray.packing.options import SourceColumns
+from effnet_ray.packing.sources import Map
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 from effnet_ray.tasks import MULTILABEL

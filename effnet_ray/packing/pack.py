@@ -8,8 +8,7 @@ done is found again when packing is run again.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from dataclasses import asdict, fields
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +18,13 @@ from effnet_ray.data import classes, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, in_place, report, shards, sources, splits
+from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.shards import ShardJob, WrittenShard
-from effnet_ray.packing.sources import WORK, Listing, Map, SourceColumns
+from effnet_ray.packing.sources import WORK, Listing, Map
 from effnet_ray.packing.splits import Ints
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
-from effnet_ray.tasks import MULTILABEL, TASKS
+from effnet_ray.tasks import MULTILABEL
 
 SHARD_BYTES = 128 * 1024**2
 
@@ -34,46 +34,6 @@ BEGUN = "begun.json"
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing(SourceColumns):
-    """How a source is read and what is made of it."""
-
-    eval_fraction: float = 0.2
-    """Share of every class for the eval split, 0 to 1. Not used where the source has one."""
-    test_fraction: float = 0.0
-    """Share of every class for the test split, 0 to 1. Not used where the source has one."""
-    seed: int = 0
-    """Seeds the split and the shuffle."""
-    max_side: int | None = None
-    """px: larger photographs are encoded again (JPEG, quality 92) with this longer side."""
-    duplicates: Literal["move", "refuse"] = "move"
-    """Images equal byte for byte that would be in different splits: `move` them to the same one
-    (the first of train, eval, test), or `refuse`."""
-    in_place: bool = False
-    """Leave Parquet shards in Hugging Face's layout where they are and write only a manifest
-    beside them. Nothing is shuffled, split, looked at or set aside."""
-
-    def __post_init__(self) -> None:
-        """Raises DatasetError for values that cannot be."""
-        low, high = self.eval_fraction, self.test_fraction
-        if not (0 < low < 1 and 0 <= high and low + high < 1):
-            raise DatasetError(
-                f"eval-fraction {low:g} and test-fraction {high:g} leave no train images: "
-                "expected 0 < eval-fraction, and a sum below 1"
-            )
-        if self.max_side is not None and self.max_side < 32:
-            raise DatasetError(f"max-side is {self.max_side} px: expected 32 or more")
-        if self.task not in TASKS:
-            raise DatasetError(f"task is {self.task!r}: expected {' or '.join(TASKS)}")
-        if self.task == MULTILABEL and not self.label_separator:
-            raise DatasetError(
-                "label-separator is empty: expected what stands between the labels of a text; "
-                "lists of labels need none, so leave it as it is"
-            )
-        if self.duplicates not in ("move", "refuse"):
-            raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")
 
 
 def pack(

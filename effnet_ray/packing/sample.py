@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.packing.pack import Packing, pack
+from effnet_ray.packing.options import Packing
+from effnet_ray.packing.pack import pack
 
 
 def write_images(folder: Path) -> None:

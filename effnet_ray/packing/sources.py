@@ -16,7 +16,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -28,8 +28,8 @@ from effnet_ray.data.decode import PICTURES, SUFFIXES
 from effnet_ray.errors import DatasetError, StorageError
 from effnet_ray.packing import archives
 from effnet_ray.packing.archives import table
+from effnet_ray.packing.options import SourceColumns
 from effnet_ray.storage.parquet import column_values
-from effnet_ray.tasks import MULTILABEL
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -48,35 +48,6 @@ TABLE_BYTES = 256 * 1024**2
 """What is allowed for when a table of paths is read."""
 
 TABLES = (".csv", ".tsv", ".parquet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceColumns:
-    """What the columns of a table, the features of Parquet rows or the keys of a WebDataset's
-    JSON are called."""
-
-    path_column: str = "path"
-    """Column of a table with each image's path, relative to the table, or URI."""
-    label_column: str = "label"
-    """Column with the class: a name, or a number."""
-    group_column: str = ""
-    """Column whose equal values stay in one split: the patient, the product, the camera trap."""
-    split_column: str = ""
-    """Column that says train, eval (val, validation) or test. Default: as folders or files are
-    named, where they are named so."""
-    task: Literal["multiclass", "multilabel"] = "multiclass"
-    """`multilabel`: an image may have any number of classes, none too. Its label is then a list
-    (Parquet, JSON) or a text of several."""
-    label_separator: str = "|"
-    """What stands between the labels of such a text."""
-    classes: str = ""
-    """URI of a file with one class name per line, in the order of the labels. Default: the names
-    found, sorted."""
-
-    @property
-    def separator(self) -> str:
-        """Between the labels of one image; empty where each has one."""
-        return self.label_separator if self.task == MULTILABEL else ""
 
 
 @dataclass(frozen=True, slots=True)

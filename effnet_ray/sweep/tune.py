@@ -16,8 +16,9 @@ from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record
 from effnet_ray.sweep.asha import FIRST_RUNG, Brackets, ScheduledSearch
+from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Hardware, Shares, share_out
-from effnet_ray.sweep.results import Objective, Outcome
+from effnet_ray.sweep.results import Outcome
 from effnet_ray.sweep.searchers import RANDOM, Sampler, sampler
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.sweep_record import Sweep, Trial
