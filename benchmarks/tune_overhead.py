@@ -25,13 +25,13 @@ from ray import tune
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.packing.sample import pack_sample
+from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import tune as sweep
 from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
 from effnet_ray.sweep.trial import run_trials
 from effnet_ray.sweep.trial_log import SweepProgress
 from effnet_ray.sweep.tune import Plan
 from effnet_ray.sweep.variant_schedule import VariantSchedule
-from effnet_ray.train.events import WaitingForWorkers
 
 WORKERS = 2
 """Of a real trial."""

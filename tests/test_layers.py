@@ -21,11 +21,12 @@ ORDER = (
     "packing.report packing.in_place packing.pack packing.sample packing.ray_map "
     "model.dropout model.network model.compile model.ema model.pretrained model.optimizer "
     "model.profile "
+    "runtime.events runtime.preemption runtime.nodes runtime.session runtime.pending "
+    "runtime.inference_actors "
     "train.metric_definitions train.epoch_report train.per_class train.metrics train.precision "
     "train.ranking train.loss_scale train.state train.mixup train.step train.oom train.loop "
     "train.checkpoint "
     "train.audit train.quarantine train.run_record train.events train.initial_network "
-    "runtime.preemption runtime.nodes runtime.session runtime.pending runtime.inference_actors "
     "train.worker train.precompute_features train.finetune "
     "release.names release.model_folder release.publish release.aliases release.maintenance "
     "release.store release.catalog release.load "
@@ -52,7 +53,7 @@ ORDER = (
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "packing.ray_map data.ray_executor train.events runtime. train.worker "
+    "ray": "packing.ray_map data.ray_executor runtime. train.worker "
     "train.precompute_features train.finetune "
     "sweep.asha sweep.costs sweep.searchers sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",

@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
     ComputingFeatures,
@@ -24,7 +25,6 @@ from effnet_ray.train.events import (
     RunFailed,
     RunStarted,
     StepDone,
-    WaitingForWorkers,
     WorkerDied,
     WorkersStarted,
 )
@@ -133,7 +133,7 @@ class Terminal:
                 self.say(f"a machine is being taken away: saved at step {event.step}, going on")
             case WaitingForWorkers():
                 since = timedelta(seconds=round(event.seconds))
-                self.say(f"waiting since {since} for {event.why}")
+                self.say(f"waiting since {since} for {event.reason}")
             case RunFailed():
                 self._given_up = True  # the driver raises it
 

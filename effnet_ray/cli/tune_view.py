@@ -11,11 +11,11 @@ from rich.text import Text
 
 from effnet_ray.cli import terminal as peoples
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.sweep_record import Trial
 from effnet_ray.sweep.trial_log import SweepProgress
 from effnet_ray.sweep.tune import Plan
-from effnet_ray.train.events import WaitingForWorkers
 
 STATES = (
     sweep_record.RUNNING,

@@ -1,4 +1,4 @@
-"""Says why a run has no workers: what the cluster has free, and what its autoscaler is doing."""
+"""Why a run has no workers: what the cluster has free, and what its autoscaler is doing."""
 
 import itertools
 import threading
@@ -10,82 +10,105 @@ from typing import Any
 
 import ray
 
+from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.runtime.nodes import ACCELERATOR
 from effnet_ray.runtime.session import ResourceRequest
-from effnet_ray.train.events import (
-    ComputingFeatures,
-    Event,
-    Preempted,
-    WaitingForWorkers,
-    WorkerDied,
-    WorkersStarted,
-)
 
-PATIENCE_S = 5
-"""A cluster that has room needs about so long; then it is worth a word."""
-AGAIN_S = 60
-"""Said again after this many seconds even if nothing has changed."""
-LOOK_S = 2
-STARTING_S = 60
-"""Workers that have their place have started by then."""
+GRACE_S = 5
+"""A cluster with enough free resources starts workers within this time: nothing is reported."""
+REPEAT_S = 60
+"""An unchanged reason is reported again after this time."""
+POLL_S = 2
+START_S = 60
+"""Workers that have their resources have started within this time."""
+MAX_DETAILS_CHARS = 200
+"""Characters of a cloud's message on a refused machine that are reported."""
+
+
+class WaitReporter:
+    """Emits `WaitingForWorkers` between `start` and `stop`, when its reason is new or old."""
+
+    def __init__(
+        self, reason: Callable[[Any, float], str], on_event: Callable[[WaitingForWorkers], None]
+    ) -> None:
+        """`reason` makes a sentence of Ray's `ClusterStatus` and the seconds waited so far."""
+        self._reason, self._on_event = reason, on_event
+        self._since: float | None = None
+        self._reported, self._reported_at = "", 0.0
+
+    def start(self) -> None:
+        """Workers are missing from now on, or still are."""
+        self._since = self._since or time.monotonic()
+
+    def stop(self) -> None:
+        """No workers are missing."""
+        self._since, self._reported = None, ""
+
+    @property
+    def active(self) -> bool:
+        """Whether workers are missing."""
+        return self._since is not None
+
+    def update(self, status: Any) -> None:
+        """Emit an event if workers are missing and the reason is due to be reported."""
+        since, now = self._since, time.monotonic()
+        if since is None or now - since < GRACE_S:
+            return
+        reason = self._reason(status, now - since)
+        if reason and (reason != self._reported or now - self._reported_at >= REPEAT_S):
+            self._reported, self._reported_at = reason, now
+            self._on_event(WaitingForWorkers(reason, now - since))
 
 
 @contextmanager
 def report_waiting(
-    lease: ResourceRequest, hear: Callable[[Event], None]
-) -> Iterator[Callable[[Event], None]]:
-    """Pass events on to `hear`; tell it also of the waiting before workers start, or start again.
+    request: ResourceRequest, on_event: Callable[[WaitingForWorkers], None]
+) -> Iterator[WaitReporter]:
+    """Report why the requested workers have not started.
 
-    Yields what is to hear the run's events.
+    Workers are missing at first. The caller calls `stop` on the yielded reporter when they have
+    started, and `start` when they are lost.
     """
-    watch = _Watch(lambda status, waited_s: reason(lease, status, waited_s), hear)
-    watch.begin()
+    reporter = WaitReporter(
+        lambda status, waited_s: waiting_reason(request, status, waited_s), on_event
+    )
+    reporter.start()
 
-    def heard(event: Event) -> None:
-        match event:
-            case ComputingFeatures(done, images) if 0 < done < images:
-                watch.end()
-            case WorkersStarted():
-                watch.end()
-            case ComputingFeatures() | WorkerDied() | Preempted():
-                watch.begin()
-        hear(event)
+    def poll() -> None:
+        if reporter.active:
+            reporter.update(cluster_status())
 
-    def look() -> None:
-        if watch.waits:
-            watch.look(cluster_status())
-
-    with _looking(look):
-        yield heard
+    with _polling(poll):
+        yield reporter
 
 
 @contextmanager
-def report_waiting_trials(hear: Callable[[WaitingForWorkers], None]) -> Iterator[None]:
-    """Tell `hear` while some of many runs side by side have no place for their workers."""
-    watch = _Watch(lambda status, waited_s: waiting_trials(status), hear)
+def report_waiting_trials(on_event: Callable[[WaitingForWorkers], None]) -> Iterator[None]:
+    """Report why workers of some of the concurrent trials have not started."""
+    reporter = WaitReporter(lambda status, waited_s: waiting_trials(status), on_event)
 
-    def look() -> None:
+    def poll() -> None:
         status = cluster_status()
         if waiting_trials(status):
-            watch.begin()
+            reporter.start()
         else:
-            watch.end()
-        watch.look(status)
+            reporter.stop()
+        reporter.update(status)
 
-    with _looking(look):
+    with _polling(poll):
         yield
 
 
 @contextmanager
-def _looking(look: Callable[[], None]) -> Iterator[None]:
-    """Look now and then, in a thread."""
+def _polling(poll: Callable[[], None]) -> Iterator[None]:
+    """Call `poll` every `POLL_S` seconds in a thread."""
     stop = threading.Event()
 
-    def again() -> None:
-        while not stop.wait(LOOK_S):
-            look()
+    def loop() -> None:
+        while not stop.wait(POLL_S):
+            poll()
 
-    thread = threading.Thread(target=again, name="waiting", daemon=True)
+    thread = threading.Thread(target=loop, name="waiting", daemon=True)
     thread.start()
     try:
         yield
@@ -94,149 +117,122 @@ def _looking(look: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-class _Watch:
-    """Knows since when there has been waiting, and what was last said about it."""
-
-    def __init__(
-        self, why: Callable[[Any, float], str], hear: Callable[[WaitingForWorkers], None]
-    ) -> None:
-        """`why` makes a sentence of Ray's `ClusterStatus` and the seconds waited."""
-        self._why, self._hear = why, hear
-        self._since: float | None = None
-        self._said, self._said_at = "", 0.0
-
-    def begin(self) -> None:
-        """There is waiting; since now, unless there was before."""
-        self._since = self._since or time.monotonic()
-
-    def end(self) -> None:
-        """There is none."""
-        self._since, self._said = None, ""
-
-    @property
-    def waits(self) -> bool:
-        """Whether there is waiting."""
-        return self._since is not None
-
-    def look(self, status: Any) -> None:
-        """Say why, if it is new or was said long ago."""
-        since, now = self._since, time.monotonic()
-        if since is None or now - since < PATIENCE_S:
-            return
-        why = self._why(status, now - since)
-        if why and (why != self._said or now - self._said_at >= AGAIN_S):
-            self._said, self._said_at = why, now
-            self._hear(WaitingForWorkers(why, now - since))
-
-
 def cluster_status() -> Any:
-    """Ray's `ClusterStatus`, or None where it does not answer."""
+    """Return Ray's `ClusterStatus`, or None if Ray does not answer."""
     from ray.autoscaler.v2.sdk import get_cluster_status  # what `ray status` reads
 
     try:
         return get_cluster_status(ray.get_runtime_context().gcs_address)
-    except Exception:  # of gRPC, or whatever else: a word less, not a run
+    except Exception:  # gRPC's or any other: a missing report must not end the run
         return None
 
 
-def reason(lease: ResourceRequest, status: Any, waited_s: float) -> str:
-    """One sentence; empty where the workers have their place, and are only starting.
+def waiting_reason(request: ResourceRequest, status: Any, waited_s: float) -> str:
+    """Return one sentence, or an empty string if the workers have their resources.
 
-    `status` is Ray's `ClusterStatus` or None. What is not free may be what they lease already:
-    so it takes a demand that Ray has not met, a cluster too small, or `waited_s` of silence.
+    `status` is Ray's `ClusterStatus` or None. Resources that are not free may be used by these
+    very workers while they start. So a reason requires unmet demand, a cluster that is too small,
+    or `waited_s` of at least `START_S`.
     """
     if status is None:
         return ""
-    workers = lease.workers if isinstance(lease.workers, int) else lease.workers[0]
-    short = _short(lease, workers, status)
-    unmet, small = _unmet(status), _too_small(lease, workers, status)
-    if not short or not (unmet or small or waited_s >= STARTING_S):
+    workers = request.workers if isinstance(request.workers, int) else request.workers[0]
+    shortage = _shortage(request, workers, status)
+    unmet, too_small = _unmet_groups(status), _too_small(request, workers, status)
+    if not shortage or not (unmet or too_small or waited_s >= START_S):
         return ""
-    return f"{lease.describe(workers)}: {short}; {_outlook(status, small)}"
+    return f"{request.describe(workers)}: {shortage}; {_outlook(status, too_small=too_small)}"
 
 
 def waiting_trials(status: Any) -> str:
-    """The same of many runs, as `the workers of 3 trials: …`; empty where all have their place."""
-    unmet = _unmet(status) if status else 0
+    """Return the reason for many runs, as `the workers of 3 trials: …`; empty if none waits."""
+    unmet = _unmet_groups(status) if status else 0
     if not unmet:
         return ""
-    return (
-        f"the workers of {unmet} trial{'s' if unmet > 1 else ''}: {_outlook(status, small=False)}"
-    )
+    plural = "s" if unmet > 1 else ""
+    return f"the workers of {unmet} trial{plural}: {_outlook(status, too_small=False)}"
 
 
-def _unmet(status: Any) -> int:
-    """Groups of workers that Ray has found no place for."""
+def _unmet_groups(status: Any) -> int:
+    """Count the placement groups (each a run's workers) that Ray could not place."""
     return len(status.resource_demands.placement_group_demand)
 
 
-def _outlook(status: Any, small: bool) -> str:
-    """What is being done about it; `small`: the cluster, even if nothing else ran on it."""
-    coming, refused = _coming(status), _refused(status)
+def _outlook(status: Any, *, too_small: bool) -> str:
+    """Describe the machines that are starting or unavailable, else what would free resources."""
+    starting, unavailable = _starting_machines(status), _unavailable_machines(status)
     parts = []
-    if coming:
-        parts.append(f"machines being started: {coming}")
-    if refused:
-        parts.append(f"not to be had: {refused}")
+    if starting:
+        parts.append(f"machines being started: {starting}")
+    if unavailable:
+        parts.append(f"unavailable: {unavailable}")
     if not parts:
-        when = "add some, or lower --workers" if small else "they come free when other jobs end"
-        parts.append(f"no machine is being started: {when}")
+        action = (
+            "add machines, or lower --workers"
+            if too_small
+            else "resources become free when other jobs end"
+        )
+        parts.append(f"no machine is being started: {action}")
     return "; ".join(parts)
 
 
-def _asked(lease: ResourceRequest) -> dict[str, float]:
-    return {name: amount for name, amount in lease.resources_per_worker.items() if amount}
+def _per_worker(request: ResourceRequest) -> dict[str, float]:
+    """Return the resources of which a worker requests more than nothing."""
+    return {name: amount for name, amount in request.resources_per_worker.items() if amount}
 
 
-def _short(lease: ResourceRequest, workers: int, status: Any) -> str:
-    """What is missing, as `1 of 2 GPU free`."""
-    usage = _usage(lease, status)
-    found = []
-    for name, amount in _asked(lease).items():
+def _shortage(request: ResourceRequest, workers: int, status: Any) -> str:
+    """Describe the resources that are too few, as `1 of 2 GPU free`."""
+    usage = _usage(request, status)
+    parts = []
+    for name, amount in _per_worker(request).items():
         total, used = usage[name]
         if total - used + 1e-6 < amount * workers:
-            found.append(f"{total - used:g} of {total:g} {name} free")
-    return ", ".join(found)
+            parts.append(f"{total - used:g} of {total:g} {name} free")
+    return ", ".join(parts)
 
 
-def _too_small(lease: ResourceRequest, workers: int, status: Any) -> bool:
-    """Whether the machines that are here could not hold the workers even if they were idle."""
-    usage = _usage(lease, status)
-    return any(usage[name][0] + 1e-6 < amount * workers for name, amount in _asked(lease).items())
+def _too_small(request: ResourceRequest, workers: int, status: Any) -> bool:
+    """Whether the current machines could not hold the workers even when idle."""
+    usage = _usage(request, status)
+    required = {name: amount * workers for name, amount in _per_worker(request).items()}
+    return any(usage[name][0] + 1e-6 < amount for name, amount in required.items())
 
 
-def _usage(lease: ResourceRequest, status: Any) -> dict[str, tuple[float, float]]:
-    """Of each resource that is asked for, all there is and what is used of it.
+def _usage(request: ResourceRequest, status: Any) -> dict[str, tuple[float, float]]:
+    """Return total and used amounts of each requested resource.
 
-    Where certain accelerators are asked for, on the machines that have them.
+    If the request names accelerators, only machines that have one of them count.
     """
-    found = dict.fromkeys(_asked(lease), (0.0, 0.0))
+    amounts = dict.fromkeys(_per_worker(request), (0.0, 0.0))
     usages = [status.cluster_resource_usage]
-    if lease.accelerators:
+    if request.accelerators:
         usages = [
             node.resource_usage.usage
             for node in [*status.active_nodes, *status.idle_nodes]
-            if node.resource_usage and (node.labels or {}).get(ACCELERATOR) in lease.accelerators
+            if node.resource_usage and (node.labels or {}).get(ACCELERATOR) in request.accelerators
         ]
-    for each in itertools.chain.from_iterable(usages):
-        if each.resource_name in found:
-            total, used = found[each.resource_name]
-            found[each.resource_name] = (total + each.total, used + each.used)
-    return found
+    for usage in itertools.chain.from_iterable(usages):
+        if usage.resource_name in amounts:
+            total, used = amounts[usage.resource_name]
+            amounts[usage.resource_name] = (total + usage.total, used + usage.used)
+    return amounts
 
 
-def _coming(status: Any) -> str:
-    """Machines bought and not yet here, as `2 gpu-small`."""
+def _starting_machines(status: Any) -> str:
+    """List machines that were launched but have not joined, as `2 gpu-small`."""
     counts = Counter[str](node.ray_node_type_name for node in status.pending_nodes)
     for launch in status.pending_launches:
         counts[launch.ray_node_type_name] += launch.count
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def _refused(status: Any) -> str:
-    """Machines that the cloud would not give, and what it said."""
-    said = {
+def _unavailable_machines(status: Any) -> str:
+    """List machine types that the cloud refused to launch, with its message."""
+    details = {
         launch.ray_node_type_name: " ".join(str(launch.details or "no reason given").split())
         for launch in status.failed_launches
     }
-    return ", ".join(f"{name} ({why[:200]})" for name, why in sorted(said.items()))
+    return ", ".join(
+        f"{name} ({message[:MAX_DETAILS_CHARS]})" for name, message in sorted(details.items())
+    )

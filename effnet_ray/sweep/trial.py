@@ -15,11 +15,11 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
+from effnet_ray.runtime.events import start_local_actor
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.asha import Brackets, ScheduledSearch
 from effnet_ray.sweep.sweep_record import Sweep
 from effnet_ray.sweep.trial_log import FAILURE
-from effnet_ray.train import events
 from effnet_ray.train.finetune import finetune, poll_interval
 
 CRASHES = 2
@@ -97,7 +97,7 @@ class ControllerRegistry:
 
 def start_controller_registry() -> Any:
     """Start the actor that can stop trials."""
-    return events.start_local_actor(ControllerRegistry)
+    return start_local_actor(ControllerRegistry)
 
 
 class _Reports(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types

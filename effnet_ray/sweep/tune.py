@@ -14,6 +14,7 @@ from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import nodes, pending, session
+from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record
 from effnet_ray.sweep.asha import FIRST_RUNG, Brackets, ScheduledSearch
 from effnet_ray.sweep.objective import Objective
@@ -27,7 +28,6 @@ from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import run_record as runs_record
-from effnet_ray.train.events import WaitingForWorkers
 from effnet_ray.train.finetune import checked_name
 from effnet_ray.variants import VARIANTS
 

@@ -1,19 +1,11 @@
 """What a run says while it goes: small events from workers to the driver, through one actor."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+from effnet_ray.runtime.events import EventQueue, WaitingForWorkers, start_local_actor
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.run_record import Run
-
-POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +97,6 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingForWorkers:
-    """There are no workers, for want of room."""
-
-    why: str
-    seconds: float
-    """Since when."""
-
-
-@dataclass(frozen=True, slots=True)
 class RunFailed:
     """The run was given up, for a reason that trying again cannot mend."""
 
@@ -137,18 +120,18 @@ Event = (
 )
 
 
-class EventChannel:
-    """Keeps events until the driver takes them."""
+class EventChannel(EventQueue):
+    """The events of a run, and what its workers must remember when Ray starts them again."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        super().__init__()
         self._failed = False
         self._stumbled = set[int]()
         self._pieces = 1
 
     def post(self, event: Event) -> None:
-        """Called by workers."""
-        self._events.append(event)
+        """Add an event. Called by workers."""
+        super().post(event)
         self._failed |= isinstance(event, RunFailed)
 
     def failed(self) -> bool:
@@ -169,52 +152,7 @@ class EventChannel:
         """Into how many parts lanes are divided at least."""
         return self._pieces
 
-    def take(self) -> list[Event]:
-        """Called by the driver: everything since it last asked, in order."""
-        taken, self._events = self._events, []
-        return taken
-
 
 def start_event_channel() -> Any:
     """Start the actor that carries events."""
     return start_local_actor(EventChannel)
-
-
-def start_local_actor(kind: type, *, name: str | None = None) -> Any:
-    """Start an actor that needs no CPU on this process's machine, and nowhere else.
-
-    Ray would place it on any, and take it away with it; without this process nobody needs it.
-    Of one `name` there is only one: another process's, if that was first.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(kind)
-    return actor.options(name=name, get_if_exists=True).remote() if name else actor.remote()
-
-
-@contextmanager
-def deliver_events(board: Any, hear: Callable[[Event], None]) -> Iterator[None]:
-    """Call `hear` with every event posted meanwhile, from a thread of its own."""
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.is_set():
-            _deliver(board, hear)
-            time.sleep(POLL_S)
-
-    thread = threading.Thread(target=listen, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        _deliver(board, hear)
-
-
-def _deliver(board: Any, hear: Callable[[Event], None]) -> None:
-    try:
-        events = ray.get(board.take.remote())
-    except ray.exceptions.RayError:
-        return  # the cluster is going down; the run's own record tells the rest
-    for event in events:
-        hear(event)

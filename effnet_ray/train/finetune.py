@@ -25,6 +25,7 @@ from effnet_ray.model.compile import check_compiler
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import pending, session
+from effnet_ray.runtime.events import deliver_events
 from effnet_ray.train import checkpoint, events, precompute_features, run_record
 from effnet_ray.train.epoch_report import best, ended_early
 from effnet_ray.train.run_record import Result, Run
@@ -187,8 +188,8 @@ def _train_to_the_end(
     while True:
         try:
             with (
-                pending.report_waiting(lease, ending.on_event) as heard,
-                events.deliver_events(job.board, heard),
+                pending.report_waiting(lease, ending.on_event) as waiting,
+                deliver_events(job.board, track_waiting(waiting, ending.on_event)),
             ):
                 precompute_features.prepare(job, lease, new=new)
                 new = False
@@ -198,6 +199,22 @@ def _train_to_the_end(
             raise
         if not ending.left:
             return ending
+
+
+def track_waiting(waiting: pending.WaitReporter, on_event: OnEvent) -> OnEvent:
+    """Return a callback that passes events on and tells `waiting` whether workers are missing."""
+
+    def handle(event: events.Event) -> None:
+        match event:
+            case events.ComputingFeatures(done, images) if 0 < done < images:
+                waiting.stop()
+            case events.WorkersStarted():
+                waiting.stop()
+            case events.ComputingFeatures() | events.WorkerDied() | events.Preempted():
+                waiting.start()
+        on_event(event)
+
+    return handle
 
 
 def _train(

@@ -26,6 +26,7 @@ from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
+from effnet_ray.runtime.events import start_local_actor
 from effnet_ray.runtime.inference_actors import (
     MAX_REASON_CHARS,
     ActorPool,
@@ -37,7 +38,7 @@ from effnet_ray.runtime.inference_actors import (
 )
 from effnet_ray.runtime.session import ResourceRequest
 from effnet_ray.train import checkpoint, initial_network, run_record
-from effnet_ray.train.events import ComputingFeatures, start_local_actor
+from effnet_ray.train.events import ComputingFeatures
 from effnet_ray.train.run_record import Run
 from effnet_ray.train.worker import WorkerJob
 
