@@ -31,7 +31,8 @@ import tyro
 from PIL import Image
 
 from effnet_ray import Recipe
-from effnet_ray.data.decode import Pixels, _crop_box, decode, train_view
+from effnet_ray.data.decode import Pixels, decode
+from effnet_ray.data.views import crop_box, train_view
 
 SIZE = 224
 RECIPE = Recipe(weights="none")
@@ -89,7 +90,7 @@ def full_view(data: bytes) -> Pixels:
     """A training view without coarse decoding: all pixels, then areas."""
     pixels = decode(data)
     height, width = pixels.shape[:2]
-    top, left, tall, wide = _crop_box(height, width, RECIPE, Random(0))
+    top, left, tall, wide = crop_box(height, width, RECIPE, Random(0))
     crop = pixels[top : top + tall, left : left + wide]
     view: Pixels = cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return view
@@ -133,7 +134,8 @@ def crops(pictures: list[bytes]) -> list[Pixels]:
     random, found = Random(0), []
     for data in pictures:
         pixels = decode(data)
-        top, left, tall, wide = _crop_box(*pixels.shape[:2], RECIPE, random)
+        height, width = pixels.shape[:2]
+        top, left, tall, wide = crop_box(height, width, RECIPE, random)
         found.append(np.ascontiguousarray(pixels[top : top + tall, left : left + wide]))
     return found
 

@@ -29,7 +29,8 @@ from photographs import make
 from safetensors.torch import save
 
 from effnet_ray import Placement, Recipe
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.inference.predict import predict
 from effnet_ray.model import network, pretrained
 from effnet_ray.release.load import LoadedRelease, load_release

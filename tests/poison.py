@@ -18,7 +18,9 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from effnet_ray.data.decode import PNG, decode, train_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.image_checks import PNG
+from effnet_ray.data.views import train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec

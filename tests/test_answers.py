@@ -9,7 +9,8 @@ import torch
 from test_export import released
 from test_opened import forge
 
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.scorer import Scorer

@@ -17,7 +17,7 @@ from torchvision.transforms.autoaugment import (
 )
 
 from effnet_ray.data.augment import AUTO, DRAWN, OPERATIONS, augmented, steps
-from effnet_ray.data.decode import train_view
+from effnet_ray.data.views import train_view
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import variant
 

@@ -19,7 +19,8 @@ from test_release_run import result, run
 from torch import Tensor
 
 from effnet_ray import storage
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference import export as exports
 from effnet_ray.inference.export import export

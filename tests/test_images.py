@@ -20,7 +20,9 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from effnet_ray.data.decode import MAX_PIXELS, Pixels, _crop_box, decode, eval_view, train_view
+from effnet_ray.data.decode import Pixels, decode
+from effnet_ray.data.image_checks import MAX_PIXELS
+from effnet_ray.data.views import crop_box, eval_view, train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import VARIANTS, InputSpec, variant
@@ -130,7 +132,7 @@ def test_crops_stay_inside_the_image(
     shape: tuple[int, int], scale: float, ratio: float, seed: int
 ) -> None:
     recipe = Recipe(crop_scale=scale, crop_ratio=ratio)
-    top, left, height, width = _crop_box(*shape, recipe, Random(seed))
+    top, left, height, width = crop_box(*shape, recipe, Random(seed))
     assert 0 <= top < top + height <= shape[0]
     assert 0 <= left < left + width <= shape[1]
 
@@ -138,7 +140,7 @@ def test_crops_stay_inside_the_image(
 @given(st.floats(0.1, 0.9), seeds)
 def test_crops_have_the_area_and_aspect_asked_for(scale: float, seed: int) -> None:
     recipe = Recipe(crop_scale=scale)
-    _, _, height, width = _crop_box(1000, 1000, recipe, Random(seed))
+    _, _, height, width = crop_box(1000, 1000, recipe, Random(seed))
     assert scale - 0.01 <= height * width / 1e6 <= 1
     assert 0.74 <= width / height <= 1.35
 
@@ -165,7 +167,7 @@ def test_crops_and_flips_are_distributed_as_timms() -> None:
     image = Image.new("RGB", (500, 375))
     torch.manual_seed(0)
     python_random.seed(0)
-    mine = np.array([_crop_box(375, 500, recipe, random) for _ in range(draws)])
+    mine = np.array([crop_box(375, 500, recipe, random) for _ in range(draws)])
     other = np.array([theirs.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(draws)])
     assert np.allclose(mine.mean(0), other.mean(0), atol=3)
     assert np.allclose(mine.std(0), other.std(0), atol=3)

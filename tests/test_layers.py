@@ -12,8 +12,8 @@ ORDER = (
     "errors variants speed schema tasks recipe phases placement "
     "storage.retry storage.local storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
-    "data.manifest data.classes data.augment data.decode data.class_balance data.labels "
-    "data.plan "
+    "data.manifest data.classes data.augment data.image_checks data.decode data.views "
+    "data.class_balance data.labels data.plan "
     "data.hf_parquet data.row_group data.feature_cache data.chunks "
     "data.thread_executor data.ray_executor data.stream "
     "packing.options packing.archives packing.sources packing.splits packing.duplicates "
@@ -65,7 +65,7 @@ DOORS = {
     "tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
-    "PIL": "data.augment data.decode packing.sample inference.plots",
+    "PIL": "data.augment data.image_checks data.decode data.views packing.sample inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",

@@ -12,7 +12,8 @@ import torch
 from test_export import released
 
 from effnet_ray import Placement, storage
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
 from effnet_ray.inference import image_sources, predict as predictions
 from effnet_ray.inference.image_sources import ImageSource, find_images

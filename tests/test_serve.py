@@ -16,7 +16,8 @@ from servers import free_port
 from test_answers import without_numbers
 from test_export import released
 
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
 from effnet_ray.inference import serve as serves
 from effnet_ray.inference.options import ServeOptions

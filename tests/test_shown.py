@@ -12,8 +12,9 @@ from PIL import Image
 from test_cli import copied
 
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
 from effnet_ray.data.manifest import Manifest, Shard
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError
 from effnet_ray.inference.eval_inputs import EvalInputs, labels, preprocess
 from effnet_ray.variants import InputSpec

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from effnet_ray import storage
 from effnet_ray.data import feature_cache as features
 from effnet_ray.data.class_balance import Labels, class_weights
-from effnet_ray.data.decode import decode, eval_view, train_view
+from effnet_ray.data.decode import decode
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
 from effnet_ray.data.row_group import RowGroup
+from effnet_ray.data.views import eval_view, train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTICLASS

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.data.classes import Label
-from effnet_ray.data.decode import decode, eval_view, resize_jpeg
+from effnet_ray.data.decode import decode, encode_jpeg
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError, ImageError
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.variants import InputSpec
@@ -133,5 +134,5 @@ def _view(
         view[:] = eval_view(pixels, split.spec)
     except ImageError as error:
         return {"bad": str(error), "thumbnail": ""}
-    small = base64.b64encode(resize_jpeg(pixels, THUMBNAIL)).decode() if split.thumbnails else ""
+    small = base64.b64encode(encode_jpeg(pixels, THUMBNAIL)).decode() if split.thumbnails else ""
     return {"bad": "", "thumbnail": small}

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.inference.scorer import Scorer, top_k
 from effnet_ray.runtime.inference_actors import MachineShare

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import hf_parquet, manifest as manifests
-from effnet_ray.data.decode import PICTURES, SUFFIXES
+from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
@@ -105,15 +105,18 @@ def find_images(uri: str, split: str = "") -> ImageSource:
         raise DatasetError(f"{uri} is no data set of ours, which alone has splits: leave --split")
     folder, sizes = _files(uri)
     shards = [path for path in sizes if path.lower().endswith(".parquet")]
-    pictures = {path: size for path, size in sizes.items() if path.lower().endswith(PICTURES)}
+    pictures = {
+        path: size for path, size in sizes.items() if path.lower().endswith(IMAGE_SUFFIXES)
+    }
     units = [unit for path in shards for unit in _shard(folder, path, alone=not pictures)]
     files = list(pictures.items())
     cut = (tuple(files[first : first + AT_ONCE]) for first in range(0, len(files), AT_ONCE))
     units += [ImageUnit(len(some), some) for some in cut]
     if not units:
         raise DatasetError(
-            f"no images at {uri} ({len(sizes)} files): expected {', '.join(SUFFIXES)} files, a "
-            "data set of `jobs/pack.py`, or Parquet with an image column"
+            f"no images at {uri} ({len(sizes)} files): expected "
+            f"{', '.join(DECODABLE_SUFFIXES)} files, a data set of "
+            "`jobs/pack.py`, or Parquet with an image column"
         )
     return ImageSource(folder, tuple(units))
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import ray
 
 from effnet_ray.data.chunks import Block
-from effnet_ray.data.decode import decode, eval_view
+from effnet_ray.data.decode import decode
+from effnet_ray.data.views import eval_view
 from effnet_ray.errors import ImageError
 from effnet_ray.inference.image_sources import ImageSource, ImageUnit
 from effnet_ray.inference.options import PredictOptions

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import classes, hf_parquet
-from effnet_ray.data.decode import PICTURES
+from effnet_ray.data.decode import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError
 from effnet_ray.storage import parquet
 
@@ -215,7 +215,7 @@ def _samples(job: ArchiveJob, mode: str) -> Iterator[Sample]:
             yield from _sample(job, sample)
             sample = {}
         sample = sample or {"key": key, "beside": {}}
-        if f".{kind}" in PICTURES:
+        if f".{kind}" in IMAGE_SUFFIXES:
             sample |= {"image": (offset, data), "kind": kind}
         else:
             sample["beside"][kind] = data
@@ -235,9 +235,9 @@ def _members(job: ArchiveJob, mode: str) -> Iterator[tuple[str, str, int, Any]]:
                 if not member.isfile() or not stem:
                     continue
                 kind, data = kind.lower(), None
-                if f".{kind}" in PICTURES and mode == "r|":
+                if f".{kind}" in IMAGE_SUFFIXES and mode == "r|":
                     data = member.size
-                elif f".{kind}" in PICTURES or kind in ("cls", "txt", "json"):
+                elif f".{kind}" in IMAGE_SUFFIXES or kind in ("cls", "txt", "json"):
                     file = tar.extractfile(member)
                     data = file.read() if file else b""
                 yield f"{folder}/{stem}".lstrip("/"), kind, member.offset_data, data
@@ -274,7 +274,7 @@ def _sample(job: ArchiveJob, sample: dict[str, Any]) -> Iterator[Sample]:
 def _check_dots(job: ArchiveJob, sample: dict[str, Any]) -> None:
     """WebDataset ends a sample's name at its first dot: a picture with more of them is refused."""
     for kind in sample["beside"]:
-        if kind.endswith(PICTURES):
+        if kind.endswith(IMAGE_SUFFIXES):
             raise DatasetError(
                 f"{job.uri} has {sample['key']}.{kind} but no picture named {sample['key']}: take "
                 "the dots out of the samples' names"

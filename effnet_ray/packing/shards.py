@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data.classes import LABEL, task_of
-from effnet_ray.data.decode import decode, resize_jpeg
+from effnet_ray.data.decode import decode, encode_jpeg
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
 from effnet_ray.packing import sources
@@ -175,7 +175,7 @@ def _look(row: dict[str, Any], max_side: int | None) -> Image:
     except ImageError as error:
         return Image(row, data, {**seen, "bytes": len(data), "reason": str(error)})
     if max_side and max(pixels.shape[:2]) > max_side:
-        data = resize_jpeg(pixels, max_side)
+        data = encode_jpeg(pixels, max_side)
         seen["digest"] = hashlib.sha256(data).hexdigest()
     height, width = pixels.shape[:2]
     seen |= {"phash": phash(pixels), "width": width, "height": height}

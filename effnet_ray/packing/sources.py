@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import classes, hf_parquet
-from effnet_ray.data.decode import PICTURES, SUFFIXES
+from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError, StorageError
 from effnet_ray.packing import archives
 from effnet_ray.packing.archives import table
@@ -145,11 +145,12 @@ def _only_in_tables(columns: SourceColumns, source: str) -> None:
 
 def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
     """One folder per class, or one per split with one per class in each."""
-    paths = [p for p in found if "/" in p and p.lower().endswith(PICTURES)]
+    paths = [p for p in found if "/" in p and p.lower().endswith(IMAGE_SUFFIXES)]
     if not paths:
         raise DatasetError(
             f"no images in {source} ({len(found)} files): expected one folder per class, each "
-            f"with {', '.join(SUFFIXES)} files; or a CSV table, Parquet or WebDataset tars"
+            f"with {', '.join(DECODABLE_SUFFIXES)} files; or a CSV table, Parquet or "
+            "WebDataset tars"
         )
     parts = [path.split("/") for path in paths]
     by_split = all(p[0].lower() in SPLIT_NAMES for p in parts)
@@ -167,7 +168,7 @@ def _class_folders(source: str, found: dict[str, int]) -> pa.Table:
 
 def _check_places(source: str, found: dict[str, int], highest: list[str] | None) -> None:
     """No image lies where no class is. `highest`: of those in folders of splits, if they are."""
-    loose = next((p for p in found if "/" not in p and p.lower().endswith(PICTURES)), None)
+    loose = next((p for p in found if "/" not in p and p.lower().endswith(IMAGE_SUFFIXES)), None)
     if highest and len(highest) < 3:
         loose = "/".join(highest)
     if loose:
