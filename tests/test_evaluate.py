@@ -49,8 +49,10 @@ def judged(
     recipe = replace(RECIPE, limit=None, epochs=1, batch_size=32, micro_batch=16)
     result = finetune(recipe, Placement(workers="2"), digits, runs=str(folder), name="judged")
     release = load_release(release_run(result, f"{folder}/store").uri, "")
-    found = [evaluate(release, digits, Placement(workers=str(n), cores=1), thumbnails=True)
-             for n in (1, 2, 3)]  # fmt: skip
+    found = [
+        evaluate(release, digits, Placement(workers=str(n), cores=1), thumbnails=True)
+        for n in (1, 2, 3)
+    ]
     return release, result.eval_top1, result.eval_loss, found
 
 
@@ -60,9 +62,9 @@ def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
 ) -> None:
     _, top1, loss, found = judged
     for each in found:
-        assert (each.figures.seen, each.figures.top1) == (359, top1)
-        assert each.figures.loss == pytest.approx(loss, abs=1e-5)
-        assert everything(each.figures) == everything(found[0].figures)  # to the last digit
+        assert (each.metrics.processed, each.metrics.top1) == (359, top1)
+        assert each.metrics.loss == pytest.approx(loss, abs=1e-5)
+        assert everything(each.metrics) == everything(found[0].metrics)  # to the last digit
 
 
 @pytest.mark.ray
@@ -72,10 +74,15 @@ def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
     release, *_, found = judged
     metrics = json.loads(Path(release.uri, "metrics.json").read_bytes())
     expected = [
-        {"class": release.classes[each.index], "images": each.support,
-         "precision": each.precision, "recall": each.recall, "f1": each.f1}
-        for each in found[0].figures.per_class
-    ]  # fmt: skip
+        {
+            "class": release.classes[each.index],
+            "images": each.support,
+            "precision": each.precision,
+            "recall": each.recall,
+            "f1": each.f1,
+        }
+        for each in found[0].metrics.per_class
+    ]
     assert metrics["per_class"] == expected
     cost = release.provenance["cost"]
     assert 0 < cost["device_seconds"] < 2 * cost["seconds"]
@@ -134,8 +141,10 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
 
 def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: Path) -> None:
     figures = alone(named, packed)
-    wrong = sum(images for *_, images in figures.confused)
-    assert 0 < wrong == len(figures.worst) and all(each.thumbnail for each in figures.worst)
+    wrong = sum(images for *_, images in figures.confused_pairs)
+    assert 0 < wrong == len(figures.worst_mistakes) and all(
+        each.thumbnail for each in figures.worst_mistakes
+    )
     split = evaluating._split(named, str(packed), "eval", thumbnails=True)
     ((row, *_),) = [list(evaluating._rows(split, pieces)) for pieces in split.pieces(64)]
     (block,) = ScoringActor(named.uri, named.sha256, MachineShare())(row)
@@ -174,10 +183,10 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
 ) -> None:
     figures = alone(named, torn(packed, tmp_path / "data", slice(2, 3), monkeypatch))
     row = pq.read_table(packed / "eval/00000.parquet").to_pylist()[2]
-    assert {image: path for image, (path, _) in figures.bad.items()} == {
+    assert {image: path for image, (path, _) in figures.unreadable.items()} == {
         row["id"]: row["image"]["path"]
     }
-    assert (figures.seen, figures.images, sum(figures.pairs.values())) == (6, 5, 5)
+    assert (figures.processed, figures.images, sum(figures.confusion.values())) == (6, 5, 5)
 
 
 def test_where_nothing_can_be_read_there_are_no_figures(
@@ -234,9 +243,12 @@ def test_images_of_several_classes_are_refused(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("model.safetensors", "was altered"), ("config.json", "was altered"),
-     ("release.json", "was altered|is no JSON")],
-)  # fmt: skip
+    [
+        ("model.safetensors", "was altered"),
+        ("config.json", "was altered"),
+        ("release.json", "was altered|is no JSON"),
+    ],
+)
 def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, message: str) -> None:
     path = Path(released(tmp_path).uri) / name
     data = bytearray(path.read_bytes())
@@ -290,7 +302,11 @@ def test_quarantined_images_are_named_and_do_not_count(
     release: LoadedRelease, packed: Path
 ) -> None:
     found = hostile(release, packed)
-    assert (found.figures.seen, found.figures.images, len(found.figures.bad)) == (4, 3, 1)
+    assert (found.metrics.processed, found.metrics.images, len(found.metrics.unreadable)) == (
+        4,
+        3,
+        1,
+    )
 
 
 def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> None:
@@ -299,8 +315,12 @@ def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> Non
         manifest, str(packed), "eval", released(tmp_path).spec, (0, 1, 2)
     )
     pieces = [piece for group in split.pieces(4) for piece in group]
-    ids = [i for group in split.pieces(4) for _, about in eval_inputs.preprocess(split, group)
-           for i in about["image"]]  # fmt: skip
+    ids = [
+        i
+        for group in split.pieces(4)
+        for _, about in eval_inputs.preprocess(split, group)
+        for i in about["image"]
+    ]
     shard = manifest.splits["eval"][0].path
     assert ids == pq.read_table(packed / shard)["id"].to_pylist() and len(pieces) == 2
 

@@ -146,8 +146,8 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
     whole = row["image"]["bytes"]
     shard.write_bytes(raw.replace(whole, whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]))
     figures, without = alone(release, str(data)), alone(release, coloured)
-    assert list(figures.bad) == [row["id"]]
-    assert (figures.seen, figures.images) == (without.images, without.images - 1)
+    assert list(figures.unreadable) == [row["id"]]
+    assert (figures.processed, figures.images) == (without.images, without.images - 1)
 
 
 def test_images_of_one_class_are_refused(release: LoadedRelease, packed: Path) -> None:
@@ -170,9 +170,9 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     metrics = json.loads(storage.read_bytes(f"{release.uri}/metrics.json"))
     best, test = metrics["best"], metrics["test"]
     assert 0 < test["test_map"] <= 1 and test["test_images"] == 10
-    one = evaluate(release, coloured, Placement(workers="1", cores=1)).figures
+    one = evaluate(release, coloured, Placement(workers="1", cores=1)).metrics
     assert isinstance(one, MultilabelMetrics)
-    assert one.seen == best["eval_images"] == manifests.load(coloured).images["eval"]
+    assert one.processed == best["eval_images"] == manifests.load(coloured).images["eval"]
     assert one.mean_ap == pytest.approx(best["eval_map"], abs=1e-6)
     assert (one.top1, one.top5) == (best["eval_top1"], best["eval_top5"])
     assert one.loss == pytest.approx(best["eval_loss"], abs=1e-5)
@@ -182,9 +182,17 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     page = tmp_path / "page.html"
     on_two = ["--workers", "2", "--cores", "1", "--report", str(page)]
     two = evaluate_job(["--model", release.uri, "--data", coloured, *on_two])
-    same = {"eval_map": one.mean_ap, "eval_loss": one.loss, "eval_top1": one.top1,
-            "eval_top5": one.top5, "f1": one.macro_f1, "micro_f1": one.micro_f1,
-            "ece": one.ece, "images": one.seen, "suspected_labels": one.suspected}  # fmt: skip
+    same = {
+        "eval_map": one.mean_ap,
+        "eval_loss": one.loss,
+        "eval_top1": one.top1,
+        "eval_top5": one.top5,
+        "f1": one.macro_f1,
+        "micro_f1": one.micro_f1,
+        "ece": one.ece,
+        "images": one.processed,
+        "suspected_labels": one.label_error_count,
+    }
     assert {name: two[name] for name in same} == same  # to the last digit
     assert f"{100 * one.mean_ap:.2f} %" in " ".join(page.read_text().split())
 
@@ -220,8 +228,9 @@ def evaluation(opened: LoadedRelease, images: int = 48, strength: float = 3.0) -
     figures.add(said | columns | {"image": np.arange(images)})
     shard = Shard(path="eval/0", row_groups=(images,), bytes=1, sha256="0" * 64)
     manifest = Manifest(classes=TAGS, splits={"eval": (shard,)}, task="multilabel")
-    history = tuple(replace(opened.history[0], epoch=at, eval_map=0.4 + at / 10)
-                    for at in range(4))  # fmt: skip
+    history = tuple(
+        replace(opened.history[0], epoch=at, eval_map=0.4 + at / 10) for at in range(4)
+    )
     known = replace(opened, classes=TAGS, history=history)
     return Evaluation(known, manifest, f"s3://{NASTY}", "eval", figures)
 
@@ -232,8 +241,10 @@ def tagged(release: LoadedRelease) -> Evaluation:
 
 
 def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
-    figures = tagged.figures
-    assert isinstance(figures, MultilabelMetrics) and figures.worst and figures.suspects
+    figures = tagged.metrics
+    assert (
+        isinstance(figures, MultilabelMetrics) and figures.worst_mistakes and figures.label_errors
+    )
     page = report.html(tagged).decode()
     text = " ".join(Page(page.encode()).text.split())
     for said in (figures.mean_ap, figures.macro_f1, figures.micro_f1, figures.ece, figures.top1):
@@ -241,7 +252,7 @@ def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
     for one in figures.per_class:
         for share in (one.ap, one.precision, one.recall, one.f1):
             assert share is not None and f"{100 * share:.1f} %" in text
-    shown = [*figures.worst, *(each.mistake for each in figures.suspects)]
+    shown = [*figures.worst_mistakes, *(each.mistake for each in figures.label_errors)]
     assert page.count("data:image/jpeg;base64,") == len(shown)
     assert all(f"id {each.image}, loss {each.loss:.2f}" in text for each in shown)
     assert "Loss and mAP of each epoch" in page and "truncated" in text
@@ -260,7 +271,7 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     tagged: Evaluation, width: int, tmp_path: Path
 ) -> None:
     wide, title, seen, images, plots = measured(report.html(tagged), width, tmp_path)
-    assert isinstance(tagged.figures, MultilabelMetrics)
+    assert isinstance(tagged.metrics, MultilabelMetrics)
     assert int(wide) <= width and title == "birds@v1 on eval"
-    pictures = len(tagged.figures.worst) + len(tagged.figures.suspects)
+    pictures = len(tagged.metrics.worst_mistakes) + len(tagged.metrics.label_errors)
     assert int(seen) == int(images) == pictures and int(plots) == 2

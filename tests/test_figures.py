@@ -50,14 +50,25 @@ def added(parts: Iterable[ScoredImages], examples: int = 5) -> MulticlassMetrics
 
 def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
     edges = [0, *sorted(at), len(judged["label"])]
-    return [{name: column[a:b] for name, column in judged.items()}
-            for a, b in pairwise(edges)]  # fmt: skip
+    return [{name: column[a:b] for name, column in judged.items()} for a, b in pairwise(edges)]
 
 
 def everything(figures: MulticlassMetrics) -> list[Any]:
-    return [figures.loss, figures.top1, figures.top5, figures.ece, figures.bins,
-            figures.per_class, figures.pairs, figures.worst, figures.suspects, figures.suspected,
-            figures.thresholds.tolist(), figures.bad, figures.images]  # fmt: skip
+    return [
+        figures.loss,
+        figures.top1,
+        figures.top5,
+        figures.ece,
+        figures.bins,
+        figures.per_class,
+        figures.confusion,
+        figures.worst_mistakes,
+        figures.label_errors,
+        figures.label_error_count,
+        figures.thresholds.tolist(),
+        figures.unreadable,
+        figures.images,
+    ]
 
 
 @given(st.lists(st.integers(0, 200), max_size=6))
@@ -82,11 +93,11 @@ def test_the_figures_are_scikit_learns() -> None:
     assert figures.top5 == pytest.approx(top5)
     assert figures.loss == pytest.approx(metrics.log_loss(label, probability, labels=every))
     matrix = metrics.confusion_matrix(label, predicted, labels=every)
-    assert all(matrix[pair] == images for pair, images in figures.pairs.items())
-    assert figures.pairs.total() == matrix.sum() == 500
+    assert all(matrix[pair] == images for pair, images in figures.confusion.items())
+    assert figures.confusion.total() == matrix.sum() == 500
     assert figures.macro_f1 == pytest.approx(f1[support > 0].mean())
     wrong = matrix - np.diag(np.diag(matrix))
-    assert figures.confused[0][2] == wrong.max()
+    assert figures.confused_pairs[0][2] == wrong.max()
 
 
 def test_calibration_is_guos() -> None:
@@ -124,8 +135,8 @@ def test_the_worst_mistakes_are_those_of_highest_loss() -> None:
     whole = judged(logits, label)
     wrong = np.flatnonzero(whole["predicted"] != label)
     worst = wrong[np.argsort(-whole["loss"][wrong])][:5]
-    assert [m.image for m in added([whole]).worst] == worst.tolist()
-    assert added([whole]).worst[0].path == f"{worst[0]}.jpg"
+    assert [m.image for m in added([whole]).worst_mistakes] == worst.tolist()
+    assert added([whole]).worst_mistakes[0].path == f"{worst[0]}.jpg"
 
 
 def test_suspected_labels_are_those_of_confident_learning() -> None:
@@ -142,8 +153,8 @@ def test_suspected_labels_are_those_of_confident_learning() -> None:
     sure = (predicted != label) & (probability.max(1) >= limits[predicted])
     figures = added([judged(logits, label)])
     assert np.allclose(figures.thresholds, limits)
-    assert figures.suspected == sure.sum() > len(planted)
-    assert {m.image for m in figures.suspects} == set(planted.tolist())
+    assert figures.label_error_count == sure.sum() > len(planted)
+    assert {m.image for m in figures.label_errors} == set(planted.tolist())
 
 
 def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> None:
@@ -151,10 +162,14 @@ def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> No
     whole = judged(logits, label)
     whole["bad"][4] = "truncated"
     figures, without = added([whole]), np.arange(20) != 4
-    assert figures.bad == {4: ("4.jpg", "truncated")}
-    assert (figures.seen, figures.images) == (20, 19)
+    assert figures.unreadable == {4: ("4.jpg", "truncated")}
+    assert (figures.processed, figures.images) == (20, 19)
     rest = added([judged(logits[without], label[without])])
-    assert (figures.loss, figures.top1, figures.pairs) == (rest.loss, rest.top1, rest.pairs)
+    assert (figures.loss, figures.top1, figures.confusion) == (
+        rest.loss,
+        rest.top1,
+        rest.confusion,
+    )
 
 
 def test_classes_without_images_do_not_count() -> None:

@@ -43,12 +43,14 @@ def evaluation(opened: LoadedRelease, classes: tuple[str, ...], images: int) -> 
     figures = MulticlassMetrics(count, examples=12)
     bad = np.asarray(["truncated"] + [""] * (images - 1), object)
     figures.add(
-        score_images(logits, label) | {
-            "image": np.arange(images), "bad": bad,
+        score_images(logits, label)
+        | {
+            "image": np.arange(images),
+            "bad": bad,
             "path": np.asarray([f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)], object),
             "thumbnail": np.asarray([thumbnail(at) for at in range(images)], object),
         }
-    )  # fmt: skip
+    )
     shard = Shard(path="eval/0", row_groups=(images,), bytes=1, sha256="0" * 64)
     manifest = Manifest(classes=classes, splits={"eval": (shard,)})
     return Evaluation(replace(opened, classes=classes), manifest, f"s3://{NASTY}", "eval", figures)
@@ -104,7 +106,7 @@ def test_the_page_loads_nothing_and_runs_nothing(few: Evaluation, many: Evaluati
 
 
 def test_the_page_says_all_that_was_found(few: Evaluation) -> None:
-    page, figures = report.html(few).decode(), few.figures
+    page, figures = report.html(few).decode(), few.metrics
     text = " ".join(Page(page.encode()).text.split())
     for said in (figures.top1, figures.macro_f1, figures.ece):
         assert f"{100 * said:.2f} %" in text
@@ -113,12 +115,14 @@ def test_the_page_says_all_that_was_found(few: Evaluation) -> None:
     )  # of three classes it says nothing
     for one in figures.per_class:
         assert f"{100 * one.f1:.1f} %" in text and f"{100 * one.precision:.1f} %" in text
-    for images in figures.pairs.values():
+    for images in figures.confusion.values():
         assert f">{images}</td>" in page
     assert [m.group(1) for m in re.finditer(r"id (\d+), loss", page)] == [
-        str(each.image) for each in (*figures.worst, *figures.suspects)
+        str(each.image) for each in (*figures.worst_mistakes, *figures.label_errors)
     ]
-    assert page.count("data:image/jpeg;base64,") == len(figures.worst) + len(figures.suspects)
+    assert page.count("data:image/jpeg;base64,") == len(figures.worst_mistakes) + len(
+        figures.label_errors
+    )
     assert "truncated" in text and "batch_size" in text and "another (ffffffff" in text
     assert "Loss and top-1 of each epoch" in page
 
@@ -127,7 +131,7 @@ def test_the_lowest_f1_comes_first(many: Evaluation) -> None:
     page = report.html(many).decode()
     table = page[page.index("<h2>Classes</h2>") : page.index("<h2>Worst")]
     shown = re.findall(r'title="([^"]+)">', table)
-    f1 = {BREEDS[one.index]: one.f1 for one in many.figures.per_class}
+    f1 = {BREEDS[one.index]: one.f1 for one in many.metrics.per_class}
     assert [f1[name] for name in shown] == sorted(f1.values()) and len(shown) == 120
 
 
@@ -137,8 +141,8 @@ def test_many_classes_are_a_picture_and_the_pairs_most_confused(many: Evaluation
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
     assert picture.shape == (120, 120, 4)
     pairs = {(y, x) for y, x in np.argwhere(picture[..., 3]).tolist()}
-    assert pairs == set(many.figures.pairs)
-    label, predicted, images = many.figures.confused[0]
+    assert pairs == set(many.metrics.confusion)
+    label, predicted, images = many.metrics.confused_pairs[0]
     row = f">{BREEDS[label]}</td>.*>{BREEDS[predicted]}</td><td>{images}</td>"
     assert re.search(row, page)
 
@@ -176,12 +180,20 @@ def measured(page: bytes, width: int, folder: Path) -> list[str]:
     )
     done = subprocess.run(
         [
-            CHROMIUM or "chromium", "--headless", "--no-sandbox", "--disable-gpu",
-            f"--user-data-dir={folder}/profile", "--virtual-time-budget=10000", "--dump-dom",
+            CHROMIUM or "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder}/profile",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
             frame.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title, done.stderr
     return html.unescape(title[1]).split("|")
@@ -197,6 +209,8 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     wide, title, shown, images, plots = measured(report.html(found), width, tmp_path)
     assert int(wide) <= width
     assert title == "birds@v1 on eval"  # no script has changed it
-    pictures = len(found.figures.worst) + len(found.figures.suspects) + (which == "many")
+    pictures = (
+        len(found.metrics.worst_mistakes) + len(found.metrics.label_errors) + (which == "many")
+    )
     assert int(shown) == int(images) == pictures and pictures > 5
     assert int(plots) == 2

@@ -21,7 +21,7 @@ from effnet_ray.data.views import eval_view
 from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
 from effnet_ray.inference import serve as serves
 from effnet_ray.inference.options import ServeOptions
-from effnet_ray.inference.serve import begin, deploy, stop
+from effnet_ray.inference.serve import deploy, start, stop
 from effnet_ray.release.load import LoadedRelease, load_release
 
 pytestmark = pytest.mark.ray
@@ -35,7 +35,7 @@ class Server:
     def __init__(self, first: LoadedRelease, second: LoadedRelease) -> None:
         self.first, self.second = first, second
         self.serving = ServeOptions(port=free_port(), top=2, max_megabytes=0.1, max_batch=4)
-        begin(self.serving)
+        start(self.serving)
         self.roll_to(first)
 
     def roll_to(self, release: LoadedRelease) -> None:
@@ -155,7 +155,7 @@ def test_rolling_to_another_release_ends_no_replica_and_drops_no_request(
 
 def test_where_ray_serve_runs_already_it_is_left_alone(server: Server) -> None:
     with pytest.raises(ClusterError, match="runs on this cluster already"):
-        begin(server.serving)
+        start(server.serving)
     assert server.ask(None, "/healthz", "GET")[0] == 200
 
 

@@ -37,8 +37,11 @@ def probability(logits: Array) -> Array:
 
 def judged(logits: Array, label: Array) -> ScoredImages:
     ids = np.arange(len(label))
-    texts = {"path": [f"{i}.jpg" for i in ids], "bad": [""] * len(ids),
-             "thumbnail": [""] * len(ids)}  # fmt: skip
+    texts = {
+        "path": [f"{i}.jpg" for i in ids],
+        "bad": [""] * len(ids),
+        "thumbnail": [""] * len(ids),
+    }
     said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])
     return said | {"image": ids} | {k: np.array(v, object) for k, v in texts.items()}
 
@@ -52,15 +55,27 @@ def added(*parts: ScoredImages) -> MultilabelMetrics:
 
 def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
     edges = [0, *sorted(at), len(judged["label"])]
-    return [{name: column[a:b] for name, column in judged.items()}
-            for a, b in pairwise(edges)]  # fmt: skip
+    return [{name: column[a:b] for name, column in judged.items()} for a, b in pairwise(edges)]
 
 
 def everything(figures: MultilabelMetrics) -> list[Any]:
-    return [figures.loss, figures.top1, figures.top5, figures.mean_ap, figures.macro_f1,
-            figures.micro_f1, figures.ece, figures.bins, figures.per_class, figures.worst,
-            figures.suspects, figures.suspected, figures.thresholds.tolist(), figures.bad,
-            figures.images]  # fmt: skip
+    return [
+        figures.loss,
+        figures.top1,
+        figures.top5,
+        figures.mean_ap,
+        figures.macro_f1,
+        figures.micro_f1,
+        figures.ece,
+        figures.bins,
+        figures.per_class,
+        figures.worst_mistakes,
+        figures.label_errors,
+        figures.label_error_count,
+        figures.thresholds.tolist(),
+        figures.unreadable,
+        figures.images,
+    ]
 
 
 @given(st.lists(st.integers(0, 200), max_size=6))
@@ -125,16 +140,18 @@ def test_the_worst_mistakes_are_those_of_highest_loss() -> None:
     loss, said = each.mean(1).numpy(), probability(logits) >= 0.5
     wrong = np.flatnonzero((said != label).any(axis=1))
     expected = wrong[np.argsort(-loss[wrong])][:5]
-    found = added(judged(logits, label)).worst
+    found = added(judged(logits, label)).worst_mistakes
     assert [mistake.image for mistake in found] == expected.tolist()
     for mistake in found:
         own, taken = label[mistake.image], said[mistake.image]
         assert {k for k, _ in mistake.label} == set(np.flatnonzero(own))
-        assert {k for k, _ in mistake.said} == set(np.flatnonzero(taken))
-        assert {k for k, _ in mistake.missed} == set(np.flatnonzero(own & ~taken))
-        assert {k for k, _ in mistake.added} == set(np.flatnonzero(taken & (own == 0)))
+        assert {k for k, _ in mistake.predicted} == set(np.flatnonzero(taken))
+        assert {k for k, _ in mistake.false_negatives} == set(np.flatnonzero(own & ~taken))
+        assert {k for k, _ in mistake.false_positives} == set(np.flatnonzero(taken & (own == 0)))
         shares = probability(logits)[mistake.image]
-        assert all(share == pytest.approx(shares[k]) for k, share in mistake.label + mistake.said)
+        assert all(
+            share == pytest.approx(shares[k]) for k, share in mistake.label + mistake.predicted
+        )
 
 
 def test_suspected_labels_are_those_of_confident_learning_for_each_class() -> None:
@@ -150,14 +167,14 @@ def test_suspected_labels_are_those_of_confident_learning_for_each_class() -> No
         suspected |= ~own & (share[:, k] >= 0.5) & (share[:, k] >= there)
         suspected |= own & (share[:, k] < 0.5) & (1 - share[:, k] >= away)
     figures = added(judged(logits, label))
-    assert figures.suspected == suspected.sum() > 5
-    assert {each.mistake.image for each in figures.suspects} == {*lacking, *doubtful}
-    for each in figures.suspects:
-        which = each.lacking if each.mistake.image in lacking else each.doubtful
+    assert figures.label_error_count == suspected.sum() > 5
+    assert {each.mistake.image for each in figures.label_errors} == {*lacking, *doubtful}
+    for each in figures.label_errors:
+        which = each.missing_labels if each.mistake.image in lacking else each.wrong_labels
         assert {2, 4} & {k for k, _ in which}
     every = MultilabelMetrics(CLASSES, examples=400)
     every.add(judged(logits, label))
-    assert len(every.suspects) == every.suspected  # one rule
+    assert len(every.label_errors) == every.label_error_count  # one rule
 
 
 def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> None:
@@ -165,15 +182,20 @@ def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> No
     whole, without = judged(logits, label), np.arange(20) != 4
     whole["bad"][4] = "truncated"
     figures, rest = added(whole), added(judged(logits[without], label[without]))
-    assert figures.bad == {4: ("4.jpg", "truncated")}
-    assert (figures.seen, figures.images) == (20, 19)
+    assert figures.unreadable == {4: ("4.jpg", "truncated")}
+    assert (figures.processed, figures.images) == (20, 19)
     assert everything(figures)[:8] == everything(rest)[:8]
 
 
 def test_nothing_is_divided_by_no_images() -> None:
     empty = added()
     assert empty.loss == empty.mean_ap == empty.ece == empty.macro_f1 == empty.micro_f1 == 0
-    assert (empty.suspected, empty.suspects, empty.worst, empty.weakest) == (0, [], [], [])
+    assert (
+        empty.label_error_count,
+        empty.label_errors,
+        empty.worst_mistakes,
+        empty.worst_classes,
+    ) == (0, [], [], [])
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])

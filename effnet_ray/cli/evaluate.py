@@ -47,18 +47,18 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         if page:
             storage.write_bytes(page, reports.html(found))
         print_evaluation(people, found, page)
-    figures = found.figures
+    figures = found.metrics
     return {
         "model": found.release.reference,
         "split": found.split,
         "eval_top1": figures.top1,
         "eval_top5": figures.top5,
         "eval_loss": figures.loss,
-        "images": figures.seen,
-        "quarantined": len(figures.bad),
+        "images": figures.processed,
+        "quarantined": len(figures.unreadable),
         "f1": figures.macro_f1,
         "ece": figures.ece,
-        "suspected_labels": figures.suspected,
+        "suspected_labels": figures.label_error_count,
         **_of_several(figures),
         **({"report": page} if page else {}),
     }

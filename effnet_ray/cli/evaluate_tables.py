@@ -17,20 +17,20 @@ CLASSES_SHOWN = 10
 
 def print_evaluation(people: Terminal, found: Evaluation, report: str) -> None:
     """Print it. `report` is the page's URI, or empty."""
-    for image, (path, why) in list(found.figures.bad.items())[:NAMED_AT_ONCE]:
+    for image, (path, why) in list(found.metrics.unreadable.items())[:NAMED_AT_ONCE]:
         people.say(f"quarantined image {image}: {path}: {why}")
     people.console.print(_classes(found))
-    headline, *scores = _scores(found.figures).items()
+    headline, *scores = _scores(found.metrics).items()
     title = f"{found.release.reference} on {found.split}: {' '.join(headline)}"
     facts = dict(scores) | _facts(found) | ({"report": report} if report else {})
     people.table(title, {name: fact for name, fact in facts.items() if fact})
 
 
 def _classes(found: Evaluation) -> Table:
-    names, weakest = found.release.classes, found.figures.weakest
+    names, weakest = found.release.classes, found.metrics.worst_classes
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("class", overflow="fold")
-    ranked = isinstance(found.figures, MultilabelMetrics)
+    ranked = isinstance(found.metrics, MultilabelMetrics)
     for title in (*(["AP"] if ranked else []), "F1", "precision", "recall", "images"):
         table.add_column(title, justify="right")
     for one in weakest[:CLASSES_SHOWN]:
@@ -54,14 +54,14 @@ def _scores(figures: MulticlassMetrics | MultilabelMetrics) -> dict[str, str]:
 
 
 def _facts(found: Evaluation) -> dict[str, str]:
-    figures = found.figures
+    figures = found.metrics
     return {
         "loss": f"{figures.loss:.4f}",
         "mean F1": f"{figures.macro_f1:.2%}",
         "calibration error": f"{figures.ece:.2%} (expected, 15 bins)",
-        "images": f"{figures.seen:,}, {len(figures.bad):,} of them unreadable",
+        "images": f"{figures.processed:,}, {len(figures.unreadable):,} of them unreadable",
         "most confused": _confused(figures, found.release.classes),
-        "suspected labels": f"{figures.suspected:,}" if figures.suspected else "",
+        "suspected labels": f"{figures.label_error_count:,}" if figures.label_error_count else "",
         "release": found.release.uri,
         "data": found.data,
     }
@@ -69,6 +69,6 @@ def _facts(found: Evaluation) -> dict[str, str]:
 
 def _confused(figures: MulticlassMetrics | MultilabelMetrics, names: Sequence[str]) -> str:
     """The pairs most often taken for each other, where an image has one class."""
-    pairs = figures.confused[:3] if isinstance(figures, MulticlassMetrics) else []
+    pairs = figures.confused_pairs[:3] if isinstance(figures, MulticlassMetrics) else []
     return ", ".join(f"{names[label]} → {names[taken]} ({images:,})"
                      for label, taken, images in pairs)  # fmt: skip

@@ -64,7 +64,7 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     with Terminal() as people:
         people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
         session.request_resources(placement, [uri])
-        server.begin(serving)
+        server.start(serving)
         try:
             server.deploy(uri, serving)
             people.table(f"serving {flags.model}", {

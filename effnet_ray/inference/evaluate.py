@@ -52,7 +52,7 @@ class Evaluation:
     data: str
     """URI of the data set."""
     split: str
-    figures: MulticlassMetrics | MultilabelMetrics
+    metrics: MulticlassMetrics | MultilabelMetrics
 
 
 def evaluate(
@@ -89,7 +89,7 @@ def evaluate(
     with as_evaluation_error("the evaluation"):
         for judged in unwrap_errors(_judged(release, images, placement, lease)):
             found.add(judged)
-            on_progress(found.seen, images.images)
+            on_progress(found.processed, images.images)
     _reconcile(release, found, images)
     return Evaluation(release, images.manifest, data, split, found)
 
@@ -116,15 +116,15 @@ def _split(
 
 def _reconcile(release: LoadedRelease, found: EvalMetrics, split: EvalInputs) -> None:
     """Every image was counted once, and said something."""
-    if found.seen != split.images:
+    if found.processed != split.images:
         raise EvaluationError(
-            f"{found.seen:,} {split.name} images were judged, {split.data} has "
+            f"{found.processed:,} {split.name} images were judged, {split.data} has "
             f"{split.images:,}: the data changed meanwhile, or this is a defect worth reporting"
         )
     if not found.images:
         raise DatasetError(
             f"none of the {split.images:,} {split.name} images of {split.data} can be read "
-            f"({next(iter(found.bad.values()))[1]}): restore them or pack again"
+            f"({next(iter(found.unreadable.values()))[1]}): restore them or pack again"
         )
     if not math.isfinite(found.loss):
         raise ReleaseError(

@@ -76,9 +76,9 @@ class EvalMetrics(ABC):
     classes: int
     examples: int = 24
     """How many mistakes and suspected label errors to keep."""
-    seen: int = 0
+    processed: int = 0
     """Images, the quarantined ones included."""
-    bad: dict[int, tuple[str, str]] = field(default_factory=dict)
+    unreadable: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Quarantined images: id → (path, reason)."""
     calibration: Calibration = field(default_factory=Calibration)
     _sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
@@ -100,20 +100,20 @@ class EvalMetrics(ABC):
 
     @property
     @abstractmethod
-    def weakest(self) -> Sequence[ClassMetrics]:
+    def worst_classes(self) -> Sequence[ClassMetrics]:
         """Those, the worst recognised first."""
 
     @property
     @abstractmethod
-    def suspected(self) -> int:
+    def label_error_count(self) -> int:
         """Images whose label may be wrong."""
 
     def _readable(self, judged: ScoredImages) -> npt.NDArray[np.bool_]:
         """Count images as seen and name those that could not be read; [n] which could."""
         read: npt.NDArray[np.bool_] = judged["bad"] == ""
-        self.seen += len(read)
+        self.processed += len(read)
         for image, path, why in rows(judged, ~read, "image", "path", "bad"):
-            self.bad[image] = path, why
+            self.unreadable[image] = path, why
         return read
 
     def _score(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
@@ -125,7 +125,7 @@ class EvalMetrics(ABC):
     @property
     def images(self) -> int:
         """Images that could be read: what every share is of."""
-        return self.seen - len(self.bad)
+        return self.processed - len(self.unreadable)
 
     @property
     def loss(self) -> float:

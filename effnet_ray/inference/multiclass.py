@@ -55,7 +55,7 @@ class Mistake:
     predicted: int
     confidence: float
     """Probability of `predicted`, 0 to 1."""
-    own: float
+    label_probability: float
     """Probability of `label`, 0 to 1."""
     loss: float
     """Nats."""
@@ -67,7 +67,7 @@ class Mistake:
 class MulticlassMetrics(EvalMetrics):
     """Sums over images, and the examples worth a look."""
 
-    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(label, predicted) → images: the confusion matrix, as far as it is not 0."""
     _own: npt.NDArray[np.float64] = field(init=False)
     """[K]: of a class's images, the probability that they are of it."""
@@ -88,19 +88,19 @@ class MulticlassMetrics(EvalMetrics):
         self._score(judged["loss"][read], judged["rank"][read])
         self.calibration.add(confidence, ~wrong)
         np.add.at(self._own, label, judged["own"][read])  # unbuffered, and so image by image
-        self.pairs.update(zip(label.tolist(), predicted.tolist(), strict=True))
+        self.confusion.update(zip(label.tolist(), predicted.tolist(), strict=True))
         self._sure.append((predicted[wrong], confidence[wrong]))
         names = ("image", "path", "label", "predicted", "confidence", "own", "loss", "thumbnail")
         for row in rows(judged, read & judged["wrong"], *names):
             mistake = Mistake(*row)
             self._worst.push(mistake.loss, mistake)
-            self._suspects.push(mistake.confidence - mistake.own, mistake)
+            self._suspects.push(mistake.confidence - mistake.label_probability, mistake)
 
     @cached_property
     def per_class(self) -> tuple[ClassMetrics, ...]:
         """All classes, in their own order."""
         support, predicted, right = (Counter[int]() for _ in range(3))
-        for (label, taken), images in self.pairs.items():
+        for (label, taken), images in self.confusion.items():
             support[label] += images
             predicted[taken] += images
             right[label] += images * (label == taken)
@@ -109,18 +109,18 @@ class MulticlassMetrics(EvalMetrics):
         )
 
     @property
-    def weakest(self) -> list[ClassMetrics]:
+    def worst_classes(self) -> list[ClassMetrics]:
         """Classes of which there is something to tell, lowest F1 first."""
         return sorted(self.present, key=lambda one: (one.f1, -one.support, one.index))
 
     @property
-    def confused(self) -> list[tuple[int, int, int]]:
+    def confused_pairs(self) -> list[tuple[int, int, int]]:
         """(label, predicted, images) of wrong pairs, the most frequent first."""
-        wrong = ((*pair, images) for pair, images in self.pairs.items() if pair[0] != pair[1])
+        wrong = ((*pair, images) for pair, images in self.confusion.items() if pair[0] != pair[1])
         return sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
     @property
-    def worst(self) -> list[Mistake]:
+    def worst_mistakes(self) -> list[Mistake]:
         """Those with the highest loss, the worst first."""
         return self._worst.best()
 
@@ -131,7 +131,7 @@ class MulticlassMetrics(EvalMetrics):
         return np.where(support > 0, self._own / support.clip(min=1), np.inf)
 
     @property
-    def suspected(self) -> int:
+    def label_error_count(self) -> int:
         """Mistakes that may be the label's.
 
         The network takes the image for another class with at least the mean probability that
@@ -142,7 +142,7 @@ class MulticlassMetrics(EvalMetrics):
         return sum(int((sure >= limits[of]).sum()) for of, sure in self._sure)
 
     @property
-    def suspects(self) -> list[Mistake]:
+    def label_errors(self) -> list[Mistake]:
         """Of those, the ones whose predicted class leads by most, first (normalized margin, §3.2).
 
         Chosen among ten times as many mistakes of the largest lead.

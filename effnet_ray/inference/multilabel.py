@@ -46,7 +46,7 @@ class Mistake:
     """In the source that was packed."""
     label: tuple[Told, ...]
     """Its classes, the likeliest first."""
-    said: tuple[Told, ...]
+    predicted: tuple[Told, ...]
     """Classes of a probability of 0.5 or more, the likeliest first."""
     loss: float
     """Nats."""
@@ -54,36 +54,39 @@ class Mistake:
     """A JPEG as base64; empty where none was asked for."""
 
     @property
-    def added(self) -> tuple[Told, ...]:
+    def false_positives(self) -> tuple[Told, ...]:
         """Said, and no label."""
         own = {index for index, _ in self.label}
-        return tuple(told for told in self.said if told[0] not in own)
+        return tuple(told for told in self.predicted if told[0] not in own)
 
     @property
-    def missed(self) -> tuple[Told, ...]:
+    def false_negatives(self) -> tuple[Told, ...]:
         """A label, and not said."""
         return tuple(told for told in self.label if told[1] < 0.5)
 
     @property
     def lead(self) -> float:
         """How much likelier than its opposite is the surest of what is wrong, 0 to 1."""
-        return max((abs(2 * share - 1) for _, share in (*self.added, *self.missed)), default=0.0)
+        return max(
+            (abs(2 * share - 1) for _, share in (*self.false_positives, *self.false_negatives)),
+            default=0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
+class LabelError:
     """An image whose labels may be wrong: the classes in doubt."""
 
     mistake: Mistake
-    lacking: tuple[Told, ...]
+    missing_labels: tuple[Told, ...]
     """That it seems to have."""
-    doubtful: tuple[Told, ...]
+    wrong_labels: tuple[Told, ...]
     """Labels that it seems not to have."""
 
     @property
     def lead(self) -> float:
         """Of the surest, 0 to 1: see `Mistake.lead`."""
-        return max(abs(2 * share - 1) for _, share in (*self.lacking, *self.doubtful))
+        return max(abs(2 * share - 1) for _, share in (*self.missing_labels, *self.wrong_labels))
 
 
 @dataclass
@@ -136,7 +139,7 @@ class MultilabelMetrics(EvalMetrics):
         return class_metrics(zip(*columns, strict=True))
 
     @property
-    def weakest(self) -> list[ClassMetrics]:
+    def worst_classes(self) -> list[ClassMetrics]:
         """Classes of which there is something to tell: lowest AP first, those without any last."""
         present = [one for one in self.per_class if one.support or one.predicted]
         return sorted(present, key=lambda one: (2 if one.ap is None else one.ap, one.index))
@@ -164,7 +167,7 @@ class MultilabelMetrics(EvalMetrics):
         return float(2 * right / max(1, support + said))
 
     @property
-    def worst(self) -> list[Mistake]:
+    def worst_mistakes(self) -> list[Mistake]:
         """Those with the highest loss, the worst first."""
         return self._worst.best()
 
@@ -179,7 +182,7 @@ class MultilabelMetrics(EvalMetrics):
         return np.where(images > 0, self._agreed / images.clip(min=1), np.inf)
 
     @property
-    def suspected(self) -> int:
+    def label_error_count(self) -> int:
         """Images with a label that may be wrong, or lacking.
 
         Of a class something else is said than the label, with at least the mean probability
@@ -197,7 +200,7 @@ class MultilabelMetrics(EvalMetrics):
         return int(found.sum())
 
     @property
-    def suspects(self) -> list[Suspect]:
+    def label_errors(self) -> list[LabelError]:
         """Of those, the ones of the largest lead.
 
         Chosen among ten times as many mistakes of the largest lead.
@@ -206,11 +209,13 @@ class MultilabelMetrics(EvalMetrics):
         ordered = sorted(found, key=lambda suspect: (-suspect.lead, suspect.mistake.image))
         return ordered[: self.examples]
 
-    def _doubted(self, mistake: Mistake) -> Suspect | None:
+    def _doubted(self, mistake: Mistake) -> LabelError | None:
         absent, present = self.thresholds
-        lacking = tuple(told for told in mistake.added if told[1] >= present[told[0]])
-        doubtful = tuple(told for told in mistake.missed if 1 - told[1] >= absent[told[0]])
-        return Suspect(mistake, lacking, doubtful) if lacking or doubtful else None
+        lacking = tuple(told for told in mistake.false_positives if told[1] >= present[told[0]])
+        doubtful = tuple(
+            told for told in mistake.false_negatives if 1 - told[1] >= absent[told[0]]
+        )
+        return LabelError(mistake, lacking, doubtful) if lacking or doubtful else None
 
 
 def _probability(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

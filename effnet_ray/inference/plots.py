@@ -130,7 +130,7 @@ def matrix(figures: MulticlassMetrics, classes: Sequence[ClassMetrics]) -> str:
     """
     place = {one.index: at for at, one in enumerate(classes)}
     pixels = np.zeros((len(classes), len(classes), 4), np.uint8)
-    for (label, predicted), images in figures.pairs.items():
+    for (label, predicted), images in figures.confusion.items():
         cell: Any = pixels[place[label], place[predicted]]
         colour = BLUE if label == predicted else ORANGE
         cell[:3] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]

@@ -35,7 +35,7 @@ def html(found: Evaluation) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}\u00a0%"
-    figures, release = found.figures, found.release
+    figures, release = found.metrics, found.release
     several = isinstance(figures, MultilabelMetrics)
     told = _of_several(figures) if isinstance(figures, MultilabelMetrics) else _of_one(figures)
     page = environment.get_template("several.html.j2" if several else "one.html.j2").render(
@@ -45,7 +45,7 @@ def html(found: Evaluation) -> bytes:
         names=release.classes,
         present=figures.present,
         curves=plots.curves(release.history) if release.history else "",
-        quarantined=list(figures.bad.items())[:QUARANTINED],
+        quarantined=list(figures.unreadable.items())[:QUARANTINED],
         recipe={
             name: value for name, value in asdict(release.recipe).items() if value is not None
         },
@@ -67,7 +67,7 @@ def _of_one(figures: MulticlassMetrics) -> dict[str, Any]:
     return {
         "cells": _cells(figures, present) if few else None,
         "picture": None if few else plots.matrix(figures, present),
-        "confused": figures.confused[:CONFUSED],
+        "confused": figures.confused_pairs[:CONFUSED],
         "reliability": plots.reliability(figures.bins),
     }
 
@@ -75,21 +75,27 @@ def _of_one(figures: MulticlassMetrics) -> dict[str, Any]:
 def _of_several(figures: MultilabelMetrics) -> dict[str, Any]:
     """What it has where an image may have several."""
     return {
-        "worst": figures.worst,
-        "suspects": figures.suspects,
+        "worst": figures.worst_mistakes,
+        "suspects": figures.label_errors,
         "reliability": plots.reliability(figures.bins, plots.OF_SEVERAL),
     }
 
 
 def _cells(
-    figures: MulticlassMetrics, classes: Sequence[ClassMetrics]
+    metrics: MulticlassMetrics, classes: Sequence[ClassMetrics]
 ) -> list[list[tuple[int, float, bool]]]:
     """(images, their share of the label's, right) of every pair, row by row."""
     return [
-        [(images := figures.pairs[of.index, taken.index], images / max(1, of.support), of is taken)
-         for taken in classes]
-        for of in classes
-    ]  # fmt: skip
+        [
+            (
+                count := metrics.confusion[row.index, column.index],
+                count / max(1, row.support),
+                column is row,
+            )
+            for column in classes
+        ]
+        for row in classes
+    ]
 
 
 def _facts(found: Evaluation) -> dict[str, Any]:

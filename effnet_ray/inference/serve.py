@@ -109,7 +109,7 @@ def _refused(status: int, why: str) -> JSONResponse:
     return JSONResponse({"error": why}, status_code=status)
 
 
-def begin(serving: ServeOptions) -> None:
+def start(serving: ServeOptions) -> None:
     """Start Ray Serve. Raises ClusterError where it runs already, or the port is taken."""
     running = serve.status()
     if running.applications or running.proxies:

@@ -73,7 +73,7 @@ class Scoring:
             limit=limit,
             on_progress=self.on_progress,
             connect=self.connect,
-        ).figures
+        ).metrics
         found: dict[str, float] = {
             "test_top1": figures.top1,
             "test_top5": figures.top5,
