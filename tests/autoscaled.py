@@ -17,7 +17,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.util import get_node_ip_address
 from servers import free_port
 
-from effnet_ray.runtime.nodes import ACCELERATOR
+from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
 
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -143,7 +143,7 @@ def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
 def accelerators(env: Mapping[str, str]) -> list[str]:
     """What the machines that were bought have, those given back among them."""
     bought = machines(env, "state!=NEVER")
-    return sorted(filter(None, (node["labels"].get(ACCELERATOR) for node in bought)))
+    return sorted(filter(None, (node["labels"].get(ACCELERATOR_LABEL) for node in bought)))
 
 
 def machines(env: Mapping[str, str], which: str = "state=ALIVE") -> list[dict[str, Any]]:

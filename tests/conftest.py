@@ -133,7 +133,7 @@ def cluster(rclone_bucket: str) -> Iterator[None]:
 
     from effnet_ray.runtime import session
 
-    session.start(3, log_to_driver=False, logging_level="ERROR")
+    session.start_local(3, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from effnet_ray.runtime.nodes import MACHINES, Machine, launchable
+from effnet_ray.runtime.nodes import MACHINES_ENV, Machine, launchable
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster/kuberay"
@@ -107,8 +107,8 @@ def test_jobs_are_told_of_the_machines_that_the_autoscaler_may_start(
 ) -> None:
     spec = load("cluster")["spec"]
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
-    told = next(each["value"] for each in head["env"] if each["name"] == MACHINES)
-    monkeypatch.setenv(MACHINES, told)
+    told = next(each["value"] for each in head["env"] if each["name"] == MACHINES_ENV)
+    monkeypatch.setenv(MACHINES_ENV, told)
     assert launchable() == [
         Machine(group["groupName"], resources(group), group.get("labels", {}),
                 group["maxReplicas"])

@@ -7,17 +7,17 @@ import ray
 
 from effnet_ray.errors import ClusterError
 from effnet_ray.runtime.nodes import (
-    ACCELERATOR,
-    MACHINES,
+    ACCELERATOR_LABEL,
+    MACHINES_ENV,
     Machine,
     alive_nodes,
+    compute_capacity,
     launchable,
-    room_on,
 )
 
 WORKER = {"CPU": 1.0, "GPU": 1.0}
-L4 = Machine("small", {"CPU": 8, "GPU": 1}, {ACCELERATOR: "L4"}, 8)
-L40S = Machine("large", {"CPU": 8, "GPU": 4}, {ACCELERATOR: "L40S"}, 2)
+L4 = Machine("small", {"CPU": 8, "GPU": 1}, {ACCELERATOR_LABEL: "L4"}, 8)
+L40S = Machine("large", {"CPU": 8, "GPU": 4}, {ACCELERATOR_LABEL: "L40S"}, 2)
 HEAD = Machine("head", {"CPU": 0})
 
 
@@ -37,29 +37,29 @@ HEAD = Machine("head", {"CPU": 0})
 def test_a_grown_cluster_holds_what_its_machines_hold_one_by_one(
     worker: dict[str, float], accelerators: tuple[str, ...], grown: int, offers: tuple[str, ...]
 ) -> None:
-    found = room_on([HEAD], [L4, L40S], worker, accelerators)
-    assert (found.now, found.grown) == (0, grown)
-    assert tuple(machine.name for machine in found.offers) == offers
+    found = compute_capacity([HEAD], [L4, L40S], worker, accelerators)
+    assert (found.now, found.maximum) == (0, grown)
+    assert tuple(machine.name for machine in found.machine_types) == offers
 
 
 def test_what_nobody_knows_is_no_bound() -> None:
-    assert room_on([HEAD], None, WORKER, ()).grown == math.inf
+    assert compute_capacity([HEAD], None, WORKER, ()).maximum == math.inf
     unsaid = Machine("c7i", {}, {}, 2)  # the cloud knows what it has
-    assert room_on([HEAD], [unsaid], WORKER, ()).grown == math.inf
-    assert room_on([HEAD], [unsaid], WORKER, ("L4",)).grown == 0
+    assert compute_capacity([HEAD], [unsaid], WORKER, ()).maximum == math.inf
+    assert compute_capacity([HEAD], [unsaid], WORKER, ("L4",)).maximum == 0
 
 
 def test_machines_that_are_here_count_without_an_autoscaler() -> None:
-    found = room_on([HEAD, Machine("a", {"CPU": 4})], [], {"CPU": 1}, ())
-    assert (found.now, found.grown, found.offers) == (4, 4, ())
+    found = compute_capacity([HEAD, Machine("a", {"CPU": 4})], [], {"CPU": 1}, ())
+    assert (found.now, found.maximum, found.machine_types) == (4, 4, ())
 
 
 @pytest.mark.parametrize("told", ["[1, 2]", "cpu: 3", "a: [", "text"])
 def test_what_is_told_and_names_no_machines_is_refused(
     told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(MACHINES, told)
-    with pytest.raises(ClusterError, match=MACHINES):
+    monkeypatch.setenv(MACHINES_ENV, told)
+    with pytest.raises(ClusterError, match=MACHINES_ENV):
         launchable()
 
 

@@ -13,7 +13,7 @@ from effnet_ray.errors import ClusterError
 from effnet_ray.runtime import session
 from effnet_ray.train.finetune import POLL_EVERY, poll_interval
 
-BEFORE = os.environ.get(session.DASHBOARD)
+BEFORE = os.environ.get(session.DASHBOARD_ENV)
 pytestmark = pytest.mark.ray
 
 
@@ -47,12 +47,12 @@ def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> No
 
     @ray.remote(num_cpus=0)
     def told() -> str:
-        return os.environ[session.DASHBOARD]
+        return os.environ[session.DASHBOARD_ENV]
 
     with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
         url = urlparse(ray.get(told.remote()))
         asking.connect((url.hostname, url.port))
-    assert os.environ.get(session.DASHBOARD) == BEFORE
+    assert os.environ.get(session.DASHBOARD_ENV) == BEFORE
 
 
 @pytest.mark.parametrize("said", [None, "7"])
@@ -74,7 +74,7 @@ ASKS = """
 import os, ray
 from effnet_ray.runtime import session
 
-session.start(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
+session.start_local(1, dashboard=True, log_to_driver=False, logging_level="ERROR")
 
 @ray.remote(num_cpus=0)
 class Asking:

@@ -16,7 +16,7 @@ from ray.autoscaler.v2.schema import (
 )
 
 from effnet_ray.runtime.events import WaitingForWorkers
-from effnet_ray.runtime.nodes import ACCELERATOR
+from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
 from effnet_ray.runtime.pending import (
     cluster_status,
     report_waiting,
@@ -80,7 +80,9 @@ def test_a_cluster_too_small_without_an_autoscaler_says_what_would_help() -> Non
 def test_of_certain_gpus_only_theirs_count() -> None:
     def node(accelerator: str, used: float) -> NodeInfo:
         has = NodeUsage(usage(CPU=(0, 8), GPU=(used, 1)), 0)
-        return NodeInfo("", "", "", "", resource_usage=has, labels={ACCELERATOR: accelerator})
+        return NodeInfo(
+            "", "", "", "", resource_usage=has, labels={ACCELERATOR_LABEL: accelerator}
+        )
 
     wanted = replace(TWO_GPUS, accelerators=("L40S",))
     nodes = [node("L4", 0), node("L4", 0), node("L40S", 1), node("L40S", 0)]

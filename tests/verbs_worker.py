@@ -25,7 +25,7 @@ def answer() -> None:
     """Serve commands until stdin ends."""
     # Tests that run in the background have it ignored, and so would this process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    session.start(2, log_to_driver=False, logging_level="ERROR")
+    session.start_local(2, log_to_driver=False, logging_level="ERROR")
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers, redirect_stdout(sys.stderr):
         for line in sys.stdin:
             job, flags = json.loads(line)

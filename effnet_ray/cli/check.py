@@ -70,7 +70,7 @@ def preflight_or_raise(flags: TrainingFlags, data: str, people: Terminal) -> Non
         where.store,
         trackers=trackers.parse_trackers(flags.tracker),
         single_writer=where.single_writer,
-        submitted=session.submitted(),
+        submitted=session.is_submitted_job(),
     )
     for finding in found:
         if not finding.ok:

@@ -156,7 +156,7 @@ def connect_as(
     """Joins or starts Ray, unless that is done, and says which; see `session.connect`."""
 
     def connect(placement: Placement) -> None:
-        if not session.connected():
+        if not session.is_connected():
             where = session.connect(placement, local=local, verbose=verbose, dashboard=dashboard)
             people.say(f"Ray: {where}")
 

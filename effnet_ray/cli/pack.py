@@ -58,8 +58,8 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
 
 def _each(uris: Sequence[str], people: Terminal, *, verbose: bool) -> Map:
     """All over the cluster that the job was submitted to; else here, where threads are enough."""
-    if not session.submitted():
+    if not session.is_submitted_job():
         return map
     people.say("Ray: " + session.connect(Placement(), local=False, verbose=verbose))
-    session.check_reach(uris)
+    session.check_reachable(uris)
     return ray_map.ray_map

@@ -15,7 +15,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.preflight.findings import Finding, problem
 from effnet_ray.recipe import Recipe
 from effnet_ray.runtime import nodes, session
-from effnet_ray.runtime.nodes import ACCELERATOR, Capacity, Machine
+from effnet_ray.runtime.nodes import ACCELERATOR_LABEL, Capacity, Machine
 from effnet_ray.runtime.session import ResourceRequest
 from effnet_ray.variants import Variant
 
@@ -41,11 +41,13 @@ def cluster(recipe: Recipe, placement: Placement, uris: Sequence[str]) -> Iterat
     except ClusterError as error:
         yield Finding(check="workers", ok=False, found=str(error))
         return
-    room = nodes.room(lease.resources_per_worker, lease.accelerators)
+    room = nodes.worker_capacity(lease.resources_per_worker, lease.accelerators)
     yield Finding(check="workers", ok=True, found=_workers(lease, placement, room))
     if placement.gpus_per_worker:
-        holders = [each for each in nodes.alive_nodes() if each.holds(lease.resources_per_worker)]
-        yield from _memory(recipe, placement, [*holders, *room.offers])
+        holders = [
+            each for each in nodes.alive_nodes() if each.max_workers(lease.resources_per_worker)
+        ]
+        yield from _memory(recipe, placement, [*holders, *room.machine_types])
 
 
 def versions() -> dict[str, str]:
@@ -95,7 +97,7 @@ def _versions() -> Finding:
 
 def _lasting(store: str) -> Iterator[Finding]:
     """Releases in a folder of a cluster's head are gone with it."""
-    if session.submitted() and not storage.is_remote(store):
+    if session.is_submitted_job() and not storage.is_remote(store):
         yield Finding(
             check="store lasts",
             ok=True,
@@ -110,21 +112,24 @@ def _workers(lease: ResourceRequest, placement: Placement, room: Capacity) -> st
     asked = lease.describe(high) if low == high else f"{low} to {lease.describe(high)}"
     if room.now >= high:
         return f"{asked}: the machines that are here have room"
-    if not room.offers:
-        tail = "what its autoscaler may buy is not known here" if math.isinf(room.grown) else ""
+    if not room.machine_types:
+        tail = "what its autoscaler may buy is not known here" if math.isinf(room.maximum) else ""
         return f"{asked}: room for {room.now:g} now{'; ' if tail else ''}{tail}"
     missing = high - room.now
-    bought = " or ".join(
-        f"{min(kind.count, max(1, math.ceil(missing / kind.holds(lease.resources_per_worker)))):g}"
-        f" {kind.name}"
-        for kind in room.offers
-    )
+    launches = []
+    for machine_type in room.machine_types:
+        per_machine = machine_type.max_workers(lease.resources_per_worker)
+        count = min(machine_type.count, max(1, math.ceil(missing / per_machine)))
+        launches.append(f"{count:g} {machine_type.name}")
+    bought = " or ".join(launches)
     return f"{asked}: room for {room.now:g} now, the autoscaler would buy {bought}"
 
 
 def _memory(recipe: Recipe, placement: Placement, holders: Sequence[Machine]) -> Iterator[Finding]:
     """The micro-batch against each accelerator that a worker may come to."""
-    wanted = placement.accelerators or sorted({m.labels.get(ACCELERATOR, "") for m in holders})
+    wanted = placement.accelerators or sorted(
+        {m.labels.get(ACCELERATOR_LABEL, "") for m in holders}
+    )
     share = min(1, placement.gpus_per_worker)
     for name in wanted:
         yield memory(recipe, name, share)

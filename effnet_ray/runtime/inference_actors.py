@@ -29,17 +29,17 @@ FORWARD_GB = 8
 """A batch is what would train in so much memory; without a backward pass it takes a fraction."""
 MAX_REASON_CHARS = 300
 """Characters of a failure's own message that are passed on: its end."""
-PIECE = 64
+MAX_BATCH = 64
 """Images of a batch at most: as many as `pack` puts into a row group."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
-BLOCKS = 1000
+MAX_BLOCKS = 1000
 """Of one execution: Ray Data plans all of them before the first."""
 
 
 def batch_images(recipe: Recipe, size: int) -> int:
     """Images of `size` px that go through the recipe's network at once: never a placement's."""
-    return max(1, min(PIECE, int(recipe.variant_spec.images_in(FORWARD_GB, size))))
+    return max(1, min(MAX_BATCH, int(recipe.variant_spec.images_in(FORWARD_GB, size))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def execute(
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         tasks = min(actors.decode_tasks, len(work))
         found = (
-            ray.data.from_items(list(work), override_num_blocks=min(BLOCKS, len(work)))
+            ray.data.from_items(list(work), override_num_blocks=min(MAX_BLOCKS, len(work)))
             .map_batches(views, batch_size=None, num_cpus=0, concurrency=tasks)
             .map_batches(
                 actor,

@@ -13,10 +13,10 @@ import yaml
 
 from effnet_ray.errors import ClusterError
 
-MACHINES = "EFFNET_MACHINES"
+MACHINES_ENV = "EFFNET_MACHINES"
 """Where Ray's autoscaler lives beside the cluster (KubeRay), what it may start: YAML as under
 `available_node_types` of a file for `ray up`."""
-ACCELERATOR = "ray.io/accelerator-type"
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
 """The label by which Ray says what a machine's GPUs are."""
 
 
@@ -31,12 +31,12 @@ class Machine:
     node_id: str = ""
     """Ray's; empty for a type."""
 
-    def holds(self, worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> float:
+    def max_workers(self, worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> float:
         """How many workers one such machine holds.
 
         Infinitely many where a type's file does not say its resources: the cloud knows them.
         """
-        if accelerators and self.labels.get(ACCELERATOR) not in accelerators:
+        if accelerators and self.labels.get(ACCELERATOR_LABEL) not in accelerators:
             return 0
         if not self.resources:
             return math.inf
@@ -53,9 +53,9 @@ class Capacity:
     """How many workers a cluster holds if nothing else runs on it."""
 
     now: float
-    grown: float
+    maximum: float
     """When its autoscaler has bought all it may; infinite where nobody knows."""
-    offers: tuple[Machine, ...]
+    machine_types: tuple[Machine, ...]
     """Types of which one holds a worker at least."""
 
 
@@ -80,9 +80,9 @@ def launchable() -> list[Machine] | None:
     autoscaler calls it), but the autoscaler is a process of the head, where drivers run, and its
     file lies there. Raises ClusterError where EFFNET_MACHINES cannot be read.
     """
-    told = os.environ.get(MACHINES)
+    told = os.environ.get(MACHINES_ENV)
     if told:
-        return _types(MACHINES, {"available_node_types": _yaml(MACHINES, told)})
+        return _types(MACHINES_ENV, {"available_node_types": _yaml(MACHINES_ENV, told)})
     arguments = _autoscaler(ray.get_runtime_context().gcs_address)
     if arguments is None:
         return None
@@ -141,12 +141,12 @@ def _types(where: str, config: Any) -> list[Machine]:
         ) from None
 
 
-def room(worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> Capacity:
+def worker_capacity(worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> Capacity:
     """For workers that each lease `worker`, on GPUs of one of these types if any are given."""
-    return room_on(alive_nodes(), launchable(), worker, accelerators)
+    return compute_capacity(alive_nodes(), launchable(), worker, accelerators)
 
 
-def room_on(
+def compute_capacity(
     living: Iterable[Machine],
     types: Iterable[Machine] | None,
     worker: Mapping[str, float],
@@ -157,15 +157,15 @@ def room_on(
     A machine that was bought counts twice when grown, once by its type: so `grown` is a bound,
     and what lies above it can never be had.
     """
-    now = sum(machine.holds(worker, accelerators) for machine in living)
+    now = sum(machine.max_workers(worker, accelerators) for machine in living)
     if types is None:
         return Capacity(now, math.inf, ())
-    offers = tuple(kind for kind in types if kind.count and kind.holds(worker, accelerators))
-    bought = sum(kind.count * kind.holds(worker, accelerators) for kind in offers)
+    offers = tuple(kind for kind in types if kind.count and kind.max_workers(worker, accelerators))
+    bought = sum(kind.count * kind.max_workers(worker, accelerators) for kind in offers)
     return Capacity(now, now + bought, offers)
 
 
-def capacity(resource: str, accelerators: Sequence[str] = ()) -> float:
+def max_resource(resource: str, accelerators: Sequence[str] = ()) -> float:
     """How much of a resource the cluster has when its autoscaler has grown it.
 
     On machines with one of these accelerators, if any are given. Where nobody knows what the
@@ -177,5 +177,5 @@ def capacity(resource: str, accelerators: Sequence[str] = ()) -> float:
 
 
 def _amount(machine: Machine, resource: str, accelerators: Sequence[str]) -> float:
-    fits = not accelerators or machine.labels.get(ACCELERATOR) in accelerators
+    fits = not accelerators or machine.labels.get(ACCELERATOR_LABEL) in accelerators
     return machine.resources.get(resource, 0) if fits else 0

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from effnet_ray.runtime.events import WaitingForWorkers
-from effnet_ray.runtime.nodes import ACCELERATOR
+from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
 from effnet_ray.runtime.session import ResourceRequest
 
 GRACE_S = 5
@@ -210,7 +210,8 @@ def _usage(request: ResourceRequest, status: Any) -> dict[str, tuple[float, floa
         usages = [
             node.resource_usage.usage
             for node in [*status.active_nodes, *status.idle_nodes]
-            if node.resource_usage and (node.labels or {}).get(ACCELERATOR) in request.accelerators
+            if node.resource_usage
+            and (node.labels or {}).get(ACCELERATOR_LABEL) in request.accelerators
         ]
     for usage in itertools.chain.from_iterable(usages):
         if usage.resource_name in amounts:

@@ -1,33 +1,33 @@
-"""Notices that the machine is about to be taken away: by a spot market, or for maintenance."""
+"""Detects that a spot market or maintenance is about to take this worker's machine away."""
 
 import threading
 
 import ray
-from ray._private.state import state  # where Ray Train's own watcher looks (ray 2.60)
+from ray._private.state import state  # Ray Train's own watcher uses it too (ray 2.60)
 
-LOOK_S = 1
+POLL_S = 1
 
 
 class PreemptionWatch:
-    """Looks every second whether Ray has been told to drain this worker's node.
+    """Checks every second whether Ray drains this worker's node.
 
-    Who tells it: `ray drain-node`, KubeRay when a pod is ended, our spot watcher.
+    A drain is requested by `ray drain-node`, by KubeRay when a pod ends, and by the spot watcher.
     """
 
     def __init__(self) -> None:
-        self._node = ray.get_runtime_context().get_node_id()
-        self._seen = threading.Event()
-        threading.Thread(target=self._look, name="drain", daemon=True).start()
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._draining = threading.Event()
+        threading.Thread(target=self._poll, name="drain", daemon=True).start()
 
-    def seen(self) -> bool:
-        """Whether it is."""
-        return self._seen.is_set()
+    def is_draining(self) -> bool:
+        """Whether the node is being drained."""
+        return self._draining.is_set()
 
-    def _look(self) -> None:
-        while not self._seen.wait(LOOK_S):
+    def _poll(self) -> None:
+        while not self._draining.wait(POLL_S):
             try:
-                drained = state.get_draining_nodes()
-            except Exception:  # of gRPC, while the head is away: look again
+                draining_nodes = state.get_draining_nodes()
+            except Exception:  # gRPC's, while the head is unreachable: poll again
                 continue
-            if self._node in drained:
-                self._seen.set()
+            if self._node_id in draining_nodes:
+                self._draining.set()

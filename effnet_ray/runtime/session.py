@@ -24,7 +24,7 @@ NCCL = "cpu:gloo,cuda:nccl"
 """NCCL for gradients, gloo for the few numbers that live on the CPU."""
 LOOPBACK, NOBODY = "127.0.0.1", 1
 """Nothing listens on port 1."""
-DASHBOARD = "RAY_API_SERVER_ADDRESS"
+DASHBOARD_ENV = "RAY_API_SERVER_ADDRESS"
 """Where processes of Ray look for the dashboard first."""
 ANSWER_S = 10
 """In which a cluster's head accepts a connection."""
@@ -46,7 +46,7 @@ class ResourceRequest:
         """Ray's label selector for each worker."""
         if not self.accelerators:
             return {}
-        return {nodes.ACCELERATOR: f"in({','.join(self.accelerators)})"}
+        return {nodes.ACCELERATOR_LABEL: f"in({','.join(self.accelerators)})"}
 
     def describe(self, workers: int) -> str:
         """So many workers in words, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
@@ -56,12 +56,12 @@ class ResourceRequest:
         return f"{workers} worker{plural} with {' and '.join(asked)}{which}{apiece}"
 
 
-def submitted() -> bool:
+def is_submitted_job() -> bool:
     """Whether this process is a job on a cluster, which `ray job submit` says by RAY_ADDRESS."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def connected() -> bool:
+def is_connected() -> bool:
     """Whether this process has joined or started a Ray."""
     return bool(ray.is_initialized())
 
@@ -76,7 +76,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
     """
     if ray.is_initialized():
         return "the Ray this process is connected to"
-    joins = not local and submitted()
+    joins = not local and is_submitted_job()
     if not verbose:
         # Ray decides about its dashboards' and workers' noise from these, when it starts.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -93,11 +93,11 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
         _settle_ray_data()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
-    start(cpus, dashboard=dashboard, **options)
+    start_local(cpus, dashboard=dashboard, **options)
     return f"a local Ray on this machine ({cpus} CPUs)"
 
 
-def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
+def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     """Start a Ray of this process's own; `options` are `ray.init`'s.
 
     Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
@@ -108,7 +108,7 @@ def start(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     where another's may be: its processes are sent to nobody.
     """
     port = _free_port() if dashboard else NOBODY
-    with setting(DASHBOARD, f"http://{LOOPBACK}:{port}"):
+    with environment_variable(DASHBOARD_ENV, f"http://{LOOPBACK}:{port}"):
         _init(
             address="local",
             num_cpus=cpus,
@@ -134,7 +134,7 @@ def _init(**options: Any) -> None:
 
 
 @contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
+def environment_variable(name: str, value: str) -> Iterator[None]:
     """Have an environment variable meanwhile: processes and actors that start take it over."""
     before = os.environ.get(name)
     os.environ[name] = value
@@ -202,7 +202,7 @@ def shutdown_if_started() -> Iterator[None]:
 
 def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequest:
     """What to ask for. Raises ClusterError where this cluster can never give it."""
-    check_reach(uris)
+    check_reachable(uris)
     low, high = placement.worker_range
     resources: dict[str, float] = {"CPU": _cpus_per_worker(nodes.alive_nodes(), high)}
     if placement.gpus_per_worker:
@@ -220,7 +220,7 @@ def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequ
     return asked
 
 
-def check_reach(uris: Sequence[str]) -> None:
+def check_reachable(uris: Sequence[str]) -> None:
     """Raises ClusterError for a local path where the cluster has several nodes."""
     for uri in uris:
         if not storage.is_remote(uri) and len(nodes.alive_nodes()) > 1:
@@ -240,10 +240,14 @@ def _cpus_per_worker(living: Sequence[nodes.Machine], workers: int) -> float:
 
 def _check_room(asked: ResourceRequest, workers: int) -> None:
     """What a cluster can never give is refused at once."""
-    found = nodes.room(asked.resources_per_worker, asked.accelerators)
-    if workers <= found.grown:
+    found = nodes.worker_capacity(asked.resources_per_worker, asked.accelerators)
+    if workers <= found.maximum:
         return
-    grows = f"{found.grown:g} when it has grown" if found.offers else "can buy no machine for more"
+    grows = (
+        f"{found.maximum:g} when it has grown"
+        if found.machine_types
+        else "can buy no machine for more"
+    )
     raise ClusterError(
         f"{asked.describe(workers)} cannot be had: this cluster holds {found.now:g} such, and "
         f"{grows}: lower --workers or --gpus-per-worker, or add machines"

@@ -182,7 +182,9 @@ class _Search:
         """What each trial leases. Raises InputError where this cluster can never give it, or no
         model could be chosen."""
         wanted = self._placement.accelerators
-        hardware = Hardware(gpus=nodes.capacity("GPU", wanted), cpus=nodes.capacity("CPU", wanted))
+        hardware = Hardware(
+            gpus=nodes.max_resource("GPU", wanted), cpus=nodes.max_resource("CPU", wanted)
+        )
         batch_size = self.sweep.recipe.batch_size
         found = share_out(self._placement, workers, self.ladder.waves, batch_size, hardware)
         for chosen in found.placements.values():

@@ -79,7 +79,7 @@ def finetune(
     run, weights_uri = _begin(run, recipe, placement, manifest, data, runs, name, mirror)
     check_sync(run.recipe, placement)
     dataset = _dataset(run, manifest, data, features_in or storage.join(runs, kept.FOLDER))
-    if run.recipe.compile and not (session.submitted() or ray.is_initialized()):
+    if run.recipe.compile and not (session.is_submitted_job() or ray.is_initialized()):
         check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
     connect(placement)
     lease = session.request_resources(placement, [data, runs])
@@ -263,7 +263,7 @@ def poll_interval(workers: int) -> Iterator[None]:
     (ray 2.60 `controller.py`, `worker.py`).
     """
     seconds = max(0.2, workers / POLLS_A_SECOND)
-    with session.setting(POLL_EVERY, os.environ.get(POLL_EVERY) or f"{seconds:g}"):
+    with session.environment_variable(POLL_EVERY, os.environ.get(POLL_EVERY) or f"{seconds:g}"):
         yield
 
 

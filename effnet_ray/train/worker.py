@@ -257,7 +257,7 @@ class WorkerLoop:
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
                 max_bad_fraction=self._job.placement.max_bad_fraction,
-                leave=self._drain.seen,
+                leave=self._drain.is_draining,
             )
             if not ended and self._rank == 0:
                 self._save()
