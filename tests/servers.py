@@ -13,8 +13,7 @@ from pathlib import Path
 
 import s3fs
 
-from effnet_ray import storage
-from effnet_ray.storage import conditional
+from effnet_ray.storage import conditional, s3
 
 KEY, SECRET = "AKTESTKEY001", "sk12345678"
 PATIENCE = 120.0
@@ -111,8 +110,8 @@ def s3_environment(
 
 
 def _forget_clients() -> None:
-    storage._s3.cache_clear()
-    storage._arrow_s3.cache_clear()
+    s3.client.cache_clear()
+    s3.arrow_client.cache_clear()
     conditional.missing_guarantee.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -120,5 +119,5 @@ def _forget_clients() -> None:
 def fresh_bucket() -> str:
     """The URI of a new, empty bucket of the current environment."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    storage._s3().call_s3("create_bucket", Bucket=name)
+    s3.client().call_s3("create_bucket", Bucket=name)
     return f"s3://{name}"

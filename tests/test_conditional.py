@@ -57,13 +57,13 @@ def test_a_swap_needs_the_tag_of_what_is_there(shared: str) -> None:
         conditional.create(uri, b"other")
     first = conditional.read(uri)
     assert first and first.data == b"1"
-    conditional.swap(uri, b"2", first.tag)
+    conditional.swap(uri, b"2", first.etag)
     with pytest.raises(ConflictError):
-        conditional.swap(uri, b"3", first.tag)
+        conditional.swap(uri, b"3", first.etag)
     assert storage.read_bytes(uri) == b"2"
     storage.delete(uri)
     with pytest.raises(ConflictError):
-        conditional.swap(uri, b"4", first.tag)
+        conditional.swap(uri, b"4", first.etag)
 
 
 @pytest.fixture(params=["disk", "moto"])
@@ -88,7 +88,7 @@ def test_a_swap_whose_answer_is_lost_or_refused_by_a_race_happens_once(moto: str
                 [kind], 1, lambda method, _, puts=puts: method == "PUT" and next(puts, False)
             )
             through.faults = made
-            conditional.swap(uri, str(number).encode(), seen.tag)
+            conditional.swap(uri, str(number).encode(), seen.etag)
             through.faults = Faults()
             assert storage.read_bytes(uri) == str(number).encode() and made.made == 1
 
@@ -103,4 +103,4 @@ def test_a_server_without_compare_and_swap_is_told_at_once(
             ["501 NotImplemented"], share=1,
             hits=lambda method, _: method == "PUT" and next(puts) >= 2,
         )  # fmt: skip
-        assert conditional.missing_guarantee(bucket) == "knows no compare-and-swap"
+        assert conditional.missing_guarantee(bucket) == "does not support compare-and-swap"

@@ -49,7 +49,7 @@ def faults(server: Proxy) -> Iterator[Callable[..., Faults]]:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience of seconds instead of a minute."""
-    monkeypatch.setattr(retry, "TRY_S", 1.0)
+    monkeypatch.setattr(retry, "ATTEMPT_S", 1.0)
     monkeypatch.setattr(retry, "GIVE_UP_S", 1.2)
 
 
@@ -112,7 +112,7 @@ def test_a_fifth_of_reads_failing_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     kinds: Sequence[str],
 ) -> None:
-    monkeypatch.setattr(retry, "TRY_S", 0.5)
+    monkeypatch.setattr(retry, "ATTEMPT_S", 0.5)
     expected = read_all(dataset)
     made = faults(*kinds, share=0.2)
     times = 2 if len(kinds) == 1 else 8
@@ -128,7 +128,7 @@ def test_a_fifth_of_writes_failing_changes_nothing(
     tmp_path: Path,
     kinds: Sequence[str],
 ) -> None:
-    monkeypatch.setattr(retry, "TRY_S", 0.5)
+    monkeypatch.setattr(retry, "ATTEMPT_S", 0.5)
     expected = write_all(f"{fresh_bucket()}/a", tmp_path)
     place = f"{fresh_bucket()}/a"
     made = faults(*kinds, share=0.2)

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
     "errors variants speed schema tasks recipe phases placement "
-    "storage.retry storage.local storage storage.multipart storage.conditional "
+    "storage.uri storage.backend storage.retry storage.local storage.s3_errors storage.s3 storage "
+    "storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
     "data.manifest data.classes data.augment data.image_checks data.decode data.views "
     "data.class_balance data.labels data.plan "
@@ -58,8 +59,10 @@ DOORS = {
     "sweep.asha sweep.costs sweep.searchers sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",
     "timm": "model.",
-    "s3fs": "storage",
-    "botocore": "storage. storage preflight.ec2 preflight.cluster_file preflight.permissions",
+    "s3fs": "storage.s3",
+    "fsspec": "storage.s3",
+    "aiohttp": "storage.s3_errors",
+    "botocore": "storage.s3_errors preflight.ec2 preflight.cluster_file preflight.permissions",
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.inference_actors inference.scorer inference.export "
     "tracking.tensorboard",

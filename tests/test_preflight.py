@@ -44,7 +44,7 @@ def test_places_are_tried_and_nothing_is_left_there(s3: str, single_writer: bool
     assert all_right(found.values()) and set(found) == {"S3 credentials", "runs", "store"}
     assert found["S3 credentials"].found.startswith("env, for http://")
     bucket = s3.rpartition("/")[0]
-    assert storage._objects(bucket) == {}  # hidden ones too
+    assert storage.backend_of(bucket).entries(bucket) == {}  # hidden ones too
 
 
 def test_the_way_of_signing_is_told_but_never_the_key(rclone: str) -> None:

@@ -197,3 +197,12 @@ def test_paths_become_absolute_and_lose_their_last_slash(monkeypatch: pytest.Mon
     assert storage.absolute("~/data/") == "/home/somebody/data"
     assert storage.absolute("data") == f"{os.getcwd()}/data"
     assert storage.absolute("s3://bucket/data/") == "s3://bucket/data"
+
+
+def test_the_s3_libraries_are_imported_for_the_first_s3_uri_only() -> None:
+    script = (
+        "import sys; from effnet_ray import storage; storage.sizes('.');"
+        "print({'s3fs', 'botocore', 'fsspec', 'aiohttp', 'pyarrow'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

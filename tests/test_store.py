@@ -22,7 +22,7 @@ from effnet_ray.errors import ReleaseError, StorageError, WeightsError
 from effnet_ray.model import pretrained
 from effnet_ray.release import aliases, maintenance
 from effnet_ray.release.store import Deleted, ModelStore
-from effnet_ray.storage import checksummed_json, multipart, retry
+from effnet_ray.storage import checksummed_json, multipart, retry, s3
 
 Refused = Callable[..., str]
 
@@ -265,7 +265,7 @@ def test_gc_aborts_what_publishers_began_to_upload_in_parts_and_nobody_elses(
         others = ["store/pets/mine.bin", "store2/pets/v0001/x", "data/train.parquet"]
         for key in (*ours, *others):
             begin = "create_multipart_upload"
-            storage._s3().call_s3(begin, Bucket=bucket.removeprefix("s3://"), Key=key)
+            s3.client().call_s3(begin, Bucket=bucket.removeprefix("s3://"), Key=key)
         left = {each.path for each in multipart.list_unfinished_uploads(bucket)}
         assert left == {*ours, *others}
         flags = ["gc", "--store", store.uri, "--single-writer"]

@@ -108,7 +108,7 @@ def _vouched(uri: str, file: str, most: int | None = None) -> bytes:
     """
     if checksummed_json.is_release(uri):
         return checksummed_json.read_file(uri, file, checksummed_json.read(uri))
-    return storage.read_bytes(storage.join(uri, file), most=most)
+    return storage.read_bytes(storage.join(uri, file), max_bytes=most)
 
 
 def fetch(weights: Weights, mirror: str | None) -> bytes | None:

@@ -183,7 +183,7 @@ def _move(
         data = _written(shelf, alias, [*moves, new])
         try:
             if seen:
-                conditional.swap(uri, data, seen.tag)
+                conditional.swap(uri, data, seen.etag)
             else:
                 storage.write_bytes(uri, data, exclusive=True)
         except (AlreadyExistsError, ConflictError):
@@ -205,7 +205,7 @@ def _moves_or_none(shelf: ModelFolder, alias: str, data: bytes, *, force: bool) 
                 f"{error}; or begin it anew by `models.py promote --force`, which keeps this one "
                 "beside it"
             ) from error
-        kept = f"{uri}.{local.content_tag(data)[:16]}.altered"
+        kept = f"{uri}.{local.content_etag(data)[:16]}.altered"
         storage.write_bytes(kept, data)
         logger.warning("the altered history of %r is kept as %s: a new one begins", alias, kept)
         return []

@@ -114,7 +114,7 @@ def collect_probes(store: str, lease_s: float, into: GcResult) -> None:
     before = time.time() - lease_s
     for name in storage.folders(store):
         uri = storage.join(store, name)
-        if name.startswith(conditional.PROBE) and _newest(uri) < before:
+        if name.startswith(conditional.PROBE_PREFIX) and _newest(uri) < before:
             storage.delete(uri)
             into.removed.append(uri)
 
@@ -127,7 +127,7 @@ def collect_uploads(store: str, lease_s: float, into: GcResult) -> None:
     """
     try:
         for upload in uploads.list_unfinished_uploads(store):
-            if OURS.fullmatch(upload.path) and upload.begun < time.time() - lease_s:
+            if OURS.fullmatch(upload.path) and upload.started < time.time() - lease_s:
                 uploads.abort(store, upload)
                 into.uploads += 1
     except OutageError:

@@ -82,7 +82,7 @@ def read_record(uri: str) -> dict[str, Any]:
 def read_raw(uri: str) -> bytes:
     """What `unseal` takes. Raises ReleaseError where it is missing, or larger than any record."""
     try:
-        return storage.read_bytes(uri, most=storage.RECORD_BYTES)
+        return storage.read_bytes(uri, max_bytes=storage.RECORD_BYTES)
     except StorageError as error:
         raise _unreadable(uri, error) from error
 
@@ -111,7 +111,7 @@ def read_file(uri: str, name: str, record: Mapping[str, Any]) -> bytes:
         raise ReleaseError(f"the {RECORD} of {uri} vouches for no {name}: use another version")
     place, size = storage.join(uri, name), record["sizes"][name]
     try:
-        data = storage.read_bytes(place, most=size)
+        data = storage.read_bytes(place, max_bytes=size)
     except TooLargeError:
         data = b""  # altered, so not even read
     except StorageError as error:

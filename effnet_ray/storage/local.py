@@ -1,81 +1,192 @@
-"""Files on a disk: whole or absent whoever is killed, and there after a loss of power.
+"""Files on a local disk: written completely or not at all, and durable after a power failure.
 
-A write is a temporary file, synced, that gets its name at once; then its folder is synced, since a
-name is the folder's. What a killed writer leaves is hidden and ends in `.partial`.
+A write goes to a temporary file, which is synced and then renamed; then its folder is synced,
+because the name is stored there. A killed writer leaves a hidden file that ends in `.partial`.
 """
 
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from effnet_ray.errors import AlreadyExistsError, ConflictError
+from effnet_ray.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    OutageError,
+    StorageError,
+    one_line,
+)
+from effnet_ray.storage.backend import Entry, Versioned, check_size
 
 PARTIAL = ".partial"
-VANISHED = 20
-"""Tries where somebody deletes the folder in the meantime."""
+"""Suffix of temporary files."""
+MAX_ATTEMPTS = 20
+"""Attempts to write a file while another process keeps deleting its folder."""
+COPY_BYTES = 2**20
 
 
-def write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
-    """Write the file; with `exclusive`, raise AlreadyExistsError where it exists."""
-    _place(path, lambda file: file.write(data), exclusive)
+@contextmanager
+def errors(uri: str, verb: str) -> Iterator[None]:
+    """Raise OSErrors as StorageError: "cannot VERB URI: …"."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"cannot {verb} {uri}: it does not exist: check the path") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"cannot {verb} {uri}: access denied ({error}): check the file's permissions"
+        ) from error
+    except (TimeoutError, ConnectionError) as error:  # of a network file system
+        raise OutageError(f"cannot {verb} {uri}: {one_line(error)}") from error
+    except OSError as error:
+        raise StorageError(f"cannot {verb} {uri}: {one_line(error)}") from error
 
 
-def copy(source: Path, path: Path) -> None:
+def read(uri: str, size: int | None, max_bytes: int | None) -> bytes:
+    """The whole file; `size` is for S3 alone."""
+    with errors(uri, "read"), open(uri, "rb") as file:
+        check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
+        return file.read()
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """Up to `size` bytes from `start` on."""
+    with errors(uri, "read"), open(uri, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def read_versioned(uri: str, max_bytes: int) -> Versioned:
+    """The file with its ETag."""
+    data = read(uri, None, max_bytes)
+    return Versioned(data, content_etag(data))
+
+
+def write(uri: str, data: bytes) -> None:
+    """Write the whole file."""
+    with errors(uri, "write"):
+        _write_file(Path(uri), lambda file: file.write(data))
+
+
+def create(uri: str, data: bytes) -> None:
+    """Write a new file; AlreadyExistsError if it exists."""
+    with errors(uri, "write"):
+        _write_file(Path(uri), lambda file: file.write(data), exclusive=True)
+
+
+def swap(uri: str, data: bytes, etag: str) -> None:
+    """Replace the file if its content still has the ETag; ConflictError if not."""
+    with errors(uri, "write"):
+        path = Path(uri)
+        with _locked(path):
+            if _etag_of(path) != etag:
+                raise ConflictError(
+                    f"{path} was changed by another writer: run the same command again"
+                )
+            _write_file(path, lambda file: file.write(data))
+
+
+def upload(path: Path, uri: str) -> None:
     """Copy a file."""
 
-    def fill(file: BinaryIO) -> None:
-        with source.open("rb") as original:
-            shutil.copyfileobj(original, file, 2**20)
+    def copy(file: BinaryIO) -> None:
+        with path.open("rb") as original:
+            shutil.copyfileobj(original, file, COPY_BYTES)
 
-    _place(path, fill, False)
+    with errors(uri, "write"):
+        _write_file(Path(uri), copy)
 
 
-def content_tag(data: bytes) -> str:
-    """What tells one content of a file from another, as an ETag does."""
+def exists(uri: str) -> bool:
+    """Whether a file or a folder exists."""
+    with errors(uri, "look up"):
+        return Path(uri).exists()
+
+
+def entries(uri: str) -> dict[str, Entry]:
+    """Every file below the folder by its relative path; files deleted meanwhile are left out."""
+    root = Path(uri)
+    result = {}
+
+    def on_error(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    with errors(uri, "list"):
+        for folder, _, names in os.walk(root, onerror=on_error):
+            for path in (Path(folder, name) for name in names):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+                    entry = Entry(status.st_size, status.st_mtime)
+                    result[path.relative_to(root).as_posix()] = entry
+    return result
+
+
+def folders(uri: str) -> list[str]:
+    """Names of the folders directly below the URI."""
+    with errors(uri, "list"):
+        root = Path(uri)
+        return [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+
+
+def delete(uri: str) -> None:
+    """Delete a file, or a folder with everything below it, if it exists."""
+    with errors(uri, "delete"):
+        path = Path(uri)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def content_etag(data: bytes) -> str:
+    """The ETag of a file with this content: its SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 
-def swap(path: Path, data: bytes, expected: str) -> None:
-    """Replace the file if its content has the tag `expected`. Raises ConflictError."""
-    with _locked(path):
-        try:
-            found = content_tag(path.read_bytes())
-        except FileNotFoundError:
-            found = ""
-        if found != expected:
-            raise ConflictError(f"{path} was changed by somebody else")
-        write(path, data)
+def _etag_of(path: Path) -> str:
+    try:
+        return content_etag(path.read_bytes())
+    except FileNotFoundError:
+        return ""
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone with the file, among those who ask; a process that dies lets go.
+    """Hold the file's lock; a process that dies releases it.
 
-    The lock's file stays: of two who delete and make one, both would be alone.
+    The lock file is never deleted: two processes could then lock two files of the same name.
     """
-    _make(path.parent)
+    _make_folder(path.parent)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _place(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> None:
-    for left in reversed(range(VANISHED)):
+def _write_file(
+    path: Path, fill: Callable[[BinaryIO], object], *, exclusive: bool = False
+) -> None:
+    """Write a file; repeated if another process deletes its folder meanwhile."""
+    for attempt in range(MAX_ATTEMPTS):
         try:
-            _make(path.parent)
-            return _try(path, fill, exclusive)
+            _make_folder(path.parent)
+            return _write_once(path, fill, exclusive)
         except FileNotFoundError:
-            if not left:
+            if attempt == MAX_ATTEMPTS - 1:
                 raise
 
 
-def _try(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> None:
+def _write_once(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -95,16 +206,17 @@ def _try(path: Path, fill: Callable[[BinaryIO], object], exclusive: bool) -> Non
 
 
 def _link(source: str, path: Path) -> None:
+    """Give the file its name; unlike os.replace, this fails if the name exists."""
     try:
-        os.link(source, path)  # fails where the name exists; os.replace would not
+        os.link(source, path)
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} exists already") from error
 
 
-def _make(folder: Path) -> None:
-    """Make the folder and those above, each synced into its own."""
+def _make_folder(folder: Path) -> None:
+    """Make the folder and its parents, each synced into its own parent."""
     if not folder.is_dir():
-        _make(folder.parent)
+        _make_folder(folder.parent)
         try:
             folder.mkdir()
         except FileExistsError:

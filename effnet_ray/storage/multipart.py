@@ -1,6 +1,6 @@
-"""Uploads in parts that were begun and not finished: billed, and in no listing of objects.
+"""Unfinished multipart uploads: S3 bills their parts, and no listing of objects shows them.
 
-s3fs uploads what is large in parts; who is killed in between leaves them. A disk has none.
+s3fs uploads large files in parts; a killed process leaves the parts behind. A disk has none.
 """
 
 from collections.abc import Iterator
@@ -13,48 +13,56 @@ from effnet_ray.errors import NotFoundError
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One that is not finished."""
+    """An unfinished multipart upload."""
 
     path: str
-    """Of the object it would be, below the URI that was asked about."""
+    """Path of the future object, relative to the listed URI."""
     id: str
-    """By which S3 knows it."""
-    begun: float
+    """S3's UploadId."""
+    started: float
     """Seconds since 1970, by the storage's clock."""
 
 
 def list_unfinished_uploads(uri: str) -> Iterator[Upload]:
-    """Those of objects below the URI, page by page. Raises StorageError."""
+    """The unfinished uploads of objects below the URI, page by page. Raises StorageError."""
     if not storage.is_remote(uri):
         return
-    prefix, more = _place(uri)[1], dict[str, str]()
+    prefix = _bucket_and_prefix(uri)[1]
+    parameters: dict[str, Any] = {"Prefix": prefix}
     while True:
-        page = _asked(uri, "list the uploads of", "list_multipart_uploads", Prefix=prefix, **more)
+        page = _request(uri, "list the uploads of", "list_multipart_uploads", **parameters)
         for item in page.get("Uploads", ()):
             path = item["Key"].removeprefix(prefix)
             yield Upload(path, item["UploadId"], item["Initiated"].timestamp())
-        marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        more = {name: page[mark] for name, mark in marks.items() if page.get(mark)}
-        if not (page.get("IsTruncated") and more):
+        next_page = {
+            marker: page[f"Next{marker}"]
+            for marker in ("KeyMarker", "UploadIdMarker")
+            if page.get(f"Next{marker}")
+        }
+        if not (page.get("IsTruncated") and next_page):
             return
+        parameters = {"Prefix": prefix, **next_page}
 
 
 def abort(uri: str, upload: Upload) -> None:
-    """Drop its parts; nothing where it was finished or aborted meanwhile. Raises StorageError."""
-    key = _place(uri)[1] + upload.path
-    _asked(uri, "abort an upload to", "abort_multipart_upload", Key=key, UploadId=upload.id)
+    """Delete the parts of an upload unless it is finished or aborted. Raises StorageError."""
+    key = _bucket_and_prefix(uri)[1] + upload.path
+    parameters = {"Key": key, "UploadId": upload.id}
+    _request(uri, "abort an upload to", "abort_multipart_upload", **parameters)
 
 
-def _asked(uri: str, verb: str, method: str, **more: Any) -> dict[str, Any]:
-    """What S3 answers; empty where it says NoSuchUpload, as rclone 1.75 does of a whole bucket."""
+def _request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str, Any]:
+    """S3's response; empty for NoSuchUpload, which rclone 1.75 answers for a whole bucket."""
+    from effnet_ray.storage import s3
+
     try:
-        found = storage.call_s3(uri, verb, "_call_s3", method, Bucket=_place(uri)[0], **more)
+        bucket = _bucket_and_prefix(uri)[0]
+        return dict(s3.request(uri, verb, operation, Bucket=bucket, **parameters))
     except NotFoundError:
         return {}
-    return dict(found)
 
 
-def _place(uri: str) -> tuple[str, str]:
-    """Bucket, and how keys below the URI begin."""
-    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+def _bucket_and_prefix(uri: str) -> tuple[str, str]:
+    """The bucket, and the prefix of the keys below the URI."""
+    bucket, key = storage.bucket_and_key(uri.rstrip("/"))
     return bucket, f"{key}/" if key else ""

@@ -1,0 +1,76 @@
+"""The operations that each kind of storage implements: the disk (`local`) and S3 (`s3`)."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from effnet_ray.errors import TooLargeError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in a listing."""
+
+    size: int
+    """Bytes."""
+    modified: float
+    """Time of the last write, seconds since 1970, by the storage's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """An object's content and the ETag that identifies it."""
+
+    data: bytes
+    etag: str
+    """For a local file: the SHA-256 of its content."""
+
+
+class Backend(Protocol):
+    """One kind of storage; every operation raises StorageError."""
+
+    def errors(self, uri: str, verb: str) -> AbstractContextManager[None]:
+        """Raise errors of the underlying library as StorageError: "cannot VERB URI: …"."""
+
+    def read(self, uri: str, size: int | None, max_bytes: int | None) -> bytes:
+        """The whole object; TooLargeError if it has more than `max_bytes`."""
+
+    def read_range(self, uri: str, start: int, size: int) -> bytes:
+        """Up to `size` bytes from `start` on."""
+
+    def read_versioned(self, uri: str, max_bytes: int) -> Versioned:
+        """The object with its ETag."""
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write the whole object."""
+
+    def create(self, uri: str, data: bytes) -> None:
+        """Write a new object; AlreadyExistsError if it exists."""
+
+    def swap(self, uri: str, data: bytes, etag: str) -> None:
+        """Replace the object if it still has the ETag; ConflictError if not."""
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a local file to the URI."""
+
+    def exists(self, uri: str) -> bool:
+        """Whether an object or a folder exists."""
+
+    def entries(self, uri: str) -> dict[str, Entry]:
+        """Every file below the URI by its relative path, hidden ones included."""
+
+    def folders(self, uri: str) -> list[str]:
+        """Names of the folders directly below the URI."""
+
+    def delete(self, uri: str) -> None:
+        """Delete an object, or a folder with everything below it, if it exists."""
+
+
+def check_size(uri: str, size: int, max_bytes: int | None) -> None:
+    """Raise TooLargeError if the object has more bytes than it may have."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLargeError(
+            f"{uri} has {size:,} bytes, at most {max_bytes:,} were expected: it was altered; "
+            "restore it from a copy"
+        )
