@@ -31,7 +31,8 @@ import tyro
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
+from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.variants import VARIANTS
 
@@ -149,22 +150,24 @@ class Memory:
     def __init__(self, rule: VariantSchedule) -> None:
         self._rule = rule
 
-    def recorded(self, number: int) -> bool:
+    def replay(self, number: int) -> bool:
         """Nothing was."""
         return False
 
-    def begins(self, number: int, variant: str, settings: dict[str, Any]) -> None:
+    def start(self, number: int, variant: str, settings: dict[str, Any]) -> None:
         """Not written down."""
 
-    def hears(self, number: int, report: dict[str, Any]) -> None:
+    def report(self, number: int, report: dict[str, Any]) -> None:
         """The rule is told."""
-        self._rule.heard(number, top1=report[TOP1], reached=report[PROGRESS], spent=report[SPENT])
+        self._rule.record_progress(
+            number, top1=report[TOP1], progress=report[PROGRESS], spent=report[SPENT]
+        )
 
-    def ends(self, number: int, *, crashed: bool) -> None:
+    def end(self, number: int, *, crashed: bool) -> None:
         """The rule is told."""
-        self._rule.ended(number)
+        self._rule.record_end(number)
 
-    def skips(self) -> None:
+    def record_skipped(self) -> None:
         """There is no budget."""
 
 

@@ -27,10 +27,11 @@ from effnet_ray import Placement, Recipe
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import tune as sweep
-from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
+from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.trial import run_trials
 from effnet_ray.sweep.trial_log import SweepProgress
-from effnet_ray.sweep.tune import Plan
+from effnet_ray.sweep.tune import SweepStarted
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 
 WORKERS = 2
@@ -55,22 +56,22 @@ class NoBook:
     def __init__(self, ladder: VariantSchedule) -> None:
         self._ladder = ladder
 
-    def recorded(self, number: int) -> bool:
+    def replay(self, number: int) -> bool:
         """None is."""
         return False
 
-    def begins(self, number: int, variant: str, settings: dict[str, Any]) -> None:
+    def start(self, number: int, variant: str, settings: dict[str, Any]) -> None:
         """A trial is handed out."""
 
-    def hears(self, number: int, report: dict[str, Any]) -> None:
+    def report(self, number: int, report: dict[str, Any]) -> None:
         """A trial reports."""
 
-    def ends(self, number: int, *, crashed: bool) -> None:
+    def end(self, number: int, *, crashed: bool) -> None:
         """A trial is over."""
         assert not crashed
-        self._ladder.ended(number)
+        self._ladder.record_end(number)
 
-    def skips(self) -> None:
+    def record_skipped(self) -> None:
         """None is skipped."""
 
 
@@ -87,7 +88,7 @@ def plain(flags: Flags) -> float:
 
     start = time.perf_counter()
     run_trials(sleep, ScheduledSearch(ladder, NoBook(ladder)), Brackets(), flags.concurrent)
-    assert ladder.done and len(ladder.tries) == flags.trials
+    assert ladder.done and len(ladder.planned) == flags.trials
     return time.perf_counter() - start
 
 
@@ -95,7 +96,7 @@ def starts(folder: str) -> list[float]:
     """Seconds from a real trial's being handed out to its workers' first step."""
     begun, found = dict[int, float](), dict[int, float]()
 
-    def hear(event: Plan | SweepProgress | WaitingForWorkers) -> None:
+    def hear(event: SweepStarted | SweepProgress | WaitingForWorkers) -> None:
         if not isinstance(event, SweepProgress):
             return
         trial, now = event.trial, time.perf_counter()

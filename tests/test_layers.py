@@ -38,9 +38,8 @@ ORDER = (
     "inference.request_limit inference.serve "
     "publish.card publish.provenance publish.test_score publish.from_run "
     "sweep.objective sweep.space sweep.variant_schedule sweep.asha sweep.sweep_record "
-    "sweep.trial_log "
-    "sweep.results sweep.costs sweep.resources sweep.searchers sweep.trial sweep.tune "
-    "sweep.publish sweep.report "
+    "sweep.trial_log sweep.scheduled_search sweep.results sweep.costs sweep.resources "
+    "sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
     "tracking.metrics tracking.run_history tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
     "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
@@ -56,7 +55,8 @@ ORDER = (
 DOORS = {
     "ray": "packing.ray_map data.ray_executor runtime. train.worker "
     "train.precompute_features train.finetune "
-    "sweep.asha sweep.costs sweep.searchers sweep.trial preflight.cluster_file "
+    "sweep.asha sweep.costs sweep.scheduled_search sweep.searchers "
+    "sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",
     "timm": "model.",
     "s3fs": "storage.s3",

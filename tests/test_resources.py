@@ -4,19 +4,19 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_ray import Placement
-from effnet_ray.sweep.resources import MOST, Hardware, Shares, share_out
+from effnet_ray.sweep.resources import MAX_DEVICES, Allocation, Hardware, allocate
 
 WAVES = [{"b0": 8}, {"b1": 4}, {"b7": 1}, {"b7": 1, "b6": 1, "b5": 1}]
 
 
 def shares(
     gpus: float, cpus: float = 64, workers: str | None = None, batch: int = 64, **more: float
-) -> Shares:
+) -> Allocation:
     placement = Placement(gpus_per_worker=1 if gpus else 0, **more)  # type: ignore[arg-type]
-    return share_out(placement, workers, WAVES, batch, Hardware(gpus, cpus))
+    return allocate(placement, workers, WAVES, batch, Hardware(gpus, cpus))
 
 
-def workers(found: Shares) -> dict[str, str]:
+def workers(found: Allocation) -> dict[str, str]:
     return {name: placement.workers for name, placement in found.placements.items()}
 
 
@@ -28,7 +28,7 @@ def test_a_trial_takes_one_gpu_and_more_where_gpus_would_idle() -> None:
 
 
 def test_a_trial_never_takes_more_than_a_machine_by_itself() -> None:
-    assert max(int(n) for n in workers(shares(1024)).values()) == MOST
+    assert max(int(n) for n in workers(shares(1024)).values()) == MAX_DEVICES
 
 
 def test_on_cpus_a_trial_takes_one_core_each() -> None:
@@ -64,6 +64,6 @@ def test_cores_that_a_person_gave_stay() -> None:
 
 
 def test_half_gpus_count_twice() -> None:
-    found = share_out(Placement(gpus_per_worker=0.5), None, [{"b0": 9}], 64, Hardware(1, 8))
+    found = allocate(Placement(gpus_per_worker=0.5), None, [{"b0": 9}], 64, Hardware(1, 8))
     assert found.concurrent == 2
     assert pytest.approx(found.placements["b0"].cores) == 4

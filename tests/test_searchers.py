@@ -3,7 +3,7 @@
 from effnet_ray.sweep import searchers
 from effnet_ray.sweep.searchers import RandomSampler, TpeSampler
 from effnet_ray.sweep.space import DEFAULT, Settings, parse
-from effnet_ray.sweep.sweep_record import Point, Trial
+from effnet_ray.sweep.sweep_record import Trial, TrialPoint
 
 SPACE = parse(
     {"lr": "log:1e-4:1e-1", "batch_size": "int:8:16", "batchnorm": "choice:train,frozen"}
@@ -13,7 +13,7 @@ SPACE = parse(
 def trial(number: int, settings: Settings) -> Trial:
     """The nearer lr is to 1e-4, the better."""
     top1 = 1 - (settings["lr"] / 0.1) ** 0.5
-    curve = (Point(reached=1.0, eval_top1=top1, device_seconds=1),)
+    curve = (TrialPoint(reached=1.0, eval_top1=top1, device_seconds=1),)
     return Trial(
         number=number, variant="b0", settings=settings, state="finished", run="r", curve=curve
     )
@@ -35,7 +35,7 @@ def test_tpe_draws_from_the_space_and_learns_where_it_is_good() -> None:
         assert settings["batch_size"] in range(8, 17) and type(settings["batch_size"]) is int
         assert settings["batchnorm"] in ("train", "frozen")
         rates.append(settings["lr"])
-        search.learns(trial(number, settings))
+        search.observe(trial(number, settings))
     chance = RandomSampler(SPACE, 0)
     by_chance = sorted(chance(number)["lr"] for number in range(60))[30]
     assert sorted(rates[30:])[15] < by_chance / 3
@@ -45,9 +45,9 @@ def test_tpe_learns_from_an_earlier_call_and_from_failures() -> None:
     search = TpeSampler(SPACE, 0)
     chance = RandomSampler(SPACE, 1)
     for number in range(40):
-        search.learns(trial(number, chance(number)))
+        search.observe(trial(number, chance(number)))
     good = [search(number)["lr"] for number in range(40, 50)]
     assert sorted(good)[5] < 1e-2
     failed = Trial(number=40, variant="b0", settings={}, state="failed", run="r")
-    search.learns(failed)
+    search.observe(failed)
     assert search(50)

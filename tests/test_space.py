@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
-from effnet_ray.sweep.space import DEFAULT, describe, parse
+from effnet_ray.sweep.space import DEFAULT, collect, parse
 
 seeds = st.integers(0, 2**32)
 
@@ -45,7 +45,7 @@ def test_a_logarithmic_domain_favours_no_order_of_magnitude() -> None:
 def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
     file = tmp_path / "space.json"
     file.write_text(json.dumps({"lr": "log:1e-4:1e-2", "image_size": [32, 64]}))
-    space = parse(describe([str(file), "drop-path=uniform:0:0.1", "micro_batch=choice:8,none"]))
+    space = parse(collect([str(file), "drop-path=uniform:0:0.1", "micro_batch=choice:8,none"]))
     assert list(space.domains) == ["lr", "image_size", "drop_path", "micro_batch"]
     assert space.domains["micro_batch"].choices == (8, None)
 
@@ -64,7 +64,7 @@ def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
         ("lr", [], "one choice or more"),
         ("lr", [1e-3, 1e-3], "each once"),
         ("lr", "choice:fast,slow", "expected float"),
-        ("batch_size", "uniform:8:16", "no fractions"),
+        ("batch_size", "uniform:8:16", "whole numbers"),
         ("batch_size", "int:8:9.5", "whole numbers"),
         ("batchnorm", "int:0:1", "no numbers"),
     ],
@@ -84,12 +84,12 @@ def test_an_empty_space_is_refused() -> None:
 
 def test_a_field_given_twice_is_refused() -> None:
     with pytest.raises(RecipeError, match="lr twice"):
-        describe(["lr=log:1e-4:1e-2", "lr=uniform:0.1:0.2"])
+        collect(["lr=log:1e-4:1e-2", "lr=uniform:0.1:0.2"])
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="neither FIELD=DOMAIN nor a JSON file"):
-        describe(["no/such.json"])
+        collect(["no/such.json"])
 
 
 def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:

@@ -31,7 +31,7 @@ import ray
 from effnet_ray import Placement, Recipe
 from effnet_ray.sweep.trial_log import SweepProgress
 from effnet_ray.sweep.sweep_record import STOPPED
-from effnet_ray.sweep.tune import Plan, tune
+from effnet_ray.sweep.tune import SweepStarted, tune
 
 data, runs = sys.argv[1:]
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=True, log_to_driver=False,
@@ -44,8 +44,8 @@ def free(since):
     released.append(time.monotonic() - since)
 
 def hear(event):
-    if isinstance(event, Plan):
-        assert event.shares.concurrent == 1
+    if isinstance(event, SweepStarted):
+        assert event.allocation.concurrent == 1
     elif isinstance(event, SweepProgress) and event.trial.state == STOPPED:
         threading.Thread(target=free, args=[time.monotonic()]).start()
 
@@ -89,7 +89,7 @@ sys.exit(code or nodes - 1)
 
 
 def trials(runs: Path, sweep: str) -> list[Trial]:
-    return [trial for _, trial in sorted(sweep_record.trials(str(runs / sweep)).items())]
+    return [trial for _, trial in sorted(sweep_record.load_trials(str(runs / sweep)).items())]
 
 
 def flags_for(name: str, digits: str, tmp_path: Path) -> list[str]:
@@ -234,4 +234,4 @@ def test_a_killed_node_costs_a_sweep_no_trial(rclone: str) -> None:
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         assert told["states"].keys() <= {FINISHED, STOPPED} and told["trials"] == 2
-        assert sweep_record.trials(f"{bucket}/runs/torn").keys() == {0, 1}
+        assert sweep_record.load_trials(f"{bucket}/runs/torn").keys() == {0, 1}

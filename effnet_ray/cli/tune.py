@@ -157,7 +157,7 @@ def _space(entries: Sequence[str], given: set[str], flags: Tune) -> dict[str, An
         usual = spaces.FROM_SCRATCH if flags.recipe.weights == "none" else spaces.DEFAULT
         usual = SMALL_SPACE if flags.local else usual
         return {name: text for name, text in usual.items() if name not in given}
-    described = spaces.describe(entries)
+    described = spaces.collect(entries)
     twice = sorted(given & set(described))
     if twice:
         raise RecipeError(

@@ -15,7 +15,7 @@ from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.sweep_record import Trial
 from effnet_ray.sweep.trial_log import SweepProgress
-from effnet_ray.sweep.tune import Plan
+from effnet_ray.sweep.tune import SweepStarted
 
 STATES = (
     sweep_record.RUNNING,
@@ -32,7 +32,7 @@ class SweepView:
     def __init__(self, people: Terminal) -> None:
         self._people = people
         self._live = Live(console=people.console, transient=True, auto_refresh=False)
-        self._plan: Plan | None = None
+        self._plan: SweepStarted | None = None
         self._last_plain = time.monotonic()
 
     def __enter__(self) -> "SweepView":
@@ -41,9 +41,9 @@ class SweepView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def on_progress(self, event: Plan | SweepProgress | WaitingForWorkers) -> None:
+    def on_progress(self, event: SweepStarted | SweepProgress | WaitingForWorkers) -> None:
         """The plan, what has become of a trial, or what is waited for."""
-        if isinstance(event, Plan):
+        if isinstance(event, SweepStarted):
             self._begin(event)
             return
         if isinstance(event, WaitingForWorkers):
@@ -58,17 +58,17 @@ class SweepView:
             self._last_plain = time.monotonic()
             self._people.say(f"{_states(event.trials)}; {self._figures(event)}")
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: SweepStarted) -> None:
         self._plan = plan
-        sweep, shares = plan.sweep, plan.shares
+        sweep, shares = plan.sweep, plan.allocation
         workers = {name: shares.placements[name].workers for name in sweep.variants}
         each = ", ".join(f"{name.upper()} on {n}" for name, n in workers.items())
         self._people.say(
             f"sweep {sweep.name}: {sweep.trials} trials, up to {shares.concurrent} side by side; "
             f"workers: {each}"
         )
-        if plan.recorded:
-            self._people.say(f"{plan.recorded} trials are recorded already: not repeated")
+        if plan.finished_before:
+            self._people.say(f"{plan.finished_before} trials are recorded already: not repeated")
         if self._people.console.is_terminal:
             self._live.start()
 
@@ -98,8 +98,8 @@ class SweepView:
         of = f" of {budget:,.0f}" if budget else ""
         parts.append(f"spent {told.spent:,.0f}{of} device-seconds")
         if told.spent:
-            devices = self._plan.shares.devices
-            left = min(told.to_come, (budget or float("inf")) - told.spent)
+            devices = self._plan.allocation.devices
+            left = min(told.remaining, (budget or float("inf")) - told.spent)
             parts.append(f"at most {timedelta(seconds=round(max(0, left) / devices))} left")
         return "; ".join(parts)
 
@@ -108,7 +108,7 @@ def _ending(trial: Trial) -> str:
     name = f"trial {trial.number:>3}  {trial.variant.upper()}"
     if trial.state == sweep_record.FAILED:
         return f"{name}  failed: {trial.reason}"
-    at = "" if trial.state == sweep_record.FINISHED else f" at {trial.reached:.0%}"
+    at = "" if trial.state == sweep_record.FINISHED else f" at {trial.progress:.0%}"
     settings = "  ".join(
         f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
         for field, value in trial.settings.items()

@@ -1,162 +1,96 @@
-"""The ladder and the fair brackets as Ray Tune knows such things: a Searcher and a scheduler."""
+"""One ASHA bracket per variant, as a scheduler of Ray Tune."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
-from effnet_ray.sweep.space import Settings
-from effnet_ray.sweep.variant_schedule import VariantSchedule
 
 PROGRESS = "reached"
-"""Key of a report: how much of its own full cost a trial has taken, 0 to 1."""
+"""Report key: share of the trial's own full cost that it has taken, 0 to 1."""
 TOP1, SPENT = "eval_top1", "device_seconds"
-"""Keys of a report: eval top-1, and device-seconds so far."""
-KEEPS = 2 / 3
-"""Share of a variant's trials that a rung lets pass."""
+"""Report keys: eval top-1, and device-seconds so far."""
+KEEP = 2 / 3
+"""Share of a variant's trials that continue past a rung."""
 FIRST_RUNG = 0.6
-"""Share of a full trial after which it may be stopped; the next rung lies at 0.9. Earlier, rates
-that are too high look better than they will be (`benchmarks/search.py`)."""
-RUNGS = (FIRST_RUNG, FIRST_RUNG / KEEPS)
-"""Where ASHA looks: as it places them."""
+"""Share of a full trial after which it may be stopped; the next rung is at 0.9. Earlier rungs
+favour learning rates that are too high (`benchmarks/search.py`)."""
+RUNGS = (FIRST_RUNG, FIRST_RUNG / KEEP)
+"""The rungs of a bracket, as ASHA places them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
-    """What ASHA knows of a trial. Its number stays, Tune's id is another one after resuming."""
+class BracketTrial:
+    """What ASHA needs to know of a trial: the sweep's own number, which outlives Tune's ids."""
 
     trial_id: str
 
 
 class Brackets(FIFOScheduler):  # type: ignore[misc]  # Ray Tune has no types
-    """One real ASHA for every variant: trials compete with trials that cost the same.
+    """Runs one ASHA per variant, so that trials compete only with trials of the same cost.
 
-    Rungs lie at shares of a trial's own full cost: no variant is stopped because it is slow, and
-    none goes on because it is cheap. `spent_up` says when the budget ends every trial; `stop` is
-    told a trial's number when it has been stopped.
+    Rungs are shares of a trial's own full cost: no variant is stopped for being slow or kept for
+    being cheap. `out_of_budget` ends every trial at its next report; `stop` is called with the
+    number of a stopped trial.
     """
 
     def __init__(
         self,
-        spent_up: Callable[[], bool] = lambda: False,
-        stop: Callable[[int], object] = lambda number: None,
+        out_of_budget: Callable[[], bool] | None = None,
+        stop: Callable[[int], object] | None = None,
     ) -> None:
         super().__init__()
-        self._spent_up, self._stop = spent_up, stop
-        self._of: dict[str, ASHAScheduler] = {}
+        self._out_of_budget, self._stop = out_of_budget, stop
+        self._brackets: dict[str, ASHAScheduler] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles it for a restoring that we do ourselves."""
+        """Return nothing: Tune pickles schedulers to restore them, which the sweep does itself."""
         return {}
 
-    def enter(self, variant: str, number: int) -> Entrant:
-        """A trial enters its variant's bracket."""
-        if variant not in self._of:
-            self._of[variant] = ASHAScheduler(
+    def add(self, variant: str, number: int) -> BracketTrial:
+        """Add a trial to its variant's bracket."""
+        if variant not in self._brackets:
+            self._brackets[variant] = ASHAScheduler(
                 time_attr=PROGRESS,
                 metric=TOP1,
                 mode="max",
                 max_t=1,
                 grace_period=FIRST_RUNG,
-                reduction_factor=1 / KEEPS,
+                reduction_factor=1 / KEEP,
                 stop_last_trials=False,
             )
-        entrant = Entrant(str(number))
-        self._of[variant].on_trial_add(None, entrant)
-        return entrant
+        trial = BracketTrial(str(number))
+        self._brackets[variant].on_trial_add(None, trial)
+        return trial
 
-    def judge(self, variant: str, entrant: Entrant, report: Mapping[str, Any]) -> str:
-        """Continue or stop, as the variant's bracket says."""
-        return str(self._of[variant].on_trial_result(None, entrant, report))
+    def decide(self, variant: str, trial: BracketTrial, report: Mapping[str, Any]) -> str:
+        """Return the bracket's decision: continue or stop."""
+        return str(self._brackets[variant].on_trial_result(None, trial, report))
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Tune asks; the metric is ours."""
+        """Accept whatever Tune passes: the metric is fixed here."""
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Tune has a new trial."""
-        self.enter(trial.config["variant"], trial.config["number"])
+        """Called by Tune for a new trial."""
+        self.add(trial.config["variant"], trial.config["number"])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Tune has a trial's report."""
+        """Called by Tune for every report; returns continue or stop."""
         if result.get(PROGRESS, 0) >= 1:
-            return str(TrialScheduler.CONTINUE)  # it ends by itself
-        number, verdict = trial.config["number"], str(TrialScheduler.STOP)
-        if not self._spent_up():
-            verdict = self.judge(trial.config["variant"], Entrant(str(number)), result)
-        if verdict == TrialScheduler.STOP:
+            return str(TrialScheduler.CONTINUE)  # it is about to end by itself
+        number, decision = trial.config["number"], str(TrialScheduler.STOP)
+        if not (self._out_of_budget and self._out_of_budget()):
+            decision = self.decide(trial.config["variant"], BracketTrial(str(number)), result)
+        if decision == TrialScheduler.STOP and self._stop:
             self._stop(number)
-        return verdict
+        return decision
 
     def on_trial_complete(
         self, tune_controller: Any, trial: Trial, result: dict[str, Any]
     ) -> None:
-        """A trial ended by itself."""
+        """Called by Tune when a trial ends by itself; the sweep's trial log records that."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial was taken out before it ran."""
-
-
-class Book(Protocol):
-    """Keeps account of the trials (`book`)."""
-
-    def recorded(self, number: int) -> bool:
-        """Whether the trial was over before this call began, and has told the ladder so."""
-
-    def begins(self, number: int, variant: str, settings: Settings) -> None:
-        """A trial is handed out."""
-
-    def hears(self, number: int, report: Mapping[str, Any]) -> None:
-        """A trial reports."""
-
-    def ends(self, number: int, *, crashed: bool) -> None:
-        """A trial is over."""
-
-    def skips(self) -> None:
-        """The ladder may have found no room in the budget for some trials."""
-
-
-class ScheduledSearch(Searcher):  # type: ignore[misc]  # Ray Tune has no types
-    """Lets Ray Tune ask the ladder."""
-
-    def __init__(self, ladder: VariantSchedule, book: Book) -> None:
-        super().__init__()
-        self.ladder, self.book = ladder, book
-        self._number: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles it for a restoring that we do ourselves."""
-        return {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's config; None: ask again later."""
-        found = self.ladder.next()
-        while found and self.book.recorded(found.number):
-            found = self.ladder.next()
-        self.book.skips()
-        if found is None:
-            return str(Searcher.FINISHED) if self.ladder.done else None
-        self._number[trial_id] = found.number
-        self.book.begins(found.number, found.variant, found.settings)
-        return {"number": found.number, "variant": found.variant, "settings": found.settings}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A trial reports."""
-        self.book.hears(self._number[trial_id], result)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """A trial has ended, by itself or not. The report that stopped it comes only here."""
-        if result:
-            self.on_trial_result(trial_id, result)
-        self.book.ends(self._number[trial_id], crashed=error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep's own record is what it resumes from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep's own record is what it resumes from."""
+        """Called by Tune when a trial is removed before it ran."""

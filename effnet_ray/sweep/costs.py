@@ -1,4 +1,4 @@
-"""What trials cost to train, as foreseen, and what their models cost to use, as measured."""
+"""What trials cost to train (estimated) and what their models cost to use (measured)."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,56 +17,61 @@ from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.variants import InputSpec
 
 COSTS = "costs.json"
-"""In the sweep's folder: measured once, so that a sweep's outcome stays what it was."""
-Key = tuple[str, int]
-"""Variant and image size, px."""
+"""File in the sweep's folder. Costs are measured once, so that a sweep's outcome never changes."""
+CostKey = tuple[str, int]
+"""Variant and image size in px."""
 
 
-def device_seconds(recipe: Recipe, manifest: Manifest) -> float:
-    """Of a full trial, as foreseen: timm's measured speed on an RTX 3090, scaled by the area.
+def estimated_device_seconds(recipe: Recipe, manifest: Manifest) -> float:
+    """Device-seconds of a full trial, from timm's training speed on an RTX 3090.
 
-    Real devices are faster or slower; what decides is the ratio between variants.
+    The speed is scaled by the image area. Other devices are faster or slower; the schedule needs
+    only the ratio between variants.
     """
     images = manifest.limited(recipe.limit).images
     trained = phases.cost(recipe.with_defaults, recipe.epochs) * images.get("train", 0)
     evaluated = phases.FORWARD * recipe.epochs * images.get("eval", 0)
-    area = (spec(recipe).resolution / recipe.variant_spec.resolution) ** 2
+    area = (_input_spec(recipe).resolution / recipe.variant_spec.resolution) ** 2
     return (trained + evaluated) * area / recipe.variant_spec.train_images_per_s
 
 
-def spec(recipe: Recipe) -> InputSpec:
-    """What the recipe's network is shown."""
-    found = pretrained.resolve(recipe).spec
-    return pretrained.input_spec(recipe.resolved(found, workers=1, on_gpu=False), found)
+def _input_spec(recipe: Recipe) -> InputSpec:
+    """The input spec of the recipe's network."""
+    weights_spec = pretrained.resolve(recipe).spec
+    resolved = recipe.resolved(weights_spec, workers=1, on_gpu=False)
+    return pretrained.input_spec(resolved, weights_spec)
 
 
-def key(sweep: Sweep, variant: str, settings: Mapping[str, object]) -> Key:
-    """What decides the cost of a trial's model."""
-    return variant, spec(sweep.trial_recipe(variant, dict(settings))).resolution
+def cost_key(sweep: Sweep, variant: str, settings: Mapping[str, object]) -> CostKey:
+    """What the cost of a trial's model depends on."""
+    return variant, _input_spec(sweep.trial_recipe(variant, dict(settings))).resolution
 
 
-def measured(
-    sweep: Sweep, uri: str, classes: int, placement: Placement, keys: Iterable[Key]
-) -> dict[Key, Cost]:
-    """The costs of these models, the unknown ones measured where a worker would run."""
+def model_costs(
+    sweep: Sweep, uri: str, classes: int, placement: Placement, keys: Iterable[CostKey]
+) -> dict[CostKey, Cost]:
+    """The costs of these models; those not yet recorded are measured where a worker would run."""
     file = storage.join(uri, COSTS)
-    known: dict[Key, Cost] = {}
+    costs: dict[CostKey, Cost] = {}
     if storage.exists(file):
         for variant, size, values in json.loads(storage.read_bytes(file)):
-            known[variant, size] = from_dict(Cost, values)
-    new = sorted(set(keys) - set(known))
+            costs[variant, size] = from_dict(Cost, values)
+    missing = sorted(set(keys) - set(costs))
     measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker)(profile.measure)
-    for variant, size in new:
+    for variant, size in missing:
         recipe = Recipe(variant=variant, weights="none", image_size=size)
-        settled = recipe.resolved(spec(recipe), workers=1, on_gpu=False)
-        known[variant, size] = ray.get(measure.remote(settled, spec(settled), classes))
-    if new:
-        rows = [(variant, size, asdict(value)) for (variant, size), value in known.items()]
+        spec = _input_spec(recipe)
+        resolved = recipe.resolved(spec, workers=1, on_gpu=False)
+        costs[variant, size] = ray.get(measure.remote(resolved, spec, classes))
+    if missing:
+        rows = [(variant, size, asdict(value)) for (variant, size), value in costs.items()]
         storage.write_bytes(file, json.dumps(rows, indent=1).encode())
-    return known
+    return costs
 
 
-def by_number(sweep: Sweep, trials: Iterable[Trial], costs: Mapping[Key, Cost]) -> dict[int, Cost]:
-    """Number of a trial → what its model costs, where that was measured."""
-    keys = {trial.number: key(sweep, trial.variant, trial.settings) for trial in trials}
-    return {number: costs[found] for number, found in keys.items() if found in costs}
+def costs_by_trial(
+    sweep: Sweep, trials: Iterable[Trial], costs: Mapping[CostKey, Cost]
+) -> dict[int, Cost]:
+    """Trial number → cost of its model, where that is known."""
+    keys = {trial.number: cost_key(sweep, trial.variant, trial.settings) for trial in trials}
+    return {number: costs[key] for number, key in keys.items() if key in costs}

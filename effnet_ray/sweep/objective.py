@@ -1,4 +1,4 @@
-"""The objective of a sweep: which of the models it finds is the best."""
+"""The objective of a sweep: how its best model is chosen. No torch, no Ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,38 +12,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """Which of the models found is the best."""
+    """How the best model of a sweep is chosen."""
 
     objective: str = "accuracy"
     """accuracy: the highest eval top-1; accuracy-under: the highest within the limits below;
-    cheapest: the fewest multiply-adds within some points of the highest."""
+    cheapest: the fewest multiply-adds among models within --within-points of the highest."""
     max_params: float | None = None
-    """accuracy-under: most parameters, millions."""
+    """Limit for accuracy-under: parameters, in millions."""
     max_latency_ms: float | None = None
-    """accuracy-under: most milliseconds for one image, as measured here."""
+    """Limit for accuracy-under: latency of one image in ms, as measured by the sweep."""
     max_cost: float | None = None
-    """accuracy-under: most multiply-adds for one image, billions."""
+    """Limit for accuracy-under: multiply-adds per image, in billions (GMACs)."""
     within_points: float = 1.0
-    """cheapest: points of eval top-1 that it may be worse than the best."""
+    """For cheapest: percentage points of eval top-1 that the model may be below the best."""
 
     def __post_init__(self) -> None:
         limits = [self.max_params, self.max_latency_ms, self.max_cost]
-        given = [limit for limit in limits if limit is not None]
+        set_limits = [limit for limit in limits if limit is not None]
         if self.objective not in ("accuracy", "accuracy-under", "cheapest"):
             raise RecipeError(
                 f"objective {self.objective!r} is unknown: choose accuracy, accuracy-under or "
                 "cheapest"
             )
-        if bool(given) != (self.objective == "accuracy-under"):
+        if bool(set_limits) != (self.objective == "accuracy-under"):
             raise RecipeError(
-                "--objective accuracy-under and its limits belong together: give "
-                "--max-params, --max-latency-ms or --max-cost with it, and only with it"
+                "--objective accuracy-under and its limits need each other: pass it together with "
+                "--max-params, --max-latency-ms or --max-cost"
             )
-        if any(limit <= 0 for limit in given) or self.within_points < 0:
-            raise RecipeError("limits of the objective must lie above 0, --within-points too")
+        if any(limit <= 0 for limit in set_limits) or self.within_points < 0:
+            raise RecipeError(
+                "--max-params, --max-latency-ms and --max-cost must be above 0, "
+                "--within-points 0 or more"
+            )
 
     def allows(self, cost: "Cost") -> bool:
-        """Whether a model that costs so much may be chosen."""
+        """Whether a model of this cost is within the limits."""
         return (
             cost.params_m <= (self.max_params or cost.params_m)
             and cost.latency_ms <= (self.max_latency_ms or cost.latency_ms)
@@ -51,11 +54,11 @@ class Objective:
         )
 
     def check(self, costs: "Mapping[Any, Cost]") -> None:
-        """Raises RecipeError where no model of the sweep could be chosen."""
+        """Raises RecipeError if no variant of the sweep is within the limits."""
         if not any(self.allows(cost) for cost in costs.values()):
             least = min(costs.values(), key=lambda cost: cost.gmacs)
             raise RecipeError(
-                "no variant of this sweep stays within the limits: the cheapest has "
+                "no variant of this sweep is within the limits: the cheapest has "
                 f"{least.params_m:.1f} M parameters, {least.gmacs:.2f} G multiply-adds and takes "
                 f"{least.latency_ms:.1f} ms: raise the limit, or list smaller --variants or "
                 "--image-size"

@@ -1,4 +1,4 @@
-"""From a sweep's outcome to releases: the model asked for, and all of the Pareto front."""
+"""From a sweep's outcome to releases: the best model and the Pareto front."""
 
 from typing import Any
 
@@ -13,36 +13,46 @@ from effnet_ray.train.run_record import Result, load_result
 
 
 def publish(
-    found: Outcome, store: str, *, single_writer: bool = False, scoring: Scoring | None = None
+    outcome: Outcome, store: str, *, single_writer: bool = False, scoring: Scoring | None = None
 ) -> tuple[Release, list[Release]]:
-    """Release the best model, and the Pareto front's, as SWEEP-VARIANT; see `release_run`.
+    """Release the best model and the Pareto front's models, named SWEEP-VARIANT.
 
-    What was released already is found, not released again. Raises ReleaseError.
+    Models that were released before are not released again. Other parameters are those of
+    `release_run`. Raises ReleaseError.
     """
 
-    def release(entry: LeaderboardRow) -> Release:
-        result, name, sweep = _trial(found, entry)
-        return release_run(result, store, name=name, found_by=sweep, single_writer=single_writer,
-                           scoring=scoring)  # fmt: skip
+    def release(row: LeaderboardRow) -> Release:
+        return release_run(
+            _result(outcome, row),
+            store,
+            name=f"{outcome.sweep.name}-{row.trial.variant}",
+            found_by=_provenance(outcome, row),
+            single_writer=single_writer,
+            scoring=scoring,
+        )
 
-    front = [release(entry) for entry in found.pareto]
-    return release(found.best), front
+    front = [release(row) for row in outcome.pareto]
+    return release(outcome.best), front
 
 
-def _trial(found: Outcome, entry: LeaderboardRow) -> tuple[Result, str, dict[str, Any]]:
-    """How a trial ended, what its model is called, and what found it."""
-    run_uri = storage.join(found.uri, sweep_record.RUNS, entry.trial.run)
+def _result(outcome: Outcome, row: LeaderboardRow) -> Result:
+    """The result of a trial's run. Raises ReleaseError if it is missing."""
+    run_uri = storage.join(outcome.uri, sweep_record.RUNS, row.trial.run)
     result = load_result(run_uri)
     if result is None:
         raise ReleaseError(
-            f"trial {entry.trial.number} has no result in {run_uri}: restore it, or start the "
-            "sweep again under another --name"
+            f"trial {row.trial.number} has no result in {run_uri}: restore that folder from a "
+            "backup, or start the sweep again under another --name"
         )
-    sweep = {
-        "sweep": found.uri,
-        "trial": entry.trial.number,
-        "objective": results.objective_json(found.objective),
-        "tried": results.counts(found.trials),
-        "device_seconds": round(sum(trial.device_seconds for trial in found.trials), 1),
+    return result
+
+
+def _provenance(outcome: Outcome, row: LeaderboardRow) -> dict[str, Any]:
+    """What a release records about the sweep it comes from."""
+    return {
+        "sweep": outcome.uri,
+        "trial": row.trial.number,
+        "objective": results.objective_json(outcome.objective),
+        "tried": results.counts(outcome.trials),
+        "device_seconds": round(sum(trial.device_seconds for trial in outcome.trials), 1),
     }
-    return result, f"{found.sweep.name}-{entry.trial.variant}", sweep

@@ -1,7 +1,7 @@
-"""Who runs where: workers for each variant's trials, and how many trials side by side. No Ray.
+"""Workers for each variant's trials, and how many trials run at once. No Ray.
 
-A device trains most images when it trains them alone, so a trial takes one, and several trials
-run side by side. Where fewer trials than devices are left, each takes more.
+A device trains most images per second when one trial has it alone, so a trial takes one device
+and several trials run side by side. Where fewer trials than devices are left, each takes more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,54 +9,55 @@ from dataclasses import dataclass, replace
 
 from effnet_ray.placement import Placement
 
-MOST = 8
-"""Devices that a trial takes by itself: those of one machine, as clouds rent them."""
+MAX_DEVICES = 8
+"""Devices a trial takes unless --workers says otherwise: those of one common cloud machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a cluster has, or will have when it has grown."""
+    """What a cluster has, or will have once it has scaled up."""
 
     gpus: float
     cpus: float
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """How the hardware is shared out."""
+class Allocation:
+    """How the hardware is divided among trials."""
 
     placements: dict[str, Placement]
-    """By variant."""
+    """Variant → where its trials run."""
     concurrent: int
-    """Trials side by side. As many as have room: two that wait for one another have none."""
+    """Trials that run side by side. Never more than fit, since two half-placed trials would wait
+    for each other."""
     devices: int
-    """GPUs, or cores where there are none."""
+    """GPUs, or CPU cores on a cluster without GPUs."""
 
 
-def share_out(
+def allocate(
     placement: Placement,
     workers: str | None,
-    waves: Sequence[Mapping[str, int]],
+    rounds: Sequence[Mapping[str, int]],
     batch_size: int,
     hardware: Hardware,
-) -> Shares:
-    """Shares for the ladder's waves. `workers`: of each trial, where a person said so."""
+) -> Allocation:
+    """Divide the hardware over the schedule's rounds; `workers` per trial, if the user set it."""
     on_gpus = placement.gpus_per_worker > 0
     devices = hardware.gpus / placement.gpus_per_worker if on_gpus else hardware.cpus
     devices = max(1, int(devices))
-    chosen: dict[str, Placement] = {}
-    for wave in waves:
-        free = min(MOST, devices // sum(wave.values())) if on_gpus else 1
-        own = workers or str(_dividing(batch_size, max(1, free)))
-        chosen |= dict.fromkeys(wave, replace(placement, workers=own))
-    fewest = min(p.worker_range[0] for p in chosen.values())
+    placements: dict[str, Placement] = {}
+    for round_ in rounds:
+        free = min(MAX_DEVICES, devices // sum(round_.values())) if on_gpus else 1
+        chosen = workers or str(_largest_divisor(batch_size, max(1, free)))
+        placements |= dict.fromkeys(round_, replace(placement, workers=chosen))
+    fewest = min(p.worker_range[0] for p in placements.values())
     concurrent = max(1, devices // fewest)
     if placement.cores is None:
         cores = max(1, int(hardware.cpus // (concurrent * fewest)))
-        chosen = {name: replace(p, cores=cores) for name, p in chosen.items()}
-    return Shares(chosen, concurrent, devices)
+        placements = {name: replace(p, cores=cores) for name, p in placements.items()}
+    return Allocation(placements, concurrent, devices)
 
 
-def _dividing(batch_size: int, most: int) -> int:
-    """Largest number of workers up to `most` that have equal parts of a batch."""
-    return max(n for n in range(1, most + 1) if batch_size % n == 0)
+def _largest_divisor(batch_size: int, limit: int) -> int:
+    """Largest number of workers, at most `limit`, that get equal shares of a batch."""
+    return max(n for n in range(1, limit + 1) if batch_size % n == 0)

@@ -1,4 +1,4 @@
-"""Where the cheapest variant's settings come from: chance, or Optuna's TPE as Ray Tune has it."""
+"""Samplers for the cheapest variant's settings: random, or Optuna's TPE through Ray Tune."""
 
 from random import Random
 from typing import Any, Protocol
@@ -14,17 +14,20 @@ RANDOM, TPE = "random", "tpe"
 
 
 class Sampler(Protocol):
-    """Makes settings."""
+    """Samples settings for trials."""
 
     def __call__(self, number: int) -> Settings:
-        """For the trial of this number."""
+        """Settings for the trial of this number."""
 
-    def learns(self, trial: Trial) -> None:
-        """A trial is over."""
+    def observe(self, trial: Trial) -> None:
+        """Take an ended trial into account."""
 
 
 def sampler(searcher: str, space: Space, seed: int) -> Sampler:
-    """Raises RecipeError for an unknown searcher, or where Optuna is not installed."""
+    """The sampler of that name, random or tpe.
+
+    Raises RecipeError for an unknown name, and for tpe where Optuna is not installed.
+    """
     if searcher == RANDOM:
         return RandomSampler(space, seed)
     if searcher != TPE:
@@ -38,17 +41,17 @@ def sampler(searcher: str, space: Space, seed: int) -> Sampler:
 
 
 class RandomSampler:
-    """Every number has its own draw, whatever came before."""
+    """Random search. A trial's settings depend on the seed and its number alone."""
 
     def __init__(self, space: Space, seed: int) -> None:
         self._space, self._seed = space, seed
 
     def __call__(self, number: int) -> Settings:
-        """For the trial of this number."""
+        """Settings for the trial of this number."""
         return self._space.draw(Random(f"{self._seed} {number}"))
 
-    def learns(self, trial: Trial) -> None:
-        """Chance does not."""
+    def observe(self, trial: Trial) -> None:
+        """Do nothing: random search does not learn."""
 
 
 class TpeSampler:
@@ -60,27 +63,27 @@ class TpeSampler:
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        domains = {name: _tunes(domain) for name, domain in space.domains.items()}
+        domains = {name: _tune_domain(domain) for name, domain in space.domains.items()}
         distributions = OptunaSearch.convert_search_space(domains)
         self._search = OptunaSearch(space=distributions, metric=TOP1, mode="max", seed=seed)
-        self._asked: set[int] = set()
+        self._suggested: set[int] = set()
 
     def __call__(self, number: int) -> Settings:
-        """For the trial of this number, from all that it has learned."""
-        self._asked.add(number)
+        """Settings for the trial of this number, given all trials observed so far."""
+        self._suggested.add(number)
         return dict(self._search.suggest(str(number)))
 
-    def learns(self, trial: Trial) -> None:
-        """From trials of its own, and from those of an earlier call."""
-        if trial.number in self._asked:
+    def observe(self, trial: Trial) -> None:
+        """Learn from a trial suggested here, or from one of an earlier call."""
+        if trial.number in self._suggested:
             report = {TOP1: trial.eval_top1} if trial.curve else None
             self._search.on_trial_complete(str(trial.number), report, error=report is None)
         elif trial.curve:
             self._search.add_evaluated_point(trial.settings, trial.eval_top1)
 
 
-def _tunes(domain: Domain) -> Any:
-    """The domain as Ray Tune writes it."""
+def _tune_domain(domain: Domain) -> Any:
+    """The domain as an object of Ray Tune."""
     match domain.kind:
         case "choice":
             return tune.choice(list(domain.choices))

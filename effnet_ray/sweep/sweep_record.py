@@ -1,11 +1,11 @@
-"""A sweep's own record in storage: what it is, what became of each trial, how it ended.
+"""A sweep's record in storage: its definition, the state of each trial, its outcome.
 
-Resuming reads these and the trials' own runs, nothing else: Ray Tune's state is disposable.
+A sweep resumes from these files and its trials' runs alone; Ray Tune's own state is disposable.
 
     RUNS/NAME/sweep.json          written once, before the first trial
-    RUNS/NAME/trials/NNN.json     written when a trial begins, reports and ends
-    RUNS/NAME/runs/NAME-NNN-bN/   the trial's run (`train.record`)
-    RUNS/NAME/report.html         written at the end, as is
+    RUNS/NAME/trials/NNN.json     written when a trial starts, reports and ends
+    RUNS/NAME/runs/NAME-NNN-bN/   the trial's run (`train.run_record`)
+    RUNS/NAME/report.html         written at the end, with outcome.json
     RUNS/NAME/outcome.json
 """
 
@@ -20,21 +20,16 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import Settings
 
-SWEEP, TRIALS, RUNS, REPORT, OUTCOME = (
-    "sweep.json",
-    "trials",
-    "runs",
-    "report.html",
-    "outcome.json",
-)
+SWEEP, OUTCOME, REPORT = "sweep.json", "outcome.json", "report.html"
+TRIALS, RUNS = "trials", "runs"
 
 RUNNING, FINISHED, STOPPED, FAILED, SKIPPED = "running", "finished", "stopped", "failed", "skipped"
-"""States of a trial: stopped at a rung or by the budget; skipped where the budget has no room."""
+"""States of a trial: stopped at a rung or by the budget; skipped if the budget has no room."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """What a sweep is: fixed before its first trial."""
+    """The definition of a sweep, fixed before its first trial."""
 
     name: str
     recipe: Recipe
@@ -42,13 +37,13 @@ class Sweep:
     variants: tuple[str, ...]
     trials: int
     space: dict[str, Any]
-    """Field → domain, as `space` writes them."""
+    """Field → domain, in the notation of `space`."""
     searcher: str
     """random or tpe."""
     budget: float | None
-    """Device-seconds it may spend."""
+    """Device-seconds the sweep may spend."""
     data: str
-    """URI of the data set when the sweep began."""
+    """URI of the data set when the sweep started."""
     fingerprint: str
     """Of the data set."""
 
@@ -58,19 +53,19 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
+class TrialPoint:
     """One evaluation of a trial."""
 
     reached: float
-    """Share of the trial's epochs, above 0, up to 1."""
+    """Share of the trial's full cost done, above 0, up to 1."""
     eval_top1: float
     device_seconds: float
-    """All that the trial has spent so far."""
+    """All the trial has spent so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One sampled Recipe and what became of it."""
+    """One sampled Recipe and its result so far."""
 
     number: int
     variant: str
@@ -78,13 +73,13 @@ class Trial:
     state: str
     run: str
     """Name of its run."""
-    curve: tuple[Point, ...] = ()
+    curve: tuple[TrialPoint, ...] = ()
     reason: str = ""
     """Why it failed."""
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended, or was skipped."""
         return self.state != RUNNING
 
     @property
@@ -93,8 +88,8 @@ class Trial:
         return max((point.eval_top1 for point in self.curve), default=0.0)
 
     @property
-    def reached(self) -> float:
-        """Share of its epochs, 0 to 1."""
+    def progress(self) -> float:
+        """Share of its full cost done, 0 to 1."""
         return self.curve[-1].reached if self.curve else 0.0
 
     @property
@@ -103,74 +98,80 @@ class Trial:
         return self.curve[-1].device_seconds if self.curve else 0.0
 
 
-def begin(sweep: Sweep, uri: str) -> None:
-    """Record the sweep. Raises RunExistsError where the name belongs to another one."""
+def create(sweep: Sweep, uri: str) -> None:
+    """Record the sweep, or check that it is the recorded one.
+
+    Raises RunExistsError where the name belongs to a sweep with another definition.
+    """
     record = storage.join(uri, SWEEP)
     try:
         storage.write_bytes(record, _json(sweep), exclusive=True)
     except AlreadyExistsError:
-        with_other = _differences(json.loads(_json(sweep)), _read(record))
-        if with_other:
+        differences = _differences(json.loads(_json(sweep)), _read(record))
+        if differences:
             raise RunExistsError(
-                f"sweep {sweep.name!r} exists with another {with_other}: choose another --name, "
-                "or the recorded values"
+                f"sweep {sweep.name!r} exists with another {differences}: choose another --name, "
+                "or pass the recorded values"
             ) from None
 
 
-def _differences(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Names of the fields that differ; where the data lie is no difference."""
+def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
+    """The fields that differ; the data set may have moved to another URI."""
     return ", ".join(
-        f"{name} ({found.get(name)!r}, asked for {value!r})"
-        for name, value in asked.items()
-        if name != "data" and value != found.get(name)
+        f"{name} (recorded {recorded.get(name)!r}, requested {value!r})"
+        for name, value in new.items()
+        if name != "data" and value != recorded.get(name)
     )
 
 
 def write_trial(trial: Trial, uri: str) -> None:
-    """Record what has become of a trial so far."""
+    """Record a trial's state so far."""
     storage.write_bytes(storage.join(uri, TRIALS, f"{trial.number:03d}.json"), _json(trial))
 
 
-def trials(uri: str) -> dict[int, Trial]:
-    """Number → trial, as recorded. Raises StorageError where a record is damaged."""
-    found = {}
+def load_trials(uri: str) -> dict[int, Trial]:
+    """The recorded trials by number. Raises StorageError where a record is damaged."""
+    trials = {}
     for file in storage.sizes(storage.join(uri, TRIALS)):
         record = storage.join(uri, TRIALS, file)
         content = _read(record)
         try:
-            content["curve"] = tuple(from_dict(Point, point) for point in content["curve"])
+            content["curve"] = tuple(from_dict(TrialPoint, point) for point in content["curve"])
             trial = from_dict(Trial, content)
         except (RecipeError, LookupError, TypeError) as error:
             raise StorageError(_damaged(record, error)) from error
-        found[trial.number] = trial
-    return found
+        trials[trial.number] = trial
+    return trials
 
 
 def write_outcome(outcome: Mapping[str, Any], uri: str) -> None:
-    """Record that the sweep has ended."""
+    """Record that the sweep has ended, and its outcome."""
     storage.write_bytes(
         storage.join(uri, OUTCOME), json.dumps(outcome, indent=1, ensure_ascii=False).encode()
     )
 
 
-def outcome(uri: str) -> dict[str, Any] | None:
-    """How the sweep ended, or None while it has not."""
+def has_outcome(uri: str) -> bool:
+    """Whether the sweep has ended. Raises StorageError where its outcome.json is damaged."""
     record = storage.join(uri, OUTCOME)
-    return _read(record) if storage.exists(record) else None
+    return storage.exists(record) and bool(_read(record))
 
 
 def _read(record: str) -> dict[str, Any]:
     try:
-        found = json.loads(storage.read_bytes(record))
+        content = json.loads(storage.read_bytes(record))
     except ValueError as error:
         raise StorageError(_damaged(record, error)) from error
-    if not isinstance(found, dict):
-        raise StorageError(_damaged(record, "no JSON object"))
-    return found
+    if not isinstance(content, dict):
+        raise StorageError(_damaged(record, "not a JSON object"))
+    return content
 
 
-def _damaged(record: str, why: object) -> str:
-    return f"{record} is damaged ({why}): restore it, or choose another --name"
+def _damaged(record: str, reason: object) -> str:
+    return (
+        f"{record} is damaged ({reason}): restore the file from a backup, or start the sweep "
+        "again under another --name"
+    )
 
 
 def _json(record: Sweep | Trial) -> bytes:

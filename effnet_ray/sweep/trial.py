@@ -1,4 +1,4 @@
-"""What Ray Tune runs for a trial: a driver that fine-tunes as every other does, and reports."""
+"""What Ray Tune runs for a trial: a driver that fine-tunes as a single run does, and reports."""
 
 import os
 import tempfile
@@ -17,41 +17,42 @@ from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
 from effnet_ray.runtime.events import start_local_actor
 from effnet_ray.sweep import sweep_record
-from effnet_ray.sweep.asha import Brackets, ScheduledSearch
+from effnet_ray.sweep.asha import Brackets
+from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.sweep_record import Sweep
 from effnet_ray.sweep.trial_log import FAILURE
 from effnet_ray.train.finetune import finetune, poll_interval
 
-CRASHES = 2
-"""Times that a trial's driver is started again when its process dies."""
-WAITING = {"node:__internal_head__": 0.001}
-"""What a trial's driver holds: no CPU, since only its workers compute, and a place on the head
-node, which no spot market takes away."""
+MAX_CRASHES = 2
+"""Restarts of a trial's driver after its process died."""
+DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
+"""What a trial's driver leases: no CPU, since only its workers compute, and a place on the head
+node, which is not a spot machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialDriver:
-    """All that a trial's driver is told beside its settings."""
+    """Runs trials; everything a trial's driver needs besides its config."""
 
     sweep: Sweep
     uri: str
     """The sweep's folder."""
     placements: dict[str, Placement]
     """Variant → where its trials run."""
-    together: int
+    concurrent: int
     """Trials that run side by side, at most."""
     mirror: str | None
-    leaders: Any
-    """Actor handle of `leaders`."""
+    controllers: Any
+    """Actor handle of `start_controller_registry`."""
 
     def run(self, config: dict[str, Any]) -> None:
-        """Fine-tune. The workers report every epoch; what cannot go on says why, and ends."""
+        """Fine-tune one trial. Workers report every epoch; a failure is reported, not raised."""
         number, variant = config["number"], config["variant"]
-        # Stopped, it ends as soon as it hears that its leader was killed; Tune waits for that.
+        # A stopped trial ends as soon as it notices that its controller was killed; Tune waits.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
         placement = self.placements[variant]
         try:
-            with poll_interval(self.together * placement.worker_range[1]):
+            with poll_interval(self.concurrent * placement.worker_range[1]):
                 finetune(
                     self.sweep.trial_recipe(variant, config["settings"]),
                     placement,
@@ -60,39 +61,39 @@ class TrialDriver:
                     name=f"{self.sweep.name}-{number:03d}-{variant}",
                     mirror=self.mirror,
                     features_in=storage.join(self.uri.rpartition("/")[0], feature_cache.FOLDER),
-                    callbacks=[_Reports(number, self.leaders)],
+                    callbacks=[_ReportToTune(number, self.controllers)],
                 )
         except ControllerDiedError:
-            raise  # Tune begins it again, if it was no stopped trial
+            raise  # Tune restarts the trial, unless it was stopped
         except EffnetRayError as error:
             tune.report({FAILURE: str(error)})
         finally:
-            self.leaders.left.remote(number)
+            self.controllers.remove.remote(number)
 
 
 class ControllerRegistry:
-    """Knows the process that leads each trial's workers, and ends it when the trial is stopped.
+    """Ray Train's controller of each running trial; kills it when the trial is stopped.
 
-    Tune would end the trial's driver for that, and with it what has been imported: seconds, for
-    every trial. So drivers are used again, and of a stopped trial only the leader dies.
+    Tune would kill the trial's driver instead, and with it the imports of its process, which cost
+    seconds per trial. Drivers are reused, and only the controller of a stopped trial dies.
     """
 
     def __init__(self) -> None:
-        self._of: dict[int, Any] = {}
+        self._controllers: dict[int, Any] = {}
 
-    def leads(self, number: int, leader: Any) -> None:
-        """The actor that leads this trial's workers."""
-        self._of[number] = leader
+    def add(self, number: int, controller: Any) -> None:
+        """Register the actor that controls this trial's workers."""
+        self._controllers[number] = controller
 
-    def left(self, number: int) -> None:
-        """The trial's driver has come back."""
-        self._of.pop(number, None)
+    def remove(self, number: int) -> None:
+        """Forget a trial whose driver has returned."""
+        self._controllers.pop(number, None)
 
     def stop(self, number: int) -> None:
-        """Kill the trial's leader; its workers and what they lease go with it."""
-        leader = self._of.pop(number, None)
-        if leader is not None:
-            ray.kill(leader)
+        """Kill the trial's controller; its workers end with it and give back what they lease."""
+        controller = self._controllers.pop(number, None)
+        if controller is not None:
+            ray.kill(controller)
 
 
 def start_controller_registry() -> Any:
@@ -100,19 +101,19 @@ def start_controller_registry() -> Any:
     return start_local_actor(ControllerRegistry)
 
 
-class _Reports(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types
-    """Passes the workers' reports on to Tune, and tells first which process it is in."""
+class _ReportToTune(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types
+    """Passes the workers' reports on to Tune; registers the controller before the first one."""
 
-    def __init__(self, number: int, leaders: Any) -> None:
+    def __init__(self, number: int, controllers: Any) -> None:
         super().__init__()
-        self._number, self._leaders, self._told = number, leaders, False
+        self._number, self._controllers, self._registered = number, controllers, False
 
     def after_report(self, *report: Any, **more: Any) -> None:
-        """Called by the leader, for every report of its workers."""
-        if not self._told:
-            leader = ray.get_runtime_context().current_actor
-            ray.get(self._leaders.leads.remote(self._number, leader))
-            self._told = True
+        """Called in the controller's process for every report of its workers."""
+        if not self._registered:
+            controller = ray.get_runtime_context().current_actor
+            ray.get(self._controllers.add.remote(self._number, controller))
+            self._registered = True
         super().after_report(*report, **more)
 
 
@@ -124,13 +125,13 @@ def run_trials(
 ) -> None:
     """Run Ray Tune until `search` has no more trials, `concurrent` of them side by side.
 
-    Its own state goes to a folder that is thrown away: a sweep resumes from its own record.
+    Tune's own state goes to a temporary folder: a sweep resumes from its own record.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old one can be silent
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     with tempfile.TemporaryDirectory(prefix="effnet-ray-tune-") as scratch:
         Tuner(
-            tune.with_resources(lambda config: trial(config), WAITING),
+            tune.with_resources(lambda config: trial(config), DRIVER_RESOURCES),
             tune_config=TuneConfig(
                 search_alg=search,
                 scheduler=brackets,
@@ -140,7 +141,7 @@ def run_trials(
             ),
             run_config=RunConfig(
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=CRASHES),
+                failure_config=FailureConfig(max_failures=MAX_CRASHES),
                 verbose=0,
             ),
         ).fit()

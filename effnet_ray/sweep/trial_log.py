@@ -1,4 +1,4 @@
-"""The sweep's account of its trials: storage, the ladder and the people are told from here."""
+"""The log of a sweep's trials: from here storage, the schedule and the console are updated."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -7,158 +7,159 @@ from typing import Any
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
 from effnet_ray.sweep.space import Settings
-from effnet_ray.sweep.sweep_record import Point, Sweep, Trial
+from effnet_ray.sweep.sweep_record import Sweep, Trial, TrialPoint
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.train.run_record import Result
 
 FAILURE = "failure"
-"""Key of a report: why the trial was given up."""
-CRASHED = "its driver died more often than it may be started again (killed, or out of memory?)"
+"""Report key: why the trial was given up."""
+CRASHED = "its driver crashed more often than it may be restarted (killed, or out of memory?)"
 
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """A trial has begun, reported or ended."""
+    """A trial has started, reported or ended."""
 
     trial: Trial
     trials: Mapping[int, Trial]
-    """All so far."""
+    """All trials so far, by number."""
     spent: float
-    """Device-seconds of all trials, this call's and earlier ones'."""
-    to_come: float
-    """Device-seconds that the rest would take, if no trial were stopped early."""
+    """Device-seconds of all trials, in this call and earlier ones."""
+    remaining: float
+    """Device-seconds the rest takes if no trial is stopped early."""
 
 
 @dataclass(slots=True)
-class _Clock:
-    """A trial's device-seconds, over all the times its workers were started."""
+class _DeviceClock:
+    """A trial's device-seconds, summed over every start of its workers."""
 
     before: float = 0.0
     """Of earlier starts."""
-    now: float = 0.0
-    """Of this start, as it says."""
+    current: float = 0.0
+    """Of the current start, as last reported."""
 
     def read(self, reported: float) -> float:
-        """All together. What workers report begins anew when they do."""
-        if reported < self.now:
-            self.before += self.now
-        self.now = reported
+        """The total; workers report from 0 again after a restart."""
+        if reported < self.current:
+            self.before += self.current
+        self.current = reported
         return self.before + reported
 
 
 class TrialLog:
-    """Trials by number. Those that were over when the sweep was last left are only looked up."""
+    """Trials by number. Trials that an earlier call ended are replayed from their records."""
 
     def __init__(
         self,
         sweep: Sweep,
         uri: str,
-        ladder: VariantSchedule,
+        schedule: VariantSchedule,
         brackets: Brackets,
         past: Mapping[int, Trial],
         *,
         on_progress: Callable[[SweepProgress], None],
-        learn: Callable[[Trial], None],
+        observe: Callable[[Trial], None],
         result: Callable[[str], Result | None],
     ) -> None:
-        """`learn` is told of trials that are over; `result` is how a run ended, if it has."""
+        """`observe` is called with every ended trial; `result` returns an ended run's result."""
         self.trials = dict(past)
-        self.began_with = sum(trial.device_seconds for trial in past.values())
+        self.spent_before = sum(trial.device_seconds for trial in past.values())
         """Device-seconds of earlier calls."""
-        self._sweep, self._uri, self._ladder = sweep, uri, ladder
-        self._hear, self._learn, self._result = on_progress, learn, result
-        self._clocks = {number: _Clock(trial.device_seconds) for number, trial in past.items()}
+        self._sweep, self._uri, self._schedule = sweep, uri, schedule
+        self._on_progress, self._observe, self._result = on_progress, observe, result
+        self._clocks = {n: _DeviceClock(trial.device_seconds) for n, trial in past.items()}
         for trial in past.values():
             if trial.state != sweep_record.SKIPPED:
-                entrant = brackets.enter(trial.variant, trial.number)
+                bracket_trial = brackets.add(trial.variant, trial.number)
                 for point in trial.curve:
                     report = {PROGRESS: point.reached, TOP1: point.eval_top1}
-                    brackets.judge(trial.variant, entrant, report)
+                    brackets.decide(trial.variant, bracket_trial, report)
 
     @property
     def spent(self) -> float:
         """Device-seconds that this call has spent."""
-        return self._ladder.spent - self.began_with
+        return self._schedule.spent - self.spent_before
 
-    def recorded(self, number: int) -> bool:
-        """Whether the trial was over before this call began; then the ladder is told."""
+    def replay(self, number: int) -> bool:
+        """Report an earlier call's trial to the schedule; return whether it was over."""
         trial = self.trials.get(number)
         if trial is None:
             return False
         if trial.curve:
-            self._tell_ladder(trial)
+            self._update_schedule(trial)
         if trial.over:
-            self._ladder.ended(number)
-            self._learn(trial)
+            self._schedule.record_end(number)
+            self._observe(trial)
         return trial.over
 
-    def begins(self, number: int, variant: str, settings: Settings) -> None:
-        """A trial is handed out."""
-        known = self.trials.get(number)
+    def start(self, number: int, variant: str, settings: Settings) -> None:
+        """Record that a trial starts, or goes on from an earlier call."""
         name = f"{self._sweep.name}-{number:03d}-{variant}"
-        fresh = Trial(
+        new = Trial(
             number=number, variant=variant, settings=settings, state=sweep_record.RUNNING, run=name
         )
-        self._clocks.setdefault(number, _Clock())
-        self._keep(known or fresh)
+        self._clocks.setdefault(number, _DeviceClock())
+        self._save(self.trials.get(number) or new)
 
-    def hears(self, number: int, report: Mapping[str, Any]) -> None:
-        """A trial reports. An epoch that it had to repeat replaces what it said before."""
+    def report(self, number: int, report: Mapping[str, Any]) -> None:
+        """Record a trial's report. An epoch that was repeated replaces its earlier report."""
         trial = self.trials[number]
         if FAILURE in report:
             trial = replace(trial, state=sweep_record.FAILED, reason=report[FAILURE])
-        elif TOP1 in report and report[PROGRESS] != trial.reached:
-            point = Point(
+        elif TOP1 in report and report[PROGRESS] != trial.progress:
+            point = TrialPoint(
                 reached=report[PROGRESS],
                 eval_top1=report[TOP1],
                 device_seconds=self._clocks[number].read(report[SPENT]),
             )
             before = tuple(old for old in trial.curve if old.reached < point.reached)
             trial = replace(trial, curve=(*before, point))
-            self._tell_ladder(trial)
+            self._update_schedule(trial)
         else:
             return
-        self._keep(trial)
+        self._save(trial)
 
-    def ends(self, number: int, *, crashed: bool) -> None:
-        """A trial is over."""
-        self._ladder.ended(number)
+    def end(self, number: int, *, crashed: bool) -> None:
+        """Record that a trial has ended, and how."""
+        self._schedule.record_end(number)
         trial = self.trials[number]
         if trial.state == sweep_record.FAILED:
             pass
         elif crashed:
-            self._keep(replace(trial, state=sweep_record.FAILED, reason=CRASHED))
+            self._save(replace(trial, state=sweep_record.FAILED, reason=CRASHED))
         elif result := self._result(trial.run):
-            # It may have ended before its sweep heard of it.
-            self.hears(number, {PROGRESS: 1.0, TOP1: result.eval_top1, SPENT: 0.0})
-            self._keep(replace(self.trials[number], state=sweep_record.FINISHED))
+            # The run may have ended before its last report arrived.
+            self.report(number, {PROGRESS: 1.0, TOP1: result.eval_top1, SPENT: 0.0})
+            self._save(replace(self.trials[number], state=sweep_record.FINISHED))
         else:
-            self._keep(replace(trial, state=sweep_record.STOPPED))
-        self._learn(self.trials[number])
+            self._save(replace(trial, state=sweep_record.STOPPED))
+        self._observe(self.trials[number])
 
-    def skips(self) -> None:
-        """Record the trials for which the budget had no room."""
-        for known in self._ladder.tries:
-            if known.skipped and known.number not in self.trials:
-                self._keep(
+    def record_skipped(self) -> None:
+        """Record the trials that the budget had no room for."""
+        for planned in self._schedule.planned:
+            if planned.skipped and planned.number not in self.trials:
+                self._save(
                     Trial(
-                        number=known.number,
-                        variant=known.variant,
-                        settings=known.settings,
+                        number=planned.number,
+                        variant=planned.variant,
+                        settings=planned.settings,
                         state=sweep_record.SKIPPED,
                         run="",
                     )
                 )
 
-    def _tell_ladder(self, trial: Trial) -> None:
-        self._ladder.heard(
+    def _update_schedule(self, trial: Trial) -> None:
+        self._schedule.record_progress(
             trial.number,
             top1=trial.eval_top1,
-            reached=trial.reached,
+            progress=trial.progress,
             spent=trial.device_seconds,
         )
 
-    def _keep(self, trial: Trial) -> None:
+    def _save(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
         sweep_record.write_trial(trial, self._uri)
-        self._hear(SweepProgress(trial, self.trials, self._ladder.spent, self._ladder.to_come))
+        self._on_progress(
+            SweepProgress(trial, self.trials, self._schedule.spent, self._schedule.remaining)
+        )

@@ -1,4 +1,4 @@
-"""The driver of a sweep: refuse early, record what is tried, let Ray Tune run the trials."""
+"""The driver of a sweep: validate, record, let Ray Tune run the trials, choose the best model."""
 
 import hashlib
 import json
@@ -16,10 +16,11 @@ from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record
-from effnet_ray.sweep.asha import FIRST_RUNG, Brackets, ScheduledSearch
+from effnet_ray.sweep.asha import FIRST_RUNG, Brackets
 from effnet_ray.sweep.objective import Objective
-from effnet_ray.sweep.resources import Hardware, Shares, share_out
+from effnet_ray.sweep.resources import Allocation, Hardware, allocate
 from effnet_ray.sweep.results import Outcome
+from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.searchers import RANDOM, Sampler, sampler
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.sweep_record import Sweep, Trial
@@ -27,24 +28,22 @@ from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_reg
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train import run_record as runs_record
+from effnet_ray.train import run_record
 from effnet_ray.train.finetune import checked_name
 from effnet_ray.variants import VARIANTS
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is about to be tried, and where."""
+class SweepStarted:
+    """A sweep is about to run its trials."""
 
     sweep: Sweep
-    shares: Shares
-    recorded: int
-    """Trials that an earlier call ended."""
-    foreseen: float
-    """Device-seconds if no trial is stopped early, by timm's figures for an RTX 3090."""
+    allocation: Allocation
+    finished_before: int
+    """Trials that earlier calls ended."""
 
 
-OnProgress = Callable[[Plan | SweepProgress | WaitingForWorkers], None]
+OnProgress = Callable[[SweepStarted | SweepProgress | WaitingForWorkers], None]
 
 
 def tune(
@@ -58,72 +57,81 @@ def tune(
     space: Mapping[str, Any] = spaces.DEFAULT,
     searcher: str = RANDOM,
     budget: float | None = None,
-    objective: Objective = Objective(),  # noqa: B008  # frozen
+    objective: Objective | None = None,
     workers: str | None = None,
     name: str | None = None,
     mirror: str | None = None,
-    on_progress: OnProgress = lambda told: None,
-    connect: Callable[[Placement], object] = lambda p: session.connect(
-        p, local=False, verbose=False, dashboard=True
-    ),
+    on_progress: OnProgress | None = None,
+    connect: Callable[[Placement], object] | None = None,
 ) -> Outcome:
     """Find the best model among `trials` recipes; continue an unfinished sweep.
 
-    A trial is `recipe` with one of `variants` and a draw from `space`. `budget` is in
-    device-seconds; `workers` are each trial's, by default as many as keep all devices busy; the
-    other parameters are those of `finetune`.
-    Raises InputError before anything is leased, TrainingError when no trial comes to its end.
+    A trial is `recipe` with one of `variants` and a sample of `space`. `budget` is in
+    device-seconds. `workers` is the number of workers of every trial, by default as many as keep
+    all devices busy. The other parameters are those of `finetune`.
+    Raises InputError before anything is leased, TrainingError when no trial finishes.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(recipe.limit), data)
-    sweep = _sweep(recipe, variants, trials, space, searcher, budget, data, manifest, name)
-    search = _Search(sweep, storage.join(runs, sweep.name), manifest, placement, objective)
-    if sweep_record.outcome(search.uri):
-        sweep_record.begin(sweep, search.uri)  # refuses another sweep of this name
+    _check(recipe, variants, space, manifest)
+    sweep = _define(recipe, variants, trials, space, searcher, budget, data, manifest, name)
+    uri = storage.join(runs, sweep.name)
+    search = _Search(sweep, uri, manifest, placement, objective or Objective())
+    if sweep_record.has_outcome(uri):
+        sweep_record.create(sweep, uri)  # refuses another sweep of this name
         return search.outcome(search.past, 0)
-    connect(placement)
-    shares = search.shares(workers, [data, runs])
-    sweep_record.begin(sweep, search.uri)
-    over = sum(trial.over for trial in search.past.values())
-    on_progress(Plan(sweep, shares, over, search.ladder.to_come))
-    book = search.run(shares, mirror, on_progress)
-    found = search.outcome(book.trials, book.spent)
-    search.clear(book.trials)
-    sweep_record.write_outcome(found.as_json(), search.uri)
-    return found
+    (connect or _join_or_start)(placement)
+    allocation = search.allocate(workers, [data, runs])
+    sweep_record.create(sweep, uri)
+    report = on_progress or _ignore
+    report(SweepStarted(sweep, allocation, sum(trial.over for trial in search.past.values())))
+    log = search.run(allocation, mirror, report)
+    outcome = search.outcome(log.trials, log.spent)
+    search.delete_checkpoints(log.trials)
+    sweep_record.write_outcome(outcome.as_json(), uri)
+    return outcome
+
+
+def _join_or_start(placement: Placement) -> object:
+    return session.connect(placement, local=False, verbose=False, dashboard=True)
+
+
+def _ignore(event: object) -> None:
+    """Receive progress that nobody asked for."""
 
 
 def _check(
     recipe: Recipe, variants: Sequence[str], space: Mapping[str, Any], manifest: Manifest
 ) -> None:
-    """Raises RecipeError for what a sweep cannot be of."""
+    """Raises RecipeError for settings that a sweep does not support."""
     if not variants or len(set(variants)) < len(variants):
         raise RecipeError(
-            f"variants are {', '.join(variants) or 'none'}: expected some of "
+            f"variants are {', '.join(variants) or 'empty'}: expected some of "
             f"{', '.join(VARIANTS)}, each once"
         )
     if recipe.patience or "patience" in space:
         raise RecipeError(
-            "patience is for single runs: a sweep stops trials by ASHA; leave it out"
+            "patience is for single runs: a sweep stops trials early by ASHA; remove it"
         )
     if recipe.eval_every > 1 or "eval_every" in space:
         raise RecipeError(
-            "eval_every is for single runs: a sweep judges trials by every epoch; leave it out"
+            "eval_every is for single runs: a sweep compares trials at every epoch; remove it"
         )
     if MULTILABEL in (recipe.task, manifest.task):
         raise RecipeError(
-            "task is multilabel: a sweep judges trials by top-1, which is for images of one "
-            "class; fine-tune single runs"
+            "task is multilabel: a sweep ranks trials by top-1 accuracy, which needs one class "
+            "per image; fine-tune single runs"
         )
     if SYNC in (recipe.batchnorm, *str(space.get("batchnorm", "")).replace(":", ",").split(",")):
         raise RecipeError(
-            "batchnorm is sync: trials of a sweep have as many workers as there is room for; "
+            "batchnorm is sync: a sweep gives trials as many workers as there is room for; "
             "choose train or frozen"
         )
+    spaces.parse(space).check(recipe, variants)
 
 
-def _sweep(
+def _define(
     recipe: Recipe,
     variants: Sequence[str],
     trials: int,
@@ -134,9 +142,7 @@ def _sweep(
     manifest: Manifest,
     name: str | None,
 ) -> Sweep:
-    """The sweep, checked as far as it can be without a cluster."""
-    _check(recipe, variants, space, manifest)
-    spaces.parse(space).check(recipe, variants)
+    """The sweep's definition; its default name follows from everything but the data's URI."""
     content: dict[str, Any] = {
         "recipe": asdict(recipe),
         "variants": list(variants),
@@ -161,7 +167,7 @@ def _sweep(
 
 
 class _Search:
-    """A sweep on its way from what is recorded to its outcome."""
+    """A sweep's search, from its recorded trials to its outcome."""
 
     def __init__(
         self,
@@ -171,98 +177,110 @@ class _Search:
         placement: Placement,
         objective: Objective,
     ) -> None:
-        """Raises RecipeError where the budget does not carry one trial to its first rung."""
+        """Raises RecipeError if the budget is too small for one trial to reach a rung."""
         self.sweep, self.uri = sweep, uri
         self._manifest, self._placement, self._objective = manifest, placement, objective
-        self.past = sweep_record.trials(uri)
-        self._draws = sampler(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
-        self.ladder = _ladder(sweep, manifest, self._draws, self.past)
+        self.past = sweep_record.load_trials(uri)
+        self._sampler = sampler(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
+        self._schedule = _schedule(sweep, manifest, self._sampler, self.past)
 
-    def shares(self, workers: str | None, uris: Sequence[str]) -> Shares:
-        """What each trial leases. Raises InputError where this cluster can never give it, or no
-        model could be chosen."""
-        wanted = self._placement.accelerators
+    def allocate(self, workers: str | None, uris: Sequence[str]) -> Allocation:
+        """What each trial leases.
+
+        Raises InputError if the cluster can never provide it, or no model fits the objective.
+        """
+        accelerators = self._placement.accelerators
         hardware = Hardware(
-            gpus=nodes.max_resource("GPU", wanted), cpus=nodes.max_resource("CPU", wanted)
+            gpus=nodes.max_resource("GPU", accelerators),
+            cpus=nodes.max_resource("CPU", accelerators),
         )
         batch_size = self.sweep.recipe.batch_size
-        found = share_out(self._placement, workers, self.ladder.waves, batch_size, hardware)
-        for chosen in found.placements.values():
-            session.request_resources(chosen, uris)
-        self._objective.check(self._costs({}))
-        return found
-
-    def run(self, shares: Shares, mirror: str | None, on_progress: OnProgress) -> TrialLog:
-        """Train all that the ladder hands out. Raises KeyboardInterrupt after Ctrl-C."""
-        ladder, folder = self.ladder, storage.join(self.uri, sweep_record.RUNS)
-        leads = start_controller_registry()
-        brackets = Brackets(
-            lambda: ladder.budget is not None and ladder.spent >= ladder.budget,
-            leads.stop.remote,
+        allocation = allocate(
+            self._placement, workers, self._schedule.rounds, batch_size, hardware
         )
-        book = TrialLog(
+        for placement in allocation.placements.values():
+            session.request_resources(placement, uris)
+        self._objective.check(self._costs({}))
+        return allocation
+
+    def run(self, allocation: Allocation, mirror: str | None, on_progress: OnProgress) -> TrialLog:
+        """Run the schedule's trials. Raises KeyboardInterrupt after Ctrl-C."""
+        schedule, folder = self._schedule, storage.join(self.uri, sweep_record.RUNS)
+        controllers = start_controller_registry()
+        brackets = Brackets(
+            lambda: schedule.budget is not None and schedule.spent >= schedule.budget,
+            controllers.stop.remote,
+        )
+        log = TrialLog(
             self.sweep,
             self.uri,
-            ladder,
+            schedule,
             brackets,
             self.past,
             on_progress=on_progress,
-            learn=self._draws.learns,
-            result=lambda name: runs_record.load_result(storage.join(folder, name)),
+            observe=self._sampler.observe,
+            result=lambda name: run_record.load_result(storage.join(folder, name)),
         )
         driver = TrialDriver(
-            self.sweep, self.uri, shares.placements, shares.concurrent, mirror, leads
+            self.sweep,
+            self.uri,
+            allocation.placements,
+            allocation.concurrent,
+            mirror,
+            controllers,
         )
         with pending.report_waiting_trials(on_progress):
-            run_trials(driver.run, ScheduledSearch(ladder, book), brackets, shares.concurrent)
-        if not ladder.done:
-            raise KeyboardInterrupt  # Ray Tune has heard Ctrl-C, ended the trials and come back
-        return book
+            run_trials(driver.run, ScheduledSearch(schedule, log), brackets, allocation.concurrent)
+        if not schedule.done:
+            raise KeyboardInterrupt  # Ray Tune handled Ctrl-C: it ended the trials and returned
+        return log
 
     def outcome(self, trials: Mapping[int, Trial], trained_seconds: float) -> Outcome:
-        """Raises TrainingError where there is no model to choose."""
-        tried = trials.values()
-        known = costs.by_number(self.sweep, tried, self._costs(trials))
+        """The sweep's outcome. Raises TrainingError if there is no model to choose."""
+        ended = trials.values()
+        by_trial = costs.costs_by_trial(self.sweep, ended, self._costs(trials))
         return results.summarize(
-            self.sweep, self.uri, tried, known, self._objective, trained_seconds
+            self.sweep, self.uri, ended, by_trial, self._objective, trained_seconds
         )
 
-    def clear(self, trials: Mapping[int, Trial]) -> None:
-        """Delete the checkpoints of trials that did not finish: nobody goes on from them."""
+    def delete_checkpoints(self, trials: Mapping[int, Trial]) -> None:
+        """Delete the checkpoints of trials that did not finish."""
         for trial in trials.values():
             if trial.state in (sweep_record.STOPPED, sweep_record.FAILED):
                 run = storage.join(self.uri, sweep_record.RUNS, trial.run)
-                storage.delete(storage.join(run, runs_record.CHECKPOINTS))
+                storage.delete(storage.join(run, run_record.CHECKPOINTS))
 
-    def _costs(self, trials: Mapping[int, Trial]) -> dict[costs.Key, Cost]:
-        """What the models of all variants, and of these trials, cost to use."""
+    def _costs(self, trials: Mapping[int, Trial]) -> dict[costs.CostKey, Cost]:
+        """The costs of all variants' models, and of these trials'."""
         tried = [(trial.variant, trial.settings) for trial in trials.values()]
         plain: list[tuple[str, Settings]] = [(variant, {}) for variant in self.sweep.variants]
-        keys = {costs.key(self.sweep, variant, settings) for variant, settings in [*plain, *tried]}
+        keys = {
+            costs.cost_key(self.sweep, variant, settings) for variant, settings in [*plain, *tried]
+        }
         classes = len(self._manifest.classes)
-        return costs.measured(self.sweep, self.uri, classes, self._placement, keys)
+        return costs.model_costs(self.sweep, self.uri, classes, self._placement, keys)
 
 
-def _ladder(
-    sweep: Sweep, manifest: Manifest, drawn: Sampler, past: Mapping[int, Trial]
+def _schedule(
+    sweep: Sweep, manifest: Manifest, sample: Sampler, past: Mapping[int, Trial]
 ) -> VariantSchedule:
-    """Raises RecipeError where the budget does not carry one trial to its first rung."""
-    full = {
-        variant: costs.device_seconds(sweep.trial_recipe(variant, {}), manifest)
+    """The sweep's schedule. Raises RecipeError if no trial can reach a rung within the budget."""
+    estimates = {
+        variant: costs.estimated_device_seconds(sweep.trial_recipe(variant, {}), manifest)
         for variant in sweep.variants
     }
-    cheapest = min(full, key=lambda variant: full[variant])
-    rung = FIRST_RUNG * full[cheapest]
+    cheapest = min(estimates, key=lambda variant: estimates[variant])
+    rung = FIRST_RUNG * estimates[cheapest]
     if sweep.budget is not None and sweep.budget < rung:
         raise RecipeError(
-            f"a budget of {sweep.budget:,g} device-seconds is too small: one trial of "
-            f"{cheapest} takes {rung:,.1f} to its first rung, by timm's figures for an RTX 3090: "
-            "raise --budget, or lower --epochs or --image-size"
+            f"a budget of {sweep.budget:,g} device-seconds is too small: one trial of {cheapest} "
+            f"needs {rung:,.1f} to reach the first rung, by timm's speed on an RTX 3090: raise "
+            "--budget, or lower --epochs or --image-size"
         )
     return VariantSchedule(
-        full,
+        estimates,
         sweep.trials,
-        lambda number: past[number].settings if number in past else drawn(number),
+        lambda number: past[number].settings if number in past else sample(number),
         sweep.budget,
-        begun={number: trial.state != sweep_record.SKIPPED for number, trial in past.items()},
+        earlier={number: trial.state != sweep_record.SKIPPED for number, trial in past.items()},
     )

@@ -1,9 +1,10 @@
-"""Which variant to try next, with which settings: the sweep's rule. Pure: no Ray, no clock.
+"""Which variant and settings to try next: the search rule of a sweep. Pure: no Ray, no clock.
 
-The cheapest variant tries every draw from the space. The other cheap ones, in order of cost, try
-the best few of what stood the test below them, and put those in a new order. What costs much tries
-only the first of that order: the costliest alone, since the best model is likely to be there, then
-the rest of the Pareto front. Every variant competes only with itself (`schedule`).
+The cheapest variant tries every sampled setting. Each of the other cheap variants, in order of
+cost, tries the best few settings of the variant below it and so re-ranks them. Expensive variants
+train only the top of that ranking: the most expensive one first and alone, since the best model is
+likely to be there, then the rest of the Pareto front. Every variant competes only with itself
+(`asha`).
 """
 
 import math
@@ -13,183 +14,189 @@ from dataclasses import dataclass, field
 from effnet_ray.errors import RecipeError
 from effnet_ray.sweep.space import Settings
 
-CHEAP = 4.0
-"""A variant that costs up to so many times the cheapest one helps to order the settings."""
-DRAWS = 8
-"""Draws that the cheapest variant gets before others get second thoughts, of half the trials."""
-CARRIED = 6
-"""Most settings that a cheap variant takes over from the one below."""
-CARRIED_FAR = 2
-"""Most settings that a costly variant takes over."""
-# These, and the rungs of `schedule`: chosen with `benchmarks/search.py`.
+# The four constants below and the rungs of `asha` were chosen with `benchmarks/search.py`.
+CHEAP_FACTOR = 4.0
+"""A variant counts as cheap up to this multiple of the cheapest variant's cost."""
+MIN_SAMPLED = 8
+"""Settings the cheapest variant samples before other variants get a second setting; never more
+than half of the trials."""
+MAX_CARRIED = 6
+"""Settings a cheap variant takes over from the one below it, at most."""
+MAX_CARRIED_EXPENSIVE = 2
+"""Settings an expensive variant takes over, at most."""
 
 
 @dataclass(slots=True)
 class PlannedTrial:
-    """A trial as the ladder sees it."""
+    """A trial as the schedule sees it."""
 
     number: int
-    """From 0, in the order in which trials are planned."""
+    """From 0, in planning order."""
     variant: str
     settings: Settings
     cost: float
-    """Of a full trial, device-seconds as foreseen."""
+    """Expected device-seconds of the full trial."""
     spent: float = 0.0
-    """So far, device-seconds as measured."""
-    reached: float = 0.0
-    """Share of a full trial, 0 to 1."""
+    """Measured device-seconds so far."""
+    progress: float = 0.0
+    """Share of the full trial done, 0 to 1."""
     top1: float = 0.0
     """Best so far."""
     over: bool = False
     skipped: bool = False
-    """Whether the budget had no room for it."""
+    """Whether it was left out because the budget had no room for it."""
 
 
 @dataclass
 class VariantSchedule:
-    """Hands out trials; `heard` and `ended` tell it what became of them."""
+    """Hands out trials; the caller reports back with `record_progress` and `record_end`."""
 
     costs: Mapping[str, float]
-    """Variant → device-seconds of a full trial, as foreseen."""
+    """Variant → expected device-seconds of a full trial."""
     trials: int
-    draw: Callable[[int], Settings]
-    """Number of a trial → fresh settings."""
+    sample: Callable[[int], Settings]
+    """Trial number → newly sampled settings."""
     budget: float | None = None
-    """Device-seconds that the sweep may spend."""
-    begun: Mapping[int, bool] = field(default_factory=dict)
-    """What an earlier call decided: number → whether the trial was begun, not skipped."""
-    tries: list[PlannedTrial] = field(default_factory=list)
-    """All so far; number n is at place n."""
+    """Device-seconds the sweep may spend."""
+    earlier: Mapping[int, bool] = field(default_factory=dict)
+    """Decisions of an earlier call: trial number → True if started, False if skipped."""
+    planned: list[PlannedTrial] = field(default_factory=list)
+    """All trials so far, indexed by number."""
 
     def __post_init__(self) -> None:
-        self._upward = sorted(self.costs, key=lambda name: self.costs[name])
-        if self.trials < len(self._upward):
+        self._by_cost = sorted(self.costs, key=lambda name: self.costs[name])
+        if self.trials < len(self._by_cost):
             raise RecipeError(
-                f"{self.trials} trials are too few for {len(self._upward)} variants: expected at "
+                f"{self.trials} trials are too few for {len(self._by_cost)} variants: expected at "
                 "least one each: raise --trials or list fewer --variants"
             )
-        self._waves = self._make_waves(self.costs[self._upward[0]])
-        self._standing: list[Settings] = []
-        self._planned: list[tuple[str, Settings | None]] = []
+        self._rounds = self._make_rounds(self.costs[self._by_cost[0]])
+        self._ranking: list[Settings] = []
+        self._queue: list[tuple[str, Settings | None]] = []
 
     @property
-    def waves(self) -> list[dict[str, int]]:
-        """What is still to come, and may run at the same time: variant → trials."""
-        return self._waves
+    def rounds(self) -> list[dict[str, int]]:
+        """Rounds still to come, each as variant → trials; trials of one round may run at once."""
+        return self._rounds
 
-    def _make_waves(self, cheapest: float) -> list[dict[str, int]]:
-        """In the order of starting."""
-        cheap = [name for name in self._upward if self.costs[name] <= CHEAP * cheapest]
-        far = [name for name in reversed(self._upward) if name not in cheap]
-        trials = self._share_out(cheap, far)
-        waves = [{name: trials[name]} for name in cheap]
-        if far:
-            first, others = far[0], far[1:]
-            waves.append({first: 1})
-            waves.append({first: trials[first] - 1, **dict.fromkeys(others, 1)})
-            waves.append({name: trials[name] - 1 for name in others})
-        return [wave for wave in waves if sum(wave.values())]
+    def _make_rounds(self, cheapest: float) -> list[dict[str, int]]:
+        """All rounds, in the order they start."""
+        cheap = [name for name in self._by_cost if self.costs[name] <= CHEAP_FACTOR * cheapest]
+        expensive = [name for name in reversed(self._by_cost) if name not in cheap]
+        trials = self._trials_per_variant(cheap, expensive)
+        rounds = [{name: trials[name]} for name in cheap]
+        if expensive:
+            first, others = expensive[0], expensive[1:]
+            rounds.append({first: 1})
+            rounds.append({first: trials[first] - 1, **dict.fromkeys(others, 1)})
+            rounds.append({name: trials[name] - 1 for name in others})
+        return [round_ for round_ in rounds if sum(round_.values())]
 
-    def _share_out(self, cheap: list[str], far: list[str]) -> dict[str, int]:
-        """Variant → trials: one each, then second thoughts; the rest are draws of the cheapest."""
-        trials = dict.fromkeys([*cheap, *far], 1)
+    def _trials_per_variant(self, cheap: list[str], expensive: list[str]) -> dict[str, int]:
+        """Variant → trials: one each, then carried-over settings; the cheapest gets the rest."""
+        trials = dict.fromkeys([*cheap, *expensive], 1)
         left = self.trials - len(trials)
-        draws = max(math.ceil(left / 4), min(left // 2, DRAWS - 1))
-        for round_ in range(1, CARRIED):
-            for name in [*cheap[1:], *(far if round_ < CARRIED_FAR else [])]:
-                if left > draws:
+        sampled = max(math.ceil(left / 4), min(left // 2, MIN_SAMPLED - 1))
+        for carried in range(1, MAX_CARRIED):
+            for name in [*cheap[1:], *(expensive if carried < MAX_CARRIED_EXPENSIVE else [])]:
+                if left > sampled:
                     trials[name] += 1
                     left -= 1
         trials[cheap[0]] += left
         return trials
 
     def next(self) -> PlannedTrial | None:
-        """The next trial; None while it depends on trials that run, or when there is none left."""
+        """The next trial; None while it depends on running trials, or when none is left."""
         while True:
-            if not self._planned:
-                if not self._waves or not all(known.over for known in self.tries):
+            if not self._queue:
+                if not self._rounds or not all(trial.over for trial in self.planned):
                     return None
-                self._learn()
-                self._plan(self._waves.pop(0))
-            variant, settings = self._planned.pop(0)
-            number = len(self.tries)
+                self._update_ranking()
+                self._fill_queue(self._rounds.pop(0))
+            variant, settings = self._queue.pop(0)
+            number = len(self.planned)
             if settings is None:
-                settings = self.draw(number)
-            found = PlannedTrial(number, variant, settings, self.costs[variant])
-            found.skipped = found.over = not self._affords(found)
-            self.tries.append(found)
-            if not found.skipped:
-                return found
+                settings = self.sample(number)
+            trial = PlannedTrial(number, variant, settings, self.costs[variant])
+            trial.skipped = trial.over = not self._fits_budget(trial)
+            self.planned.append(trial)
+            if not trial.skipped:
+                return trial
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to try."""
-        return not self._planned and not self._waves and all(known.over for known in self.tries)
+        """Whether no trial is running, queued or to come."""
+        return not self._queue and not self._rounds and all(trial.over for trial in self.planned)
 
     @property
     def spent(self) -> float:
         """Device-seconds of all trials so far."""
-        return sum(known.spent for known in self.tries)
+        return sum(trial.spent for trial in self.planned)
 
     @property
     def pace(self) -> float:
-        """Measured device-seconds for each foreseen one; 1 before the first report."""
-        foreseen = sum(known.reached * known.cost for known in self.tries)
-        measured = sum(known.spent for known in self.tries if known.reached)
-        return measured / foreseen if foreseen else 1.0
+        """Measured over expected device-seconds; 1 before the first report."""
+        expected = sum(trial.progress * trial.cost for trial in self.planned)
+        measured = sum(trial.spent for trial in self.planned if trial.progress)
+        return measured / expected if expected else 1.0
 
     @property
-    def to_come(self) -> float:
-        """Device-seconds that all that is left would take, if no trial were stopped early."""
-        running = sum(max(0, known.cost * (1 - known.reached))
-                      for known in self.tries if not known.over)  # fmt: skip
-        planned = sum(self.costs[variant] for variant, _ in self._planned)
-        later = sum(self.costs[name] * n for wave in self._waves for name, n in wave.items())
-        return self.pace * (running + planned + later)
+    def remaining(self) -> float:
+        """Device-seconds the rest of the sweep takes if no trial is stopped early."""
+        running = sum(
+            max(0, trial.cost * (1 - trial.progress)) for trial in self.planned if not trial.over
+        )
+        queued = sum(self.costs[variant] for variant, _ in self._queue)
+        later = sum(self.costs[name] * n for round_ in self._rounds for name, n in round_.items())
+        return self.pace * (running + queued + later)
 
-    def heard(self, number: int, *, top1: float, reached: float, spent: float) -> None:
-        """A trial has been evaluated. `reached` is its share of a full trial."""
-        known = self.tries[number]
-        known.top1, known.reached = max(known.top1, top1), reached
-        known.spent = spent
+    def record_progress(self, number: int, *, top1: float, progress: float, spent: float) -> None:
+        """Record a trial's evaluation; `progress` is its share of the full trial, 0 to 1."""
+        trial = self.planned[number]
+        trial.top1, trial.progress = max(trial.top1, top1), progress
+        trial.spent = spent
 
-    def ended(self, number: int) -> None:
-        """A trial is over: finished, stopped or failed."""
-        self.tries[number].over = True
+    def record_end(self, number: int) -> None:
+        """Record that a trial has finished, was stopped or failed."""
+        self.planned[number].over = True
 
-    def _affords(self, wanted: PlannedTrial) -> bool:
-        """Whether a full trial fits into what running trials will leave of the budget."""
-        if wanted.number in self.begun:
-            return self.begun[wanted.number]
+    def _fits_budget(self, new: PlannedTrial) -> bool:
+        """Whether the budget covers the full trial after what running trials will take."""
+        if new.number in self.earlier:
+            return self.earlier[new.number]
         if self.budget is None:
             return True
-        promised = sum(
-            known.spent if known.over else max(known.spent, self.pace * known.cost)
-            for known in self.tries
+        committed = sum(
+            trial.spent if trial.over else max(trial.spent, self.pace * trial.cost)
+            for trial in self.planned
         )
-        return promised + self.pace * wanted.cost <= self.budget
+        return committed + self.pace * new.cost <= self.budget
 
-    def _plan(self, wave: dict[str, int]) -> None:
-        """First one trial of every variant of the wave, then the second thoughts.
+    def _fill_queue(self, round_: dict[str, int]) -> None:
+        """Queue a round: first one trial per variant, then further carried-over settings.
 
-        Fresh draws where too little stands: in the first wave, or when trials came to nothing.
+        Settings are sampled anew where the ranking is too short: in the first round, or when
+        trials failed.
         """
-        rows = {variant: self._untried(variant) for variant in wave}
-        for place in range(max(wave.values())):
-            for variant, trials in wave.items():
+        carried = {variant: self._untried(variant) for variant in round_}
+        for place in range(max(round_.values())):
+            for variant, trials in round_.items():
                 if place < trials:
-                    settings = rows[variant][place] if place < len(rows[variant]) else None
-                    self._planned.append((variant, settings))
+                    options = carried[variant]
+                    self._queue.append((variant, options[place] if place < len(options) else None))
 
     def _untried(self, variant: str) -> list[Settings]:
-        """What stands and this variant has not tried, in order."""
-        tried = [known.settings for known in self.tries if known.variant == variant]
-        return [settings for settings in self._standing if settings not in tried]
+        """Ranked settings that the variant has not tried."""
+        tried = [trial.settings for trial in self.planned if trial.variant == variant]
+        return [settings for settings in self._ranking if settings not in tried]
 
-    def _learn(self) -> None:
-        """Put what the last variant tried first, in its order: it is nearest to what comes."""
-        tried = [known for known in self.tries if known.reached]
-        tried = [known for known in tried if known.variant == tried[-1].variant]
-        tried.sort(key=lambda known: (-known.reached, -known.top1, known.number))
-        ordered = [known.settings for known in tried]
-        self._standing = ordered + [old for old in self._standing if old not in ordered]
+    def _update_ranking(self) -> None:
+        """Move the settings of the last variant to the front, in its order.
+
+        The last variant is the nearest in size to those that follow.
+        """
+        tried = [trial for trial in self.planned if trial.progress]
+        tried = [trial for trial in tried if trial.variant == tried[-1].variant]
+        tried.sort(key=lambda trial: (-trial.progress, -trial.top1, trial.number))
+        ordered = [trial.settings for trial in tried]
+        self._ranking = ordered + [old for old in self._ranking if old not in ordered]

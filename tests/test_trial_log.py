@@ -8,7 +8,8 @@ import pytest
 from effnet_ray import Recipe
 from effnet_ray.errors import RunExistsError, StorageError
 from effnet_ray.sweep import sweep_record
-from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets, ScheduledSearch
+from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
+from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.sweep.trial_log import CRASHED, FAILURE, SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
@@ -36,10 +37,10 @@ class Bench:
 
     def __init__(self, folder: Path, budget: float | None = None) -> None:
         self.uri = str(folder)
-        past = sweep_record.trials(self.uri)
+        past = sweep_record.load_trials(self.uri)
         self.ladder = VariantSchedule(
             {"b0": 10.0, "b7": 480.0}, 4, lambda number: {"lr": 10.0**-number}, budget,
-            begun={number: trial.state != sweep_record.SKIPPED for number, trial in past.items()},
+            earlier={n: trial.state != sweep_record.SKIPPED for n, trial in past.items()},
         )  # fmt: skip
         self.brackets = Brackets()
         self.ended: set[str] = set()
@@ -47,7 +48,7 @@ class Bench:
         self.learned: list[int] = []
         self.book = TrialLog(
             SWEEP, self.uri, self.ladder, self.brackets, past, on_progress=self.heard.append,
-            learn=lambda trial: self.learned.append(trial.number),
+            observe=lambda trial: self.learned.append(trial.number),
             result=lambda run: RESULT if run in self.ended else None,
         )  # fmt: skip
         self.search = ScheduledSearch(self.ladder, self.book)
@@ -74,7 +75,7 @@ class Bench:
 
 
 def states(bench: Bench) -> list[str]:
-    return [trial.state for _, trial in sorted(sweep_record.trials(bench.uri).items())]
+    return [trial.state for _, trial in sorted(sweep_record.load_trials(bench.uri).items())]
 
 
 def test_every_end_of_a_trial_is_told_apart(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_every_end_of_a_trial_is_told_apart(tmp_path: Path) -> None:
     assert bench.start() == 3
     bench.end(3, error=True)
     assert states(bench) == ["finished", "stopped", "failed", "failed"]
-    trials = sweep_record.trials(bench.uri)
+    trials = sweep_record.load_trials(bench.uri)
     assert trials[2].reason == "the loss is not finite at step 3"
     assert trials[3].reason == CRASHED
     assert trials[0].eval_top1 == 0.9 and trials[0].device_seconds == 10
@@ -103,8 +104,8 @@ def test_a_run_that_ended_unheard_counts_as_finished(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.start()
     bench.end(0, finished=True)
-    trial = sweep_record.trials(bench.uri)[0]
-    assert (trial.state, trial.reached, trial.eval_top1) == ("finished", 1.0, 0.9)
+    trial = sweep_record.load_trials(bench.uri)[0]
+    assert (trial.state, trial.progress, trial.eval_top1) == ("finished", 1.0, 0.9)
 
 
 def test_device_seconds_add_up_over_restarts(tmp_path: Path) -> None:
@@ -113,11 +114,11 @@ def test_device_seconds_add_up_over_restarts(tmp_path: Path) -> None:
     bench.report(0, 0.2, 0.5, 30)
     bench.report(0, 0.4, 0.6, 60)
     bench.report(0, 0.6, 0.7, 25)  # its workers were started again
-    assert sweep_record.trials(bench.uri)[0].device_seconds == 85
+    assert sweep_record.load_trials(bench.uri)[0].device_seconds == 85
     again = Bench(tmp_path)
     again.start()
     again.report(0, 0.8, 0.8, 20)
-    assert sweep_record.trials(bench.uri)[0].device_seconds == 105
+    assert sweep_record.load_trials(bench.uri)[0].device_seconds == 105
     assert again.book.spent == 20  # of this call
 
 
@@ -126,7 +127,7 @@ def test_a_repeated_epoch_replaces_what_was_said_before(tmp_path: Path) -> None:
     bench.start()
     for reached, top1 in ((0.2, 0.5), (0.4, 0.6), (0.2, 0.55), (0.4, 0.65)):
         bench.report(0, reached, top1, 10)
-    curve = sweep_record.trials(bench.uri)[0].curve
+    curve = sweep_record.load_trials(bench.uri)[0].curve
     assert [(point.reached, point.eval_top1) for point in curve] == [(0.2, 0.55), (0.4, 0.65)]
 
 
@@ -151,8 +152,8 @@ def test_rungs_remember_what_an_earlier_call_heard(tmp_path: Path) -> None:
     first.start()
     first.report(0, 0.6, 0.9, 6)
     second = Bench(tmp_path)
-    entrant = second.brackets.enter("b0", 1)
-    assert second.brackets.judge("b0", entrant, told(0.6, 0.1, 6)) == "STOP"
+    entrant = second.brackets.add("b0", 1)
+    assert second.brackets.decide("b0", entrant, told(0.6, 0.1, 6)) == "STOP"
 
 
 def test_skipped_trials_are_recorded_and_stay_skipped(tmp_path: Path) -> None:
@@ -175,15 +176,15 @@ def test_people_hear_what_is_spent_and_left(tmp_path: Path) -> None:
     assert bench.heard[-1].trial.eval_top1 == 0.7
     assert bench.heard[-1].spent == 50
     # Ten times as slow as foreseen: half of this trial, one more, and two of b7.
-    assert bench.heard[-1].to_come == pytest.approx(10 * (5 + 10 + 480 + 480))
+    assert bench.heard[-1].remaining == pytest.approx(10 * (5 + 10 + 480 + 480))
 
 
 def test_another_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    sweep_record.begin(SWEEP, str(tmp_path))
-    sweep_record.begin(SWEEP, str(tmp_path))
+    sweep_record.create(SWEEP, str(tmp_path))
+    sweep_record.create(SWEEP, str(tmp_path))
     other = Sweep(**{**{f: getattr(SWEEP, f) for f in SWEEP.__slots__}, "trials": 5})
-    with pytest.raises(RunExistsError, match=r"another trials \(4, asked for 5\)"):
-        sweep_record.begin(other, str(tmp_path))
+    with pytest.raises(RunExistsError, match=r"another trials \(recorded 4, requested 5\)"):
+        sweep_record.create(other, str(tmp_path))
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
@@ -194,4 +195,4 @@ def test_damaged_records_are_named(tmp_path: Path) -> None:
     for damage in ("{", "[]", "{}", '{"number": 0, "curve": [{"reached": "x"}]}'):
         file.write_text(damage)
         with pytest.raises(StorageError, match=r"000\.json is damaged"):
-            sweep_record.trials(str(tmp_path))
+            sweep_record.load_trials(str(tmp_path))

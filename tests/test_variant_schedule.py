@@ -16,8 +16,8 @@ def ladder(trials: int = 24, budget: float | None = None, **more: Any) -> Varian
 
 
 def finish(rule: VariantSchedule, trial: PlannedTrial, top1: float, reached: float = 1.0) -> None:
-    rule.heard(trial.number, top1=top1, reached=reached, spent=reached * trial.cost)
-    rule.ended(trial.number)
+    rule.record_progress(trial.number, top1=top1, progress=reached, spent=reached * trial.cost)
+    rule.record_end(trial.number)
 
 
 def run(rule: VariantSchedule, top1: dict[int, float] | None = None) -> list[PlannedTrial]:
@@ -30,7 +30,7 @@ def run(rule: VariantSchedule, top1: dict[int, float] | None = None) -> list[Pla
             lr = trial.settings["lr"]
             finish(rule, trial, (top1 or {}).get(lr, 1 - abs(lr - 5) / 100))
         running = []
-    return rule.tries
+    return rule.planned
 
 
 @given(st.integers(len(COSTS), 200))
@@ -103,8 +103,8 @@ def test_waiting_ends_when_trials_fail() -> None:
     while not rule.done:
         trial = rule.next()
         if trial:
-            rule.ended(trial.number)  # without a single result
-    assert {known.variant for known in rule.tries} == set(COSTS)
+            rule.record_end(trial.number)  # without a single result
+    assert {known.variant for known in rule.planned} == set(COSTS)
 
 
 @given(st.floats(1, 200))
@@ -113,25 +113,25 @@ def test_the_budget_is_never_overspent_and_what_it_left_out_is_named(budget: flo
     tries = run(rule)
     assert rule.spent <= budget + 1e-9
     assert len(tries) == 24
-    assert all(known.skipped != bool(known.reached) for known in tries)
+    assert all(known.skipped != bool(known.progress) for known in tries)
 
 
 def test_a_slower_machine_is_noticed_and_the_budget_kept() -> None:
     rule = ladder(budget=40)
     first = rule.next()
     assert first
-    rule.heard(first.number, top1=0.5, reached=0.5, spent=5 * first.cost)
+    rule.record_progress(first.number, top1=0.5, progress=0.5, spent=5 * first.cost)
     assert rule.pace == 10
-    rule.ended(first.number)
+    rule.record_end(first.number)
     while rule.next():
         pass
-    assert sum(not known.skipped for known in rule.tries) == 1 + 3  # 5 and 3 × 10 of 40
+    assert sum(not known.skipped for known in rule.planned) == 1 + 3  # 5 and 3 × 10 of 40
 
 
 def test_what_an_earlier_call_decided_about_the_budget_stands() -> None:
-    free = ladder(begun={0: True, 1: False, 2: True})
+    free = ladder(earlier={0: True, 1: False, 2: True})
     assert [known.skipped for known in run(free)][:4] == [False, True, False, False]
-    tight = ladder(budget=0.1, begun={1: True})
+    tight = ladder(budget=0.1, earlier={1: True})
     assert [known.skipped for known in run(tight)][:3] == [True, False, True]
 
 
@@ -139,9 +139,9 @@ def test_what_is_to_come_shrinks_to_nothing() -> None:
     rule, before = ladder(), float("inf")
     while trial := rule.next():
         finish(rule, trial, 0.5)
-        assert rule.to_come < before
-        before = rule.to_come
-    assert rule.done and rule.to_come == 0
+        assert rule.remaining < before
+        before = rule.remaining
+    assert rule.done and rule.remaining == 0
 
 
 def test_fewer_trials_than_variants_are_refused() -> None:

@@ -8,11 +8,11 @@ from effnet_ray.model.profile import Cost
 from effnet_ray.sweep import results
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.results import LeaderboardRow
-from effnet_ray.sweep.sweep_record import Point, Trial
+from effnet_ray.sweep.sweep_record import Trial, TrialPoint
 
 
 def trial(number: int, top1: float, state: str = "finished", reached: float = 1.0) -> Trial:
-    curve = (Point(reached=reached, eval_top1=top1, device_seconds=100 * reached),)
+    curve = (TrialPoint(reached=reached, eval_top1=top1, device_seconds=100 * reached),)
     return Trial(number=number, variant="b0", settings={}, state=state, run="r", curve=curve)
 
 
@@ -84,7 +84,7 @@ def test_limits_are_kept() -> None:
     assert best(max_latency_ms=15) == 2
     assert best(max_cost=2, max_latency_ms=19) == 2
     assert best(max_cost=0.5) is None
-    with pytest.raises(RecipeError, match="no variant of this sweep stays within the limits"):
+    with pytest.raises(RecipeError, match="no variant of this sweep is within the limits"):
         Objective(objective="accuracy-under", max_cost=0.5).check(costs)
 
 

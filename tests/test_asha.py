@@ -78,6 +78,6 @@ def test_a_trial_that_has_reached_its_end_is_not_called_stopped() -> None:
 
 def test_the_rungs_are_where_asha_places_them() -> None:
     brackets = Brackets()
-    brackets.enter("b0", 0)
-    placed = [rung for rung, _ in brackets._of["b0"]._brackets[0]._rungs]
+    brackets.add("b0", 0)
+    placed = [rung for rung, _ in brackets._brackets["b0"]._brackets[0]._rungs]
     assert sorted(placed) == pytest.approx(RUNGS)
