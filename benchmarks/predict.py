@@ -33,10 +33,12 @@ from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.inference.predict import predict
 from effnet_ray.model import network, pretrained
+from effnet_ray.release import layout
 from effnet_ray.release.load import LoadedRelease, load_release
-from effnet_ray.release.store import ModelStore, record_files
+from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime import session
 from effnet_ray.runtime.inference_actors import batch_images
+from effnet_ray.storage.checksummed_json import to_json
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def untrained(settings: Settings, folder: str) -> LoadedRelease:
     built = network.build(settled, spec, 10).eval().requires_grad_(False)
     names = tuple(map(str, range(10)))
     files = {
-        "model.safetensors": save({
+        layout.WEIGHTS: save({
             name: tensor.contiguous() for name, tensor in built.backbone.state_dict().items()
         }),
-        **record_files(config=pretrained.hub_config(built, spec, names), recipe=settled,
-                       metrics={"history": []}),
+        layout.CONFIG: to_json(pretrained.hub_config(built, spec, names)),
+        layout.RECIPE: to_json(asdict(settled)),
+        layout.METRICS: to_json({"history": []}),
     }  # fmt: skip
     ModelStore(folder).publish("untrained", files, {"run": "none"})
     return load_release("untrained@v1", folder)

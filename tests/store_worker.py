@@ -82,7 +82,7 @@ def ended(pid: int, answer: int) -> dict[str, Any]:
 def child(job: dict[str, Any], said: int) -> None:
     """Do a job and say how it went; never returns."""
     steps = count_steps(job.get("kill_at"))
-    publish.HELPED_AFTER_S = job.get("helped_after_s", publish.HELPED_AFTER_S)
+    publish.CLAIM_WAIT_S = job.get("helped_after_s", publish.CLAIM_WAIT_S)
     try:
         store = ModelStore(job["store"], job.get("single_writer", False))
         told: dict[str, Any] = {"said": [act(store, action) for action in job["do"]]}

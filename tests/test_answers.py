@@ -14,7 +14,8 @@ from effnet_ray.data.views import eval_view
 from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.scorer import Scorer
-from effnet_ray.release.load import WEIGHTS, LoadedRelease
+from effnet_ray.release.layout import WEIGHTS
+from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime.inference_actors import MachineShare
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -37,7 +37,7 @@ def copied(packed: Path, to: Path) -> Path:
         (["--workers", "two"], "N or MIN:MAX"),
         (["--workers", "3:2"], "N or MIN:MAX"),
         (["--epochs", "0"], "1 or more"),
-        (["--name", "a/b"], "cannot be a folder's name"),
+        (["--name", "a/b"], "cannot be the name of a run"),
         (["--gpus-per-worker", "1.5"], "a share of one GPU, or a whole number"),
         (["--runs", "s3://"], "s3:// names no bucket: use s3://bucket/prefix"),
     ],

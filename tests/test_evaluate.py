@@ -246,7 +246,7 @@ def test_images_of_several_classes_are_refused(
     [
         ("model.safetensors", "was altered"),
         ("config.json", "was altered"),
-        ("release.json", "was altered|is no JSON"),
+        ("release.json", "was altered|is not valid JSON"),
     ],
 )
 def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, message: str) -> None:

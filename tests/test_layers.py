@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
     "errors variants speed schema tasks recipe phases placement "
-    "storage.uri storage.backend storage.retry storage.local storage.s3_errors storage.s3 storage "
-    "storage.multipart storage.conditional "
-    "storage.checksummed_json storage.parquet "
+    "storage.names storage.uri storage.backend storage.retry storage.local storage.s3_errors "
+    "storage.s3 storage storage.multipart storage.conditional "
+    "storage.checksummed_json storage.parquet release.layout release.record "
     "data.manifest data.classes data.augment data.image_checks data.decode data.views "
     "data.class_balance data.labels data.plan "
     "data.hf_parquet data.row_group data.feature_cache data.chunks "

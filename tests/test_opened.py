@@ -15,7 +15,7 @@ import torch
 from test_export import CLASSES, released
 
 from effnet_ray.errors import ReleaseError, StorageError
-from effnet_ray.release import load
+from effnet_ray.release import layout, load
 from effnet_ray.release.load import load_release
 from effnet_ray.storage import checksummed_json
 
@@ -128,15 +128,15 @@ HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("model.safetensors", other_shape, "is for 3 classes"),
     ("model.safetensors", no_numbers, "conv_stem.weight of .* not finite"),
     ("model.safetensors", one_less, "conv_stem.weight"),
-    ("config.json", lambda data: b"[1]", "no JSON object"),
+    ("config.json", lambda data: b"[1]", "not a JSON object"),
     ("config.json", lambda data: b"[" * 100_000, "recursion|Expecting"),
     ("config.json", config(architecture="resnet50"), "resnet50"),
     ("config.json", config(label_names=["a", "a", "b", "c"]), "4 different names"),
     ("config.json", config(label_names=["a"] * 2), "4 different names"),
     ("config.json", many, "is for 4 classes"),
-    ("config.json", config(label_names=["a", "b", "\x1b[2J", "d"]), "can be shown"),
-    ("config.json", config(label_names=["a", "b", "\ud800", "d"]), "can be shown"),
-    ("config.json", config(label_names=[1, 2, 3, 4]), "no list of names"),
+    ("config.json", config(label_names=["a", "b", "\x1b[2J", "d"]), "printable"),
+    ("config.json", config(label_names=["a", "b", "\ud800", "d"]), "printable"),
+    ("config.json", config(label_names=[1, 2, 3, 4]), "not a list of names"),
     ("config.json", seen(input_size=[3, 10**9, 10**9]), "preprocessing"),
     ("config.json", seen(std=[0, 1, 1]), "preprocessing"),
     ("config.json", seen(mean=[float("nan")] * 3), "preprocessing"),
@@ -176,7 +176,7 @@ def test_a_file_that_the_record_does_not_vouch_for_is_not_used(release: Path, fi
 def test_an_oversized_file_is_refused_unread(
     release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(load.MAX_BYTES, load.CONFIG, 100)
+    monkeypatch.setitem(load.MAX_BYTES, layout.CONFIG, 100)
     with pytest.raises(ReleaseError, match="at most 100 are expected"):
         load_release(str(release), "")
 

@@ -7,7 +7,8 @@ import pytest
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release.store import ModelStore, verify
+from effnet_ray.release.record import verify_files
+from effnet_ray.release.store import ModelStore
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}"}
 
@@ -50,7 +51,7 @@ def test_the_record_names_every_file(tmp_path: Path) -> None:
     there = {p.name for p in Path(release.uri).iterdir()}
     record = json.loads(Path(release.uri, "release.json").read_text())
     assert there == {*record["files"], "release.json"}
-    verify(release.uri)
+    verify_files(release.uri)
 
 
 def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:

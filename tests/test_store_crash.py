@@ -13,6 +13,8 @@ from servers import fresh_bucket, s3_environment
 from store_worker import files
 
 from effnet_ray import storage
+from effnet_ray.release import layout
+from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json
 
@@ -70,7 +72,7 @@ def _workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workers
 def content(store: ModelStore, name: str, version: int) -> dict[str, bytes]:
     """A release's files, verified."""
     release = store.find(f"{name}@v{version}")
-    record = checksummed_json.read(release.uri)
+    record = read_record(release.uri)
     return {
         file: checksummed_json.read_file(release.uri, file, record) for file in record["files"]
     }
@@ -84,7 +86,7 @@ def all_files(store: ModelStore, name: str) -> set[str]:
 
 def expected_files(versions: int, *aliases: str) -> set[str]:
     """What a model's folder holds when all is well."""
-    names = (*files("", 0), checksummed_json.RECORD)
+    names = (*files("", 0), layout.RECORD)
     releases = {f"v{v:04d}/{name}" for v in range(1, versions + 1) for name in names}
     claims = {f"claims/v{v:04d}.json" for v in range(1, versions + 1)}
     return releases | claims | {f"aliases/{alias}.json" for alias in aliases}
@@ -133,7 +135,7 @@ def test_a_publisher_killed_at_any_step_leaves_no_partial_release_and_no_gap(
         for version, expected in enumerate(ends, 1):
             assert content(store, name, version) == expected
         assert store.versions(name) == list(range(1, len(ends) + 1))
-        store.gc(lease_s=-60)
+        store.gc(stale_after_s=-60)
         assert all_files(store, name) == expected_files(len(ends), "best"), at
         scores = [json.loads(each["metrics.json"])["best"]["eval_top1"] for each in ends]
         assert store.find(f"{name}@best").version == scores.index(max(scores)) + 1
@@ -150,7 +152,7 @@ def test_what_a_dead_publisher_claimed_is_finished_or_buried_by_gc(
     for at in range(0, steps, every):
         name = f"g{at}"
         killed(workers, at, ["publish", name, "first", 0.5])
-        store.gc(lease_s=-60)
+        store.gc(stale_after_s=-60)
         seen = store.versions(name)
         outcomes.add(tuple(seen))
         assert [content(store, name, version) for version in seen] == [files("first", 0.5)][
@@ -181,7 +183,7 @@ def test_a_promotion_killed_at_any_step_has_happened_or_not(workers: Workers, ev
         store.promote(f"{name}@v2", "champion")
         moves = store.history(name, "champion")
         assert [(move.previous, move.version) for move in moves] == [(None, 1), (1, 2)]
-        store.gc(lease_s=-60)
+        store.gc(stale_after_s=-60)
         assert all_files(store, name) == expected_files(2, "best", "champion")
 
 
@@ -208,7 +210,7 @@ def test_of_many_publishers_and_promoters_at_once_each_number_and_move_has_one(
     assert [move.previous for move in moves] == [None, *(move.version for move in moves[:-1])]
     assert store.find("pets@champion").version == moves[-1].version
     assert len(store.history("pets", "best")) == 1  # all are equally good
-    store.gc(lease_s=-60)
+    store.gc(stale_after_s=-60)
     assert all_files(store, "pets") == expected_files(2 * processes, "best", "champion")
 
 
@@ -216,7 +218,7 @@ def test_of_many_who_publish_the_same_run_at_once_there_is_one_release(shared: W
     told = shared.run(*[[["publish", "pets", "same", 0.5]]] * 6)
     assert [ended.get("said") for ended in told] == [[1]] * 6, told
     assert content(shared.store, "pets", 1) == files("same", 0.5)
-    shared.store.gc(lease_s=-60)
+    shared.store.gc(stale_after_s=-60)
     assert all_files(shared.store, "pets") == expected_files(1, "best")
 
 

@@ -60,7 +60,7 @@ def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
     assert elsewhere["test_top1"] == told["test_top1"]  # nor is it for another store
     run = tmp_path / "runs/scored"
     assert not list(run.glob(f"{test_score.CANDIDATE}*"))
-    (run / test_score.FIGURES).unlink()
+    (run / test_score.SCORE_FILE).unlink()
     third = ["--store", f"{tmp_path}/third"]
     with pytest.raises(DatasetError, match=r"is missing: .* --no-test-split"):
         finetune_job([*command, *third])

@@ -21,7 +21,8 @@ from effnet_ray import storage
 from effnet_ray.cli.tune import tune_job
 from effnet_ray.preflight import preflight
 from effnet_ray.publish.from_run import release_run
-from effnet_ray.release.store import ModelStore, Release
+from effnet_ray.release.names import Release
+from effnet_ray.release.store import ModelStore
 from effnet_ray.tracking.metrics import params
 from effnet_ray.tracking.mlflow import Mlflow, redact
 from effnet_ray.tracking.trackers import Trackers
@@ -138,7 +139,7 @@ def tell(*told: Event | Release, names: Sequence[str] = BOTH) -> tuple[dict[str,
                 trackers.published(each)
             else:
                 trackers.hear(each)
-    return trackers.places, said
+    return trackers.locations, said
 
 
 def interrupted(*events: Event) -> None:
@@ -297,7 +298,7 @@ def test_a_release_becomes_a_version_whose_files_are_the_releases(tmp_path: Path
     release = told_in_two_sittings(f"{tmp_path}/runs/p", f"{tmp_path}/store", "pets-model")
     (version,) = versions("pets-model")
     assert version.run_id == the_run().info.run_id
-    told = ModelStore(f"{tmp_path}/store").shelf("pets-model").record(1)
+    told = ModelStore(f"{tmp_path}/store").model_folder("pets-model").record(1)
     tags = {"effnet_ray.release": "pets-model@v1", "effnet_ray.sha256": told["sha256"]}
     assert version.tags == tags
     to = f"{tmp_path}/loaded"
@@ -332,7 +333,7 @@ def test_a_server_that_goes_is_said_once_and_told_at_the_end_if_it_is_back(
     with Trackers(["mlflow"], said.append) as trackers:
         trackers.hear(start)
         trackers.hear(done(epoch(0)))
-        assert until(lambda: trackers.places and "train_loss" in in_mlflow())
+        assert until(lambda: trackers.locations and "train_loss" in in_mlflow())
         server.go()
         try:
             for step in range(5, 8):

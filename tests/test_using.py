@@ -8,7 +8,8 @@ from test_export import released
 
 from effnet_ray.cli.models import models_job
 from effnet_ray.cli.predict import predict_job
-from effnet_ray.cli.serve import resolve_uri, serve_job
+from effnet_ray.cli.serve import serve_job
+from effnet_ray.release.load import release_uri
 
 Refused = Callable[..., str]
 
@@ -63,4 +64,4 @@ def test_export_refuses(refused: Refused, store: str, model: str, says: str) -> 
 
 
 def test_an_alias_means_what_it_was_moved_to(store: str) -> None:
-    assert resolve_uri("birds@best", store) == f"{store}/birds/v0001"
+    assert release_uri("birds@best", store) == f"{store}/birds/v0001"

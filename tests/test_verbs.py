@@ -26,6 +26,7 @@ from effnet_ray.cli.models import models_job
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.release.load import LoadedRelease
+from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json
 
@@ -67,7 +68,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
 
 def publish(release: LoadedRelease, place: Place) -> None:
     """`birds@v1`, the release; v2 and v3, which hold no network and are worse."""
-    record = checksummed_json.read(release.uri)
+    record = read_record(release.uri)
     content = {
         name: checksummed_json.read_file(release.uri, name, record) for name in record["files"]
     }

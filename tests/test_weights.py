@@ -22,6 +22,7 @@ from effnet_ray.errors import WeightsError
 from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
+from effnet_ray.release import layout
 from effnet_ray.variants import VARIANTS
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
@@ -235,10 +236,10 @@ def released(folder: Path, variant: str = "b0", size: int = 48) -> tuple[Network
     network = build(recipe, spec, len(CLASSES)).eval()
     folder.mkdir()
     config = pretrained.hub_config(network, spec, CLASSES)
-    (folder / pretrained.CONFIG).write_text(json.dumps(config))
+    (folder / layout.CONFIG).write_text(json.dumps(config))
     save_file(
         {name: t.contiguous() for name, t in network.backbone.state_dict().items()},
-        folder / pretrained.FILE,
+        folder / layout.WEIGHTS,
     )
     return network, folder
 
@@ -298,7 +299,7 @@ def test_a_releases_head_is_kept_only_for_the_same_classes(
     assert data
     head = pretrained.head_classes(start, classes)
     network = loaded(data, tmp_path, recipe, len(classes), head)
-    saved = load_file(release / pretrained.FILE)
+    saved = load_file(release / layout.WEIGHTS)
     assert body_is(network, saved)
     if len(classes) == len(CLASSES):
         assert head_is(network, saved) == keeps
@@ -310,13 +311,13 @@ def test_a_release_of_another_variant_is_refused(release: Path) -> None:
 
 
 def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
-    (tmp_path / pretrained.CONFIG).write_text("[]")
+    (tmp_path / layout.CONFIG).write_text("[]")
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(WeightsError, match="not a release of ours"):
             pretrained.resolve(settled(weights=str(folder)))
 
 
 def test_a_release_without_its_weights_is_refused(release: Path, tmp_path: Path) -> None:
-    (tmp_path / pretrained.CONFIG).write_bytes((release / pretrained.CONFIG).read_bytes())
+    (tmp_path / layout.CONFIG).write_bytes((release / layout.CONFIG).read_bytes())
     with pytest.raises(WeightsError):
         pretrained.fetch(pretrained.resolve(settled(weights=str(tmp_path))), None)

@@ -10,8 +10,8 @@ from effnet_ray.cli.check import preflight_or_raise
 from effnet_ray.cli.flags import TrainingFlags
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.publish.from_run import release_run
-from effnet_ray.release.store import Release
-from effnet_ray.storage import checksummed_json
+from effnet_ray.release.names import Release
+from effnet_ray.release.record import read_record
 from effnet_ray.tracking.trackers import Trackers, parse_trackers
 from effnet_ray.train.events import Event
 from effnet_ray.train.finetune import finetune
@@ -45,9 +45,9 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
                 scoring=shared.scoring(flags, data, people, connect, flags.placement),
             )
             trackers.published(release)
-        released = checksummed_json.read(release.uri)
+        released = read_record(release.uri)
         test = {name: released[name] for name in TESTED if name in released}
-        _summary(people, result, release, data, test, trackers.places)
+        _summary(people, result, release, data, test, trackers.locations)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,

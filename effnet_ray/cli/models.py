@@ -51,7 +51,7 @@ class List(StoreFlags):
 def list_models(flags: List, people: Terminal) -> dict[str, Any]:
     """`models.py list`."""
     store = flags.open()
-    found = catalog.catalog(store)
+    found = catalog.list_models(store)
     tables.models_table(people, found, store.uri)
     return {"store": store.uri, "models": [asdict(model) for model in found]}
 
@@ -69,10 +69,10 @@ def show(flags: Show, people: Terminal) -> dict[str, Any]:
     store = flags.open()
     if "@" not in flags.model:
         return _show_model(store, flags.model, people)
-    shelf, version = store.resolve(flags.model)
-    release, record = shelf.release(version), shelf.record(version)
+    folder, version = store.resolve(flags.model)
+    release, record = folder.release(version), folder.record(version)
     tables.release_table(people, release.reference, release.uri, record)
-    told = catalog.model(shelf).aliases
+    told = catalog.describe_model(folder).aliases
     held = [alias for alias, means in told.items() if means == version]
     return {
         "release": release.reference,
@@ -83,8 +83,8 @@ def show(flags: Show, people: Terminal) -> dict[str, Any]:
 
 
 def _show_model(store: ModelStore, name: str, people: Terminal) -> dict[str, Any]:
-    shelf = store.shelf(name)
-    found, moved = catalog.model(shelf), catalog.histories(shelf)
+    folder = store.model_folder(name)
+    found, moved = catalog.describe_model(folder), aliases.histories(folder)
     tables.models_table(people, [found] if found.versions else [], store.uri)
     tables.histories_table(people, moved)
     history = {alias: [asdict(move) for move in moves] for alias, moves in moved.items()}
@@ -107,7 +107,7 @@ class Promote(WritableStoreFlags):
 
 def promote(flags: Promote, people: Terminal) -> dict[str, Any]:
     """`models.py promote`."""
-    name = names.parse(flags.model).name
+    name = names.parse_reference(flags.model).name
     move = flags.open().promote(flags.model, flags.alias, force=flags.force)
     before = f", before: v{move.previous}" if move.previous else ""
     people.say(f"{name}@{flags.alias} means v{move.version}{before}")
@@ -173,8 +173,8 @@ def _unfinished(store: ModelStore, model: str) -> list[str]:
     """What is asked for and claimed: its publisher is at work or died, or its record is gone."""
     if "@" in model:
         return []
-    shelves = [store.shelf(name) for name in ([model] if model else store.models())]
-    return [shelf.release(v).reference for shelf in shelves for v in shelf.unfinished]
+    folders = [store.model_folder(name) for name in ([model] if model else store.models())]
+    return [folder.release(v).reference for folder in folders for v in folder.unfinished]
 
 
 def _checks(
@@ -182,22 +182,22 @@ def _checks(
 ) -> Iterator[tuple[Literal["verified", "aliases"], str, Callable[[], None]]]:
     """What is asked for, by name: a release, or all of a model or the store, aliases too."""
     if "@" in model:
-        shelf, version = store.resolve(model)
+        folder, version = store.resolve(model)
         yield (
             "verified",
-            shelf.release(version).reference,
-            partial(maintenance.verify, shelf, version),
+            folder.release(version).reference,
+            partial(maintenance.verify, folder, version),
         )
-        alias = names.parse(model).alias
+        alias = names.parse_reference(model).alias
         if alias:
-            yield "aliases", model, partial(aliases.verify, shelf, alias)
+            yield "aliases", model, partial(aliases.verify, folder, alias)
         return
-    for shelf in [store.shelf(name) for name in ([model] if model else store.models())]:
-        for version in shelf.versions:
-            reference = shelf.release(version).reference
-            yield "verified", reference, partial(maintenance.verify, shelf, version)
-        for alias in shelf.aliases:
-            yield "aliases", f"{shelf.name}@{alias}", partial(aliases.verify, shelf, alias)
+    for folder in [store.model_folder(name) for name in ([model] if model else store.models())]:
+        for version in folder.versions:
+            reference = folder.release(version).reference
+            yield "verified", reference, partial(maintenance.verify, folder, version)
+        for alias in folder.aliases:
+            yield "aliases", f"{folder.name}@{alias}", partial(aliases.verify, folder, alias)
 
 
 @dataclass(frozen=True, kw_only=True)

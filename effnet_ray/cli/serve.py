@@ -9,7 +9,6 @@ from typing import Any
 
 import tyro
 
-from effnet_ray import storage
 from effnet_ray.cli import flags as shared
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import (
@@ -22,8 +21,7 @@ from effnet_ray.errors import (
 )
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.placement import Placement
-from effnet_ray.release.load import load_release
-from effnet_ray.release.store import ModelStore
+from effnet_ray.release.load import load_release, release_uri
 from effnet_ray.runtime import session
 
 DAY_S = 24 * 3600
@@ -56,7 +54,7 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
             f"follow_every is {flags.follow_every:g} s: expected more than 0, at most {DAY_S}"
         )
     server, serving = _ray_serve(), flags.serving
-    uri = resolve_uri(flags.model, flags.store)
+    uri = release_uri(flags.model, flags.store)
     load_release(uri, "")  # refused before anything is leased
     placement = Placement(workers=str(serving.replicas), gpus_per_worker=serving.gpus_per_replica)
     at = f"http://{serving.host}:{serving.port}/"
@@ -90,14 +88,6 @@ def _ray_serve() -> Any:
     return serve
 
 
-def resolve_uri(model: str, store: str) -> str:
-    """The URI of the release that is meant. Raises ReleaseError where there is none."""
-    if "/" in model:
-        return storage.absolute(model)
-    shelf, version = ModelStore(storage.absolute(store)).resolve(model)
-    return shelf.release(version).uri
-
-
 def _ticks(seconds: float) -> Iterator[None]:
     """Now and then, until Ctrl-C."""
     try:
@@ -120,7 +110,7 @@ def _follow(
     for _ in ticks:
         now = refused
         try:
-            now = resolve_uri(flags.model, flags.store)
+            now = release_uri(flags.model, flags.store)
             if now not in (uri, refused):
                 deploy(now, flags.serving)
                 uri, refused, told = now, "", ""

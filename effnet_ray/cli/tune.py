@@ -15,7 +15,7 @@ from effnet_ray.cli.terminal import Terminal
 from effnet_ray.cli.tune_view import SweepView
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.store import Release
+from effnet_ray.release.names import Release
 from effnet_ray.sweep import report, results, space as spaces, sweep_record
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.publish import publish

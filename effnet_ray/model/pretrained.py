@@ -24,12 +24,11 @@ from effnet_ray import storage
 from effnet_ray.errors import StorageError, WeightsError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
-from effnet_ray.storage import checksummed_json
+from effnet_ray.release import layout
+from effnet_ray.release.record import is_release, read_file
 from effnet_ray.variants import FAMILIES, InputSpec
 
 HUB_OWNER = "timm"
-FILE = "model.safetensors"
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def resolve(recipe: Recipe) -> Weights:
 
 def _release(uri: str, recipe: Recipe) -> Weights:
     try:
-        config: dict[str, Any] = json.loads(_vouched(uri, CONFIG, storage.RECORD_BYTES))
+        config: dict[str, Any] = json.loads(_vouched(uri, layout.CONFIG, storage.RECORD_BYTES))
         seen = config["pretrained_cfg"]
         spec = InputSpec(
             resolution=int(seen["input_size"][-1]),
@@ -106,8 +105,8 @@ def _vouched(uri: str, file: str, most: int | None = None) -> bytes:
 
     Raises ReleaseError where it was altered, StorageError where it has more than `most` bytes.
     """
-    if checksummed_json.is_release(uri):
-        return checksummed_json.read_file(uri, file, checksummed_json.read(uri))
+    if is_release(uri):
+        return read_file(uri, file)
     return storage.read_bytes(storage.join(uri, file), max_bytes=most)
 
 
@@ -127,7 +126,7 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
 
 def _from_release(uri: str) -> bytes:
     try:
-        return _checked(_vouched(uri, FILE), uri)
+        return _checked(_vouched(uri, layout.WEIGHTS), uri)
     except StorageError as error:
         raise WeightsError(
             f"release {uri} has no weights ({error}): restore it, or use another"
@@ -149,15 +148,15 @@ def _from_hub(name: str) -> bytes:
     repository = f"{HUB_OWNER}/{name}"
     try:
         if not _cached(repository):
-            _answers(hf_hub_url(repository, FILE))
-        path = Path(hf_hub_download(repository, FILE))
+            _answers(hf_hub_url(repository, layout.WEIGHTS))
+        path = Path(hf_hub_download(repository, layout.WEIGHTS))
     except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
         raise _unfetchable(name, error) from error
     return _checked(path.read_bytes(), f"of {name} from the hub")
 
 
 def _cached(repository: str) -> bool:
-    return isinstance(try_to_load_from_cache(repository, FILE), str)
+    return isinstance(try_to_load_from_cache(repository, layout.WEIGHTS), str)
 
 
 def _answers(url: str) -> None:
@@ -182,7 +181,7 @@ def weights_source(weights: Weights, mirror: str | None) -> str:
         return "none: from scratch"
     if "/" not in weights.name and not mirror:
         return _on_the_hub(weights.name)
-    uri = storage.join(weights.name, FILE)
+    uri = storage.join(weights.name, layout.WEIGHTS)
     if "/" not in weights.name:
         uri = storage.join(storage.absolute(mirror or ""), f"{weights.name}.safetensors")
     if not storage.exists(uri):
@@ -195,7 +194,7 @@ def _on_the_hub(name: str) -> str:
     if _cached(repository):
         return f"{name}, from the hub, in its cache already"
     try:
-        size = get_hf_file_metadata(hf_hub_url(repository, FILE)).size or 0
+        size = get_hf_file_metadata(hf_hub_url(repository, layout.WEIGHTS)).size or 0
     except Exception as error:  # as above
         raise _unfetchable(name, error) from error
     return f"{name}, from the hub, {size / 1e6:,.0f} MB"
@@ -247,7 +246,7 @@ def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> d
         "crop_mode": "center",
     }
     with tempfile.TemporaryDirectory(prefix="effnet-config-") as folder:
-        path = Path(folder) / CONFIG
+        path = Path(folder) / layout.CONFIG
         save_config_for_hf(
             network.backbone,
             str(path),

@@ -68,7 +68,7 @@ def full(
 
 def _trackers(names: Sequence[str]) -> Iterator[Finding]:
     for name in names:
-        yield run_check(f"tracker {name}", partial(track.check, name))
+        yield run_check(f"tracker {name}", partial(track.check_tracker, name))
 
 
 def _fits(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:

@@ -98,7 +98,7 @@ logit for each, a sigmoid of which is the probability of that class by itself.""
 )
 
 
-def card(
+def model_card(
     name: str,
     run: Run,
     history: Sequence[EpochReport],

@@ -1,4 +1,4 @@
-"""From a finished run to a Release: the best checkpoint, with all that a reader needs."""
+"""Publishing a finished run: the weights of its best epoch, with metrics, card and provenance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,18 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, ReleaseError
 from effnet_ray.inference import plots
 from effnet_ray.model import network, pretrained
-from effnet_ray.publish.card import card
+from effnet_ray.publish.card import model_card
 from effnet_ray.publish.provenance import provenance
 from effnet_ray.publish.test_score import Scoring
-from effnet_ray.release.store import ModelStore, Release, record_files
+from effnet_ray.release import layout
+from effnet_ray.release.names import Release
+from effnet_ray.release.store import ModelStore
+from effnet_ray.storage.checksummed_json import to_json
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.checkpoint import Checkpoint
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.per_class import ClassMetrics, has_average_precision
 from effnet_ray.train.run_record import Result, Run
-
-CARD, CURVES = "README.md", "curves.png"
 
 
 def release_run(
@@ -31,95 +32,99 @@ def release_run(
     single_writer: bool = False,
     scoring: Scoring | None = None,
 ) -> Release:
-    """Publish a finished run's best checkpoint in `store`, under `name` or the run's own.
+    """Publish a finished run's best checkpoint in `store`, under `name` or the run's own name.
 
-    `found_by` is the provenance of a run that a sweep tried; `single_writer`: no other publishes
-    there at the same time; `scoring` scores the test split, if the data has one. A run that was
-    released already is found, not scored and not released again. Raises ReleaseError where the
-    run's record or best checkpoint is gone or damaged, and what `scoring` raises.
+    A run that is published already is neither scored nor published again: its release is
+    returned. `found_by` is the provenance of a sweep's trial; `single_writer` promises that no
+    other process publishes in the store at the same time; `scoring` scores the test split if the
+    data has one. Raises ReleaseError if the run's record or best checkpoint is missing or damaged,
+    and whatever `scoring` raises.
     """
-    where = ModelStore(storage.absolute(store), single_writer)
+    model_store = ModelStore(storage.absolute(store), single_writer)
     try:
-        chosen = _open(result)
+        source = _read_run(result)
     except CheckpointError as error:
-        found = where.released(name or result.run, run=result.run_uri)
-        if found:
-            return found
+        release = model_store.find_published(name or result.run, run=result.run_uri)
+        if release:
+            return release
         raise ReleaseError(
-            f"run {result.run!r} cannot be released: {error}: restore it, or train again under "
-            "another --name"
+            f"run {result.run!r} cannot be released: {error}: restore the checkpoint from a "
+            "backup, or train again under another --name"
         ) from error
-    name = name or chosen.run.name
-    digest = hashlib.sha256(chosen.data).hexdigest()
-    found = where.released(name, run=result.run_uri, weights_sha256=digest)
-    if found:
-        return found
-    told = provenance(chosen.run, result, chosen.at.step, chosen.history, found_by)
+    name = name or source.run.name
+    digest = hashlib.sha256(source.weights).hexdigest()
+    release = model_store.find_published(name, run=result.run_uri, weights_sha256=digest)
+    if release:
+        return release
+    origin = provenance(source.run, result, source.checkpoint.step, source.history, found_by)
     test: dict[str, float] = {}
     if scoring:
-        test = scoring(result.run_uri, _files(name, chosen, {}), told, chosen.run.recipe.limit)
-    return where.publish(name, _files(name, chosen, test), told | test)
+        candidate = _release_files(name, source, {})
+        test = scoring(result.run_uri, candidate, origin, source.run.recipe.limit)
+    return model_store.publish(name, _release_files(name, source, test), origin | test)
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The best checkpoint of a run."""
+class _FinishedRun:
+    """What a release is made from."""
 
     run: Run
     history: Sequence[EpochReport]
-    """Of the whole run, to its last epoch."""
-    at: Checkpoint
-    winner: EpochReport
-    data: bytes
-    """The weights that are to be released."""
+    """Every epoch of the run, including those after the best."""
+    checkpoint: Checkpoint
+    """The checkpoint of the best epoch."""
+    best: EpochReport
+    weights: bytes
+    """The weights to release, as safetensors."""
 
 
-def _open(result: Result) -> _Chosen:
-    """Raises CheckpointError, and ReleaseError where the run has no record."""
+def _read_run(result: Result) -> _FinishedRun:
+    """Read the run. Raises CheckpointError, or ReleaseError if the run has no record."""
     run = run_record.load(result.run_uri)
     if run is None:
         raise ReleaseError(f"{result.run_uri} has no {run_record.RUN}: run the same command again")
-    at = checkpoint.open_checkpoint(result.checkpoint)
-    winner = best(at.history)
-    assert winner is not None  # the best checkpoint is one of an epoch's end
-    data = at.read(checkpoint.AVERAGED if winner.averaged else checkpoint.WEIGHTS)
-    folder = storage.join(result.run_uri, run_record.CHECKPOINTS, checkpoint.folder(result.steps))
-    return _Chosen(run, checkpoint.open_checkpoint(folder).history, at, winner, data)
+    best_checkpoint = checkpoint.open_checkpoint(result.checkpoint)
+    best_epoch = best(best_checkpoint.history)
+    assert best_epoch is not None  # the best checkpoint was written after an evaluated epoch
+    weights = best_checkpoint.read(
+        checkpoint.AVERAGED if best_epoch.averaged else checkpoint.WEIGHTS
+    )
+    last = storage.join(result.run_uri, run_record.CHECKPOINTS, checkpoint.folder(result.steps))
+    history = checkpoint.open_checkpoint(last).history
+    return _FinishedRun(run, history, best_checkpoint, best_epoch, weights)
 
 
-def _files(name: str, chosen: _Chosen, test: Mapping[str, float]) -> dict[str, bytes]:
-    """What is released, and `test`, the figures of the test split."""
-    run, found = chosen.run, chosen.at.per_class
+def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -> dict[str, bytes]:
+    """The files of the release; `test` holds the metrics on the test split, if it was scored."""
+    run, per_class = source.run, source.checkpoint.per_class
     built = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
-        "best": asdict(chosen.winner),
+        "best": asdict(source.best),
         **({"test": dict(test)} if test else {}),
-        **({"per_class": _told(run.classes, found)} if found else {}),
-        "history": [asdict(report) for report in chosen.history],
+        **({"per_class": _class_rows(run.classes, per_class)} if per_class else {}),
+        "history": [asdict(report) for report in source.history],
     }
     return {
-        checkpoint.WEIGHTS: chosen.data,
-        CURVES: plots.picture(chosen.history),
-        CARD: card(name, run, chosen.history, found, test).encode(),
-        **record_files(
-            config=pretrained.hub_config(built, run.spec, run.classes),
-            recipe=run.recipe,
-            metrics=metrics,
-        ),
+        layout.WEIGHTS: source.weights,
+        layout.CURVES: plots.picture(source.history),
+        layout.CARD: model_card(name, run, source.history, per_class, test).encode(),
+        layout.CONFIG: to_json(pretrained.hub_config(built, run.spec, run.classes)),
+        layout.RECIPE: to_json(asdict(run.recipe)),
+        layout.METRICS: to_json(metrics),
     }
 
 
-def _told(names: tuple[str, ...], found: Sequence[ClassMetrics]) -> list[dict[str, Any]]:
-    """Each class's figures on the eval split."""
-    with_ap = has_average_precision(found)
+def _class_rows(names: tuple[str, ...], per_class: Sequence[ClassMetrics]) -> list[dict[str, Any]]:
+    """Metrics of each class on the eval split, as metrics.json has them."""
+    with_ap = has_average_precision(per_class)
     return [
         {
-            "class": names[each.index],
-            "images": each.support,
-            "precision": each.precision,
-            "recall": each.recall,
-            "f1": each.f1,
-            **({"ap": each.ap} if with_ap else {}),
+            "class": names[metrics.index],
+            "images": metrics.support,
+            "precision": metrics.precision,
+            "recall": metrics.recall,
+            "f1": metrics.f1,
+            **({"ap": metrics.ap} if with_ap else {}),
         }
-        for each in found
+        for metrics in per_class
     ]

@@ -38,7 +38,7 @@ def provenance(
             "python": platform.python_version(),
             **{library: version(library) for library in LIBRARIES},
         },
-        **commit(),
+        **git_commit(),
         "cost": _cost(result, history),
         **({"found_by": dict(found_by)} if found_by else {}),
     }
@@ -58,7 +58,7 @@ def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
     }
 
 
-def commit() -> dict[str, Any]:
+def git_commit() -> dict[str, Any]:
     """The working folder's git commit, and whether files differ from it; nothing without git."""
     head = _git("rev-parse", "HEAD")
     if not head:

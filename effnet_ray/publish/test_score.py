@@ -1,7 +1,7 @@
-"""The test split, scored once: by what is about to be released, after every choice was made.
+"""Scoring the test split: once, with the weights about to be released, after every choice.
 
-RUNS/NAME/test.json           the figures, and of which weights and data they are
-RUNS/NAME/candidate-*/        the release before it is one, for as long as it is being scored
+RUNS/NAME/test.json       the metrics, and the weights and data that they belong to
+RUNS/NAME/candidate-*/    the unpublished release, while it is being scored
 """
 
 import json
@@ -17,43 +17,53 @@ from effnet_ray.errors import EffnetRayError
 from effnet_ray.inference.evaluate import evaluate
 from effnet_ray.inference.multilabel import MultilabelMetrics
 from effnet_ray.placement import Placement
-from effnet_ray.release import publish
 from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.release.publish import write_unpublished
+from effnet_ray.storage.checksummed_json import to_json
 
 TEST = "test"
 CANDIDATE = "candidate-"
-FIGURES = "test.json"
+SCORE_FILE = "test.json"
+
+
+def _ignore_progress(done: int, images: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Who scores, and by which data."""
+    """How to score the test split of a run's data set. Calling it scores a release."""
 
     data: str
     """URI of the data set that the run was trained on."""
     placement: Placement
     connect: Callable[[Placement], object]
-    """Joins or starts Ray, where it must."""
-    on_progress: Callable[[int, int], None] = lambda done, images: None
-    """Hears how many images are done, of how many."""
+    """Connects to Ray, or starts it, if that is necessary."""
+    on_progress: Callable[[int, int], None] = _ignore_progress
+    """Called with the number of images done and of all images."""
 
     def __call__(
-        self, run_uri: str, files: Mapping[str, bytes], told: Mapping[str, Any], limit: int | None
+        self,
+        run_uri: str,
+        files: Mapping[str, bytes],
+        provenance: Mapping[str, Any],
+        limit: int | None,
     ) -> dict[str, float]:
-        """`test_top1`, `test_top5`, `test_loss` and `test_images` of what these files release.
+        """Return `test_top1`, `test_top5`, `test_loss`, `test_images` of the release's files.
 
-        And `test_map` where images may have several classes; nothing where the data has no such
-        images. Raises InputError, EvaluationError.
+        A multi-label release also has `test_map`. Without a test split the result is empty. The
+        same weights are scored on the same data only once. Raises InputError, EvaluationError.
         """
         manifest = manifests.load(self.data).limited(limit)
         if not manifest.images.get(TEST):
             return {}
-        candidate = storage.join(run_uri, f"{CANDIDATE}{uuid.uuid4().hex}")  # others may score it
-        publish.write_unpublished(candidate, files, told)
+        # The name is unique because another process may be scoring the same run.
+        candidate = storage.join(run_uri, f"{CANDIDATE}{uuid.uuid4().hex}")
+        write_unpublished(candidate, files, provenance)
         try:
             release = load_release(candidate, "")
-            known = _known(run_uri, release, manifest)
-            return known or self._scored(run_uri, release, manifest, limit)
+            recorded = _read_scores(run_uri, release, manifest)
+            return recorded or self._score(run_uri, release, manifest, limit)
         except EffnetRayError as error:
             raise type(error)(
                 f"the test split cannot be scored: {error}; or release without its score: "
@@ -62,10 +72,11 @@ class Scoring:
         finally:
             storage.delete(candidate)
 
-    def _scored(
+    def _score(
         self, run_uri: str, release: LoadedRelease, manifest: Manifest, limit: int | None
     ) -> dict[str, float]:
-        figures = evaluate(
+        """Evaluate the release on the test split, and record its metrics in the run's folder."""
+        metrics = evaluate(
             release,
             self.data,
             self.placement,
@@ -74,32 +85,32 @@ class Scoring:
             on_progress=self.on_progress,
             connect=self.connect,
         ).metrics
-        found: dict[str, float] = {
-            "test_top1": figures.top1,
-            "test_top5": figures.top5,
-            "test_loss": figures.loss,
-            "test_images": figures.images,
-            **({"test_map": figures.mean_ap} if isinstance(figures, MultilabelMetrics) else {}),
+        scores: dict[str, float] = {
+            "test_top1": metrics.top1,
+            "test_top5": metrics.top5,
+            "test_loss": metrics.loss,
+            "test_images": metrics.images,
+            **({"test_map": metrics.mean_ap} if isinstance(metrics, MultilabelMetrics) else {}),
         }
-        record = {**_of(release, manifest), "figures": found}
-        storage.write_bytes(storage.join(run_uri, FIGURES), json.dumps(record, indent=1).encode())
-        return found
+        record = {**_score_key(release, manifest), "figures": scores}
+        storage.write_bytes(storage.join(run_uri, SCORE_FILE), to_json(record))
+        return scores
 
 
-def _of(release: LoadedRelease, manifest: Manifest) -> dict[str, Any]:
-    """What figures are of."""
+def _score_key(release: LoadedRelease, manifest: Manifest) -> dict[str, Any]:
+    """The weights and the data that scores belong to."""
     images = manifest.images[TEST]
     return {"weights": release.sha256, "data": manifest.fingerprint, "images": images}
 
 
-def _known(run_uri: str, release: LoadedRelease, manifest: Manifest) -> dict[str, float]:
-    """The figures, if these weights were scored on these images before."""
-    uri = storage.join(run_uri, FIGURES)
+def _read_scores(run_uri: str, release: LoadedRelease, manifest: Manifest) -> dict[str, float]:
+    """The recorded scores of these weights on this data; empty if there are none."""
+    uri = storage.join(run_uri, SCORE_FILE)
     if not storage.exists(uri):
         return {}
     try:
-        told = json.loads(storage.read_bytes(uri))
-        figures: dict[str, float] = told.pop("figures")
+        record = json.loads(storage.read_bytes(uri))
+        scores: dict[str, float] = record.pop("figures")
     except (ValueError, LookupError, AttributeError):
-        return {}  # torn: scored again
-    return figures if told == _of(release, manifest) else {}
+        return {}  # damaged: score again
+    return scores if record == _score_key(release, manifest) else {}

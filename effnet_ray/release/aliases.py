@@ -1,7 +1,8 @@
-"""Names that move from version to version: `best`, `champion`, anybody's own.
+"""Aliases: names such as `best` or `champion` that move from version to version.
 
-`STORE/NAME/aliases/ALIAS.json` is the alias's whole history, sealed. It is moved by
-compare-and-swap, so that of two moves at once neither is lost: the later one sees the other.
+`STORE/NAME/aliases/ALIAS.json` holds the whole history of an alias, with its own checksum. Moves
+are compare-and-swap writes, so of two concurrent moves none is lost: the second one is appended
+to the first.
 """
 
 import logging
@@ -13,11 +14,13 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ConflictError, RecipeError, ReleaseError
-from effnet_ray.release.model_folder import ALIASES, ModelFolder
-from effnet_ray.release.names import BEST, Release, check_alias
+from effnet_ray.release import layout
+from effnet_ray.release.model_folder import ModelFolder
+from effnet_ray.release.names import BEST, Release, check_alias_name
 from effnet_ray.release.publish import now
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json, conditional, local
+from effnet_ray.storage.checksummed_json import RESTORE
 
 logger = logging.getLogger(__name__)
 
@@ -27,193 +30,220 @@ class Move:
     """One entry of an alias's history."""
 
     version: int
+    """The version that the alias points to after the move."""
     previous: int | None
-    """What the alias meant before; None for its first move."""
+    """The version before the move; None for the first move."""
     when: str
     """ISO 8601, UTC."""
     eval_top1: float | None
-    """Of the release; None where its metrics.json says none."""
+    """Of the release; None if its metrics.json has none."""
     record: str
     """`sha256` of the release's release.json."""
     newest: int
-    """The newest version there was then: what `best` need not be held against again."""
+    """The newest version at the time of the move. `best` is not compared with older ones again."""
     forced: bool
-    """Whether the move was made without regard to the metric."""
+    """Whether the score was ignored."""
     id: str
-    """Of this move alone: no two moves are written by the same bytes."""
+    """Random, so that no two moves have the same bytes."""
     eval_map: float | None = None
-    """Mean average precision, by which releases for images of several classes are compared."""
+    """Mean average precision, the score of multi-label releases."""
 
     @property
     def score(self) -> "Score | None":
-        """By what releases are compared."""
+        """The score of the release."""
         return Score.of(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good a release is, by one figure or another."""
+    """The metric by which releases of one task are compared, and its value."""
 
-    by: str
+    metric: str
     value: float
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Score | None":
-        """Of a release or a move; None where it tells none."""
+        """The score in a release's record or a move; None if there is none."""
         mean_ap, top1 = record.get("eval_map"), record.get("eval_top1")
         if mean_ap is not None:
             return cls("mean average precision", mean_ap)
         return None if top1 is None else cls("eval top-1", top1)
 
 
-def history(shelf: ModelFolder, alias: str) -> list[Move]:
-    """Every move, the first first; empty where there is no such alias.
+def history(folder: ModelFolder, alias: str) -> list[Move]:
+    """All moves, oldest first; empty if there is no such alias.
 
-    Raises ReleaseError where the history is altered.
+    Raises ReleaseError if the history was altered.
     """
-    seen = conditional.read(_uri(shelf, alias))
-    return _moves(shelf, alias, seen.data) if seen else []
+    stored = conditional.read(_uri(folder, alias))
+    return _parse(folder, alias, stored.data) if stored else []
 
 
-def current(shelf: ModelFolder, alias: str) -> Release:
-    """The release that an alias means. Raises ReleaseError where there is none."""
-    moves = history(shelf, alias)
+def histories(folder: ModelFolder) -> dict[str, list[Move]]:
+    """The history of every alias. Raises ReleaseError if one was altered."""
+    return {alias: history(folder, alias) for alias in folder.aliases}
+
+
+def target(folder: ModelFolder, alias: str) -> int | None:
+    """The version that the alias points to; None if there is no such alias.
+
+    The version may be deleted. Raises ReleaseError if the history was altered.
+    """
+    moves = history(folder, alias)
+    return moves[-1].version if moves else None
+
+
+def current(folder: ModelFolder, alias: str) -> Release:
+    """The release that the alias points to. Raises ReleaseError if there is none."""
+    moves = history(folder, alias)
     if not moves:
-        store = shelf.uri.rpartition("/")[0]
-        raise ReleaseError(f"{shelf.name}@{alias} is not in {store}: it has {shelf.have()}")
-    return _meant(shelf, alias, moves[-1])
+        raise ReleaseError(
+            f"{folder.name}@{alias} is not in {folder.store}: it has {folder.describe_contents()}"
+        )
+    return _moved_to(folder, alias, moves[-1])
 
 
-def verify(shelf: ModelFolder, alias: str) -> None:
-    """Hold an alias's history against itself and against the releases that are left of it.
+def verify(folder: ModelFolder, alias: str) -> None:
+    """Check an alias's history against itself and against the existing releases.
 
-    Raises ReleaseError where the history is altered, a move is missing from it, a release is not
-    the one that the alias was moved to, or what it means now is gone or its record damaged.
+    Raises ReleaseError if the history was altered, a move is missing from it, a release is not
+    the one to which the alias was moved, or its current release is deleted or damaged.
     """
-    moves = history(shelf, alias)
+    moves = history(folder, alias)
     for before, move in zip([None, *moves], moves, strict=False):
         if move.previous != (before.version if before else None):
             raise ReleaseError(
-                f"{_uri(shelf, alias)} misses what was before the move of {move.when} to "
-                f"v{move.version}: restore it"
+                f"{_uri(folder, alias)} lacks a move before the one of {move.when} to "
+                f"v{move.version}: {RESTORE}"
             )
-        if move.version in shelf.versions:
-            _meant(shelf, alias, move)
+        if move.version in folder.versions:
+            _moved_to(folder, alias, move)
     if moves:
-        _meant(shelf, alias, moves[-1])
+        _moved_to(folder, alias, moves[-1])
 
 
-def _meant(shelf: ModelFolder, alias: str, move: Move) -> Release:
-    """The release that an alias was moved to. Raises ReleaseError where it is another, or gone."""
+def _moved_to(folder: ModelFolder, alias: str, move: Move) -> Release:
+    """The release to which the alias was moved. Raises ReleaseError if it is gone or replaced."""
     version = move.version
-    if version not in shelf.versions:
+    if version not in folder.versions:
+        reason = "was deleted" if version in folder.deleted else "does not exist"
         raise ReleaseError(
-            f"{shelf.name}@{alias} means v{version}, which is not there any more: move it by "
-            f"`models.py promote` to one of {shelf.have()}"
+            f"{folder.name}@{alias} points to v{version}, which {reason}: move it with "
+            f"`models.py promote` to one of {folder.describe_contents()}"
         )
-    if shelf.record(version)["sha256"] != move.record:
+    if folder.record(version)["sha256"] != move.record:
         raise ReleaseError(
-            f"{shelf.name}@v{version} is not the release that {alias!r} was moved to: restore "
-            "it, or promote another version"
+            f"{folder.name}@v{version} is not the release that {alias!r} was moved to: restore "
+            "that version's folder from a backup, or promote another version"
         )
-    return shelf.release(version)
+    return folder.release(version)
 
 
-def promote(shelf: ModelFolder, alias: str, version: int, *, force: bool = False) -> Move:
-    """Let the alias mean this version from now on; its newest move.
+def promote(folder: ModelFolder, alias: str, version: int, *, force: bool = False) -> Move:
+    """Point the alias to this version; return its newest move.
 
-    Raises ReleaseError where the version is not there; unless forced, also where it is worse by
-    its score than what the alias means now, or that cannot be told, or the history's seal is
-    broken: a new one is begun then, and what there was is kept beside it.
+    Raises ReleaseError if the version does not exist. Unless forced, also if its score is worse
+    than that of the alias's current release or cannot be compared with it, or if the history was
+    altered. Forced, an altered history is kept under another name and a new one is started.
     """
-    moved = _move(shelf, check_alias(alias), version, force=force, better_only=False)
-    assert moved is not None
-    return moved
+    move = _move(folder, check_alias_name(alias), version, force=force, better_only=False)
+    assert move is not None
+    return move
 
 
-def update_best(shelf: ModelFolder) -> Move | None:
-    """Move `best` to the best release that it has not been held against, if that is better.
+def update_best(folder: ModelFolder) -> Move | None:
+    """Move `best` to the best release since its last move, if that one is better.
 
-    Those are the versions that came after its last move: a publisher may have died before it came
-    to this; and where a person moved `best` back, it stays. Where what it means was deleted, that
-    choice is void: it is held against all that are left.
+    All releases published since then are compared, because a publisher may have died before this
+    step. Older ones are not, so `best` stays where a person moved it. If the release of `best` was
+    deleted, all remaining releases are compared.
     """
-    moves = history(shelf, BEST)
-    void = bool(moves) and moves[-1].version in shelf.buried
-    seen = 0 if void else max((move.newest for move in moves), default=0)
-    scores = {}
-    for version in shelf.versions:
-        with suppress(ReleaseError):  # damaged: `verify` tells
-            if version > seen:
-                scores[version] = Score.of(shelf.record(version))
+    moves = history(folder, BEST)
+    target_deleted = bool(moves) and moves[-1].version in folder.deleted
+    compared = 0 if target_deleted else max((move.newest for move in moves), default=0)
+    scores = _scores_after(folder, compared)
     newest = next((scores[version] for version in sorted(scores, reverse=True)), None)
-    last = newest if void else moves[-1].score if moves else None
-    by = {last.by} if last else set()
-    known = {
+    reference = newest if target_deleted else moves[-1].score if moves else None
+    comparable = {
         version: score.value
         for version, score in scores.items()
-        if score is not None and by <= {score.by}  # others cannot be compared
+        if score is not None and (reference is None or score.metric == reference.metric)
     }
-    if not known:
+    if not comparable:
         return None
-    chosen = max(known, key=lambda version: (known[version], -version))
-    return _move(shelf, BEST, chosen, force=False, better_only=True)
+    chosen = max(comparable, key=lambda version: (comparable[version], -version))
+    return _move(folder, BEST, chosen, force=False, better_only=True)
+
+
+def _scores_after(folder: ModelFolder, version: int) -> dict[int, Score | None]:
+    """The score of every undamaged release above this version."""
+    scores = {}
+    for later in (number for number in folder.versions if number > version):
+        with suppress(ReleaseError):  # damaged: `models.py verify` reports it
+            scores[later] = Score.of(folder.record(later))
+    return scores
 
 
 def _move(
-    shelf: ModelFolder, alias: str, version: int, *, force: bool, better_only: bool
+    folder: ModelFolder, alias: str, version: int, *, force: bool, better_only: bool
 ) -> Move | None:
-    shelf.existing(version)
-    record, uri = shelf.record(version), _uri(shelf, alias)
+    """Append a move to the alias's history, by compare-and-swap.
+
+    With `better_only`, return None if the version is not strictly better.
+    """
+    folder.require(version)
+    record, uri = folder.record(version), _uri(folder, alias)
     while True:
-        seen = conditional.read(uri)
-        moves = _moves_or_none(shelf, alias, seen.data, force=force) if seen else []
+        stored = conditional.read(uri)
+        moves = _parse_or_set_aside(folder, alias, stored.data, force=force) if stored else []
         if moves and moves[-1].version == version:
             return None if better_only else moves[-1]
-        why = _worse(shelf, moves, Score.of(record), strictly=better_only)
-        if better_only and why:
+        objection = _objection(folder, moves, Score.of(record), strictly=better_only)
+        if better_only and objection:
             return None
-        if why and not force:
+        if objection and not force:
             raise ReleaseError(
-                f"{shelf.name}@v{version} does not become {alias!r}: {why}: choose another "
-                "version, or say --force"
+                f"{folder.name}@v{version} does not become {alias!r}: {objection}: choose another "
+                "version, or pass --force"
             )
-        anew = seen is not None and not moves
-        new = _new(shelf, moves, version, record, forced=bool(why) or anew)
-        data = _written(shelf, alias, [*moves, new])
+        restarted = stored is not None and not moves
+        move = _new_move(folder, moves, version, record, forced=bool(objection) or restarted)
+        data = _serialize(folder, alias, [*moves, move])
         try:
-            if seen:
-                conditional.swap(uri, data, seen.etag)
+            if stored:
+                conditional.swap(uri, data, stored.etag)
             else:
                 storage.write_bytes(uri, data, exclusive=True)
         except (AlreadyExistsError, ConflictError):
-            continue  # somebody else moved it: look again at what it means
-        return new
+            continue  # another process moved the alias first: compare with its new target
+        return move
 
 
-def _moves_or_none(shelf: ModelFolder, alias: str, data: bytes, *, force: bool) -> list[Move]:
-    """The history; none of it where its seal is broken and a new one is to be begun.
+def _parse_or_set_aside(
+    folder: ModelFolder, alias: str, data: bytes, *, force: bool
+) -> list[Move]:
+    """The moves in a history file. Raises ReleaseError if it was altered.
 
-    Raises ReleaseError where it is broken, unless forced: then it is kept under another name.
+    If `force` is set, copy an altered file to another name instead, and return no moves.
     """
-    uri = _uri(shelf, alias)
+    uri = _uri(folder, alias)
     try:
         checksummed_json.unseal(data, uri)
     except ReleaseError as error:
         if not force:
             raise ReleaseError(
-                f"{error}; or begin it anew by `models.py promote --force`, which keeps this one "
-                "beside it"
+                f"{error}; or start a new history with `models.py promote --force`, which keeps "
+                "this one under another name"
             ) from error
-        kept = f"{uri}.{local.content_etag(data)[:16]}.altered"
-        storage.write_bytes(kept, data)
-        logger.warning("the altered history of %r is kept as %s: a new one begins", alias, kept)
+        copy = f"{uri}.{local.content_etag(data)[:16]}.altered"
+        storage.write_bytes(copy, data)
+        logger.warning("the altered history of %r is kept as %s: a new one starts", alias, copy)
         return []
-    return _moves(shelf, alias, data)
+    return _parse(folder, alias, data)
 
 
-def _new(
-    shelf: ModelFolder,
+def _new_move(
+    folder: ModelFolder,
     moves: Sequence[Move],
     version: int,
     record: Mapping[str, Any],
@@ -227,48 +257,55 @@ def _new(
         eval_top1=record.get("eval_top1"),
         eval_map=record.get("eval_map"),
         record=record["sha256"],
-        newest=max(shelf.versions),
+        newest=max(folder.versions),
         forced=forced,
         id=uuid.uuid4().hex[:16],
     )
 
 
-def _worse(
-    shelf: ModelFolder, moves: Sequence[Move], score: Score | None, *, strictly: bool
+def _objection(
+    folder: ModelFolder, moves: Sequence[Move], score: Score | None, *, strictly: bool
 ) -> str:
-    """Why a release is not what the alias should mean; empty where it may.
+    """Why the release must not become the alias's target; empty if it may.
 
-    What is there is asked now: the alias may mean a version that came after the shelf was seen.
+    With `strictly`, an equal score is not enough. The target's tombstone is looked up in storage,
+    since the alias may point to a version published after the folder was listed.
     """
     if strictly and score is None:
-        return "it has no eval figures"
+        return "it has no eval metrics"
     last = moves[-1] if moves else None
     held = last.score if last else None
-    if not last or not held or storage.exists(shelf.tombstone(last.version)):
+    if not last or not held or storage.exists(folder.tombstone_uri(last.version)):
         return ""
-    if score is None or score.by != held.by:
-        return f"it has no {held.by}, and v{last.version} has {held.value:.2%}"
+    if score is None or score.metric != held.metric:
+        return f"it has no {held.metric}, and v{last.version} has {held.value:.2%}"
     if score.value < held.value or (strictly and score.value == held.value):
-        return f"its {held.by} is {score.value:.2%}, that of v{last.version} {held.value:.2%}"
+        return (
+            f"its {held.metric} is {score.value:.2%}, that of v{last.version} is {held.value:.2%}"
+        )
     return ""
 
 
-def _uri(shelf: ModelFolder, alias: str) -> str:
-    return storage.join(shelf.uri, ALIASES, f"{alias}.json")
+def _uri(folder: ModelFolder, alias: str) -> str:
+    return storage.join(folder.uri, layout.alias_path(alias))
 
 
-def _written(shelf: ModelFolder, alias: str, moves: Sequence[Move]) -> bytes:
-    told = {"name": shelf.name, "alias": alias, "history": [asdict(move) for move in moves]}
-    return checksummed_json.seal(told)
+def _serialize(folder: ModelFolder, alias: str, moves: Sequence[Move]) -> bytes:
+    return checksummed_json.seal(
+        {"name": folder.name, "alias": alias, "history": [asdict(move) for move in moves]}
+    )
 
 
-def _moves(shelf: ModelFolder, alias: str, data: bytes) -> list[Move]:
-    uri = _uri(shelf, alias)
+def _parse(folder: ModelFolder, alias: str, data: bytes) -> list[Move]:
+    """The moves in a history file. Raises ReleaseError if it was altered."""
+    uri = _uri(folder, alias)
     content = checksummed_json.unseal(data, uri)
     try:
-        moves = [from_dict(Move, each) for each in content["history"]]
+        moves = [from_dict(Move, move) for move in content["history"]]
     except (RecipeError, LookupError, TypeError, AttributeError) as error:
-        raise ReleaseError(f"{uri} is no alias's history ({error}): restore it") from error
-    if not moves or (content.get("name"), content.get("alias")) != (shelf.name, alias):
-        raise ReleaseError(f"{uri} is not the history of {shelf.name}@{alias}: restore it")
+        raise ReleaseError(
+            f"{uri} is not a valid history of an alias ({error}): {RESTORE}"
+        ) from error
+    if not moves or (content.get("name"), content.get("alias")) != (folder.name, alias):
+        raise ReleaseError(f"{uri} is not the history of {folder.name}@{alias}: {RESTORE}")
     return moves

@@ -1,68 +1,61 @@
-"""What there is in a store, told: every model, its versions and its aliases."""
+"""Summaries of the models in a store: their versions and aliases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases
-from effnet_ray.release.aliases import Move
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.release.store import ModelStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
-    """A release in a list. Of one whose record is damaged only the place is known."""
+    """Summary of a release. If its record is damaged, only reference and URI are known."""
 
     reference: str
     uri: str
     eval_top1: float | None = None
     eval_map: float | None = None
-    """Mean average precision, where images may have several classes."""
+    """Mean average precision of a multi-label release."""
     variant: str = ""
     published: str = ""
     """ISO 8601, UTC."""
     size: int = 0
     """Bytes of all its files."""
     damaged: str = ""
-    """What is wrong with its record; its files are looked at by `verify` alone."""
+    """What is wrong with its record. Only `models.py verify` checks its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A model in a list."""
+    """Summary of a model."""
 
     name: str
     versions: tuple[Version, ...]
     aliases: Mapping[str, int | None]
-    """The version each means; None where its history is damaged."""
+    """Alias → the version it points to; None if its history is damaged."""
 
 
-def catalog(store: ModelStore) -> list[Model]:
-    """All models that have a version, by name. Raises StorageError."""
-    told = [model(store.shelf(name)) for name in store.models()]
-    return [each for each in told if each.versions]
+def list_models(store: ModelStore) -> list[Model]:
+    """Summaries of all models that have a version, by name. Raises StorageError."""
+    models = [describe_model(store.model_folder(name)) for name in store.models()]
+    return [model for model in models if model.versions]
 
 
-def model(shelf: ModelFolder) -> Model:
-    """One model."""
+def describe_model(folder: ModelFolder) -> Model:
+    """Summary of one model."""
     return Model(
-        name=shelf.name,
-        versions=tuple(_version(shelf, version) for version in shelf.versions),
-        aliases={alias: _means(shelf, alias) for alias in shelf.aliases},
+        name=folder.name,
+        versions=tuple(_describe_version(folder, version) for version in folder.versions),
+        aliases={alias: _target(folder, alias) for alias in folder.aliases},
     )
 
 
-def histories(shelf: ModelFolder) -> dict[str, list[Move]]:
-    """Every alias's moves. Raises ReleaseError where a history is damaged."""
-    return {alias: aliases.history(shelf, alias) for alias in shelf.aliases}
-
-
-def _version(shelf: ModelFolder, version: int) -> Version:
-    release = shelf.release(version)
+def _describe_version(folder: ModelFolder, version: int) -> Version:
+    release = folder.release(version)
     try:
-        record: dict[str, Any] = shelf.record(version)
+        record = folder.record(version)
     except ReleaseError as error:
         return Version(reference=release.reference, uri=release.uri, damaged=str(error))
     return Version(
@@ -76,8 +69,8 @@ def _version(shelf: ModelFolder, version: int) -> Version:
     )
 
 
-def _means(shelf: ModelFolder, alias: str) -> int | None:
+def _target(folder: ModelFolder, alias: str) -> int | None:
     try:
-        return aliases.history(shelf, alias)[-1].version
-    except (ReleaseError, IndexError):
+        return aliases.target(folder, alias)
+    except ReleaseError:
         return None

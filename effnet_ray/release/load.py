@@ -1,17 +1,17 @@
-"""A release, opened for use: its network, exactly what it expects of an image, and whence it came.
+"""Loading a release: its network, the preprocessing it expects, and its provenance.
 
-A release may have been made by anyone. Sizes are looked at before anything is read, digests
-before anything is parsed, and JSON and safetensors are all that is ever parsed: nothing in it
-is executed. What does not hold together is refused as a ReleaseError, in one sentence.
+A release may come from anyone. Sizes are checked before anything is read, digests before anything
+is parsed, and only JSON and safetensors are parsed: no code in a release is ever executed. A
+release that is inconsistent is refused with a ReleaseError of one sentence.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
 
@@ -20,175 +20,191 @@ from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.names import parse
+from effnet_ray.release.layout import CONFIG, METRICS, RECIPE, WEIGHTS
+from effnet_ray.release.names import parse_reference
+from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
 from effnet_ray.schema import from_dict
-from effnet_ray.speed import UNRECORDED
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.variants import MIN_IMAGE_SIZE, InputSpec
 
-WEIGHTS, CONFIG, RECIPE, METRICS = (
-    "model.safetensors",
-    "config.json",
-    "recipe.json",
-    "metrics.json",
-)
 MAX_BYTES = {WEIGHTS: 1024**3}
-"""B7 has 267 MB; JSON has storage's own bound."""
+"""B7's weights have 267 MB. Other files are limited to storage.RECORD_BYTES."""
 MAX_IMAGE_SIZE = 2048
-"""px. B7's own is 600; a view of more than this takes 12 MB."""
+"""px. B7's own is 600; a larger image takes more than 12 MB."""
+MIN_CROP = 0.1
 HEAD = "classifier.weight"
-"""timm's name of the last layer's matrix, [K, F]."""
-UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What no class is called: control characters, and halves of pairs, which no file can hold."""
+"""timm's name of the last layer's weight, [classes, features]."""
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Not allowed in class names: control characters, and surrogates, which UTF-8 cannot encode."""
 INTERPOLATIONS = ("bicubic", "bilinear")
+INVALID_CONTENT = (
+    EffnetRayError,
+    SafetensorError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    RecursionError,
+    ArithmeticError,
+)
+"""What readers of a damaged or hostile file may raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRelease:
-    """A release in memory, every file of it that is used verified by its digest."""
+    """A release in memory. Every file that was read matched its digest."""
 
     reference: str
-    """`name@vN`."""
+    """`name@vN`; the folder's URI for a release that was never published."""
     uri: str
     """Its folder."""
     network: Network
-    """In evaluation mode, on the CPU, with nothing that learns."""
+    """In evaluation mode, on the CPU, all parameters frozen."""
     spec: InputSpec
     """The released preprocessing."""
     classes: tuple[str, ...]
     """Names of the network's outputs."""
     recipe: Recipe
-    """What ran."""
+    """The resolved recipe of the run."""
     history: tuple[EpochReport, ...]
-    """What each epoch of its training reported."""
+    """Metrics of every epoch."""
     sha256: str
-    """Of the weights' file."""
+    """SHA-256 of the weights' file."""
     provenance: Mapping[str, Any]
-    """release.json without the digests: run, data, fingerprint, …"""
+    """release.json without `files`: run, data, fingerprint, …"""
+
+
+def release_uri(model: str, store: str) -> str:
+    """The folder's URI of `NAME@vN`, `NAME@ALIAS` or a URI. Raises ReleaseError."""
+    if "/" in model:
+        return storage.absolute(model)
+    folder, version = ModelStore(storage.absolute(store)).resolve(model)
+    return folder.release(version).uri
 
 
 def load_release(model: str, store: str) -> LoadedRelease:
-    """Open `NAME@vN` (or whatever else names a release of `store`), or a release's folder by URI.
+    """Load `NAME@vN` or `NAME@ALIAS` from `store`, or a release's folder by its URI.
 
-    Raises ReleaseError where there is none, or it is incomplete, altered or not what this package
-    releases; StorageError where storage does not answer.
+    Raises ReleaseError if it does not exist, is incomplete, was altered or is not a release of
+    this package; StorageError if the storage is unreachable.
     """
-    if "/" in model:
-        uri = storage.absolute(model)
-    else:
-        shelf, version = ModelStore(storage.absolute(store)).resolve(model)
-        uri = shelf.release(version).uri
-    with _refusing(uri):
-        return _opened(uri, _Files(uri))
+    uri = release_uri(model, store)
+    with _as_release_error(uri):
+        return _load(uri, _Files(uri))
 
 
-def _opened(uri: str, files: "_Files") -> LoadedRelease:
-    config = files.json(CONFIG)
-    recipe = from_dict(Recipe, asdict(UNRECORDED) | files.json(RECIPE))
-    spec, classes = _spec(config), _classes(config)
+def _load(uri: str, files: "_Files") -> LoadedRelease:
+    config = files.read_json(CONFIG)
+    recipe = from_dict(Recipe, files.read_json(RECIPE))
+    spec, classes = _input_spec(config), _class_names(config)
     if config["architecture"] != recipe.variant_spec.architecture:
-        raise ValueError(f"{CONFIG} is of a {config['architecture']}, {RECIPE} of another")
-    told = {name: value for name, value in files.record.items() if name != "files"}
+        raise ValueError(
+            f"{CONFIG} is for {config['architecture']}, {RECIPE} for "
+            f"{recipe.variant_spec.architecture}"
+        )
+    provenance = {name: value for name, value in files.record.items() if name != "files"}
     return LoadedRelease(
-        reference=_reference(told, uri),
+        reference=_reference(provenance, uri),
         uri=uri,
         network=_network(recipe, spec, len(classes), files.read(WEIGHTS)),
         spec=spec,
         classes=classes,
         recipe=recipe,
-        history=tuple(map(_report, files.json(METRICS)["history"])),
+        history=tuple(map(_epoch_report, files.read_json(METRICS)["history"])),
         sha256=files.record["files"][WEIGHTS],
-        provenance=told,
+        provenance=provenance,
     )
 
 
 @contextmanager
-def _refusing(uri: str) -> Iterator[None]:
-    """Whatever a damaged or hostile file makes its readers raise becomes one sentence."""
+def _as_release_error(uri: str) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file makes its reader raise into a ReleaseError."""
     try:
         yield
     except (ReleaseError, StorageError):
         raise
-    except (EffnetRayError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError,
-            AttributeError, RecursionError, ArithmeticError) as error:  # fmt: skip
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+    except INVALID_CONTENT as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ReleaseError(
-            f"{uri} is not a release that can be used ({why}): publish it again, or use another"
+            f"{uri} is not a valid release ({reason}): publish it again, or use another"
         ) from error
 
 
 class _Files:
-    """A release's files, each held against its record when it is read."""
+    """The files of a release. Each is checked against release.json when it is read."""
 
     def __init__(self, uri: str) -> None:
-        self._uri, self.record = uri, checksummed_json.read(uri)
+        self._uri, self.record = uri, read_record(uri)
 
     def read(self, name: str) -> bytes:
-        """The file, as it was released, if it is not larger than such a file may be."""
-        size, most = self.record["sizes"].get(name, 0), MAX_BYTES.get(name, storage.RECORD_BYTES)
-        if size > most:
-            raise ValueError(f"{name} has {size:,} bytes, at most {most:,} are expected")
+        """The file's content. Raises ValueError if it is larger than such a file may be."""
+        size = self.record["sizes"].get(name, 0)
+        max_bytes = MAX_BYTES.get(name, storage.RECORD_BYTES)
+        if size > max_bytes:
+            raise ValueError(f"{name} has {size:,} bytes, at most {max_bytes:,} are expected")
         return checksummed_json.read_file(self._uri, name, self.record)
 
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON object."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The file as a JSON object."""
         return checksummed_json.parse(self.read(name), name)
 
 
-def _report(epoch: Mapping[str, Any]) -> EpochReport:
-    """Numbers that can be drawn. Raises OverflowError for others."""
+def _epoch_report(epoch: Mapping[str, Any]) -> EpochReport:
+    """An epoch of metrics.json. Raises OverflowError for numbers that are no floats."""
     for value in epoch.values():
         float(value or 0)
     return from_dict(EpochReport, epoch)
 
 
 def _reference(record: Mapping[str, Any], uri: str) -> str:
-    """As the record says; a folder that was copied by itself still knows it."""
+    """`name@vN` as recorded, which also holds for a copied folder; the URI if there is none."""
     try:
-        said = f"{record.get('name')}@v{record.get('version')}"
-        return said if parse(said).version else uri
+        reference = f"{record.get('name')}@v{record.get('version')}"
+        return reference if parse_reference(reference).version else uri
     except ReleaseError:
         return uri
 
 
-def _spec(config: Mapping[str, Any]) -> InputSpec:
-    """The preprocessing of timm's hub format. Raises ValueError for one that we cannot do."""
-    seen = config["pretrained_cfg"]
-    channels, height, width = seen["input_size"]
+def _input_spec(config: Mapping[str, Any]) -> InputSpec:
+    """The preprocessing in timm's hub format. Raises ValueError if it is not supported."""
+    data = config["pretrained_cfg"]
+    channels, height, width = data["input_size"]
     spec = InputSpec(
         resolution=height,
-        crop=float(seen["crop_pct"]),
-        interpolation=seen["interpolation"],
-        mean=_three(seen["mean"]),
-        std=_three(seen["std"]),
+        crop=float(data["crop_pct"]),
+        interpolation=data["interpolation"],
+        mean=_per_channel(data["mean"]),
+        std=_per_channel(data["std"]),
     )
-    sizes = type(height) is int and MIN_IMAGE_SIZE <= height <= MAX_IMAGE_SIZE
-    sees = height / spec.crop  # px of what is cropped, and never a hundred times the view
-    fits = (
-        (channels, width) == (3, height) and sizes and 0.1 <= spec.crop <= 1
-        and sees <= 2 * MAX_IMAGE_SIZE
+    supported = (
+        (channels, width) == (3, height)
+        and type(height) is int
+        and MIN_IMAGE_SIZE <= height <= MAX_IMAGE_SIZE
+        and MIN_CROP <= spec.crop <= 1
+        and height / spec.crop <= 2 * MAX_IMAGE_SIZE  # px of the image before it is cropped
         and spec.interpolation in INTERPOLATIONS
-        and np.isfinite([spec.mean, spec.std]).all() and min(spec.std) > 0
-    )  # fmt: skip
-    if not fits:
-        raise ValueError(f"{CONFIG} has a preprocessing that is not ours: {seen}")
+        and all(map(math.isfinite, (*spec.mean, *spec.std)))
+        and min(spec.std) > 0
+    )
+    if not supported:
+        raise ValueError(f"{CONFIG} has an unsupported preprocessing: {data}")
     return spec
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    """Of each colour."""
+def _per_channel(values: Any) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
 
 
-def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config["label_names"]
     if not isinstance(names, list) or not all(type(name) is str for name in names):
-        raise ValueError(f"label_names of {CONFIG} are no list of names")
-    if any(not name or UNFIT.search(name) for name in names):
-        raise ValueError(f"label_names of {CONFIG} are not all text that can be shown")
+        raise ValueError(f"label_names of {CONFIG} is not a list of names")
+    if any(not name or UNPRINTABLE.search(name) for name in names):
+        raise ValueError(f"label_names of {CONFIG} has a name that is not printable text")
     if len(set(names)) != len(names) or len(names) != config["num_classes"] or len(names) < 2:
         raise ValueError(
             f"label_names of {CONFIG} are not {config['num_classes']} different names"
@@ -197,23 +213,25 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _network(recipe: Recipe, spec: InputSpec, classes: int, weights: bytes) -> Network:
-    """The network with these weights and no others."""
+    """The network with exactly these weights. Raises ValueError if they do not fit it."""
     tensors = safetensors.torch.load(weights)
-    outputs = max((len(t) for name, t in tensors.items() if name == HEAD and t.dim()), default=0)
-    if outputs != classes:  # before a network is made for a stranger's idea of how many
+    # Compared before a network of this size is built: the number may come from a stranger.
+    heads = [tensor for name, tensor in tensors.items() if name == HEAD and tensor.dim()]
+    outputs = len(heads[0]) if heads else 0
+    if outputs != classes:
         raise ValueError(f"{WEIGHTS} is for {outputs} classes, {CONFIG} names {classes}")
-    odd = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if odd:
-        raise ValueError(f"{odd[0][:100]} of {WEIGHTS} has numbers that are not finite")
-    built = networks.build(recipe, spec, classes)
-    expected = built.backbone.state_dict()
-    odd = sorted(tensors.keys() ^ expected.keys()) or [
+    invalid = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if invalid:
+        raise ValueError(f"{invalid[0][:100]} of {WEIGHTS} has numbers that are not finite")
+    network = networks.build(recipe, spec, classes)
+    expected = network.backbone.state_dict()
+    invalid = sorted(tensors.keys() ^ expected.keys()) or [
         name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
     ]
-    if odd:
+    if invalid:
         raise ValueError(
-            f"{WEIGHTS} does not fit a {recipe.variant_spec.architecture} of {classes} classes: "
-            f"{odd[0][:100]}"
+            f"{WEIGHTS} does not fit {recipe.variant_spec.architecture} with {classes} classes: "
+            f"{invalid[0][:100]}"
         )
-    built.backbone.load_state_dict(tensors)
-    return built.eval().requires_grad_(False)
+    network.backbone.load_state_dict(tensors)
+    return network.eval().requires_grad_(False)

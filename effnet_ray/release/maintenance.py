@@ -1,155 +1,150 @@
-"""Deleting versions, for good, and collecting what dead publishers left."""
+"""Deleting releases, verifying them, and collecting what dead publishers left behind."""
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from effnet_ray import storage
 from effnet_ray.errors import OutageError, ReleaseError, StorageError
-from effnet_ray.release import aliases, publish
-from effnet_ray.release.model_folder import STAGING, ModelFolder
-from effnet_ray.release.names import NAME
-from effnet_ray.storage import checksummed_json, conditional, multipart as uploads
+from effnet_ray.release import aliases, layout, publish
+from effnet_ray.release.model_folder import ModelFolder
+from effnet_ray.release.record import record_uri, verify_files
+from effnet_ray.storage import checksummed_json, conditional, multipart
+from effnet_ray.storage.checksummed_json import RESTORE
 from effnet_ray.storage.local import PARTIAL
 
-OURS = re.compile(rf"{NAME.pattern}/(v\d{{4,9}}|{STAGING}/[0-9a-f]{{16}})/{NAME.pattern}")
-"""Paths in a store that publishers upload to."""
 STALE_AFTER_S = 24 * 3600.0
-"""What is older than this belongs to nobody who is still at work."""
+"""Files that have not changed for longer belong to no live publisher: none takes that long."""
 
 
 @dataclass(slots=True)
 class GcResult:
-    """What `collect` did."""
+    """What a garbage collection did. The fields are keys of the job's JSON."""
 
     finished: list[str] = field(default_factory=list)
-    """Releases whose publisher had died."""
+    """Releases completed after their publisher had died."""
     buried: list[str] = field(default_factory=list)
-    """Versions that nobody can finish."""
+    """Claimed versions that could not be completed and now have a tombstone."""
     removed: list[str] = field(default_factory=list)
-    """URIs of leftovers."""
+    """URIs of deleted leftovers."""
     uploads: int = 0
-    """Uploads in parts that were never finished, aborted."""
+    """Number of aborted multipart uploads."""
     unlisted: str = ""
-    """Why such uploads could not be looked for; empty where they could."""
+    """Why multipart uploads could not be listed; empty if they could."""
 
 
-def delete(shelf: ModelFolder, version: int, *, force: bool) -> list[str]:
-    """Delete a version: tombstone first, then the files; the aliases that still mean it.
+def delete(folder: ModelFolder, version: int, *, force: bool) -> list[str]:
+    """Delete a version, its tombstone first; return the aliases that still point to it.
 
-    One that is deleted already is cleared of what is left. Raises ReleaseError where it was
-    never there, or an alias means it, unless forced.
+    A version that is deleted already loses the files that are left. Raises ReleaseError if it
+    never existed; unless forced, also if an alias points to it.
     """
-    again = version in shelf.buried
-    if not again:
-        shelf.existing(version)
-    held = [name for name in shelf.aliases if _means(shelf, name) == version]
-    if held and not (force or again):
+    repeated = version in folder.deleted
+    if not repeated:
+        folder.require(version)
+    referring = [name for name in folder.aliases if aliases.target(folder, name) == version]
+    if referring and not (force or repeated):
+        noun = "alias" if len(referring) == 1 else "aliases"
         raise ReleaseError(
-            f"{shelf.name}@v{version} is still meant by {' and '.join(map(repr, held))}: promote "
-            "another version first, or say --force"
+            f"{folder.name}@v{version} is still referenced by {noun} "
+            f"{' and '.join(map(repr, referring))}: promote another version first, or pass --force"
         )
-    publish.write_tombstone(shelf, version, "deleted")
-    storage.delete(shelf.release(version).uri)
-    return held
+    publish.write_tombstone(folder, version, "deleted")
+    storage.delete(folder.release(version).uri)
+    return referring
 
 
-def _means(shelf: ModelFolder, alias: str) -> int | None:
-    moves = aliases.history(shelf, alias)
-    return moves[-1].version if moves else None
+def collect_garbage(folder: ModelFolder, stale_after_s: float, result: GcResult) -> None:
+    """Complete stale claims, or write their tombstones, and delete stale leftovers of a model."""
+    before = time.time() - stale_after_s
+    for version in folder.unfinished:
+        if folder.files[layout.claim_path(version)].modified < before:
+            completed = publish.complete_claim(folder, version)
+            done = result.finished if completed else result.buried
+            done.append(folder.release(version).reference)
+    for path in _leftovers(folder, before):
+        uri = storage.join(folder.uri, path)
+        storage.delete(uri)
+        result.removed.append(uri)
 
 
-def collect(shelf: ModelFolder, lease_s: float, into: GcResult) -> None:
-    """Finish or bury abandoned claims and remove leftovers, all of them older than the lease."""
-    before = time.time() - lease_s
-    waiting = shelf.claimed - shelf.recorded - shelf.buried
-    for version in sorted(waiting):
-        claim = shelf.claim(version).removeprefix(f"{shelf.uri}/")
-        if shelf.files[claim].modified < before:
-            done = publish.wait_then_complete(shelf, version)
-            (into.finished if done else into.buried).append(shelf.release(version).reference)
-    for folder in _leftovers(shelf, before):
-        storage.delete(storage.join(shelf.uri, folder))
-        into.removed.append(storage.join(shelf.uri, folder))
+def _leftovers(folder: ModelFolder, before: float) -> Iterator[str]:
+    """Paths of leftover files and folders, below the model's, of which no file is newer."""
+    newest: dict[str, float] = {}
+    for path, entry in folder.files.items():
+        leftover = _leftover(folder, path)
+        if leftover:
+            newest[leftover] = max(entry.modified, newest.get(leftover, 0))
+    yield from (path for path, modified in sorted(newest.items()) if modified < before)
 
 
-def _leftovers(shelf: ModelFolder, before: float) -> Iterator[str]:
-    """Folders and files, below the model's, that no reader sees and nobody works with."""
-    grouped: dict[str, float] = {}
-    for path, entry in shelf.files.items():
-        unit = _unit(shelf, path)
-        if unit:
-            grouped[unit] = max(entry.modified, grouped.get(unit, 0))
-    yield from (unit for unit, newest in sorted(grouped.items()) if newest < before)
+def _leftover(folder: ModelFolder, path: str) -> str:
+    """The leftover file or folder to which a path belongs; empty if it is not a leftover.
 
-
-def _unit(shelf: ModelFolder, path: str) -> str:
-    """What of a path is collected as one; empty where nothing is.
-
-    A folder whose number comes next is left: its publisher may come at this moment, and writes
-    over whatever is there.
+    The folder of the next free number is none: a publisher may claim that number at any moment,
+    and overwrites what is there.
     """
-    if _partial(path):
+    if _is_partial(path):
         return path
-    if match := re.match(rf"{STAGING}/[0-9a-f]{{16}}(?=/)", path):
+    if match := layout.IN_STAGING_FOLDER.match(path):
         return match[0]
-    match = re.match(r"v(\d{4,9})(?=/)", path)
+    match = layout.IN_VERSION_FOLDER.match(path)
     if not match:
         return ""
     version = int(match[1])
-    gone = version in shelf.buried
-    unclaimed = version not in shelf.claimed | shelf.recorded and version > shelf.next
-    return match[0] if gone or unclaimed else ""
+    unclaimed = version not in folder.claimed | folder.recorded and version > folder.next
+    return match[0] if version in folder.deleted or unclaimed else ""
 
 
-def _partial(path: str) -> bool:
-    """Whether it is what a killed writer left on a disk."""
+def _is_partial(path: str) -> bool:
+    """Whether the file is the temporary file of a killed writer."""
     name = path.rpartition("/")[2]
     return name.startswith(".") and name.endswith(PARTIAL)
 
 
-def collect_probes(store: str, lease_s: float, into: GcResult) -> None:
-    """Remove what killed probes left in the store's own folder."""
-    before = time.time() - lease_s
+def collect_probes(store: str, stale_after_s: float, result: GcResult) -> None:
+    """Delete stale probes of conditional writes from the store's folder."""
+    before = time.time() - stale_after_s
     for name in storage.folders(store):
         uri = storage.join(store, name)
-        if name.startswith(conditional.PROBE_PREFIX) and _newest(uri) < before:
+        if name.startswith(conditional.PROBE_PREFIX) and _last_modified(uri) < before:
             storage.delete(uri)
-            into.removed.append(uri)
+            result.removed.append(uri)
 
 
-def collect_uploads(store: str, lease_s: float, into: GcResult) -> None:
-    """Abort what killed publishers began to upload in parts: it is billed, and in no listing.
+def collect_uploads(store: str, stale_after_s: float, result: GcResult) -> None:
+    """Abort stale multipart uploads of publishers: they cost money and appear in no listing.
 
-    Raises StorageError where the storage does not answer; one that keeps no account of uploads, or
-    shows it to others only, is told.
+    If the server cannot list uploads, or denies it, record why in the result. Raises StorageError
+    if the storage is unreachable.
     """
+    before = time.time() - stale_after_s
     try:
-        for upload in uploads.list_unfinished_uploads(store):
-            if OURS.fullmatch(upload.path) and upload.started < time.time() - lease_s:
-                uploads.abort(store, upload)
-                into.uploads += 1
+        for upload in multipart.list_unfinished_uploads(store):
+            if layout.UPLOAD_PATH.fullmatch(upload.path) and upload.started < before:
+                multipart.abort(store, upload)
+                result.uploads += 1
     except OutageError:
         raise
     except StorageError as error:
-        into.unlisted = str(error)
+        result.unlisted = str(error)
 
 
-def _newest(uri: str) -> float:
-    found = storage.entries(uri, hidden=True).values()
-    return max((entry.modified for entry in found), default=0)
+def _last_modified(uri: str) -> float:
+    """Time of the last write below the URI, hidden files included; 0 if there is none."""
+    entries = storage.entries(uri, hidden=True).values()
+    return max((entry.modified for entry in entries), default=0)
 
 
-def verify(shelf: ModelFolder, version: int) -> None:
-    """Hold a release's files against its record, and that against its claim.
+def verify(folder: ModelFolder, version: int) -> None:
+    """Check a release's files against its record, and the record against its claim.
 
-    Raises ReleaseError. `aliases.verify` holds aliases against releases.
+    Raises ReleaseError.
     """
-    uri = shelf.existing(version).uri
-    shelf.record(version)
-    record = checksummed_json.verify(uri)
-    if version in shelf.claimed and checksummed_json.read_record(shelf.claim(version)) != record:
+    uri = folder.require(version).uri
+    folder.record(version)
+    record = verify_files(uri)
+    if version in folder.claimed and checksummed_json.read(folder.claim_uri(version)) != record:
         raise ReleaseError(
-            f"the {checksummed_json.RECORD} of {uri} is not what was claimed: restore it"
+            f"{record_uri(uri)} differs from {folder.claim_uri(version)}: {RESTORE}"
         )

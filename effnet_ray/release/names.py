@@ -1,19 +1,19 @@
-"""What a release is called: NAME@vN, or NAME@ALIAS. Names are folders, so they are checked."""
+"""References to releases: NAME@vN or NAME@ALIAS."""
 
 import re
 from dataclasses import dataclass
 
 from effnet_ray.errors import ReleaseError
+from effnet_ray.storage.names import NAME, check_name
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION = re.compile(r"v(\d{1,9})")
 BEST = "best"
-"""The alias that moves by itself."""
+"""The alias that publishing moves to the release with the best eval score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One published model."""
+    """One published version of a model."""
 
     name: str
     version: int
@@ -28,40 +28,32 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What somebody asked for; neither version nor alias: all of the model."""
+    """A parsed reference. With neither version nor alias it is the model's name alone."""
 
     name: str
     version: int | None = None
     alias: str = ""
 
 
-def parse(reference: str) -> Reference:
-    """NAME, NAME@vN or NAME@ALIAS. Raises ReleaseError."""
-    name, mark, which = reference.partition("@")
-    if not NAME.fullmatch(name) or (mark and not NAME.fullmatch(which)):
+def parse_reference(reference: str) -> Reference:
+    """Parse NAME, NAME@vN or NAME@ALIAS. Raises ReleaseError for anything else."""
+    name, at, suffix = reference.partition("@")
+    if not NAME.fullmatch(name) or (at and not NAME.fullmatch(suffix)):
         raise ReleaseError(
-            f"{reference!r} is no release: expected NAME@vN or NAME@ALIAS, as in quickstart@v1"
+            f"{reference!r} is not a valid release: expected NAME@vN or NAME@ALIAS, as in "
+            "quickstart@v1"
         )
-    version = VERSION.fullmatch(which)
-    return Reference(name, int(version[1])) if version else Reference(name, alias=which)
+    version = VERSION.fullmatch(suffix)
+    return Reference(name, int(version[1])) if version else Reference(name, alias=suffix)
 
 
-def check_model(name: str) -> str:
-    """The name. Raises ReleaseError where it cannot be a folder's."""
-    return _check("a model", name)
+def check_model_name(name: str) -> str:
+    """Return the model's name. Raises ReleaseError if it is not a safe folder name."""
+    return check_name(name, "a model", ReleaseError)
 
 
-def check_alias(name: str) -> str:
-    """The name. Raises ReleaseError where it cannot be a file's, or reads as a version's."""
+def check_alias_name(name: str) -> str:
+    """Return the alias. Raises ReleaseError if it is no safe file name, or reads as a version."""
     if VERSION.fullmatch(name):
         raise ReleaseError(f"alias {name!r} would read as a version: choose another name")
-    return _check("an alias", name)
-
-
-def _check(what: str, name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ReleaseError(
-            f"{name!r} cannot be the name of {what}: use up to 100 of letters, digits, '.', "
-            "'_' and '-', a letter or digit first"
-        )
-    return name
+    return check_name(name, "an alias", ReleaseError)

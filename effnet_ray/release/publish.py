@@ -1,13 +1,15 @@
-"""Publishing: content first, the number second, the record last.
+"""Publishing a release: files first, then its number, its record last.
 
-1. All files are written under `staging/`, in a folder that is named by what it holds.
-2. The number is claimed: `claims/vNNNN.json`, create-only, is the whole release.json. From then on
-   the bytes of that version are decided.
+1. All files are written to a folder below `staging/`. The folder's name is a hash of the files'
+   digests, so two different releases never share one.
+2. The version number is claimed with a create-only write of `claims/vNNNN.json`, which is the
+   complete future release.json. From then on the bytes of that version are fixed.
 3. The files are copied to `vNNNN/`, and release.json is written there, create-only.
 
-Whoever writes into a version's folder writes the bytes that its claim names, so nobody can do harm
-there, late or twice; and what a dead publisher left after step 2 is finished by the next one, who
-takes a number only when all before it are finished. So versions are dense. No clock decides.
+Any process that writes into a version's folder writes exactly the bytes that the claim lists, so
+a late or repeated write does no harm. If a publisher dies after step 2, the next publisher
+completes its release before claiming a number of its own; version numbers therefore have no gaps.
+No decision depends on clocks.
 """
 
 import hashlib
@@ -15,110 +17,116 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ReleaseError, StorageError
-from effnet_ray.release import model_folder as shelves
-from effnet_ray.release.model_folder import ModelFolder
+from effnet_ray.release import layout
+from effnet_ray.release.model_folder import ModelFolder, list_model
+from effnet_ray.release.record import check_record, is_release, record_uri
 from effnet_ray.storage import checksummed_json
 
-WEIGHTS = "model.safetensors"
 SCORES = ("eval_top1", "eval_map")
-"""What a release was judged by: by the second, where images may have several classes."""
-HELPED_AFTER_S = 2.0
-"""How long a claim's owner is left alone with it: to save work, nothing hangs on it."""
+"""Scores of the best epoch that release.json repeats; the second for multi-label releases only."""
+CLAIM_WAIT_S = 2.0
+"""How long a publisher waits for another one's claimed release before it completes it.
+
+Waiting only avoids doing the work twice; correctness does not depend on it."""
 POLL_S = 0.1
-NOTHING: Mapping[str, bytes] = {}
-"""Files of whoever has none in memory."""
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 def publish(
     store: str, name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]
 ) -> int:
-    """Release `files`; the version's number. What the same run released already is found."""
-    content = _content(files, provenance)
+    """Publish the files as the next version of `name`; return its number.
+
+    If the same weights of the same run are published already, return that version's number.
+    """
+    content = _record_content(files, provenance)
     staged = False
     while True:
-        shelf = shelves.list_model(store, name)
-        found = _published(shelf, content)
-        if found:
-            if wait_then_complete(shelf, found, files) and not storage.exists(
-                shelf.tombstone(found)
-            ):
-                return found
-            continue  # its publisher died, and it cannot be finished: under another number
-        for earlier in sorted(shelf.claimed - shelf.recorded - shelf.buried):
-            _settle(shelf, earlier)
+        folder = list_model(store, name)
+        existing = _find_claimed(folder, content)
+        if existing:
+            if complete_claim(folder, existing, files) and not _is_deleted(folder, existing):
+                return existing
+            continue  # its publisher died and nobody can complete it: use another number
+        for earlier in folder.unfinished:
+            _wait_then_complete(folder, earlier)
         if not staged:
-            _write(_staging(shelf, content), files)
+            _write_files(_staging_uri(folder, content), files)
             staged = True
-        number = shelf.next
-        record = checksummed_json.seal(
-            {"name": name, "version": number, "published": now(), **content}
+        version = folder.next
+        claim = checksummed_json.seal(
+            {"name": name, "version": version, "published": now(), **content}
         )
         try:
-            storage.write_bytes(shelf.claim(number), record, exclusive=True)
+            storage.write_bytes(folder.claim_uri(version), claim, exclusive=True)
         except AlreadyExistsError:
-            continue  # another publisher took the number
-        finish(shelf, number, files)
-        if not storage.exists(shelf.tombstone(number)):
-            return number
+            continue  # another publisher claimed the number first
+        write_release(folder, version, files)
+        if not _is_deleted(folder, version):
+            return version
 
 
 def write_unpublished(uri: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> None:
-    """Write a folder that is a release but for being in no store: of a model not yet published."""
-    _write(uri, files)
-    record = checksummed_json.seal({"published": now(), **_content(files, provenance)})
-    storage.write_bytes(storage.join(uri, checksummed_json.RECORD), record)
+    """Write a release folder outside of any store, so that it can be loaded before publishing."""
+    _write_files(uri, files)
+    record = checksummed_json.seal({"published": now(), **_record_content(files, provenance)})
+    storage.write_bytes(record_uri(uri), record)
 
 
-def released(shelf: ModelFolder, run: str, weights_sha256: str = "") -> int | None:
-    """The complete version that has these weights of this run, whichever if none are given."""
-    for version in shelf.versions:
-        with suppress(ReleaseError):  # damaged: `verify` tells
-            record = shelf.record(version)
-            if record.get("run") == run and weights_sha256 in ("", record["files"].get(WEIGHTS)):
+def find_published(folder: ModelFolder, run: str, weights_sha256: str = "") -> int | None:
+    """The complete version of this run that has these weights; of any weights if not given."""
+    for version in folder.versions:
+        with suppress(ReleaseError):  # damaged: `models.py verify` reports it
+            record = folder.record(version)
+            weights = record["files"].get(layout.WEIGHTS)
+            if record.get("run") == run and weights_sha256 in ("", weights):
                 return version
     return None
 
 
 def now() -> str:
-    """ISO 8601, UTC, seconds."""
+    """The current time as ISO 8601, UTC, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What release.json says besides name, number and time."""
+def _record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of release.json except name, version and time."""
     ordered = sorted(files.items())
-    own = {
+    content = {
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in ordered},
         "sizes": {file: len(data) for file, data in ordered},
         **_scores(files),
     }
-    ours = {*own, "name", "version", "published", "sha256"}
-    content = {**own, **{key: value for key, value in provenance.items() if key not in ours}}
-    return checksummed_json.check(content, "what is to be released")
+    reserved = {*content, "name", "version", "published", checksummed_json.CHECKSUM}
+    extra = {key: value for key, value in provenance.items() if key not in reserved}
+    return check_record(content | extra, "the release to publish")
 
 
 def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
-    """Of the best epoch in metrics.json; None where it says none."""
-    told = checksummed_json.parse(files.get("metrics.json", b"{}"), "metrics.json").get("best")
-    best = told if isinstance(told, dict) else {}
-    found = {
-        name: value if isinstance(value, int | float) and 0 <= value <= 1 else None
-        for name, value in ((name, best.get(name)) for name in SCORES)
+    """Scores of the best epoch in metrics.json. `eval_top1` is None if it has none."""
+    metrics = checksummed_json.parse(files.get(layout.METRICS, b"{}"), layout.METRICS)
+    best = metrics.get("best")
+    found = {name: best.get(name) for name in SCORES} if isinstance(best, dict) else {}
+    valid = {
+        name: score
+        for name, score in found.items()
+        if isinstance(score, int | float) and 0 <= score <= 1
     }
-    return {name: found[name] for name in SCORES if name == SCORES[0] or found[name] is not None}
+    return {SCORES[0]: None, **valid}
 
 
-def _published(shelf: ModelFolder, content: Mapping[str, Any]) -> int | None:
-    """The version that has the same run's same weights already."""
-    for version in sorted((shelf.claimed | shelf.recorded) - shelf.buried):
+def _find_claimed(folder: ModelFolder, content: Mapping[str, Any]) -> int | None:
+    """The version, complete or not, that has the same weights of the same run."""
+    for version in sorted((folder.claimed | folder.recorded) - folder.deleted):
         try:
-            record = _claimed(shelf, version)
+            record = _read_claim(folder, version)
         except ReleaseError:
-            continue  # damaged: `verify` tells
+            continue  # damaged: `models.py verify` reports it
         if _identity(record) == _identity(content):
             return version
     return None
@@ -126,85 +134,95 @@ def _published(shelf: ModelFolder, content: Mapping[str, Any]) -> int | None:
 
 def _identity(record: Mapping[str, Any]) -> object:
     files = record["files"]
-    return record.get("run"), files.get(WEIGHTS, files)
+    return record.get("run"), files.get(layout.WEIGHTS, files)
 
 
-def _claimed(shelf: ModelFolder, version: int) -> dict[str, Any]:
-    """What a version is or is going to be. Raises ReleaseError where its record is damaged."""
-    if version not in shelf.claimed:
-        return shelf.record(version)
-    uri = shelf.claim(version)
-    return checksummed_json.check(checksummed_json.read_record(uri), uri)
+def _read_claim(folder: ModelFolder, version: int) -> dict[str, Any]:
+    """A version's claim, or its release.json if the claim is gone. Raises ReleaseError."""
+    if version not in folder.claimed:
+        return folder.record(version)
+    uri = folder.claim_uri(version)
+    return check_record(checksummed_json.read(uri), uri)
 
 
-def _staging(shelf: ModelFolder, record: Mapping[str, Any]) -> str:
-    """URI of the folder for what the record names; two runs never share one."""
-    told = repr((record.get("run"), sorted(record["files"].items())))
-    token = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return storage.join(shelf.uri, shelves.STAGING, token)
+def _staging_uri(folder: ModelFolder, record: Mapping[str, Any]) -> str:
+    """URI of the staging folder of the files that the record lists."""
+    key = repr((record.get("run"), sorted(record["files"].items())))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return storage.join(folder.uri, layout.STAGING, digest)
 
 
-def _write(folder: str, files: Mapping[str, bytes]) -> None:
+def _write_files(uri: str, files: Mapping[str, bytes]) -> None:
     for file, data in sorted(files.items()):
-        storage.write_bytes(storage.join(folder, file), data)
+        storage.write_bytes(storage.join(uri, file), data)
 
 
-def _settle(shelf: ModelFolder, version: int) -> None:
-    """Wait a moment for a claim's owner, then finish its work; bury what cannot be finished."""
-    record = storage.join(shelf.release(version).uri, checksummed_json.RECORD)
-    until = time.monotonic() + HELPED_AFTER_S
+def _is_deleted(folder: ModelFolder, version: int) -> bool:
+    """Whether the version has a tombstone by now."""
+    return storage.exists(folder.tombstone_uri(version))
+
+
+def _wait_then_complete(folder: ModelFolder, version: int) -> None:
+    """Give the version's publisher CLAIM_WAIT_S to finish, then complete it in its place."""
+    until = time.monotonic() + CLAIM_WAIT_S
     while time.monotonic() < until:
-        if storage.exists(record):
+        if is_release(folder.release(version).uri):
             return
         time.sleep(POLL_S)
-    wait_then_complete(shelf, version)
+    complete_claim(folder, version)
 
 
-def wait_then_complete(
-    shelf: ModelFolder, version: int, files: Mapping[str, bytes] = NOTHING
+def complete_claim(
+    folder: ModelFolder, version: int, files: Mapping[str, bytes] = NO_FILES
 ) -> bool:
-    """Finish what is claimed; bury what cannot be finished, False then. Raises StorageError."""
+    """Complete a claimed version; if that is impossible, write its tombstone and return False.
+
+    Raises StorageError.
+    """
     try:
-        finish(shelf, version, files)
-    except ReleaseError:  # the claim is damaged, or what was staged, and `files` are others
-        if checksummed_json.is_release(shelf.release(version).uri):
-            return True  # another has finished it meanwhile
-        write_tombstone(shelf, version, "abandoned")
+        write_release(folder, version, files)
+    except ReleaseError:  # the claim or the staged files are damaged, and `files` do not match
+        if is_release(folder.release(version).uri):
+            return True  # another process completed it in the meantime
+        write_tombstone(folder, version, "abandoned")
         return False
     return True
 
 
-def finish(shelf: ModelFolder, version: int, files: Mapping[str, bytes] = NOTHING) -> None:
-    """Put a claimed version's files and record in place: from memory, or from where it is staged.
+def write_release(
+    folder: ModelFolder, version: int, files: Mapping[str, bytes] = NO_FILES
+) -> None:
+    """Write a claimed version's files, then its release.json.
 
-    Of `files` those are used that the claim names; a release that lost its record alone has it
-    again. Raises ReleaseError where the claim is damaged, or a file is nowhere as claimed.
+    Each file comes from `files` if it is the claimed one there, else from the staging folder. A
+    release that has only lost its release.json gets it back. Raises ReleaseError if the claim is
+    damaged, or a file cannot be found as it was claimed.
     """
-    if version in shelf.recorded - shelf.claimed:
-        return  # released before there were claims
-    uri = shelf.release(version).uri
-    data = checksummed_json.read_raw(shelf.claim(version))
-    record = checksummed_json.check(checksummed_json.unseal(data, shelf.claim(version)), uri)
-    staging = _staging(shelf, record)
-    if not checksummed_json.is_release(uri):
+    uri = folder.release(version).uri
+    claim_uri = folder.claim_uri(version)
+    claim = checksummed_json.read_sealed(claim_uri)
+    record = check_record(checksummed_json.unseal(claim, claim_uri), claim_uri)
+    staging = _staging_uri(folder, record)
+    if not is_release(uri):
         try:
             for file in record["files"]:
-                content = _as_claimed(file, record, files, [staging, uri])
-                storage.write_bytes(storage.join(uri, file), content)
+                data = _claimed_file(file, record, files, [staging, uri])
+                storage.write_bytes(storage.join(uri, file), data)
         except ReleaseError:
-            # Staging is deleted after the record is written, so then another has finished it.
-            if not checksummed_json.is_release(uri):
+            # The staging folder is deleted after release.json is written: if that is there now,
+            # another process has completed the release.
+            if not is_release(uri):
                 raise
         with suppress(AlreadyExistsError):
-            storage.write_bytes(storage.join(uri, checksummed_json.RECORD), data, exclusive=True)
-    with suppress(StorageError):  # two may delete it at once; `gc` finds what is left
+            storage.write_bytes(record_uri(uri), claim, exclusive=True)
+    with suppress(StorageError):  # two processes may delete it at once; `gc` removes the rest
         storage.delete(staging)
 
 
-def _as_claimed(
+def _claimed_file(
     file: str, record: Mapping[str, Any], files: Mapping[str, bytes], folders: Sequence[str]
 ) -> bytes:
-    """What the record names: from memory if it is that, else from the first folder that has it.
+    """The file that the record lists: from `files`, else from the first folder that has it.
 
     Raises ReleaseError.
     """
@@ -218,8 +236,8 @@ def _as_claimed(
     return checksummed_json.read_file(last, file, record)
 
 
-def write_tombstone(shelf: ModelFolder, version: int, why: str) -> None:
-    """Say for good that there is no such version."""
-    told = checksummed_json.seal({"version": version, "why": why, "when": now()})
+def write_tombstone(folder: ModelFolder, version: int, reason: str) -> None:
+    """Mark the version as deleted for good."""
+    tombstone = checksummed_json.seal({"version": version, "why": reason, "when": now()})
     with suppress(AlreadyExistsError):
-        storage.write_bytes(shelf.tombstone(version), told, exclusive=True)
+        storage.write_bytes(folder.tombstone_uri(version), tombstone, exclusive=True)

@@ -1,188 +1,171 @@
-"""ModelStore: immutable, versioned models in a folder or a bucket, and aliases beside them.
+"""ModelStore: immutable, versioned releases in a local folder or a bucket, and their aliases.
 
-    STORE/NAME/vNNNN/model.safetensors   weights, in timm's naming
-    STORE/NAME/vNNNN/config.json         timm's hub format: architecture, labels, preprocessing
-    STORE/NAME/vNNNN/recipe.json         what ran
-    STORE/NAME/vNNNN/metrics.json        what it reached, epoch by epoch
-    STORE/NAME/vNNNN/README.md           for a reader
-    STORE/NAME/vNNNN/release.json        SHA-256 of all of these and its own; written last
-    STORE/NAME/aliases/ALIAS.json        `shelf` names the rest
-
-A release is complete or absent, and never overwritten: what has no release.json is not there.
+`layout` describes the files. A release is either complete or does not exist, and is never
+overwritten: a folder without release.json is not a release.
 """
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release import (
-    aliases,
-    maintenance,
-    model_folder as shelves,
-    names,
-    publish as publishing,
-)
+from effnet_ray.release import aliases, maintenance, publish
 from effnet_ray.release.aliases import Move
 from effnet_ray.release.maintenance import STALE_AFTER_S, GcResult
-from effnet_ray.release.model_folder import ModelFolder
-from effnet_ray.release.names import BEST, NAME, Release
+from effnet_ray.release.model_folder import ModelFolder, list_model
+from effnet_ray.release.names import (
+    BEST,
+    Release,
+    check_alias_name,
+    check_model_name,
+    parse_reference,
+)
 from effnet_ray.storage import conditional
-from effnet_ray.storage.checksummed_json import verify
+from effnet_ray.storage.names import NAME
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ModelStore", "Release", "record_files", "verify"]
-
 
 @dataclass(frozen=True, slots=True)
-class Deleted:
+class DeleteResult:
     """What a deletion did to aliases."""
 
     aliases: list[str]
-    """Those that still mean what was deleted, and so nothing."""
+    """Aliases that still point to the deleted version."""
     best: Move | None
-    """The move of `best` to the best of what is left; None where it stays."""
+    """The move of `best` to the best remaining release; None if it did not move."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStore:
-    """Where releases live: a local folder or an s3:// prefix."""
+    """A model store: a local folder or an s3:// prefix."""
 
     uri: str
     single_writer: bool = False
-    """Whether whoever uses it answers for it that no two write there at once."""
+    """The caller guarantees that no two processes write to the store at once."""
 
     def publish(
         self, name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]
     ) -> Release:
-        """Publish `files` (name → content) as the next version of `name`; `best` may move to it.
+        """Publish `files` (name → content) as the next version of `name`, and update `best`.
 
-        Publishing what is already there, the same weights of the same run, returns the release
-        that exists: a driver that died may simply try again. Raises StorageError where the
-        store's server cannot keep two publishers apart.
+        If the same weights of the same run are published already, return that release: a driver
+        that died can simply publish again. Raises StorageError if the store's server does not
+        support conditional writes.
         """
-        self._trusted()
-        version = publishing.publish(self.uri, names.check_model(name), files, provenance)
-        shelf = shelves.list_model(self.uri, name)
-        _settle_best(shelf)
-        return shelf.release(version)
+        self._require_conditional_writes()
+        version = publish.publish(self.uri, check_model_name(name), files, provenance)
+        folder = list_model(self.uri, name)
+        _try_update_best(folder)
+        return folder.release(version)
 
-    def released(self, name: str, *, run: str, weights_sha256: str = "") -> Release | None:
-        """The release of `name` that has these weights of this run, if it is complete already.
-
-        Whichever weights of the run, if none are given.
-        """
-        self._trusted()
-        shelf = shelves.list_model(self.uri, names.check_model(name))
-        version = publishing.released(shelf, run, weights_sha256)
+    def find_published(self, name: str, *, run: str, weights_sha256: str = "") -> Release | None:
+        """The complete release of this run with these weights; with any weights if not given."""
+        self._require_conditional_writes()
+        folder = list_model(self.uri, check_model_name(name))
+        version = publish.find_published(folder, run, weights_sha256)
         if version is None:
             return None
-        _settle_best(shelf)  # its publisher may have died before
-        return shelf.release(version)
+        _try_update_best(folder)  # its publisher may have died before that
+        return folder.release(version)
 
     def models(self) -> list[str]:
         """Names of all models, sorted."""
         return [name for name in storage.folders(self.uri) if NAME.fullmatch(name)]
 
-    def shelf(self, name: str) -> ModelFolder:
-        """What there is of a model. Raises ReleaseError where there is nothing."""
-        shelf = shelves.list_model(self.uri, names.check_model(name))
-        if not shelf.files:
-            have = ", ".join(self.models()) or "none"
+    def model_folder(self, name: str) -> ModelFolder:
+        """List a model's folder. Raises ReleaseError if it is empty."""
+        folder = list_model(self.uri, check_model_name(name))
+        if not folder.files:
+            models = ", ".join(self.models()) or "none"
             raise ReleaseError(
-                f"{name} is not in {self.uri}: it has no version of it; models there: {have}"
+                f"{name} is not in {self.uri}: it has no version of it; models there: {models}"
             )
-        return shelf
+        return folder
 
     def versions(self, name: str) -> list[int]:
-        """Numbers of the complete versions of a model, ascending."""
-        return shelves.list_model(self.uri, names.check_model(name)).versions
+        """Numbers of a model's complete versions, ascending."""
+        return list_model(self.uri, check_model_name(name)).versions
 
     def find(self, reference: str) -> Release:
-        """The release called `name@vN` or `name@alias`, its files verified.
+        """The release called `name@vN` or `name@alias`, after verifying its files.
 
-        Raises ReleaseError where there is none, naming what there is, or it is damaged.
+        Raises ReleaseError if it does not exist (listing what does) or is damaged.
         """
-        shelf, version = self.resolve(reference)
-        maintenance.verify(shelf, version)
-        return shelf.release(version)
+        folder, version = self.resolve(reference)
+        maintenance.verify(folder, version)
+        return folder.release(version)
 
     def resolve(self, reference: str) -> tuple[ModelFolder, int]:
-        """`find`, without looking at the files."""
-        asked = names.parse(reference)
-        shelf = self.shelf(asked.name)
-        if asked.alias:
-            return shelf, aliases.current(shelf, asked.alias).version
-        if asked.version is None:
+        """The model's folder and version number of a reference; files are not verified.
+
+        Raises ReleaseError if the release does not exist.
+        """
+        parsed = parse_reference(reference)
+        folder = self.model_folder(parsed.name)
+        if parsed.alias:
+            return folder, aliases.current(folder, parsed.alias).version
+        if parsed.version is None:
             raise ReleaseError(
                 f"{reference!r} names no version (NAME@vN or NAME@ALIAS): {self.uri} has "
-                f"{shelf.have()}"
+                f"{folder.describe_contents()}"
             )
-        return shelf, shelf.existing(asked.version).version
+        return folder, folder.require(parsed.version).version
 
     def promote(self, reference: str, alias: str, *, force: bool = False) -> Move:
-        """Let `alias` mean the release from now on.
+        """Point `alias` to a release.
 
-        Raises ReleaseError where it is damaged, or worse than what the alias means, unless that
-        is forced.
+        Raises ReleaseError if the release is damaged; unless forced, also if it is worse than the
+        alias's current one.
         """
-        self._trusted()
-        names.check_alias(alias)
-        shelf, version = self.resolve(reference)
-        maintenance.verify(shelf, version)
-        return aliases.promote(shelf, alias, version, force=force)
+        self._require_conditional_writes()
+        check_alias_name(alias)
+        folder, version = self.resolve(reference)
+        maintenance.verify(folder, version)
+        return aliases.promote(folder, alias, version, force=force)
 
     def history(self, name: str, alias: str) -> list[Move]:
-        """Every move of an alias, the first first."""
-        return aliases.history(self.shelf(name), names.check_alias(alias))
+        """All moves of an alias, oldest first."""
+        return aliases.history(self.model_folder(name), check_alias_name(alias))
 
-    def delete(self, reference: str, *, force: bool = False) -> Deleted:
-        """Delete a release for good, also what an alias means if forced; `best` moves on."""
-        self._trusted()
-        asked = names.parse(reference)
-        if asked.version is None:
+    def delete(self, reference: str, *, force: bool = False) -> DeleteResult:
+        """Delete a release for good, and move `best` to the best remaining one if necessary.
+
+        Raises ReleaseError if an alias points to the release, unless forced.
+        """
+        self._require_conditional_writes()
+        parsed = parse_reference(reference)
+        if parsed.version is None:
             raise ReleaseError(f"{reference!r} names no version: expected NAME@vN, as in pets@v1")
-        held = maintenance.delete(self.shelf(asked.name), asked.version, force=force)
-        moved = aliases.update_best(shelves.list_model(self.uri, asked.name))
-        left = [alias for alias in held if not (alias == BEST and moved)]
-        return Deleted(left, moved)
+        folder = self.model_folder(parsed.name)
+        referring = maintenance.delete(folder, parsed.version, force=force)
+        move = aliases.update_best(list_model(self.uri, parsed.name))
+        dangling = [alias for alias in referring if not (alias == BEST and move)]
+        return DeleteResult(dangling, move)
 
-    def gc(self, lease_s: float = STALE_AFTER_S) -> GcResult:
-        """Finish what dead publishers claimed, and remove leftovers older than the lease."""
-        self._trusted()
-        done = GcResult()
+    def gc(self, stale_after_s: float = STALE_AFTER_S) -> GcResult:
+        """Complete stale claims of dead publishers, and delete stale leftovers."""
+        self._require_conditional_writes()
+        result = GcResult()
         for name in self.models():
-            maintenance.collect(shelves.list_model(self.uri, name), lease_s, done)
-            _settle_best(
-                shelves.list_model(self.uri, name)
-            )  # who published or deleted may have died
-        maintenance.collect_probes(self.uri, lease_s, done)
-        maintenance.collect_uploads(self.uri, lease_s, done)
-        return done
+            maintenance.collect_garbage(list_model(self.uri, name), stale_after_s, result)
+            # A publisher or a deletion may have died before updating `best`.
+            _try_update_best(list_model(self.uri, name))
+        maintenance.collect_probes(self.uri, stale_after_s, result)
+        maintenance.collect_uploads(self.uri, stale_after_s, result)
+        return result
 
-    def _trusted(self) -> None:
+    def _require_conditional_writes(self) -> None:
         conditional.require_conditional_writes(
             self.uri, "releases", single_writer=self.single_writer
         )
 
 
-def _settle_best(shelf: ModelFolder) -> None:
-    """What is published or collected is so, whatever became of the alias."""
+def _try_update_best(folder: ModelFolder) -> None:
+    """Update `best`, or log why it cannot be updated: publishing succeeds either way."""
     try:
-        aliases.update_best(shelf)
+        aliases.update_best(folder)
     except ReleaseError as error:
-        logger.warning("'best' stays: %s", error)
-
-
-def record_files(**records: Any) -> dict[str, bytes]:
-    """`name=dataclass or dict` → `{'name.json': …}`."""
-    return {
-        f"{name}.json": json.dumps(
-            value if isinstance(value, dict) else asdict(value), indent=1, ensure_ascii=False
-        ).encode()
-        for name, value in records.items()
-    }
+        logger.warning("alias 'best' not updated: %s", error)

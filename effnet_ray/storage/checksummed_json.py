@@ -1,7 +1,7 @@
-"""JSON that carries its own SHA-256, and the folders that it vouches for.
+"""JSON records that carry their own SHA-256, and folders whose files such a record lists.
 
-A sealed record is written in one way only: what is not, byte for byte, was altered. release.json
-is one, with the digest of every file beside it. Nothing but JSON is parsed here.
+A record is serialized in exactly one way, so any changed byte is detected. A record may list the
+files beside it: `files` maps each name to its SHA-256, `sizes` to its number of bytes.
 """
 
 import hashlib
@@ -12,133 +12,111 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import NotFoundError, ReleaseError, StorageError, TooLargeError
+from effnet_ray.storage.names import NAME
 
-RECORD = "release.json"
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+CHECKSUM = "sha256"
+"""The last key of a record: SHA-256 of the record without it."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
+RESTORE = "restore it from a backup, or use another version"
 
 
-def seal(content: Mapping[str, Any]) -> bytes:
-    """The record as it is written: JSON, the digest of the rest last."""
-    digest = hashlib.sha256(_json(content)).hexdigest()
-    return _json({**content, "sha256": digest})
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """The content as JSON, in the one way in which records are serialized."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
+def seal(content: Mapping[str, Any]) -> bytes:
+    """The record as JSON, with its checksum added as the last key."""
+    checksum = hashlib.sha256(to_json(content)).hexdigest()
+    return to_json({**content, CHECKSUM: checksum})
+
+
 def unseal(data: bytes, uri: str) -> dict[str, Any]:
-    """The record's content, `sha256` too. Raises ReleaseError where it is not as it was sealed."""
-    content = parse(data, uri)
-    if "sha256" not in content and "files" in content:
+    """Parse a record, checksum included. Raises ReleaseError if it was altered."""
+    record = parse(data, uri)
+    if CHECKSUM not in record:
         raise ReleaseError(
-            f"{uri} has no seal: it was altered, or published by an older version of this "
-            "package: restore it, or publish it again"
+            f"{uri} has no checksum: it was altered, or effnet_ray did not write it: {RESTORE}"
         )
-    bare = {key: value for key, value in content.items() if key != "sha256"}
+    content = {key: value for key, value in record.items() if key != CHECKSUM}
     try:
-        whole = seal(bare) == data
+        intact = seal(content) == data
     except (ValueError, RecursionError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise ReleaseError(
-            f"{uri} was altered: its content is not what its own SHA-256 vouches for: restore it, "
-            "or use another version"
+            f"{uri} was altered: its content does not match its own SHA-256: {RESTORE}"
         )
-    return content
-
-
-def parse(data: bytes, uri: str) -> dict[str, Any]:
-    """A JSON object. Raises ReleaseError where it is none."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        why = str(error) or type(error).__name__
-        raise ReleaseError(f"{uri} is no JSON ({why}): restore it") from error
-    if not isinstance(content, dict):
-        raise ReleaseError(f"{uri} holds no JSON object: restore it")
-    return content
-
-
-def is_release(uri: str) -> bool:
-    """Whether the folder has a release.json."""
-    return storage.exists(storage.join(uri, RECORD))
-
-
-def read(uri: str) -> dict[str, Any]:
-    """The release.json of a folder.
-
-    Raises ReleaseError where it is missing, altered, or names what is no file of the folder.
-    """
-    return check(read_record(storage.join(uri, RECORD)), uri)
-
-
-def read_record(uri: str) -> dict[str, Any]:
-    """A sealed record. Raises ReleaseError where it is missing or altered."""
-    return unseal(read_raw(uri), uri)
-
-
-def read_raw(uri: str) -> bytes:
-    """What `unseal` takes. Raises ReleaseError where it is missing, or larger than any record."""
-    try:
-        return storage.read_bytes(uri, max_bytes=storage.RECORD_BYTES)
-    except StorageError as error:
-        raise _unreadable(uri, error) from error
-
-
-def check(record: dict[str, Any], uri: str) -> dict[str, Any]:
-    """The record, if all that it names are files beside it. Raises ReleaseError."""
-    files, sizes = record.get("files"), record.get("sizes")
-    if not (isinstance(files, dict) and isinstance(sizes, dict) and files.keys() == sizes.keys()):
-        raise ReleaseError(f"the {RECORD} of {uri} names no files with digests and sizes")
-    for name, digest in files.items():
-        if not FILE_NAME.fullmatch(name) or name == RECORD:
-            raise ReleaseError(
-                f"the {RECORD} of {uri} names {name!r}, which is no file of its folder: do not "
-                "use this release"
-            )
-        size = sizes[name]
-        proper = isinstance(digest, str) and DIGEST.fullmatch(digest)
-        if not proper or type(size) is not int or size < 0:
-            raise ReleaseError(f"the {RECORD} of {uri} has no digest and size of {name}")
     return record
 
 
-def read_file(uri: str, name: str, record: Mapping[str, Any]) -> bytes:
-    """A file of the folder, as its record vouches for it. Raises ReleaseError where it is not."""
-    if name not in record["files"]:
-        raise ReleaseError(f"the {RECORD} of {uri} vouches for no {name}: use another version")
-    place, size = storage.join(uri, name), record["sizes"][name]
+def parse(data: bytes, uri: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises ReleaseError if the data is anything else."""
     try:
-        data = storage.read_bytes(place, max_bytes=size)
-    except TooLargeError:
-        data = b""  # altered, so not even read
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ReleaseError(f"{uri} is not valid JSON ({reason}): {RESTORE}") from error
+    if not isinstance(content, dict):
+        raise ReleaseError(f"{uri} is not a JSON object: {RESTORE}")
+    return content
+
+
+def read(uri: str) -> dict[str, Any]:
+    """Read a record. Raises ReleaseError if it is missing or was altered."""
+    return unseal(read_sealed(uri), uri)
+
+
+def read_sealed(uri: str) -> bytes:
+    """Read a record's bytes. Raises ReleaseError if it is missing, or too large for a record."""
+    try:
+        return storage.read_bytes(uri, max_bytes=storage.RECORD_BYTES)
     except StorageError as error:
-        raise _unreadable(place, error) from error
+        raise _as_release_error(uri, error) from error
+
+
+def check_files(record: dict[str, Any], uri: str, reserved: str) -> dict[str, Any]:
+    """Return the record if its list of files is well formed. Raises ReleaseError if it is not.
+
+    Every listed file must lie directly in the record's folder; `reserved` is the record's own
+    file name there. `uri` names the record in messages.
+    """
+    files, sizes = record.get("files"), record.get("sizes")
+    if not (isinstance(files, dict) and isinstance(sizes, dict) and files.keys() == sizes.keys()):
+        raise ReleaseError(f"{uri} does not list files with their digests and sizes: {RESTORE}")
+    for name, digest in files.items():
+        if not NAME.fullmatch(name) or name == reserved:
+            raise ReleaseError(
+                f"{uri} lists {name!r}, which is not a file of its folder: do not use this release"
+            )
+        valid_digest = isinstance(digest, str) and DIGEST.fullmatch(digest)
+        if not valid_digest or type(sizes[name]) is not int or sizes[name] < 0:
+            raise ReleaseError(f"{uri} has no valid digest and size of {name}: {RESTORE}")
+    return record
+
+
+def read_file(folder: str, name: str, record: Mapping[str, Any]) -> bytes:
+    """Read a listed file of the folder. Raises ReleaseError if it does not match its record."""
+    if name not in record["files"]:
+        raise ReleaseError(f"the record of {folder} does not list {name}: use another version")
+    uri, size = storage.join(folder, name), record["sizes"][name]
+    try:
+        data = storage.read_bytes(uri, max_bytes=size)
+    except TooLargeError:
+        data = b""  # larger than recorded, so it was altered
+    except StorageError as error:
+        raise _as_release_error(uri, error) from error
     if len(data) != size or hashlib.sha256(data).hexdigest() != record["files"][name]:
         raise ReleaseError(
-            f"{name} of {uri} was altered: its SHA-256 is not the one in {RECORD}: restore "
-            "it, or use another version"
+            f"{name} of {folder} was altered: its SHA-256 is not the recorded one: {RESTORE}"
         )
     return data
 
 
-def verify(uri: str) -> dict[str, Any]:
-    """The release.json of a folder, every file held against it.
-
-    Raises ReleaseError naming the first file that is missing or altered.
-    """
-    record = read(uri)
-    for name in record["files"]:
-        read_file(uri, name, record)
-    return record
-
-
-def _unreadable(uri: str, error: StorageError) -> Exception:
-    """That it is not as it was released; the error itself where storage did not answer."""
+def _as_release_error(uri: str, error: StorageError) -> Exception:
+    """A ReleaseError if the file is missing or too large; an outage stays a StorageError."""
     if isinstance(error, NotFoundError):
-        return ReleaseError(f"{uri} is missing, so this is no whole release: restore it")
+        return ReleaseError(f"{uri} is missing, so the release is incomplete: {RESTORE}")
     if isinstance(error, TooLargeError):
         return ReleaseError(f"{error}, or use another version")
     return error

@@ -6,7 +6,7 @@ from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.publish.test_score import Scoring
-from effnet_ray.release.store import Release
+from effnet_ray.release.names import Release
 from effnet_ray.sweep import results, sweep_record
 from effnet_ray.sweep.results import LeaderboardRow, Outcome
 from effnet_ray.train.run_record import Result, load_result

@@ -29,7 +29,7 @@ from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import run_record
-from effnet_ray.train.finetune import checked_name
+from effnet_ray.train.finetune import check_run_name
 from effnet_ray.variants import VARIANTS
 
 
@@ -154,7 +154,7 @@ def _define(
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Sweep(
-        name=checked_name(name or f"sweep-{digest[:8]}"),
+        name=check_run_name(name or f"sweep-{digest[:8]}"),
         recipe=recipe,
         variants=tuple(variants),
         trials=trials,

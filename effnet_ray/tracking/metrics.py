@@ -55,20 +55,20 @@ class Logged:
         return new
 
 
-def of_event(event: Event) -> MetricPoint | None:
+def point_of_event(event: Event) -> MetricPoint | None:
     """The figures of an event; None where it has none."""
     match event:
         case StepDone():
             return MetricPoint(event.step, {STEP: event.loss, "images_per_s": event.images_per_s})
         case EpochDone():
-            told = of_report(event.report)
+            told = point_of_epoch(event.report)
             return MetricPoint(
                 told.step, {**told.figures, "epoch_images_per_s": event.images_per_s}
             )
     return None
 
 
-def of_report(report: EpochReport) -> MetricPoint:
+def point_of_epoch(report: EpochReport) -> MetricPoint:
     """The figures of an epoch; without `eval_` where it was not evaluated."""
     figures = {name: getattr(report, name) for name in OF_EPOCH}
     known = {name: float(value) for name, value in figures.items() if value is not None}

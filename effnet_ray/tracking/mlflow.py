@@ -18,7 +18,7 @@ from typing import Any
 import effnet_ray
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, EffnetRayError, TrackerError
-from effnet_ray.publish.provenance import commit
+from effnet_ray.publish.provenance import git_commit
 from effnet_ray.release.names import BEST
 from effnet_ray.tracking.metrics import EPOCH, STEP, Logged, MetricPoint, params
 from effnet_ray.tracking.run_history import RunHistory
@@ -224,7 +224,7 @@ def _key(run_uri: str) -> str:
 
 def _tags() -> dict[str, str]:
     """What this call is."""
-    told = commit()
+    told = git_commit()
     tags = {"effnet_ray.version": effnet_ray.__version__}
     if told:
         tags |= {

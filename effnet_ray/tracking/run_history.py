@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases, model_folder as shelves
+from effnet_ray.release.layout import METRICS
 from effnet_ray.release.names import BEST, Release
+from effnet_ray.release.record import read_record
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train import run_record
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.run_record import Run
-
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class RunHistory:
 
 def read(release: Release) -> RunHistory:
     """Raises ReleaseError or StorageError where a part of it is gone."""
-    released = checksummed_json.read(release.uri)
+    released = read_record(release.uri)
     run_uri = released["run"]
     run = run_record.load(run_uri)
     if run is None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from effnet_ray.errors import RecipeError
 from effnet_ray.release.names import Release
 from effnet_ray.tracking import run_history as stories
-from effnet_ray.tracking.metrics import Logged, MetricPoint, of_event, of_report
+from effnet_ray.tracking.metrics import Logged, MetricPoint, point_of_epoch, point_of_event
 from effnet_ray.tracking.mlflow import FAILED, FINISHED, KILLED, Mlflow, redact
 from effnet_ray.tracking.run_history import RunHistory
 from effnet_ray.tracking.tensorboard import TensorBoard
@@ -56,7 +56,7 @@ def parse_trackers(flags: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def check(name: str) -> str:
+def check_tracker(name: str) -> str:
     """What a tracker is told where. Raises TrackerError where it cannot be."""
     return KINDS[name]().check()
 
@@ -90,7 +90,7 @@ class Trackers:
 
     def hear(self, event: Event) -> None:
         """An event of a run."""
-        heard = event if isinstance(event, RunStarted) else of_event(event)
+        heard = event if isinstance(event, RunStarted) else point_of_event(event)
         if heard:
             self._pass_on(heard)
 
@@ -99,7 +99,7 @@ class Trackers:
         self._pass_on(release)
 
     @property
-    def places(self) -> dict[str, str]:
+    def locations(self) -> dict[str, str]:
         """Where people find the run, by tracker."""
         return {each.name: each.where for each in self._followers if each.where}
 
@@ -187,7 +187,7 @@ class TrackerThread:
         if self._run is None or self._run.run_uri != story.run_uri:
             self._run, self._logged = RunStarted(story.run, story.run_uri), None
         self._begun()
-        self._log([of_report(report) for report in story.history])
+        self._log([point_of_epoch(report) for report in story.history])
         self._tracker.register(story)
         self._tracker.end(FINISHED)
 

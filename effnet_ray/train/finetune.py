@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import signal
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import pending, session
 from effnet_ray.runtime.events import deliver_events
+from effnet_ray.storage.names import check_name
 from effnet_ray.train import checkpoint, events, precompute_features, run_record
 from effnet_ray.train.epoch_report import best, ended_early
 from effnet_ray.train.run_record import Result, Run
@@ -34,7 +34,6 @@ from effnet_ray.train.worker import WorkerJob, train
 OnEvent = Callable[[events.Event], None]
 NAMED = 3
 """Bad images that a failed run's sentence names."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 POLL_EVERY, POLLS_A_SECOND = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", 64
 """How often Ray Train looks at its workers; and at how many in a second, at most, here."""
 
@@ -66,7 +65,7 @@ def finetune(
     began = time.perf_counter()
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
-    name = checked_name(name or run_record.default_name(recipe, manifest.fingerprint))
+    name = check_run_name(name or run_record.default_name(recipe, manifest.fingerprint))
     run_uri = storage.join(runs, name)
     run = run_record.load(run_uri)
     if run:
@@ -94,14 +93,9 @@ def finetune(
     return result
 
 
-def checked_name(name: str) -> str:
-    """The name. Raises RecipeError where it cannot be a folder's."""
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f"name {name!r} cannot be a folder's name: use up to 100 of letters, digits, '.', "
-            "'_' and '-'"
-        )
-    return name
+def check_run_name(name: str) -> str:
+    """Return the run's name. Raises RecipeError if it is not a safe folder name."""
+    return check_name(name, "a run", RecipeError)
 
 
 def _begin(
