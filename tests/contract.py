@@ -86,15 +86,18 @@ def locked(*, exclusive: bool = True) -> Iterator[None]:
 def unpacked() -> Iterator[Path]:
     """The fixtures at their place, for reading only."""
     stamp, digest = PLACE / STAMP, hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()
-    with locked():
-        if not stamp.exists() or stamp.read_text() != digest:
-            shutil.rmtree(PLACE, ignore_errors=True)
-            PLACE.mkdir()
-            with tarfile.open(ARCHIVE) as archive:
-                archive.extractall(PLACE, filter="data")
-            stamp.write_text(digest)
-    with locked(exclusive=False):
-        yield PLACE
+    while True:
+        with locked(exclusive=False):
+            if stamp.exists() and stamp.read_text() == digest:
+                yield PLACE
+                return
+        with locked():
+            if not stamp.exists() or stamp.read_text() != digest:
+                shutil.rmtree(PLACE, ignore_errors=True)
+                PLACE.mkdir()
+                with tarfile.open(ARCHIVE) as archive:
+                    archive.extractall(PLACE, filter="data")
+                stamp.write_text(digest)
 
 
 # --- flags

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from contract import (
     PLACE,
     answer,
     contract,
-    environment,
     expected,
     flags,
     keys,
@@ -39,8 +39,15 @@ OF_TIME = {"seconds", "device_seconds", "train_images_per_s", "images_per_s", "t
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """The fixtures, to be read only."""
-    with unpacked() as place, environment():
+    with unpacked() as place:
         yield place
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's own stay out of it."""
+    for name in [name for name in os.environ if name.startswith("EFFNET_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
