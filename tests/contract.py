@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import tyro
 
 # Where the jobs are.
-from effnet_ray.cli.checking import check_job
-from effnet_ray.cli.evaluating import evaluate_job
-from effnet_ray.cli.finetuning import finetune_job
+from effnet_ray.cli.check import check_job
+from effnet_ray.cli.evaluate import evaluate_job
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
-from effnet_ray.cli.packing import pack_job
-from effnet_ray.cli.predicting import predict_job
-from effnet_ray.cli.serving import serve_job
-from effnet_ray.cli.sweeping import tune_job
+from effnet_ray.cli.pack import pack_job
+from effnet_ray.cli.predict import predict_job
+from effnet_ray.cli.serve import serve_job
+from effnet_ray.cli.tune import tune_job
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
 JOBS: dict[str, Job] = {
