@@ -52,7 +52,7 @@ def test_impossible_sweeps_are_refused(
     [
         (
             ["--gpus-per-worker", "1", "--workers", "64"],
-            "this cluster holds 0 such, and can buy no",
+            "this cluster has room for 0, and its autoscaler can launch no",
         ),
         (["--objective", "accuracy-under", "--max-params", "1"], "the cheapest has 4.0 M"),
     ],

@@ -211,7 +211,7 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
     out, err = capsys.readouterr()
     wrong = [each for each in json.loads(out)["findings"] if not each["ok"]]
-    assert [each["check"] for each in wrong] == ["workers"] and "can buy no machine" in err
+    assert [each["check"] for each in wrong] == ["workers"] and "can launch no machine" in err
 
 
 OTHER_VERSION = """

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.ray
 
 def test_gpus_that_the_cluster_lacks_are_refused(cluster: None) -> None:
     says = (
-        "2 workers with 1 CPU and 1 GPU each cannot be had: this cluster holds 0 such, and can buy"
+        "not enough resources for 2 workers with 1 CPU and 1 GPU each: this cluster has room for "
+        "0, and its autoscaler can launch"
     )
     with pytest.raises(ClusterError, match=says):
         session.request_resources(Placement(workers="2", gpus_per_worker=1), [])
@@ -37,7 +38,9 @@ def test_a_range_of_workers_is_elastic(cluster: None) -> None:
 
 
 def test_gpus_of_another_kind_than_the_clusters_are_refused(cluster: None) -> None:
-    with pytest.raises(ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\) can"):
+    with pytest.raises(
+        ClusterError, match=r"1 worker with 1 CPU and 0.5 GPU \(L4 or L40S\): this"
+    ):
         wanted = Placement(workers="1", gpus_per_worker=0.5, accelerator="L4,L40S")
         session.request_resources(wanted, [])
 

@@ -38,15 +38,19 @@ class EventQueue:
         return events
 
 
-def start_local_actor(actor_class: type, *, name: str | None = None) -> Any:
-    """Start an actor on this process's node; it requires no CPU.
+def start_local_actor(
+    actor_class: type, *arguments: Any, name: str | None = None, **options: Any
+) -> Any:
+    """Start an actor on this process's node; it requires no CPU. `options` are Ray's.
 
     Without the node affinity Ray could place it on any node and lose it with that node, although
     only this process needs it. With a `name`, a running actor of that name is returned instead.
     """
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=this_node)(actor_class)
-    return actor.options(name=name, get_if_exists=True).remote() if name else actor.remote()
+    if name:
+        options |= {"name": name, "get_if_exists": True}
+    remote_class = ray.remote(num_cpus=0, scheduling_strategy=this_node)(actor_class)
+    return remote_class.options(**options).remote(*arguments)
 
 
 @contextmanager

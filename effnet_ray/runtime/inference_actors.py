@@ -1,8 +1,9 @@
-"""Actors that each hold a network, fed by Ray Data: who they are, and how arrays reach them.
+"""Pools of actors that each hold a network and compute on batches that Ray Data feeds them.
 
-They compute features, and what a release says of images.
+Feature computation, evaluation and prediction use them.
 """
 
+import functools
 import json
 import logging
 import os
@@ -20,25 +21,27 @@ import torch
 
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.ray_executor import data_context
-from effnet_ray.errors import EvaluationError
+from effnet_ray.errors import EvaluationError, one_line
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
+from effnet_ray.runtime.events import start_local_actor
 from effnet_ray.runtime.session import ResourceRequest
 
 FORWARD_GB = 8
-"""A batch is what would train in so much memory; without a backward pass it takes a fraction."""
-MAX_REASON_CHARS = 300
-"""Characters of a failure's own message that are passed on: its end."""
+"""A batch has as many images as training would fit into this much memory. The forward pass alone
+needs a fraction of it."""
 MAX_BATCH = 64
-"""Images of a batch at most: as many as `pack` puts into a row group."""
+"""Largest batch: the images that `pack` puts into a row group."""
+MAX_BLOCKS = 1000
+"""Largest number of tasks of one execution: Ray Data plans all of them before the first."""
+MAX_REASON_CHARS = 300
+"""An error's message is cut to its last characters when it is passed on."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
-MAX_BLOCKS = 1000
-"""Of one execution: Ray Data plans all of them before the first."""
 
 
 def batch_images(recipe: Recipe, size: int) -> int:
-    """Images of `size` px that go through the recipe's network at once: never a placement's."""
+    """Return the batch size for images of `size` px; it never depends on the placement."""
     return max(1, min(MAX_BATCH, int(recipe.variant_spec.images_in(FORWARD_GB, size))))
 
 
@@ -46,120 +49,151 @@ def batch_images(recipe: Recipe, size: int) -> int:
 class MachineShare:
     """An actor's share of its machine."""
 
-    neighbours: int = 1
-    """Actors on it."""
+    actors: int = 1
+    """Actors on the machine."""
     cores: int | None = None
-    """CPU cores of each; not given: the machine's, over the actors on it."""
+    """CPU cores per actor. Default: the machine's cores, divided by its actors."""
 
     def device(self) -> torch.device:
-        """Where to compute: on the GPU that the actor has leased, else on its share of the cores.
+        """Return the actor's GPU if Ray assigned one, else the CPU, with its threads limited.
 
-        The number of threads decides in which order a convolution adds, and so the last digits.
+        The number of threads decides the order in which a convolution sums, and so the last
+        digits.
         """
         os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
-        leased = ray.is_initialized() and ray.get_gpu_ids()  # asking would start Ray
-        if leased:
+        has_gpu = ray.is_initialized() and ray.get_gpu_ids()  # get_gpu_ids would start Ray
+        if has_gpu:
             return torch.device("cuda")
-        torch.set_num_threads(self.cores or max(1, (os.cpu_count() or 1) // self.neighbours))
+        torch.set_num_threads(self.cores or max(1, (os.cpu_count() or 1) // self.actors))
         return torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class ActorPool:
-    """Who computes: as many as there are workers, each on what one of these would lease."""
+    """As many actors as a placement has workers, each with one worker's resources."""
 
     count: int | tuple[int, int]
     share: MachineShare
     decode_tasks: int
-    """Of all."""
+    """Of the whole pool."""
     prefetch_mb: int
-    """Of all."""
+    """Of the whole pool."""
     options: dict[str, Any]
-    """What Ray is asked for."""
+    """Ray's options for an actor."""
 
     @classmethod
-    def of(cls, placement: Placement, lease: ResourceRequest, pieces: int) -> Self:
-        """For so many pieces of work."""
-        low, high = (min(workers, pieces) for workers in placement.worker_range)
+    def of(cls, placement: Placement, request: ResourceRequest, batches: int) -> Self:
+        """Return the pool for a number of batches: never more actors than batches."""
+        low, high = (min(workers, batches) for workers in placement.worker_range)
         machines = sum(node["Alive"] for node in ray.nodes())
-        neighbours = -(-high // machines)
-        cores = max(1, os.cpu_count() or 1)
-        tasks, ahead_mb = placement.decoding(placement.cores or cores, neighbours)
+        actors_per_machine = -(-high // machines)
+        cores = placement.cores or max(1, os.cpu_count() or 1)
+        decode_tasks, prefetch_mb = placement.decoding(cores, actors_per_machine)
         store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
-        often = placement.max_failures  # Ray Data's own answer is for ever
         options: dict[str, Any] = {
-            "num_cpus": lease.resources_per_worker["CPU"],
-            "max_restarts": often,
-            "max_task_retries": often,
+            "num_cpus": request.resources_per_worker["CPU"],
+            # Ray Data's default for both is unlimited.
+            "max_restarts": placement.max_failures,
+            "max_task_retries": placement.max_failures,
         }
-        if lease.use_gpu:
-            options["num_gpus"] = lease.resources_per_worker["GPU"]
-        if lease.labels:
-            options["label_selector"] = lease.labels
+        if request.use_gpu:
+            options["num_gpus"] = request.resources_per_worker["GPU"]
+        if request.labels:
+            options["label_selector"] = request.labels
         return cls(
             count=high if low == high else (low, high),
-            share=MachineShare(neighbours, placement.cores),
-            decode_tasks=tasks * high,
-            prefetch_mb=min(ahead_mb * high, int(store_mb / 2)),
+            share=MachineShare(actors_per_machine, placement.cores),
+            decode_tasks=decode_tasks * high,
+            prefetch_mb=min(prefetch_mb * high, int(store_mb / 2)),
             options=options,
         )
 
 
 def execute(
-    work: Sequence[Mapping[str, Any]],
-    views: Callable[[Block], Iterator[Block]],
-    actor: type,
-    told: Sequence[Any],
-    actors: ActorPool,
+    items: Sequence[Mapping[str, Any]],
+    preprocess: Callable[[Block], Iterator[Block]],
+    actor_class: type,
+    actor_arguments: Sequence[Any],
+    pool: ActorPool,
 ) -> Iterator[Block]:
-    """One Ray Data execution over the items of work, in their order.
+    """Yield the actors' output blocks in the order of the items, in one Ray Data execution.
 
-    Tasks make `views` of them, and actors, made by `actor(*told)`, what is wanted of these.
+    Tasks `preprocess` the items; actors, each `actor_class(*actor_arguments)`, process the result.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with ray.data.DataContext.current(data_context(actors.prefetch_mb)), warnings.catch_warnings():
-        # Of Ray 2.60, about names of parameters that 2.51 deprecated and still knows alone.
+    _silence_restart_warning()
+    with ray.data.DataContext.current(data_context(pool.prefetch_mb)), warnings.catch_warnings():
+        # Ray 2.60 warns about `concurrency`, whose replacements Ray 2.51 does not have.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-        tasks = min(actors.decode_tasks, len(work))
-        found = (
-            ray.data.from_items(list(work), override_num_blocks=min(MAX_BLOCKS, len(work)))
-            .map_batches(views, batch_size=None, num_cpus=0, concurrency=tasks)
+        tasks = min(pool.decode_tasks, len(items))
+        dataset = (
+            ray.data.from_items(list(items), override_num_blocks=min(MAX_BLOCKS, len(items)))
+            .map_batches(preprocess, batch_size=None, num_cpus=0, concurrency=tasks)
             .map_batches(
-                actor,
-                fn_constructor_args=tuple(told),
+                actor_class,
+                fn_constructor_args=tuple(actor_arguments),
                 batch_size=None,
-                concurrency=actors.count,
-                **actors.options,
+                concurrency=pool.count,
+                **pool.options,
             )
         )
         blocks: Iterator[Block] = iter(
-            found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+            dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         )
     return blocks
 
 
+class _Empty:
+    """An actor class whose constructor takes an object reference."""
+
+    def __init__(self, _: object) -> None:
+        """Do nothing."""
+
+
+@functools.cache
+def _silence_restart_warning() -> None:
+    """Keep Ray's warning about restartable actors with object references off the terminal.
+
+    Ray's C++ code writes it to stderr, once per process and with no setting against it, when such
+    an actor is created (ray 2.60 `core_worker.cc`, ray-project/ray#53727). Ray Data keeps the
+    references for as long as its actors live, so the warning does not apply to them. It is
+    triggered here while stderr is redirected; the driver's own log file still contains it.
+    """
+    reference = ray.put(None)
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        actor = start_local_actor(_Empty, reference, max_restarts=1)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+    ray.kill(actor)
+
+
 @contextmanager
-def as_evaluation_error(what: str) -> Iterator[None]:
-    """What kills tasks and actors, again and again, becomes an EvaluationError."""
+def as_evaluation_error(action: str) -> Iterator[None]:
+    """Raise EvaluationError if tasks or actors still fail after all retries."""
     try:
         yield
     except ray.exceptions.RayError as error:
-        why = " ".join(str(getattr(error, "cause", None) or error).split())[-MAX_REASON_CHARS:]
+        reason = one_line(getattr(error, "cause", None) or error)[-MAX_REASON_CHARS:]
         raise EvaluationError(
-            f"{what} failed ({type(error).__name__}: {why}): run the same command again, on fewer "
-            "--workers if memory ran out"
+            f"{action} failed ({type(error).__name__}: {reason}): run the same command again, "
+            "with fewer --workers if memory ran out"
         ) from error
 
 
 def as_single_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A column of one row, which is the array: Ray Data cuts blocks between rows."""
+    """Return a column of one row that holds the array: Ray Data splits blocks between rows."""
     column = np.empty(1, object)
     column[0] = array
     return column
 
 
 def encode_row(metadata: Mapping[str, Any], **arrays: npt.NDArray[Any]) -> Block:
-    """A block of one row: a batch's arrays, and its metadata as JSON.
+    """Return a block of one row: a batch's arrays, and its metadata as JSON.
 
     JSON keeps every digit of a float64.
     """
@@ -168,7 +202,7 @@ def encode_row(metadata: Mapping[str, Any], **arrays: npt.NDArray[Any]) -> Block
 
 
 def decode_rows(block: Block) -> Iterator[tuple[dict[str, Any], Block]]:
-    """The metadata and the arrays of each row that `encode_row` made."""
+    """Yield the metadata and the arrays of each row that `encode_row` made."""
     for row, metadata in enumerate(block[METADATA].tolist()):
         arrays = {name: column[row] for name, column in block.items() if name != METADATA}
         yield json.loads(metadata), arrays

@@ -1,4 +1,4 @@
-"""The machines of a cluster: those it has, those its autoscaler may buy, and what they hold."""
+"""The machines of a cluster, those its autoscaler may launch, and how many workers they hold."""
 
 import math
 import os
@@ -11,56 +11,61 @@ import psutil
 import ray
 import yaml
 
-from effnet_ray.errors import ClusterError
+from effnet_ray.errors import ClusterError, one_line
 
 MACHINES_ENV = "EFFNET_MACHINES"
-"""Where Ray's autoscaler lives beside the cluster (KubeRay), what it may start: YAML as under
-`available_node_types` of a file for `ray up`."""
+"""The machine types that an autoscaler outside of the cluster (KubeRay) may launch: YAML in the
+format of `available_node_types` in a file for `ray up`."""
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
-"""The label by which Ray says what a machine's GPUs are."""
+"""The label in which Ray keeps the type of a machine's GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine of the cluster, or a type of which the autoscaler may buy `count`."""
+    """A machine of the cluster, or a machine type that the autoscaler may launch."""
 
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
     count: float = 1
+    """How many machines of a type the autoscaler may launch."""
     node_id: str = ""
-    """Ray's; empty for a type."""
+    """Ray's node id; empty for a type."""
+
+    def has_accelerator(self, accelerators: Sequence[str]) -> bool:
+        """Whether its GPUs are of one of these types; any machine has if there are none."""
+        return not accelerators or self.labels.get(ACCELERATOR_LABEL) in accelerators
 
     def max_workers(self, worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> float:
-        """How many workers one such machine holds.
+        """Return how many workers with these resources one such machine holds.
 
-        Infinitely many where a type's file does not say its resources: the cloud knows them.
+        Infinite for a type without resources in its file: only the cloud knows them.
         """
-        if accelerators and self.labels.get(ACCELERATOR_LABEL) not in accelerators:
+        if not self.has_accelerator(accelerators):
             return 0
         if not self.resources:
             return math.inf
-        each = [
+        limits = [
             (self.resources.get(name, 0) + 1e-6) // amount
             for name, amount in worker.items()
             if amount
         ]
-        return min(each, default=math.inf)
+        return min(limits, default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many workers a cluster holds if nothing else runs on it."""
+    """How many workers a cluster holds when nothing else runs on it."""
 
     now: float
     maximum: float
-    """When its autoscaler has bought all it may; infinite where nobody knows."""
+    """With all machines that the autoscaler may launch; infinite if those are unknown."""
     machine_types: tuple[Machine, ...]
-    """Types of which one holds a worker at least."""
+    """The launchable types of which one machine holds at least one worker."""
 
 
 def alive_nodes() -> list[Machine]:
-    """The machines that live."""
+    """Return the cluster's live machines."""
     return [
         Machine(
             node["NodeManagerHostname"],
@@ -74,16 +79,19 @@ def alive_nodes() -> list[Machine]:
 
 
 def launchable() -> list[Machine] | None:
-    """Types of which the autoscaler may buy some; empty without one, None where nobody knows.
+    """Return the machine types that the autoscaler may launch.
 
-    Ray tells a job nothing about it (ray 2.60: only `report_cluster_config` would, and no open
-    autoscaler calls it), but the autoscaler is a process of the head, where drivers run, and its
-    file lies there. Raises ClusterError where EFFNET_MACHINES cannot be read.
+    Empty without an autoscaler, None if they are unknown. Ray does not expose them to a job
+    (ray 2.60: only `report_cluster_config` would, and no open-source autoscaler calls it). But
+    the autoscaler is a process on the head, where drivers run, and so is its configuration file.
+    Raises ClusterError if EFFNET_MACHINES or the file cannot be parsed.
     """
-    told = os.environ.get(MACHINES_ENV)
-    if told:
-        return _types(MACHINES_ENV, {"available_node_types": _yaml(MACHINES_ENV, told)})
-    arguments = _autoscaler(ray.get_runtime_context().gcs_address)
+    machines = os.environ.get(MACHINES_ENV)
+    if machines:
+        return _machine_types(
+            MACHINES_ENV, {"available_node_types": _parse_yaml(MACHINES_ENV, machines)}
+        )
+    arguments = _autoscaler_arguments(ray.get_runtime_context().gcs_address)
     if arguments is None:
         return None
     file = arguments.get("--autoscaling-config")
@@ -91,91 +99,97 @@ def launchable() -> list[Machine] | None:
         return []
     path = Path(file).expanduser()
     try:
-        return _types(file, _yaml(file, path.read_text()))
+        return _machine_types(file, _parse_yaml(file, path.read_text()))
     except OSError:
         return None
 
 
-def _autoscaler(gcs_address: str) -> dict[str, str] | None:
-    """The arguments of this cluster's autoscaler, if it runs on this machine.
+def _autoscaler_arguments(gcs_address: str) -> dict[str, str] | None:
+    """Return the arguments of this cluster's autoscaler process if it runs on this machine.
 
-    Ray starts one with every head, also where it has nothing to buy; KubeRay has its own.
+    Ray starts one with every head, even if there is nothing to launch; KubeRay has its own.
     """
     for process in psutil.process_iter():
         try:
-            line = process.cmdline()
+            command_line = process.cmdline()
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-        if any(word.endswith("/monitor.py") for word in line[:4]):
-            given = dict(word.partition("=")[::2] for word in line)
-            if given.get("--gcs-address") == gcs_address:
-                return given
+        if any(word.endswith("/monitor.py") for word in command_line[:4]):
+            arguments = dict(word.partition("=")[::2] for word in command_line)
+            if arguments.get("--gcs-address") == gcs_address:
+                return arguments
     return None
 
 
-def _yaml(where: str, text: str) -> Any:
+def _parse_yaml(source: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ClusterError(f"{where} is no YAML ({' '.join(str(error).split())})") from None
+        raise ClusterError(f"{source} is not valid YAML ({one_line(error)}): correct it") from None
 
 
-def _types(where: str, config: Any) -> list[Machine]:
-    """The types of a file for `ray up`, all but its head's."""
+def _machine_types(source: str, config: Any) -> list[Machine]:
+    """Return the types of a file for `ray up`, except its head's."""
     try:
-        most = config.get("max_workers", math.inf)
+        max_total = config.get("max_workers", math.inf)
         return [
             Machine(
                 name,
-                each.get("resources") or {},
-                each.get("labels") or {},
-                min(each.get("max_workers", most), most),
+                node_type.get("resources") or {},
+                node_type.get("labels") or {},
+                min(node_type.get("max_workers", max_total), max_total),
             )
-            for name, each in config["available_node_types"].items()
+            for name, node_type in config["available_node_types"].items()
             if name != config.get("head_node_type")
         ]
     except (AttributeError, KeyError, TypeError):
         raise ClusterError(
-            f"{where} names no machines: expected, for each type, its resources, labels and "
-            "max_workers, as a file for `ray up` has them under available_node_types"
+            f"{source} contains no machine types: expected the resources, labels and max_workers "
+            "of each type, in the format of available_node_types in a file for `ray up`"
         ) from None
 
 
 def worker_capacity(worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> Capacity:
-    """For workers that each lease `worker`, on GPUs of one of these types if any are given."""
+    """Return the capacity for workers with these resources each.
+
+    With `accelerators`, only machines with GPUs of one of these types count.
+    """
     return compute_capacity(alive_nodes(), launchable(), worker, accelerators)
 
 
 def compute_capacity(
-    living: Iterable[Machine],
-    types: Iterable[Machine] | None,
+    machines: Iterable[Machine],
+    machine_types: Iterable[Machine] | None,
     worker: Mapping[str, float],
     accelerators: Sequence[str],
 ) -> Capacity:
-    """The same, of known machines.
+    """Return the capacity of live machines and of launchable types (None: unknown).
 
-    A machine that was bought counts twice when grown, once by its type: so `grown` is a bound,
-    and what lies above it can never be had.
+    A launched machine counts twice in `maximum`: as a machine and in its type's count. So
+    `maximum` is an upper bound.
     """
-    now = sum(machine.max_workers(worker, accelerators) for machine in living)
-    if types is None:
+    now = sum(machine.max_workers(worker, accelerators) for machine in machines)
+    if machine_types is None:
         return Capacity(now, math.inf, ())
-    offers = tuple(kind for kind in types if kind.count and kind.max_workers(worker, accelerators))
-    bought = sum(kind.count * kind.max_workers(worker, accelerators) for kind in offers)
-    return Capacity(now, now + bought, offers)
+    suitable = tuple(
+        machine_type
+        for machine_type in machine_types
+        if machine_type.count and machine_type.max_workers(worker, accelerators)
+    )
+    launched = sum(kind.count * kind.max_workers(worker, accelerators) for kind in suitable)
+    return Capacity(now, now + launched, suitable)
 
 
 def max_resource(resource: str, accelerators: Sequence[str] = ()) -> float:
-    """How much of a resource the cluster has when its autoscaler has grown it.
+    """Return how much of a resource the cluster has after scaling up.
 
-    On machines with one of these accelerators, if any are given. Where nobody knows what the
-    autoscaler may buy, it is what is here.
+    With `accelerators`, only machines with GPUs of one of these types count. If it is unknown
+    what the autoscaler may launch, this is what the live machines have.
     """
-    living = sum(_amount(machine, resource, accelerators) for machine in alive_nodes())
-    bought = sum(kind.count * _amount(kind, resource, accelerators) for kind in launchable() or ())
-    return max(living, bought)
 
+    def amount(machine: Machine) -> float:
+        return machine.resources.get(resource, 0) if machine.has_accelerator(accelerators) else 0
 
-def _amount(machine: Machine, resource: str, accelerators: Sequence[str]) -> float:
-    fits = not accelerators or machine.labels.get(ACCELERATOR_LABEL) in accelerators
-    return machine.resources.get(resource, 0) if fits else 0
+    live = sum(map(amount, alive_nodes()))
+    launched = sum(kind.count * amount(kind) for kind in launchable() or ())
+    return max(live, launched)

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine; and what it can hold."""
+"""Joins a Ray cluster or starts Ray on this machine, and checks that it can hold the workers."""
 
 import logging
 import math
@@ -21,25 +21,37 @@ from effnet_ray.runtime import nodes
 
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
-"""NCCL for gradients, gloo for the few numbers that live on the CPU."""
-LOOPBACK, NOBODY = "127.0.0.1", 1
+"""NCCL for gradients, gloo for the few numbers that are on the CPU."""
+LOOPBACK = "127.0.0.1"
+UNUSED_PORT = 1
 """Nothing listens on port 1."""
 DASHBOARD_ENV = "RAY_API_SERVER_ADDRESS"
-"""Where processes of Ray look for the dashboard first."""
-ANSWER_S = 10
-"""In which a cluster's head accepts a connection."""
+"""Where Ray's processes look first for the dashboard's address."""
+CONNECT_TIMEOUT_S = 10
+"""A cluster's head accepts a connection within this time."""
+QUIET_ENV = {
+    # Ray 2.60 warns, unless set, that later versions will not hide GPUs from CPU-only workers.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray Train exports metrics for Ray's dashboards alone.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray warns of more than four times as many processes as may start at once; sweeps have more.
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+"""Settings that Ray and its processes read when they start, for fewer warnings."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What to ask Ray for."""
+    """The workers to request from Ray."""
 
     workers: int | tuple[int, int]
+    """Their number, or the smallest and the largest."""
     use_gpu: bool
     resources_per_worker: dict[str, float]
     backend: str
+    """Of torch.distributed."""
     accelerators: tuple[str, ...] = ()
-    """On machines with one of these; none: on any."""
+    """Allowed GPU types. Default: any."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -49,48 +61,45 @@ class ResourceRequest:
         return {nodes.ACCELERATOR_LABEL: f"in({','.join(self.accelerators)})"}
 
     def describe(self, workers: int) -> str:
-        """So many workers in words, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
-        asked = [f"{each:g} {name}" for name, each in self.resources_per_worker.items() if each]
-        which = f" ({' or '.join(self.accelerators)})" if self.accelerators else ""
-        plural, apiece = ("s", " each") if workers > 1 else ("", "")
-        return f"{workers} worker{plural} with {' and '.join(asked)}{which}{apiece}"
+        """Describe so many workers, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
+        resources = [
+            f"{amount:g} {name}" for name, amount in self.resources_per_worker.items() if amount
+        ]
+        gpu_types = f" ({' or '.join(self.accelerators)})" if self.accelerators else ""
+        plural, suffix = ("s", " each") if workers > 1 else ("", "")
+        return f"{workers} worker{plural} with {' and '.join(resources)}{gpu_types}{suffix}"
 
 
 def is_submitted_job() -> bool:
-    """Whether this process is a job on a cluster, which `ray job submit` says by RAY_ADDRESS."""
+    """Whether this process is a job on a cluster: `ray job submit` sets RAY_ADDRESS."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def is_connected() -> bool:
-    """Whether this process has joined or started a Ray."""
+    """Whether this process has joined or started Ray."""
     return bool(ray.is_initialized())
 
 
 def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool = False) -> str:
-    """Join the cluster this job was submitted to, else start Ray here; say which.
+    """Join the cluster that this job was submitted to, else start Ray here; describe which.
 
-    `dashboard`: start Ray's, too. Without it, what a killed run had leased is never returned: a
-    sweep, which stops trials, needs it.
-    Only RAY_ADDRESS (which `ray job submit` sets) makes a job join a cluster: one that merely
-    happens to run on this machine is left alone.
+    Only RAY_ADDRESS (set by `ray job submit`) makes a job join a cluster: a Ray that happens to
+    run on this machine is left alone. `dashboard` also starts Ray's dashboard: without it Ray
+    never frees the resources of a killed run. A sweep stops trials and therefore needs it.
     """
     if ray.is_initialized():
         return "the Ray this process is connected to"
-    joins = not local and is_submitted_job()
     if not verbose:
-        # Ray decides about its dashboards' and workers' noise from these, when it starts.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-        # Ray warns of four times as many processes as may start at once; a sweep has more.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+        for name, value in QUIET_ENV.items():
+            os.environ.setdefault(name, value)
     options = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
-    if joins:
+    if is_submitted_job() and not local:
         _check_address(os.environ["RAY_ADDRESS"])
         _init(**options)
-        _settle_ray_data()
+        _start_ray_data_actors()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
     start_local(cpus, dashboard=dashboard, **options)
@@ -98,16 +107,17 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
 
 
 def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
-    """Start a Ray of this process's own; `options` are `ray.init`'s.
+    """Start Ray on this machine for this process alone; `options` are passed to `ray.init`.
 
-    Ray Train asks a dashboard, each second, whether a run's controller still lives, and returns
-    what a dead one had leased (ray 2.60 `placement_group_cleaner.py`). Which dashboard, its
-    processes take from RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else from the last `ray start` on
-    this machine, else from the only Ray that runs there; one that never heard of the run says
-    that it is dead. So ours are told. A Ray without a dashboard names port 8265 all the same,
-    where another's may be: its processes are sent to nobody.
+    Ray Train asks a dashboard every second whether a run's controller is alive, and frees the
+    resources of a dead one (ray 2.60 `placement_group_cleaner.py`). Its processes take the
+    dashboard's address from RAY_API_SERVER_ADDRESS, RAY_ADDRESS, the last `ray start` on this
+    machine, or the only Ray that runs here, in this order. The dashboard of another cluster
+    reports an unknown controller as dead. So this Ray's processes get their own dashboard's
+    address; without a dashboard, a port where nothing listens, since port 8265, which Ray would
+    use, may belong to another Ray.
     """
-    port = _free_port() if dashboard else NOBODY
+    port = _free_port() if dashboard else UNUSED_PORT
     with environment_variable(DASHBOARD_ENV, f"http://{LOOPBACK}:{port}"):
         _init(
             address="local",
@@ -120,22 +130,22 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
 
 
 def _init(**options: Any) -> None:
-    """`ray.init`, after which the program's own handler of SIGTERM is in place again.
+    """Call `ray.init` and restore the program's own SIGTERM handler afterwards.
 
-    Ray puts two in its stead; the second prints a C++ trace and aborts the process 3 s later,
-    whatever that is still ending (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
+    Ray installs two handlers of its own. The second prints a C++ trace and aborts the process
+    after 3 s, even while it still shuts down (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
     """
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
 def environment_variable(name: str, value: str) -> Iterator[None]:
-    """Have an environment variable meanwhile: processes and actors that start take it over."""
+    """Set an environment variable in the context; processes and actors started in it inherit."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -153,18 +163,18 @@ def _free_port() -> int:
 
 
 def _check_address(address: str) -> None:
-    """Raises ClusterError where it is no cluster's, or nobody answers; Ray would try for long."""
+    """Raise ClusterError for an invalid address, or if nothing answers: Ray would retry long."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:]+\]", host) or not port.isdigit():
         raise ClusterError(
-            f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the cluster that this process is "
-            "to join, as `ray job submit` sets it; where jobs are submitted to is "
+            f"RAY_ADDRESS is {address!r}: expected HOST:PORT of the cluster that this process "
+            "joins, as set by `ray job submit`; to choose where jobs are submitted to, set "
             "RAY_API_SERVER_ADDRESS"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"no cluster answers at RAY_ADDRESS {address} ({error}): start it, or unset "
@@ -172,56 +182,59 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def _settle_ray_data() -> None:
-    """Have Ray Data start its own actors here, on the head, where a submitted job's driver runs.
+def _start_ray_data_actors() -> None:
+    """Make Ray Data start its own actors on this node, the head, where submitted jobs run.
 
-    They stay for as long as the cluster does, on the node of the first process that uses Ray Data
-    (ray 2.60 `stats.py`, `default_autoscaling_coordinator.py`). A bought machine would be kept by
-    them for ever.
+    They stay as long as the cluster does, on the node of the first process that uses Ray Data
+    (ray 2.60 `stats.py`, `default_autoscaling_coordinator.py`). On a launched machine they would
+    prevent the autoscaler from ever terminating it.
     """
     import ray.data  # takes a second
 
     level = logging.getLogger("ray.data").level
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # No CPU: there may be none yet.
+    # num_cpus=0: the cluster may have no CPUs yet.
     ray.data.from_items([0]).map_batches(lambda batch: batch, num_cpus=0).materialize()
     logging.getLogger("ray.data").setLevel(level)
 
 
 @contextmanager
 def shutdown_if_started() -> Iterator[None]:
-    """Leave Ray at the end, if it was joined meanwhile."""
-    joined = ray.is_initialized()
+    """Disconnect from Ray at the end if it was joined or started in the context."""
+    was_connected = ray.is_initialized()
     try:
         yield
     finally:
-        if not joined:
+        if not was_connected:
             ray.shutdown()
 
 
 def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequest:
-    """What to ask for. Raises ClusterError where this cluster can never give it."""
+    """Return the request for a placement.
+
+    Raises ClusterError if this cluster can never hold the workers or cannot reach the URIs.
+    """
     check_reachable(uris)
     low, high = placement.worker_range
     resources: dict[str, float] = {"CPU": _cpus_per_worker(nodes.alive_nodes(), high)}
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
-    shared = placement.gpus_per_worker and placement.gpus_per_worker < 1
-    asked = ResourceRequest(
+    # NCCL refuses two workers on one GPU.
+    use_nccl = placement.gpus_per_worker >= 1
+    request = ResourceRequest(
         workers=low if low == high else (low, high),
         use_gpu=bool(placement.gpus_per_worker),
         resources_per_worker=resources,
         accelerators=placement.accelerators,
-        # NCCL refuses two workers on one GPU.
-        backend=NCCL if placement.gpus_per_worker and not shared else GLOO,
+        backend=NCCL if use_nccl else GLOO,
     )
-    _check_room(asked, low)
-    return asked
+    _check_capacity(request, low)
+    return request
 
 
 def check_reachable(uris: Sequence[str]) -> None:
-    """Raises ClusterError for a local path where the cluster has several nodes."""
+    """Raise ClusterError for a local path if the cluster has several nodes."""
     for uri in uris:
         if not storage.is_remote(uri) and len(nodes.alive_nodes()) > 1:
             raise ClusterError(
@@ -230,25 +243,25 @@ def check_reachable(uris: Sequence[str]) -> None:
             )
 
 
-def _cpus_per_worker(living: Sequence[nodes.Machine], workers: int) -> float:
-    """1, or less where one machine with fewer cores than workers must hold them all."""
-    cpus = sum(machine.resources.get("CPU", 0) for machine in living)
-    if len(living) > 1 or cpus < 1 or cpus >= workers:
+def _cpus_per_worker(machines: Sequence[nodes.Machine], workers: int) -> float:
+    """Return 1, or less if one machine with fewer CPUs than workers must hold all of them."""
+    cpus = sum(machine.resources.get("CPU", 0) for machine in machines)
+    if len(machines) > 1 or cpus < 1 or cpus >= workers:
         return 1
     return math.floor(100 * cpus / workers) / 100
 
 
-def _check_room(asked: ResourceRequest, workers: int) -> None:
-    """What a cluster can never give is refused at once."""
-    found = nodes.worker_capacity(asked.resources_per_worker, asked.accelerators)
-    if workers <= found.maximum:
+def _check_capacity(request: ResourceRequest, workers: int) -> None:
+    """Raise ClusterError if the cluster cannot hold the workers even after scaling up."""
+    capacity = nodes.worker_capacity(request.resources_per_worker, request.accelerators)
+    if workers <= capacity.maximum:
         return
-    grows = (
-        f"{found.maximum:g} when it has grown"
-        if found.machine_types
-        else "can buy no machine for more"
+    scaled_up = (
+        f"for {capacity.maximum:g} when scaled up"
+        if capacity.machine_types
+        else "its autoscaler can launch no machine for more"
     )
     raise ClusterError(
-        f"{asked.describe(workers)} cannot be had: this cluster holds {found.now:g} such, and "
-        f"{grows}: lower --workers or --gpus-per-worker, or add machines"
+        f"not enough resources for {request.describe(workers)}: this cluster has room for "
+        f"{capacity.now:g}, and {scaled_up}: lower --workers or --gpus-per-worker, or add machines"
     )
