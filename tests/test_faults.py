@@ -17,7 +17,7 @@ from test_jobs import answer, job
 from test_laws import weights
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests, row_group
+from effnet_ray.data import manifest as manifests, parquet_reads
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.errors import StorageError
 from effnet_ray.packing.pack import pack
@@ -67,7 +67,7 @@ def dataset(server: Proxy, packed: Path) -> Dataset:
 
 def read_all(dataset: Dataset) -> str:
     """SHA-256 of every view, through listing, footers and row groups."""
-    row_group._footer.cache_clear()
+    parquet_reads.cached_footer.cache_clear()
     manifests.check_trainable(dataset.manifest, dataset.data)
     seen = hashlib.sha256()
     for lane in range(dataset.plan.lanes):
@@ -158,7 +158,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
 def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
     faults: Callable[..., Faults], dataset: Dataset, hurried: None, door: str, kind: str
 ) -> None:
-    row_group._footer.cache_clear()
+    parquet_reads.cached_footer.cache_clear()
     made = faults(kind, share=1)
     with pytest.raises(StorageError) as told:
         DOORS[door](dataset)
@@ -173,7 +173,7 @@ def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
 def test_what_stays_broken_is_told_within_a_minute(
     faults: Callable[..., Faults], dataset: Dataset, door: str, kind: str
 ) -> None:
-    row_group._footer.cache_clear()
+    parquet_reads.cached_footer.cache_clear()
     faults(kind, share=1)
     begin = time.monotonic()
     with pytest.raises(StorageError):

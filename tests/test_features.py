@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
-from effnet_ray.data.feature_cache import Group
+from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
@@ -42,9 +42,9 @@ def dataset(digits: str, kept: Path, **given: Any) -> Dataset:
     return Dataset(manifest, digits, recipe, spec, features=str(kept), backbone="0" * 64)
 
 
-def group(rows: int = 3, first: int = 0) -> Group:
+def group(rows: int = 3, first: int = 0) -> FeatureRows:
     draws = np.random.default_rng(first)
-    return Group(
+    return FeatureRows(
         feature=draws.normal(size=(rows, 8)).astype(np.float16),
         label=np.arange(rows) % 2,
         id=np.arange(first, first + rows),
@@ -70,9 +70,10 @@ def test_features_are_read_as_they_were_written(tmp_path: Path, rows: int) -> No
     parts = [group(3), group(rows, first=3)]
     feature_cache.write(uri, parts)
     read = [
-        feature_cache.read(uri, number) for number in range(-(-(rows + 3) // feature_cache.ROWS))
+        feature_cache.read(uri, number)
+        for number in range(-(-(rows + 3) // feature_cache.ROW_GROUP_ROWS))
     ]
-    assert all(len(part.label) <= feature_cache.ROWS for part in read)
+    assert all(len(part.label) <= feature_cache.ROW_GROUP_ROWS for part in read)
     assert {part.feature.dtype for part in read} == {np.dtype(np.float16)}
     for name in ("feature", "label", "id", "bad"):
         before = np.concatenate([getattr(part, name) for part in parts])
@@ -187,7 +188,7 @@ def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Pat
     for size in sizes:
         part = slice(first, first + size)
         stamp = np.repeat(ids[part, None], 4, axis=1).astype(np.float16)
-        made.append(Group(stamp, labels[part], ids[part], [""] * size))
+        made.append(FeatureRows(stamp, labels[part], ids[part], [""] * size))
         first += size
     feature_cache.write(storage.join(asked.features_uri("train", None), "00000.parquet"), made)
     (kept,) = load_chunk(asked, replace(task, cached=True))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from laws import RECIPE
 
-from effnet_ray.data import labels, manifest as manifests
+from effnet_ray.data import manifest as manifests, train_labels
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.ray_executor import RayExecutor
@@ -78,7 +78,7 @@ def test_progressive_images_grow_and_stay_the_planned_ones(
 def test_the_stream_is_the_plan(
     cluster: None, dataset: Dataset, digits: str, balance: float
 ) -> None:
-    zeros = Labels.of(labels.read(dataset.manifest, digits).values == 0, 2)
+    zeros = Labels.of(train_labels.read_train_labels(dataset.manifest, digits).values == 0, 2)
     recipe = replace(dataset.recipe, balance=balance)
     dataset = replace(dataset, recipe=recipe, labels=zeros)
     plan, manifest = dataset.plan, dataset.manifest

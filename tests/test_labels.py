@@ -10,14 +10,15 @@ import pytest
 from test_damage import opened
 from test_in_place import in_place, shards  # noqa: F401  # a fixture
 
-from effnet_ray.data import labels, manifest as manifests, row_group
+from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.class_balance import Labels
 from effnet_ray.errors import DatasetError
 
 
 def trained_on(dataset: Dataset) -> list[int]:
     """The train split's labels as training reads them, in the order of ids."""
-    row_group._footer.cache_clear()
+    parquet_reads.cached_footer.cache_clear()
     (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
     places = dataset.plan.chunk(0, 0, 0)
     order = np.lexsort((places[:, 1], places[:, 0]))
@@ -28,7 +29,7 @@ def trained_on(dataset: Dataset) -> list[int]:
 @pytest.mark.parametrize("limit", [None, 7])
 def test_they_are_those_that_training_reads(packed: Path, limit: int | None) -> None:
     dataset = opened(packed, limit)
-    known = labels.read(dataset.manifest, dataset.data)
+    known = train_labels.read_train_labels(dataset.manifest, dataset.data)
     assert known.values.tolist() == trained_on(dataset)
     assert len(known.values) == (limit or 18) and known.values.dtype == np.uint8
 
@@ -37,8 +38,10 @@ def test_all_row_groups_and_shards_are_read_in_their_order(digits: str) -> None:
     manifest = manifests.load(digits)
     tables = [pq.read_table(f"{digits}/{s.path}")["label"] for s in manifest.splits["train"]]
     told = np.concatenate([table.to_numpy() for table in tables])
-    assert np.array_equal(labels.read(manifest, digits).values, told)
-    assert np.array_equal(labels.read(manifest.limited(100), digits).values, told[:100])
+    assert np.array_equal(train_labels.read_train_labels(manifest, digits).values, told)
+    assert np.array_equal(
+        train_labels.read_train_labels(manifest.limited(100), digits).values, told[:100]
+    )
 
 
 def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None:  # noqa: F811
@@ -50,16 +53,16 @@ def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None: 
         )  # fmt: skip
     manifest = in_place(shards, label_column="kind")
     dataset = opened(shards)
-    known = labels.read(manifest, str(shards))
+    known = train_labels.read_train_labels(manifest, str(shards))
     assert known.values.tolist() == trained_on(dataset)
     with pytest.raises(DatasetError, match="0 labels of type null in 'label'"):
-        labels.read(replace(manifest, label_column="label"), str(shards))
+        train_labels.read_train_labels(replace(manifest, label_column="label"), str(shards))
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([0, 3], "has the label 3, the manifest has the classes 0 to 2"),
+        ([0, 3], "has the label 3, but the manifest has classes 0 to 2"),
         ([-1, 0], "has the label -1"),
         ([0, None], "2 labels of type int64 in 'label', 1 of them missing"),
         ([0], "1 labels of type int64"),
@@ -74,7 +77,7 @@ def test_labels_that_are_not_the_manifests_are_refused(
     path.parent.mkdir()
     pq.write_table(pa.table({"label": values}), path)
     with pytest.raises(DatasetError, match=says):
-        labels.read(manifest, str(tmp_path))
+        train_labels.read_train_labels(manifest, str(tmp_path))
 
 
 def test_labels_that_cannot_be_read_are_refused_by_the_shards_name(
@@ -84,8 +87,8 @@ def test_labels_that_cannot_be_read_are_refused_by_the_shards_name(
     path = tmp_path / manifest.splits["train"][0].path
     path.parent.mkdir()
     path.write_bytes(b"PAR1 but not for long")
-    with pytest.raises(DatasetError, match=f"shard {path} cannot be read, twice"):
-        labels.read(manifest, str(tmp_path))
+    with pytest.raises(DatasetError, match=f"shard {path} cannot be read, even on"):
+        train_labels.read_train_labels(manifest, str(tmp_path))
 
 
 def test_every_use_of_an_image_in_an_epoch_shows_it_otherwise(packed: Path) -> None:
@@ -93,7 +96,7 @@ def test_every_use_of_an_image_in_an_epoch_shows_it_otherwise(packed: Path) -> N
     dataset = replace(
         dataset,
         recipe=replace(dataset.recipe, balance=1.0),
-        labels=labels.Labels.of([0] * 17 + [1], 3),
+        labels=Labels.of([0] * 17 + [1], 3),
     )
     (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
     ids, uses = np.unique(block["id"], return_counts=True)

@@ -14,7 +14,7 @@ ORDER = (
     "storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet release.layout release.record "
     "data.manifest data.classes data.augment data.image_checks data.decode data.views "
-    "data.class_balance data.labels data.plan "
+    "data.class_balance data.plan data.parquet_reads data.train_labels "
     "data.hf_parquet data.row_group data.feature_cache data.chunks "
     "data.thread_executor data.ray_executor data.stream "
     "packing.options packing.archives packing.sources packing.splits packing.duplicates "

@@ -376,7 +376,7 @@ class WithBad(FixedBatches):
 
 
 def steps_until_stopped(
-    fraction: float, bad: tuple[int, ...] = (0, 0), bad_eval: int = 0, most_uses: int = 1
+    fraction: float, bad: tuple[int, ...] = (0, 0), bad_eval: int = 0, max_uses: int = 1
 ) -> tuple[int, str]:
     """Steps taken by a run of 13 train and 15 eval images, and why it stopped."""
     recipe = settled(batch_size=8, micro_batch=4)
@@ -384,7 +384,7 @@ def steps_until_stopped(
     state = new_state(recipe)
     try:
         fit(
-            state, recipe, replace(batches.shape(), most_uses=most_uses), batches,
+            state, recipe, replace(batches.shape(), max_uses=max_uses), batches,
             on_step=nothing, on_epoch=nothing, max_bad_fraction=fraction,
         )  # fmt: skip
     except BadImagesError as error:
@@ -407,10 +407,10 @@ def test_one_bad_image_is_allowed_in_a_set_of_any_size_unless_none_is() -> None:
 
 
 def test_one_bad_image_is_allowed_however_often_an_epoch_uses_it() -> None:
-    assert steps_until_stopped(0.01, bad=(2, 1), most_uses=3) == (2, "")
-    assert steps_until_stopped(0.01, bad=(2, 2), most_uses=3)[1]
-    assert steps_until_stopped(0, bad=(1, 0), most_uses=3)[0] == 1
-    assert steps_until_stopped(0.01, bad_eval=2, most_uses=3)[1]
+    assert steps_until_stopped(0.01, bad=(2, 1), max_uses=3) == (2, "")
+    assert steps_until_stopped(0.01, bad=(2, 2), max_uses=3)[1]
+    assert steps_until_stopped(0, bad=(1, 0), max_uses=3)[0] == 1
+    assert steps_until_stopped(0.01, bad_eval=2, max_uses=3)[1]
 
 
 def test_eval_images_are_counted_by_themselves() -> None:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effnet_ray import Placement, Recipe, finetune
-from effnet_ray.data import feature_cache, labels, manifest as manifests
+from effnet_ray.data import feature_cache, manifest as manifests, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
-from effnet_ray.data.feature_cache import Group
+from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
 from effnet_ray.packing import duplicates, report, splits
 from effnet_ray.packing.options import Packing
@@ -220,7 +220,7 @@ def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> N
 
 def test_features_keep_rows_of_labels(tmp_path: Path) -> None:
     label = np.eye(3, dtype=np.uint8)
-    group = Group(np.ones((3, 5), np.float16), label, np.arange(3), ["", "", ""])
+    group = FeatureRows(np.ones((3, 5), np.float16), label, np.arange(3), ["", "", ""])
     feature_cache.write(f"{tmp_path}/00000.parquet", [group])
     found = feature_cache.read(f"{tmp_path}/00000.parquet", 0)
     assert found.label.dtype == np.uint8 and (found.label == label).all()
@@ -387,4 +387,4 @@ def test_images_of_one_class_may_be_learnt_as_if_they_had_several(
 
 def test_labels_of_one_class_are_not_read_from_lists(coloured: str) -> None:
     with pytest.raises(DatasetError, match="labels of type list"):
-        labels.read(manifests.load(coloured), coloured)
+        train_labels.read_train_labels(manifests.load(coloured), coloured)

@@ -77,7 +77,7 @@ def test_a_levelled_epoch_is_as_long_and_uses_the_images_of_a_class_alike(
 ) -> None:
     assert plan.labels
     uses = np.asarray(used(plan, epoch))
-    assert uses.sum() == plan.images and uses.max() <= plan.most_uses
+    assert uses.sum() == plan.images and uses.max() <= plan.max_uses
     for label in np.unique(plan.labels.values):
         of_class = uses[plan.labels.values == label]
         assert of_class.max() - of_class.min() <= 1

@@ -1,6 +1,7 @@
-"""One chunk of the plan as arrays: views of images, or the features kept of them.
+"""Loads one chunk of the plan as arrays: views of images, or their cached features.
 
-What a Ray Data task does. What cannot be read has weight 0, and a reason.
+An executor calls `load_chunk` in its tasks. An image that cannot be read has a reason and no
+pixels.
 """
 
 import json
@@ -12,23 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray import storage
-from effnet_ray.data import feature_cache as features
+from effnet_ray.data import feature_cache
 from effnet_ray.data.class_balance import Labels, class_weights
-from effnet_ray.data.decode import decode
+from effnet_ray.data.classes import Label
+from effnet_ray.data.decode import Pixels
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
-from effnet_ray.data.row_group import RowGroup
-from effnet_ray.data.views import eval_view, train_view
+from effnet_ray.data.row_group import ImageRecord, RowGroup
+from effnet_ray.data.views import train_view, write_eval_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTICLASS
 from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2
-"""A task hands on its chunk in pieces of about this size: 600 px views weigh 1 MB each."""
+"""A chunk is yielded in blocks of about this size: views of 600 px weigh 1 MB each."""
+
 Block = dict[str, npt.NDArray[Any]]
-"""`image` [n, R, R, 3] uint8 or features [n, F], `label` [n] int64 or, where images may have
-several, [n, K] uint8 of 0 and 1, `id`, `bad`."""
+"""`image` [n, R, R, 3] uint8 or features [n, F]; `label` [n] int64 or, in a multilabel data set,
+[n, K] uint8 of 0 and 1; `id` [n]; `bad` [n]: JSON of `BadImage`, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +47,37 @@ class BadImage:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All a decode task needs to know; sent to the cluster once per window."""
+    """Everything that loading a chunk needs; sent to the cluster once per window."""
 
     manifest: Manifest
     data: str
     """URI of the manifest's folder."""
     recipe: Recipe
-    """Settled."""
+    """Resolved."""
     spec: InputSpec
     labels: Labels | None = None
-    """Of the train split, where the recipe needs them (`Recipe.needs_labels`)."""
+    """Of the train split, if the recipe needs them (`Recipe.needs_labels`)."""
     features: str = ""
-    """Where features are kept: RUNS/features."""
+    """URI of the feature cache: RUNS/features."""
     backbone: str = ""
-    """SHA-256 of the pretrained file, of which they are."""
+    """SHA-256 of the pretrained file that computes the features."""
 
     @property
     def class_weights(self) -> tuple[float, ...]:
-        """Of the recipe, for each class; empty where all images count alike."""
+        """The recipe's loss weight of each class; empty if all images count alike."""
         return class_weights(self.labels.counts, self.recipe.class_weights) if self.labels else ()
 
     @property
     def plan(self) -> Plan:
         """The train split's plan."""
-        rows = tuple(rows for _, _, rows in self.manifest.row_groups("train"))
-        recipe = self.recipe
-        return Plan(rows, recipe.seed, recipe.batch_size, recipe.micro_batch or 1, self.labels,
-                    recipe.balance)  # fmt: skip
+        return Plan(
+            tuple(rows for _, _, rows in self.manifest.row_groups("train")),
+            self.recipe.seed,
+            self.recipe.batch_size,
+            self.recipe.micro_batch or 1,
+            self.labels,
+            self.recipe.balance,
+        )
 
     @property
     def eval_plan(self) -> EvalPlan:
@@ -79,31 +86,31 @@ class Dataset:
 
     def features_uri(self, split: str, view: int | None) -> str:
         """The folder of a split's cached features of a view (by number; None: the eval view)."""
-        return features.folder(
+        return feature_cache.folder(
             self.features, self.backbone, self.manifest, self.recipe, self.spec, split, view
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkTask:
-    """One chunk to fetch."""
+    """One chunk to load. All fields are JSON values."""
 
     split: str
     epoch: int
     lane: int
     chunk: int
     skip_steps: int
-    """Steps of the chunk that a resumed run has taken already: never read."""
+    """The chunk's first steps that a resumed run has already used: not read again."""
     rows: int = 0
-    """Images left then: the stream counts them."""
+    """Images in the chunk after the skipped steps; the stream counts by it."""
     view: int | None = None
     """Number of the random view; None: the eval view."""
     new_view_per_use: bool = True
     """Whether an image that the epoch uses again gets another random view."""
     size: int = 0
-    """Of the views, px; 0: the input spec's."""
+    """Size of the views, px; 0: the input spec's."""
     cached: bool = False
-    """Whether their features are wanted, which are there."""
+    """Load features from the feature cache instead of images."""
 
 
 ChunkExecutor = Callable[[Dataset, Iterator[ChunkTask]], Iterator[Block]]
@@ -111,7 +118,7 @@ ChunkExecutor = Callable[[Dataset, Iterator[ChunkTask]], Iterator[Block]]
 
 
 def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
-    """Read, check, decode and view one chunk, in pieces. Runs in a Ray Data task."""
+    """Read, verify, decode and view one chunk, in blocks of about `BLOCK_BYTES`."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
         if not task.new_view_per_use:
@@ -120,84 +127,96 @@ def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
         rows = dataset.eval_plan.chunk(task.chunk)
     if task.cached:
         if len(rows):
-            yield _kept(dataset, task, rows)
+            yield _load_features(dataset, task, rows)
         return
-    piece = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
-    # The first step's images go ahead: at a run's start they are waited for.
-    ahead = min(piece, dataset.recipe.micro_batch or piece)
+    block_rows = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
+    # The first step's images come first: a run's start waits for them.
+    first_rows = min(block_rows, dataset.recipe.micro_batch or block_rows)
     groups: dict[int, RowGroup] = {}
-    for part in np.split(rows, range(ahead, len(rows), piece)):
+    for part in np.split(rows, range(first_rows, len(rows), block_rows)):
         if len(part):
             yield load_rows(dataset, task, part, groups)
 
 
-def _kept(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
-    """The features of some rows, at least one."""
-    uri, places = (
-        dataset.features_uri(task.split, task.view),
-        features.row_group_places(dataset.manifest, task.split),
-    )
+def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
+    """The cached features of some rows, at least one."""
+    uri = dataset.features_uri(task.split, task.view)
+    places = feature_cache.row_group_places(dataset.manifest, task.split)
     shard, first = places[rows[:, 0]].T
-    group, row = np.divmod(first + rows[:, 1], features.ROWS)
-    wanted, whose = np.unique(np.stack([shard, group], 1), axis=0, return_inverse=True)
-    parts, order = list[Block](), np.argsort(whose, kind="stable")
-    for number, (of, part) in enumerate(wanted.tolist()):
-        found = features.read(storage.join(uri, features.file_name(of)), part)
-        mine = row[whose == number]
-        bad = np.asarray(found.bad, object)
-        parts.append({"image": found.feature[mine], "label": found.label[mine],
-                      "id": found.id[mine], "bad": bad[mine]})  # fmt: skip
-    back = np.argsort(order, kind="stable")
-    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+    group, row = np.divmod(first + rows[:, 1], feature_cache.ROW_GROUP_ROWS)
+    groups, group_index = np.unique(np.stack([shard, group], 1), axis=0, return_inverse=True)
+    parts = list[Block]()
+    for number, (shard_number, group_number) in enumerate(groups.tolist()):
+        file = storage.join(uri, feature_cache.file_name(shard_number))
+        cached = feature_cache.read(file, group_number)
+        selected = row[group_index == number]
+        parts.append(
+            {
+                "image": cached.feature[selected],
+                "label": cached.label[selected],
+                "id": cached.id[selected],
+                "bad": np.asarray(cached.bad, object)[selected],
+            }
+        )
+    # The parts are ordered by group: put their rows back into planned order.
+    planned = np.argsort(np.argsort(group_index, kind="stable"), kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[planned] for name in parts[0]}
 
 
 def load_rows(dataset: Dataset, task: ChunkTask, rows: Rows, groups: dict[int, RowGroup]) -> Block:
-    """The views of some rows; `groups` keeps the chunk's row groups between pieces."""
+    """The views of some rows; `groups` caches the row groups that have been read."""
     size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
-    columns: dict[str, list[Any]] = {"label": [], "id": [], "bad": []}
-    for slot, (group, row, use) in enumerate(rows.tolist()):
+    label, ids, bad = list[Label](), list[int](), list[str]()
+    for view, (group, row, use) in zip(image, rows.tolist(), strict=True):
         if group not in groups:
+            limited = dataset.recipe.limit is not None
             groups[group] = RowGroup(
-                dataset.manifest, dataset.data, task.split, group,
-                limited=dataset.recipe.limit is not None,
-            )  # fmt: skip
+                dataset.manifest, dataset.data, task.split, group, limited=limited
+            )
         record = groups[group].record(row)
-        columns["label"].append(record["label"])
-        columns["id"].append(record["id"])
-        try:
-            if not record["as_packed"]:
-                raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
-            image[slot] = _view(dataset, task, record, use)
-            columns["bad"].append("")
-        except ImageError as error:
-            bad = BadImage(record["image"]["path"], str(error), record["digest"])
-            columns["bad"].append(json.dumps(asdict(bad)))
+        reason = _write_view(dataset, task, record, use, view)
+        label.append(record.label)
+        ids.append(record.id)
+        bad.append(_bad_json(record, reason) if reason else "")
     return {
         "image": image,
-        "label": _labels(columns["label"], dataset.manifest),
-        "id": np.asarray(columns["id"], np.int64),
-        "bad": np.asarray(columns["bad"], object),
+        "label": _label_array(label, dataset.manifest),
+        "id": np.asarray(ids, np.int64),
+        "bad": np.asarray(bad, object),
     }
 
 
-def _labels(found: list[Any], manifest: Manifest) -> npt.NDArray[Any]:
-    """Labels of images, as a block holds them."""
-    if manifest.task == MULTICLASS:
-        return np.asarray(found, np.int64)
-    several = np.zeros((len(found), len(manifest.classes)), np.uint8)
-    for row, classes in enumerate(found):
-        several[row, classes] = 1
-    return several
+def _write_view(
+    dataset: Dataset, task: ChunkTask, record: ImageRecord, use: int, view: Pixels
+) -> str:
+    """Write the planned view of an image into `view`; returns why it could not, or "".
 
-
-def _view(
-    dataset: Dataset, task: ChunkTask, record: dict[str, Any], use: int
-) -> npt.NDArray[np.uint8]:
-    """The planned view of one image in its `use` of the epoch, from 0."""
-    data = record["image"]["bytes"]
+    `use` counts the image's uses in the epoch, from 0.
+    """
     if task.view is None:
-        return eval_view(decode(data), dataset.spec)
-    random = image_random(dataset.recipe.seed, task.view, record["id"], use)
+        _, reason = write_eval_view(record.data, dataset.spec, view)
+        return reason
+    if isinstance(record.data, ImageError):
+        return str(record.data)
+    random = image_random(dataset.recipe.seed, task.view, record.id, use)
     spec = replace(dataset.spec, resolution=task.size or dataset.spec.resolution)
-    return train_view(data, spec, dataset.recipe, random)
+    try:
+        view[:] = train_view(record.data, spec, dataset.recipe, random)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def _bad_json(record: ImageRecord, reason: str) -> str:
+    return json.dumps(asdict(BadImage(record.path, reason, record.digest)))
+
+
+def _label_array(labels: list[Label], manifest: Manifest) -> npt.NDArray[Any]:
+    """The labels of some images as in a block."""
+    if manifest.task == MULTICLASS:
+        return np.asarray(labels, np.int64)
+    array = np.zeros((len(labels), len(manifest.classes)), np.uint8)
+    for row, classes in enumerate(labels):
+        array[row, classes] = 1
+    return array

@@ -1,7 +1,7 @@
-"""Class names, and an image's label, or labels, as indices into them.
+"""Class names, and labels as indices into them.
 
-In a source a label is a name or a number. Of images that may have several (`MULTILABEL`) it is a
-list, or a text of them with a separator, and may be empty.
+In a source, a label is a name or a number. In a multilabel source it is a list of labels, or
+a text of labels with a separator, and may be empty.
 """
 
 import json
@@ -17,96 +17,100 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.tasks import MULTICLASS, MULTILABEL
 
 LABEL, LABELS = pa.int64(), pa.list_(pa.int64())
-"""Types of a column of labels, for each task."""
+"""Types of a label column: multiclass, multilabel."""
 
 Label = int | list[int]
+"""An image's label: an index into the class names, or in a multilabel data set a list of these."""
 
 
 def read_class_names(uri: str) -> tuple[str, ...]:
-    """Names from a file, one a line, or a JSON list."""
+    """Class names from a file: one per line, or a JSON list."""
     text = storage.read_bytes(storage.absolute(uri)).decode()
     names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     stripped = tuple(str(name).strip() for name in names if str(name).strip())
     if len(set(stripped)) < len(stripped):
-        raise DatasetError(f"{uri} names a class twice: give each of the classes one line")
+        raise DatasetError(f"{uri} has a class name twice: write each class on one line")
     return stripped
 
 
-def text(value: Any, separator: str, names: Sequence[str] | None = None) -> str | None:
-    """A source's label as an index of it holds it; None where there is none.
+def normalize_label(value: Any, separator: str, names: Sequence[str] | None = None) -> str | None:
+    """A source's label as text; None if there is none.
 
-    With a separator: all of the image's labels, as a JSON list, each once and sorted. `names` are
-    those that numbers stand for. Raises ValueError for several labels without one.
+    With a separator, the image's labels as a JSON list, sorted and without duplicates. A number is
+    replaced by its class name if `names` are given. Raises ValueError for a list without a
+    separator.
     """
 
-    def named(label: Any) -> str:
-        told = str(label).strip() if separator else str(label)
-        known = names and told.isdigit() and int(told) < len(names)
-        return names[int(told)] if names and known else told
+    def normalize(label: Any) -> str:
+        text = str(label).strip() if separator else str(label)
+        if names and text.isdigit() and int(text) < len(names):
+            return names[int(text)]
+        return text
 
     if separator:
-        parts = value.split(separator) if isinstance(value, str) else _listed(value)
-        return json.dumps(sorted({named(part) for part in parts} - {""}), ensure_ascii=False)
+        parts = value.split(separator) if isinstance(value, str) else _as_list(value)
+        return json.dumps(sorted({normalize(part) for part in parts} - {""}), ensure_ascii=False)
     if isinstance(value, list):
         raise ValueError("several labels for one image: pack with --task multilabel")
-    return None if value is None or value == "" else named(value)
+    return None if value is None or value == "" else normalize(value)
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def _as_list(value: Any) -> Sequence[Any]:
     if isinstance(value, list):
         return [part for part in value if part is not None]
     return () if value is None else (value,)
 
 
 def encode_labels(
-    found: Sequence[str], known: Sequence[str] | None, task: str, source: str
+    labels: Sequence[str], names: Sequence[str] | None, task: str, source: str
 ) -> tuple[tuple[str, ...], pa.Array]:
-    """Class names, and every image's label as an index into them, or as a list of these.
+    """Class names, and a column of every image's label as indices into them.
 
-    `found`: labels as `text` gives them; `known`: the class names, where the source tells them.
-    Raises DatasetError for a label that is none of them.
+    `labels` are texts of `normalize_label`, `names` the class names if the source has them.
+    Raises DatasetError for a label that is not a class.
     """
     if task == MULTICLASS:
-        classes, index = _indexed(set(found), known, source)
-        return classes, pa.array([index[label] for label in found], LABEL)
-    each = [json.loads(labels) for labels in found]
-    classes, index = _indexed(set(chain.from_iterable(each)), known, source)
-    return classes, pa.array([sorted(index[label] for label in labels) for labels in each], LABELS)
+        classes, index = _index_classes(set(labels), names, source)
+        return classes, pa.array([index[label] for label in labels], LABEL)
+    lists = [json.loads(label) for label in labels]
+    classes, index = _index_classes(set(chain.from_iterable(lists)), names, source)
+    indices = [sorted(index[label] for label in image_labels) for image_labels in lists]
+    return classes, pa.array(indices, LABELS)
 
 
-def _indexed(
-    labels: set[str], known: Sequence[str] | None, source: str
+def _index_classes(
+    labels: set[str], names: Sequence[str] | None, source: str
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names, and the index of each of the labels that occur."""
+    """Class names, and the class index of every distinct label."""
     distinct = sorted(labels)
-    numbers = _plain(distinct)
-    if not known:
-        known = sorted(distinct, key=int) if numbers else distinct
-    if numbers and not set(distinct) <= set(known):
-        index = {name: int(name) for name in distinct}  # numbers that count the known names
+    numeric = _are_plain_numbers(distinct)
+    if not names:
+        names = sorted(distinct, key=int) if numeric else distinct
+    if numeric and not set(distinct) <= set(names):
+        index = {label: int(label) for label in distinct}  # the numbers are indices into the names
     else:
-        index = {name: place for place, name in enumerate(known)}
-    wrong = [name for name in distinct if index.get(name, len(known)) >= len(known)]
+        index = {name: number for number, name in enumerate(names)}
+    wrong = [label for label in distinct if index.get(label, len(names)) >= len(names)]
     if wrong:
         raise DatasetError(
-            f"{source} has the label {wrong[0]!r}, which is none of the {len(known)} classes: "
+            f"{source} has the label {wrong[0]!r}, which is not one of the {len(names)} classes: "
             "correct the labels or the file of class names"
         )
-    return tuple(known), index
+    return tuple(names), index
 
 
-def _plain(names: Iterable[str]) -> bool:
-    """Whether all are numbers, written without leading zeros."""
+def _are_plain_numbers(names: Iterable[str]) -> bool:
+    """Whether all are numbers without leading zeros."""
     return all(re.fullmatch(r"0|[1-9]\d{0,8}", name) for name in names)
 
 
 def task_of(label: pa.DataType) -> str:
-    """The task that a column of such labels is of."""
+    """The task of a data set with such a label column."""
     return MULTILABEL if pa.types.is_list(label) else MULTICLASS
 
 
 def format_label(label: Label, classes: Sequence[str]) -> str:
-    """An image's label in words."""
+    """An image's label as class names."""
     if isinstance(label, int):
         return classes[label]
     return ", ".join(classes[index] for index in label) or "no class"

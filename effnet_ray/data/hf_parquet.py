@@ -1,16 +1,16 @@
-"""Parquet in Hugging Face's image layout: columns `image` {bytes, path} and a label."""
+"""Parquet in Hugging Face's image layout: a column `image` {bytes, path}, and a label column."""
 
 import hashlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effnet_ray import storage
+from effnet_ray.data.parquet_reads import read_row_groups
 from effnet_ray.errors import DatasetError
 from effnet_ray.storage.parquet import column_values
 
 LARGEST_GROUP = 256 * 1024**2
-"""A row group is read as a whole, whatever part of it is wanted."""
+"""Bytes of the largest row group that is accepted: it is always read as a whole."""
 
 
 def holds_images(schema: pa.Schema) -> bool:
@@ -22,23 +22,18 @@ def holds_images(schema: pa.Schema) -> bool:
 
 
 def read_row_group(uri: str, group: int, label: str, footer: pq.FileMetaData) -> pa.Table:
-    """A row group as `image`, `label` and each image's `digest`.
+    """A row group as columns `image`, `label` and each image's `digest`.
 
-    Raises DatasetError where columns or their types are not the layout's.
+    `label` names the label column. Raises DatasetError if columns or types are not the layout's.
     """
-    filesystem, path = storage.arrow_filesystem(uri)
-
-    def fetch() -> pa.Table:
-        with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
-            names = file.schema_arrow.names
-            return file.read_row_group(group, [n for n in ("image", label) if n in names])
-
-    table = storage.read_with_retries(uri, fetch, footer.row_group(group).total_byte_size)
+    existing = footer.schema.to_arrow_schema().names
+    columns = [name for name in ("image", label) if name in existing]
+    table = read_row_groups(uri, [group], footer, columns=columns)
     fits = label in table.schema.names and holds_images(table.schema)
     if not fits or not pa.types.is_integer(table.schema.field(label).type):
         raise DatasetError(
-            f"{uri} is not `image` {{bytes, path}} with numbers in {label!r}: name the column "
-            "with --label-column, or pack without --in-place"
+            f"{uri} has no columns `image` {{bytes, path}} and {label!r} with integers: name the "
+            "label column with --label-column, or pack without --in-place"
         )
     images = column_values(table, "image")
     if any(not image or image["bytes"] is None for image in images):

@@ -49,7 +49,7 @@ class Plan:
         return sum(self.row_groups)
 
     @property
-    def most_uses(self) -> int:
+    def max_uses(self) -> int:
         """How often an epoch uses one image, at most."""
         if not self.balance:
             return 1

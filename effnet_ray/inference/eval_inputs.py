@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.data.classes import Label
-from effnet_ray.data.decode import decode, encode_jpeg
+from effnet_ray.data.decode import encode_jpeg
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.row_group import RowGroup
-from effnet_ray.data.views import eval_view
-from effnet_ray.errors import DatasetError, ImageError
+from effnet_ray.data.row_group import ImageRecord, RowGroup
+from effnet_ray.data.views import write_eval_view
+from effnet_ray.errors import DatasetError
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.variants import InputSpec
 
@@ -105,8 +105,8 @@ def preprocess(
         for slot, row in enumerate(range(piece.first, piece.end)):
             record = group.record(row)
             about.append({
-                "label": _known(split, record["label"]), "image": record["id"],
-                "path": record["image"]["path"], **_view(split, record, views[slot]),
+                "label": _known(split, record.label), "image": record.id,
+                "path": record.path, **_view(split, record, views[slot]),
             })  # fmt: skip
         yield views, {name: [each[name] for each in about] for name in about[0]}
 
@@ -123,16 +123,10 @@ def _known(split: EvalInputs, label: Label) -> Label:
     return known[0] if isinstance(label, int) else known
 
 
-def _view(
-    split: EvalInputs, record: dict[str, Any], view: npt.NDArray[np.uint8]
-) -> dict[str, str]:
+def _view(split: EvalInputs, record: ImageRecord, view: npt.NDArray[np.uint8]) -> dict[str, str]:
     """Make the image's view in place; what came of it, and its thumbnail."""
-    try:
-        if not record["as_packed"]:
-            raise ImageError("its bytes are not those that were packed (SHA-256 differs)")
-        pixels = decode(record["image"]["bytes"])
-        view[:] = eval_view(pixels, split.spec)
-    except ImageError as error:
-        return {"bad": str(error), "thumbnail": ""}
-    small = base64.b64encode(encode_jpeg(pixels, THUMBNAIL)).decode() if split.thumbnails else ""
-    return {"bad": "", "thumbnail": small}
+    pixels, reason = write_eval_view(record.data, split.spec, view)
+    thumbnail = ""
+    if split.thumbnails and pixels is not None:
+        thumbnail = base64.b64encode(encode_jpeg(pixels, THUMBNAIL)).decode()
+    return {"bad": reason, "thumbnail": thumbnail}

@@ -198,7 +198,7 @@ def _cell(job: ArchiveJob, number: int, row: dict[str, Any]) -> Sample:
 def _label(job: ArchiveJob, value: Any) -> str | None:
     """Raises DatasetError for several where one is expected."""
     try:
-        return classes.text(value, job.separator, job.classes)
+        return classes.normalize_label(value, job.separator, job.classes)
     except ValueError as error:
         raise DatasetError(f"{job.uri} has {error}") from error
 

@@ -226,7 +226,8 @@ def _texts(rows: pa.Table, name: str) -> list[Any]:
 def _labels(rows: pa.Table, columns: SourceColumns, source: str) -> list[str | None]:
     try:
         return [
-            classes.text(v, columns.separator) for v in column_values(rows, columns.label_column)
+            classes.normalize_label(v, columns.separator)
+            for v in column_values(rows, columns.label_column)
         ]
     except ValueError as error:
         raise DatasetError(f"{source} has {error}") from error

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from effnet_ray import storage
-from effnet_ray.data import decode, manifest as manifests, row_group
+from effnet_ray.data import manifest as manifests
 from effnet_ray.data.classes import format_label
+from effnet_ray.data.decode import decode
 from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError, ImageError
 from effnet_ray.model import pretrained
 from effnet_ray.preflight.findings import Finding, run_check
@@ -33,13 +35,15 @@ def _whole(data: str, limit: int | None) -> str:
 
 def _first_image(manifest: Manifest, data: str) -> str:
     """Read with Arrow, whose client for S3 is another than the manifest's."""
-    group = row_group.RowGroup(manifest, manifests.folder(data), "train", 0, limited=False)
+    group = RowGroup(manifest, manifests.folder(data), "train", 0, limited=False)
     record = group.record(0)
-    name = record["image"]["path"]
     try:
-        height, width = decode.decode(record["image"]["bytes"]).shape[:2]
+        if isinstance(record.data, ImageError):
+            raise record.data
+        height, width = decode(record.data).shape[:2]
     except ImageError as error:
         raise DatasetError(
-            f"the first image ({name}) cannot be decoded: {error}: pack again"
+            f"the first image ({record.path}) cannot be decoded: {error}: pack again"
         ) from error
-    return f"{name}: {width}×{height} px, {format_label(record['label'], manifest.classes)}"
+    label = format_label(record.label, manifest.classes)
+    return f"{record.path}: {width}×{height} px, {label}"

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import storage
-from effnet_ray.data import feature_cache as kept, labels, manifest as manifests
+from effnet_ray.data import feature_cache as kept, manifest as manifests, train_labels
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import ControllerDiedError, RecipeError, TrainingError
@@ -163,7 +163,7 @@ def _dataset(run: Run, manifest: Manifest, data: str, features_in: str) -> Datas
         manifests.folder(data),
         run.recipe,
         run.spec,
-        labels=labels.read(limited, data) if run.recipe.needs_labels else None,
+        labels=train_labels.read_train_labels(limited, data) if run.recipe.needs_labels else None,
         features=features_in,
         backbone=run.weights_sha256,
     )

@@ -43,7 +43,7 @@ class EpochSizes:
     steps_per_epoch: int
     train_images: int
     eval_images: int
-    most_uses: int = 1
+    max_uses: int = 1
     """How often an epoch uses one train image, at most."""
     class_weights: tuple[float, ...] = ()
     """What a train image's loss is multiplied by, for each class; empty: nothing."""
@@ -90,7 +90,7 @@ def fit(
             rate = learning_rate(recipe, state.step, shape.steps_per_epoch)
             state.tally += train_step(worker, lanes, count, rate, state.step)
             state.step += 1
-            _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.most_uses)
+            _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.max_uses)
             on_step(state)
         _reconcile(epoch, "train", state.tally, shape.train_images)
         evaluated = list[EvalResult]()
@@ -125,13 +125,13 @@ def _evaluated(
 
 
 def _check_bad(
-    split: str, tally: MetricSums, images: int, fraction: float, most_uses: int = 1
+    split: str, tally: MetricSums, images: int, fraction: float, max_uses: int = 1
 ) -> None:
     """The tally is the same on every worker, so all of them stop at the same step.
 
     One image is allowed to be bad, however often it is used.
     """
-    allowed = max(most_uses, fraction * images) if fraction else 0
+    allowed = max(max_uses, fraction * images) if fraction else 0
     if tally.quarantined > allowed:
         raise BadImagesError(
             f"{tally.quarantined:,} of {images:,} {split} images cannot be read, more than "

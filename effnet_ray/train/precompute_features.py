@@ -21,7 +21,7 @@ import torch
 from effnet_ray import phases, storage
 from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
-from effnet_ray.data.feature_cache import Group
+from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
@@ -156,10 +156,12 @@ def _pieces(
                     yield FeatureTask(split, view, shard, group, first, end)
 
 
-def _group(block: Block, split: str) -> Group:
+def _group(block: Block, split: str) -> FeatureRows:
     """A piece as it is kept."""
     kind = np.float16 if split == "train" else np.float32
-    return Group(block["feature"].astype(kind), block["label"], block["id"], block["bad"].tolist())
+    return FeatureRows(
+        block["feature"].astype(kind), block["label"], block["id"], block["bad"].tolist()
+    )
 
 
 def _execute(

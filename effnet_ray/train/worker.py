@@ -231,7 +231,7 @@ class WorkerLoop:
             plan.steps_per_epoch,
             plan.images,
             job.dataset.eval_plan.images,
-            most_uses=plan.most_uses,
+            max_uses=plan.max_uses,
             class_weights=job.dataset.class_weights,
         )
         folder = storage.join(job.run_uri, run_record.CHECKPOINTS)

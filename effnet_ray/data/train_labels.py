@@ -1,0 +1,70 @@
+"""Reads the labels of the train split from its shards: only that column."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from effnet_ray import storage
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.class_balance import Labels
+from effnet_ray.data.manifest import Manifest, Shard
+from effnet_ray.data.parquet_reads import as_dataset_error, read_row_groups, read_twice
+from effnet_ray.errors import DatasetError
+from effnet_ray.storage import parquet
+
+READERS = 16
+"""Shards read at a time: a row group's labels are few bytes, so a read is mostly waiting."""
+
+
+def read_train_labels(manifest: Manifest, data: str) -> Labels:
+    """The labels of the train split of the data set `data`; `limit` may have cut `manifest`.
+
+    Raises DatasetError if they are not the manifest's, StorageError if storage fails.
+    """
+    folder, classes = manifests.folder(data), len(manifest.classes)
+
+    def read_shard(shard: Shard) -> npt.NDArray[np.int64]:
+        return _read_shard(storage.join(folder, shard.path), manifest.label_column, shard, classes)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(read_shard, manifest.splits["train"]))
+    return Labels.of(np.concatenate(parts), classes)
+
+
+def _read_shard(uri: str, name: str, shard: Shard, classes: int) -> npt.NDArray[np.int64]:
+    """The labels of a shard's rows, checked."""
+
+    def read() -> pa.ChunkedArray:
+        return _read_column(uri, name, shard)
+
+    remedy = "restore the shard from a copy, or pack again"
+    with as_dataset_error(f"the label column of shard {uri}", remedy):
+        column = read_twice(read, read)
+    if not pa.types.is_integer(column.type) or column.null_count or len(column) < shard.rows:
+        raise DatasetError(
+            f"{uri} has {len(column):,} labels of type {column.type} in {name!r}, "
+            f"{column.null_count:,} of them missing, but the manifest says {shard.rows:,} "
+            f"integers: {remedy}"
+        )
+    labels: npt.NDArray[np.int64] = column.to_numpy()[: shard.rows].astype(np.int64)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DatasetError(
+            f"{uri} has the label {wrong[0]}, but the manifest has classes 0 to {classes - 1}: "
+            "pack again"
+        )
+    return labels
+
+
+def _read_column(uri: str, name: str, shard: Shard) -> pa.ChunkedArray:
+    """The label column of the shard's row groups that are in the manifest."""
+    footer = parquet.read_footer(uri)
+    if name not in footer.schema.to_arrow_schema().names:
+        return pa.chunked_array([], pa.null())
+    groups = range(min(footer.num_row_groups, len(shard.row_groups)))
+    # Shards that were not written by `pack` may have no checksums to verify.
+    verify = not shard.digests
+    table = read_row_groups(uri, groups, footer, columns=[name], verify=verify, size=shard.rows)
+    return table[name]
