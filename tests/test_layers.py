@@ -40,7 +40,7 @@ ORDER = (
     "sweep.objective sweep.space sweep.variant_schedule sweep.asha sweep.sweep_record "
     "sweep.trial_log sweep.scheduled_search sweep.results sweep.costs sweep.resources "
     "sweep.searchers sweep.trial sweep.tune sweep.publish sweep.report "
-    "tracking.metrics tracking.run_history tracking.mlflow tracking.tensorboard "
+    "tracking.metrics tracking.run_history tracking.tracker tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
     "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "

@@ -24,7 +24,8 @@ from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.names import Release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.tracking.metrics import params
-from effnet_ray.tracking.mlflow import Mlflow, redact
+from effnet_ray.tracking.mlflow import Mlflow
+from effnet_ray.tracking.tracker import redact
 from effnet_ray.tracking.trackers import Trackers
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.epoch_report import EpochReport
@@ -136,16 +137,16 @@ def tell(*told: Event | Release, names: Sequence[str] = BOTH) -> tuple[dict[str,
     with Trackers(names, said.append) as trackers:
         for each in told:
             if isinstance(each, Release):
-                trackers.published(each)
+                trackers.on_release(each)
             else:
-                trackers.hear(each)
+                trackers.on_event(each)
     return trackers.locations, said
 
 
 def interrupted(*events: Event) -> None:
     with pytest.raises(KeyboardInterrupt), Trackers(BOTH, print) as trackers:
         for event in events:
-            trackers.hear(event)
+            trackers.on_event(event)
         raise KeyboardInterrupt
 
 
@@ -331,21 +332,21 @@ def test_a_server_that_goes_is_said_once_and_told_at_the_end_if_it_is_back(
     uri = f"{tmp_path}/runs/pets"
     start, said = begun(uri, "pets-gone"), list[str]()
     with Trackers(["mlflow"], said.append) as trackers:
-        trackers.hear(start)
-        trackers.hear(done(epoch(0)))
+        trackers.on_event(start)
+        trackers.on_event(done(epoch(0)))
         assert until(lambda: trackers.locations and "train_loss" in in_mlflow())
         server.go()
         try:
             for step in range(5, 8):
-                trackers.hear(StepDone(step, 0.5, 90.0))
-            trackers.hear(done(epoch(1, loss=0.25)))
+                trackers.on_event(StepDone(step, 0.5, 90.0))
+            trackers.on_event(done(epoch(1, loss=0.25)))
             assert until(lambda: said)
         finally:
             server.come()
         release = released(uri, f"{tmp_path}/store", [epoch(0), epoch(1, loss=0.25)])
-        trackers.published(release)
+        trackers.on_release(release)
     (sentence,) = said
-    assert sentence.startswith("mlflow cannot be told of the run (")
+    assert sentence.startswith("mlflow cannot log the run (")
     assert in_mlflow()["train_loss"] == EXPECTED["train_loss"] and len(versions("pets-gone")) == 1
 
 

@@ -44,7 +44,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
                 single_writer=where.single_writer,
                 scoring=shared.scoring(flags, data, people, connect, flags.placement),
             )
-            trackers.published(release)
+            trackers.on_release(release)
         released = read_record(release.uri)
         test = {name: released[name] for name in TESTED if name in released}
         _summary(people, result, release, data, test, trackers.locations)
@@ -63,7 +63,7 @@ def _finetuned(
 
     def hear(event: Event) -> None:
         people.hear(event)
-        trackers.hear(event)
+        trackers.on_event(event)
 
     result = finetune(
         shared.recipe(flags),

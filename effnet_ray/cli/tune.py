@@ -88,7 +88,7 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
             scoring=shared.scoring(flags, data, people, connect, placement),
         )
         for each in dict.fromkeys([release, *front]):
-            trackers.published(each)
+            trackers.on_release(each)
     page = storage.join(found.uri, sweep_record.REPORT)
     storage.write_bytes(page, report.html(found))
     _summary(people, found, release, page)

@@ -1,16 +1,38 @@
-"""The model card: README.md of a release, written for a reader."""
+"""The model card: README.md of a release."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from effnet_ray.recipe import Recipe
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.tasks import MULTICLASS, MULTILABEL
 from effnet_ray.train.epoch_report import EpochReport, best
+from effnet_ray.train.metric_definitions import (
+    EVAL_LOSS,
+    EVAL_MAP,
+    EVAL_TOP1,
+    EVAL_TOP5,
+    TEST_LOSS,
+    TEST_MAP,
+    TEST_TOP1,
+    TEST_TOP5,
+    TRAIN_LOSS,
+)
 from effnet_ray.train.per_class import ClassMetrics, has_average_precision, macro_f1
 from effnet_ray.train.run_record import Run
 
-CLASSES_NAMED = 20
-"""More would be no reading; metrics.json has all."""
+MAX_CLASSES = 20
+"""Classes that the card lists; metrics.json and config.json contain all of them."""
+
+PURPOSE = {
+    MULTICLASS: "classifies images into {classes} classes",
+    MULTILABEL: "predicts which of {classes} classes an image contains",
+}
+INTENDED_USE = {
+    MULTICLASS: """\
+For images like those it was trained on, with exactly one label each: {names}. It assigns one of
+these labels to any image: a high probability is no proof that the image shows any of them.""",
+    MULTILABEL: """\
+For images like those it was trained on, with any number of labels each: {names}. The model returns
+one logit per class; its sigmoid is the probability of that class, independent of the others.""",
+}
 
 CARD = """\
 ---
@@ -20,46 +42,36 @@ tags: [image-classification, timm, efficientnet]
 ---
 # {name}
 
-An EfficientNet-{variant} that {does}, fine-tuned by
+An EfficientNet-{variant} that {purpose}, fine-tuned with
 [effnet_ray](https://pypi.org/project/effnet-ray/).
 
-## What it is for
+## Intended use
 
-{meant}
+{intended_use}
 
-## Numbers
+## Evaluation
 
-On {images} images that training never saw; by them the best of {evaluated} evaluations was chosen:
+Measured on the {eval_images} images of the eval split, which the model was not trained on. The
+released epoch is the best of {evaluations} evaluations on these images.
 
-| | |
-|---|---|
-{map}| eval top-1 | {top1:.2%} |
-| eval top-5 | {top5:.2%} |
-| eval loss | {loss:.4f} |
-{f1}| weights | {averaged} |
+{metrics}
 {test}
 {per_class}
 
-## Data and training
+## Training
 
-| | |
-|---|---|
-| data | `{data}`, fingerprint `{fingerprint}` |
-| images | {train_images} to train on, {images} to evaluate |
-| started from | {weights} |
-| input | {size}×{size} px RGB, {interpolation} resize, centre crop {crop:g} |
-| trained | epoch {epoch} of {epochs}, batch {batch}, seed {seed} |
+{training}
 
-![Loss and top-1 of each epoch](curves.png)
+![Loss and {score} of every epoch](curves.png)
 
-{curve}
+{epochs}
 
-`recipe.json` holds everything that decided these numbers, `metrics.json` every epoch,
-`release.json` the SHA-256 of each file, versions, and what the run took.
+`recipe.json` contains the complete recipe, `metrics.json` the metrics of every epoch, and
+`release.json` the SHA-256 of every file, library versions and the cost of the run.
 
-## Use
+## Usage
 
-With timm alone, from a local copy of this folder:
+With timm, from a local copy of this folder:
 
 ```python
 import timm
@@ -68,34 +80,12 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 names = model.pretrained_cfg["label_names"]
 ```
 
-To the Hugging Face hub, where timm finds it as `hf-hub:OWNER/NAME`:
+To upload it to the Hugging Face Hub, from where timm loads it as `hf-hub:OWNER/NAME`:
 
 ```
 hf upload OWNER/NAME PATH_TO_THIS_FOLDER
 ```
 """
-
-
-@dataclass(frozen=True)
-class Purpose:
-    """What a release is for, in words."""
-
-    does: str
-    meant: str
-
-
-ONE = Purpose(
-    "tells {classes} classes of images apart",
-    """\
-Images like those it was trained on, one label each: {some}. An image of anything else gets one of
-these labels too, so a probability is no proof that the image shows any of them.""",
-)
-SEVERAL = Purpose(
-    "says which of {classes} classes an image shows",
-    """\
-Images like those it was trained on, which may show any number of: {some}. Its outputs are one
-logit for each, a sigmoid of which is the probability of that class by itself.""",
-)
 
 
 def model_card(
@@ -105,92 +95,120 @@ def model_card(
     per_class: Sequence[ClassMetrics],
     test: Mapping[str, float],
 ) -> str:
-    """The card of a run's release, called `name`; `test` are the test split's figures, if any."""
-    recipe: Recipe = run.recipe
-    winner = best(history)
-    assert winner is not None  # what is released was evaluated
-    names, several = list(run.classes), recipe.task == MULTILABEL
-    some = ", ".join(names[:CLASSES_NAMED]) + (", …" if len(names) > CLASSES_NAMED else "")
+    """The card of the release `name`; `test` holds the metrics on the test split, if scored."""
+    report = best(history)
+    assert report is not None  # a run that is released was evaluated
+    task = MULTILABEL if run.recipe.task == MULTILABEL else MULTICLASS
+    names = ", ".join(run.classes[:MAX_CLASSES])
+    if len(run.classes) > MAX_CLASSES:
+        names += ", …"
     return CARD.format(
         name=name,
-        variant=recipe.variant.upper(),
-        does=(SEVERAL if several else ONE).does.format(classes=len(names)),
-        meant=(SEVERAL if several else ONE).meant.format(some=some),
-        map=f"| eval mAP | {winner.eval_map:.2%} |\n" if winner.eval_map is not None else "",
-        top1=winner.eval_top1,
-        top5=winner.eval_top5,
-        loss=winner.eval_loss,
-        f1=f"| mean F1 of classes | {macro_f1(per_class):.2%} |\n" if per_class else "",
-        test=_test(test),
-        per_class=_per_class(names, per_class),
-        images=f"{winner.eval_images:,}",
-        evaluated=sum(report.eval_loss is not None for report in history),
-        averaged="their moving average" if winner.averaged else "as trained",
-        data=run.data,
-        train_images=f"{winner.train_images:,}",
-        weights="scratch" if run.weights == "none" else f"`{run.weights}`",
-        size=run.spec.resolution,
-        interpolation=run.spec.interpolation,
-        crop=run.spec.crop,
-        epoch=winner.epoch + 1,
-        epochs=recipe.epochs,
-        batch=recipe.batch_size,
-        seed=recipe.seed,
-        fingerprint=run.fingerprint[:16],
-        curve=_curve(history),
+        variant=run.recipe.variant.upper(),
+        purpose=PURPOSE[task].format(classes=len(run.classes)),
+        intended_use=INTENDED_USE[task].format(names=names),
+        eval_images=f"{report.eval_images:,}",
+        evaluations=sum(epoch.eval_loss is not None for epoch in history),
+        metrics=_metrics_table(report, per_class),
+        test=_test_sentence(test),
+        per_class=_class_table(run.classes, per_class),
+        training=_training_table(run, report),
+        score=report.ranking_metric.name,
+        epochs=_epoch_table(history, report),
     )
 
 
-def _test(figures: Mapping[str, float]) -> str:
-    """What nothing was chosen by."""
-    if not figures:
+def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> str:
+    """Metrics of the released epoch on the eval split."""
+    rows = []
+    for metric in (EVAL_MAP, EVAL_TOP1, EVAL_TOP5, EVAL_LOSS):
+        value = getattr(report, metric.key)
+        if value is not None:
+            rows.append((metric.label, metric.format(value)))
+    if per_class:
+        rows.append(("macro F1", f"{macro_f1(per_class):.2%}"))
+    rows.append(("weights", "moving average (EMA)" if report.averaged else "not averaged"))
+    return _table(("metric", "value"), rows)
+
+
+def _test_sentence(test: Mapping[str, float]) -> str:
+    """The metrics on the test split; empty if it was not scored."""
+    if not test:
         return ""
-    mean = f"mAP {figures['test_map']:.2%}, " if "test_map" in figures else ""
+    metrics = ", ".join(
+        f"{metric.name} {metric.format(test[metric.key])}"
+        for metric in (TEST_MAP, TEST_TOP1, TEST_TOP5, TEST_LOSS)
+        if metric.key in test
+    )
     return (
-        f"\nOn {figures['test_images']:,} images of a test split, scored once and by this model "
-        f"alone: {mean}top-1 {figures['test_top1']:.2%}, top-5 {figures['test_top5']:.2%}, "
-        f"loss {figures['test_loss']:.4f}.\n"
+        f"\nOn the {test['test_images']:,} images of the test split, which only this model was "
+        f"scored on, and only once: {metrics}.\n"
     )
 
 
-def _per_class(names: Sequence[str], found: Sequence[ClassMetrics]) -> str:
-    """The classes of the lowest F1 first; nothing where they were not counted."""
-    if not found:
+def _class_table(names: Sequence[str], per_class: Sequence[ClassMetrics]) -> str:
+    """Metrics of the classes with the lowest F1; empty if they were not computed."""
+    if not per_class:
         return ""
-    worst = sorted((each for each in found if each.support), key=lambda each: each.f1)
-    titles = [
-        "class",
-        "images",
-        "precision",
-        "recall",
-        "F1",
-        *(["AP"] if has_average_precision(worst) else []),
+    worst = sorted((metrics for metrics in per_class if metrics.support), key=lambda m: m.f1)
+    columns = ["class", "images", "precision", "recall", "F1"]
+    if has_average_precision(worst):
+        columns.append("AP")
+    rows = []
+    for metrics in worst[:MAX_CLASSES]:
+        shares = [metrics.precision, metrics.recall, metrics.f1]
+        if metrics.ap is not None:
+            shares.append(metrics.ap)
+        name = _escape(names[metrics.index])
+        rows.append((name, f"{metrics.support:,}", *(f"{share:.2%}" for share in shares)))
+    table = _table(columns, rows)
+    omitted = len(worst) - MAX_CLASSES
+    if omitted > 0:
+        table += f"\n\n{omitted:,} more classes, with a higher F1, are in `metrics.json`."
+    return table
+
+
+def _training_table(run: Run, report: EpochReport) -> str:
+    """Data and settings of the run."""
+    recipe, spec = run.recipe, run.spec
+    rows = (
+        ("data", f"`{run.data}`, fingerprint `{run.fingerprint[:16]}`"),
+        ("images", f"{report.train_images:,} train, {report.eval_images:,} eval"),
+        ("initial weights", "random" if run.weights == "none" else f"`{run.weights}`"),
+        (
+            "input",
+            f"{spec.resolution}×{spec.resolution} px RGB, {spec.interpolation} resize, centre "
+            f"crop {spec.crop:g}",
+        ),
+        ("released epoch", f"{report.epoch + 1} of {recipe.epochs}"),
+        ("batch size", str(recipe.batch_size)),
+        ("seed", str(recipe.seed)),
+    )
+    return _table(("setting", "value"), rows)
+
+
+def _epoch_table(history: Sequence[EpochReport], report: EpochReport) -> str:
+    """Metrics of every epoch that was evaluated; `report` is the released one."""
+    score = report.ranking_metric
+    rows = [
+        (
+            str(epoch.epoch + 1),
+            TRAIN_LOSS.format(epoch.train_loss),
+            EVAL_LOSS.format(epoch.eval_loss),
+            score.format(epoch.score),
+        )
+        for epoch in history
+        if epoch.eval_loss is not None and epoch.score is not None
     ]
-    rows = [_row(titles), _row(["---"] * len(titles))]
-    for each in worst[:CLASSES_NAMED]:
-        ap = [each.ap] if each.ap is not None else []
-        shares = [f"{share:.2%}" for share in (each.precision, each.recall, each.f1, *ap)]
-        rows.append(_row([_cell(names[each.index]), f"{each.support:,}", *shares]))
-    more = len(worst) - CLASSES_NAMED
-    left_out = f"\n\n… and {more:,} with a higher F1, in `metrics.json`." if more > 0 else ""
-    return "\n".join(rows) + left_out
+    return _table(("epoch", TRAIN_LOSS.label, EVAL_LOSS.label, score.label), rows)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cell(name: str) -> str:
-    """A class name as text of a table."""
+def _escape(name: str) -> str:
+    """A class name as the text of a table cell."""
     return " ".join(name.split()).replace("|", "\\|")
-
-
-def _curve(history: Sequence[EpochReport]) -> str:
-    """A row for each epoch that was evaluated."""
-    score = "top-1" if all(report.eval_map is None for report in history) else "mAP"
-    rows = [f"| epoch | train loss | eval loss | eval {score} |", "|---|---|---|---|"]
-    for report in history:
-        if report.eval_loss is not None and report.score is not None:
-            figures = f"{report.train_loss:.4f} | {report.eval_loss:.4f} | {report.score:.2%}"
-            rows.append(f"| {report.epoch + 1} | {figures} |")
-    return "\n".join(rows)

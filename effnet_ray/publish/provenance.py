@@ -1,4 +1,4 @@
-"""Where a release comes from: what release.json says beside names, digests and figures."""
+"""Provenance of a release: what release.json contains besides names, digests and scores."""
 
 import platform
 import subprocess
@@ -11,8 +11,7 @@ from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.run_record import Result, Run
 
 LIBRARIES = ("torch", "timm", "ray")
-GIT_S = 10
-"""Seconds that git may take."""
+GIT_TIMEOUT_S = 10
 
 
 def provenance(
@@ -22,7 +21,7 @@ def provenance(
     history: Sequence[EpochReport],
     found_by: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """All of it, of a run whose checkpoint at `step` is released. Called on the driver."""
+    """The provenance of a release of the run's checkpoint at `step`. Called on the driver."""
     return {
         "variant": run.recipe.variant,
         "classes": len(run.classes),
@@ -45,10 +44,10 @@ def provenance(
 
 
 def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
-    """What the run took.
+    """What the run cost.
 
-    `device_seconds` (of the workers, computing features and scoring left out) and images are of
-    all its epochs, `seconds` and images per second of the call that ended it.
+    `device_seconds` (of the workers, without computing features and scoring) and `train_images`
+    cover all epochs; `seconds` and `train_images_per_s` cover the call that finished the run.
     """
     return {
         **({"device_seconds": result.device_seconds} if result.device_seconds else {}),
@@ -59,7 +58,7 @@ def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:
 
 
 def git_commit() -> dict[str, Any]:
-    """The working folder's git commit, and whether files differ from it; nothing without git."""
+    """The working folder's commit and whether files were changed; empty outside a repository."""
     head = _git("rev-parse", "HEAD")
     if not head:
         return {}
@@ -67,10 +66,11 @@ def git_commit() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
+    """The output of a git command; empty if it fails."""
     try:
-        asked = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=GIT_S, check=True
+        process = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return asked.stdout.strip()
+    return process.stdout.strip()

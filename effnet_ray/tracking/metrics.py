@@ -1,4 +1,4 @@
-"""What a tracker is told of a run: its settings, and figures by optimizer step."""
+"""What trackers record of a run: its parameters, and its metrics by optimizer step."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,46 +6,44 @@ from dataclasses import asdict, dataclass, field
 
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import EpochDone, Event, StepDone
+from effnet_ray.train.metric_definitions import EPOCH_METRICS
 from effnet_ray.train.run_record import Run
 
-EPOCH, STEP = "epoch", "loss"
-"""The first of an epoch's figures, and of any other point's."""
-OF_EPOCH = (
-    "train_loss", "train_top1", "eval_loss", "eval_top1", "eval_top5", "eval_map", "skipped",
-    "quarantined",
-)  # fmt: skip
-"""Fields of EpochReport."""
+EPOCH = "epoch"
+"""Present in every point of a finished epoch: the number of the epoch, from 1."""
+RUNNING_LOSS = "loss"
+"""Present in every point within an epoch: the mean training loss of the epoch so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricPoint:
-    """Figures at an optimizer step."""
+    """Metrics at an optimizer step. The first one is EPOCH or RUNNING_LOSS."""
 
     step: int
-    figures: Mapping[str, float]
-    when: float = field(default_factory=time.time)
+    metrics: Mapping[str, float]
+    time_s: float = field(default_factory=time.time)
     """Seconds since 1970."""
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether the figures are an epoch's."""
-        return EPOCH in self.figures
+        """Whether these are the metrics of a finished epoch."""
+        return EPOCH in self.metrics
 
 
 @dataclass(slots=True)
 class Logged:
-    """What a tracker has: of a step that is told twice, after a restart, the first stands."""
+    """The points that a tracker has. A restarted run repeats steps: the first values are kept."""
 
     epochs: set[int] = field(default_factory=set)
-    """Steps at which it has an epoch's figures."""
+    """Steps at which epochs ended."""
     step: int = -1
-    """Up to which it has the others."""
+    """Last step of the points within epochs."""
 
-    def fresh(self, points: Sequence[MetricPoint]) -> list[MetricPoint]:
-        """Those that it has not; it has them from now on."""
-        return [point for point in points if self._takes(point)]
+    def select_new(self, points: Sequence[MetricPoint]) -> list[MetricPoint]:
+        """Return the points that the tracker lacks, and count them as logged."""
+        return [point for point in points if self._add(point)]
 
-    def _takes(self, point: MetricPoint) -> bool:
+    def _add(self, point: MetricPoint) -> bool:
         if point.ends_epoch:
             new = point.step not in self.epochs
             self.epochs.add(point.step)
@@ -56,28 +54,28 @@ class Logged:
 
 
 def point_of_event(event: Event) -> MetricPoint | None:
-    """The figures of an event; None where it has none."""
+    """The metrics of an event; None if it has none."""
     match event:
         case StepDone():
-            return MetricPoint(event.step, {STEP: event.loss, "images_per_s": event.images_per_s})
+            metrics = {RUNNING_LOSS: event.loss, "images_per_s": event.images_per_s}
+            return MetricPoint(event.step, metrics)
         case EpochDone():
-            told = point_of_epoch(event.report)
-            return MetricPoint(
-                told.step, {**told.figures, "epoch_images_per_s": event.images_per_s}
-            )
+            point = point_of_epoch(event.report)
+            metrics = {**point.metrics, "epoch_images_per_s": event.images_per_s}
+            return MetricPoint(point.step, metrics)
     return None
 
 
 def point_of_epoch(report: EpochReport) -> MetricPoint:
-    """The figures of an epoch; without `eval_` where it was not evaluated."""
-    figures = {name: getattr(report, name) for name in OF_EPOCH}
-    known = {name: float(value) for name, value in figures.items() if value is not None}
-    return MetricPoint(report.step, {EPOCH: report.epoch + 1, **known})
+    """The metrics of an epoch; without the eval metrics if it was not evaluated."""
+    values = {metric.key: getattr(report, metric.key) for metric in EPOCH_METRICS}
+    metrics = {name: float(value) for name, value in values.items() if value is not None}
+    return MetricPoint(report.step, {EPOCH: report.epoch + 1, **metrics})
 
 
 def params(run: Run) -> dict[str, bool | int | float | str]:
-    """The settled recipe, the data and the weights that it starts from."""
-    told = {
+    """The parameters of a run: its resolved recipe, data and initial weights."""
+    values = {
         **asdict(run.recipe),
         "data": run.data,
         "fingerprint": run.fingerprint,
@@ -85,5 +83,5 @@ def params(run: Run) -> dict[str, bool | int | float | str]:
     }
     return {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in told.items()
+        for name, value in values.items()
     }

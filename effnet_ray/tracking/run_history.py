@@ -1,12 +1,13 @@
-"""All that storage knows of a run that became a release: for trackers that missed some of it."""
+"""The full history of a released run, read from storage: trackers that missed a part log it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release import aliases, model_folder as shelves
+from effnet_ray.release import aliases
 from effnet_ray.release.layout import METRICS
+from effnet_ray.release.model_folder import list_model
 from effnet_ray.release.names import BEST, Release
 from effnet_ray.release.record import read_record
 from effnet_ray.schema import from_dict
@@ -25,34 +26,36 @@ class RunHistory:
     history: Sequence[EpochReport]
     release: Release
     sha256: str
-    """Of release.json, which vouches for every file of the release."""
-    best: bool
-    """Whether the store's `best` means this release."""
+    """SHA-256 in release.json, which identifies the release."""
+    is_best: bool
+    """Whether the alias `best` points to this release."""
 
 
-def read(release: Release) -> RunHistory:
-    """Raises ReleaseError or StorageError where a part of it is gone."""
-    released = read_record(release.uri)
-    run_uri = released["run"]
+def read_run_history(release: Release) -> RunHistory:
+    """Read the history of a release's run.
+
+    Raises ReleaseError or StorageError if a part of it is missing.
+    """
+    record = read_record(release.uri)
+    run_uri = record["run"]
     run = run_record.load(run_uri)
     if run is None:
-        raise ReleaseError(f"{run_uri} has no {run_record.RUN}: restore it")
-    metrics = checksummed_json.parse(
-        checksummed_json.read_file(release.uri, METRICS, released), METRICS
-    )
+        raise ReleaseError(f"{run_uri} has no {run_record.RUN}: restore it from a backup")
+    data = checksummed_json.read_file(release.uri, METRICS, record)
+    metrics = checksummed_json.parse(data, METRICS)
     return RunHistory(
         run=run,
         run_uri=run_uri,
         history=[from_dict(EpochReport, report) for report in metrics["history"]],
         release=release,
-        sha256=released["sha256"],
-        best=_is_best(release),
+        sha256=record["sha256"],
+        is_best=_is_best(release),
     )
 
 
 def _is_best(release: Release) -> bool:
     store = release.uri.rpartition(f"/{release.name}/")[0]
-    shelf = shelves.list_model(store, release.name)
-    with suppress(ReleaseError):  # damaged, or what it means was deleted
-        return BEST in shelf.aliases and aliases.current(shelf, BEST).version == release.version
+    folder = list_model(store, release.name)
+    with suppress(ReleaseError):  # the history is damaged, or its target was deleted
+        return BEST in folder.aliases and aliases.current(folder, BEST).version == release.version
     return False

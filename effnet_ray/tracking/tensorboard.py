@@ -1,8 +1,9 @@
-"""TensorBoard: event files in the run's own folder, wherever that is.
+"""TensorBoard: event files in the run's own folder, on any storage.
 
-    RUNS/NAME/tensorboard/events.out.tfevents.*    one file for every call that added something
+    RUNS/NAME/tensorboard/events.out.tfevents.*    one file per call that logged something
 
-On object storage, where a file cannot grow, the newest is uploaded again at every epoch's end.
+Objects in object storage cannot grow, so there the newest file is uploaded again at the end of
+every epoch.
 """
 
 import time
@@ -13,17 +14,19 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import TrackerError
-from effnet_ray.tracking.metrics import EPOCH, OF_EPOCH, STEP, Logged, MetricPoint, params
+from effnet_ray.tracking.metrics import EPOCH, RUNNING_LOSS, Logged, MetricPoint, params
 from effnet_ray.tracking.run_history import RunHistory
+from effnet_ray.tracking.tracker import RunStatus
+from effnet_ray.train.metric_definitions import EPOCH_METRICS
 from effnet_ray.train.run_record import Run
 
 FOLDER = "tensorboard"
 UPLOAD_EVERY_S = 60
-"""Within an epoch."""
+"""How often the file is uploaded within an epoch."""
 
 
 class TensorBoard:
-    """One run at a time. Raises TrackerError where the extra is not installed."""
+    """Writes event files. Raises TrackerError if the `tensorboard` extra is not installed."""
 
     name = "tensorboard"
 
@@ -34,55 +37,56 @@ class TensorBoard:
             raise TrackerError(
                 "TensorBoard is not installed: pip install 'effnet-ray[tensorboard]'"
             ) from error
-        self.where = ""
+        self.location = ""
         self._folder = Path()
         self._temporary: TemporaryDirectory[str] | None = None
         self._writer: Any = None
         self._hparams: dict[str, Any] = {}
-        self._uploaded = 0.0
+        self._uploaded_at = 0.0
 
     def check(self) -> str:
-        """Where it writes: `runs` is looked at by itself."""
+        """Return where event files are written. The preflight checks that folder itself."""
         return f"event files in RUNS/NAME/{FOLDER}"
 
-    def begin(self, run: Run, run_uri: str) -> Logged:
-        """What the run's event files have."""
+    def start_run(self, run: Run, run_uri: str) -> Logged:
+        """Return what the run's event files contain already."""
         self._close()
-        self.where = storage.join(run_uri, FOLDER)
-        self._folder = Path(self.where)
-        if storage.is_remote(self.where):
-            logged = _downloaded(self.where)
+        self.location = storage.join(run_uri, FOLDER)
+        self._folder = Path(self.location)
+        if storage.is_remote(self.location):
+            logged = _read_remote(self.location)
             self._temporary = TemporaryDirectory(prefix="effnet-tensorboard-")
             self._folder = Path(self._temporary.name)
         else:
-            logged = _logged(self._folder)
+            logged = _read(self._folder)
         self._hparams = {} if logged.epochs or logged.step >= 0 else params(run)
         return logged
 
     def log(self, points: Sequence[MetricPoint]) -> None:
-        """Add them to this call's own file."""
-        writer = self._writing()
+        """Add metrics to this call's own file."""
+        writer = self._open_writer()
         for point in points:
-            # The first one last: what has it is whole, though a kill may have torn the file.
-            for tag, value in reversed(list(point.figures.items())):
-                writer.add_scalar(tag, value, point.step, walltime=point.when)
+            # The first metric is written last, so a point that has it is complete even if a kill
+            # has truncated the file.
+            for tag, value in reversed(list(point.metrics.items())):
+                writer.add_scalar(tag, value, point.step, walltime=point.time_s)
         writer.flush()
-        late = time.monotonic() - self._uploaded >= UPLOAD_EVERY_S
-        if late or any(point.ends_epoch for point in points):
+        due = time.monotonic() - self._uploaded_at >= UPLOAD_EVERY_S
+        if due or any(point.ends_epoch for point in points):
             self._upload()
 
-    def register(self, story: RunHistory) -> None:
-        """Nothing: TensorBoard knows no models."""
+    def register_release(self, history: RunHistory) -> None:
+        """Do nothing: TensorBoard has no model registry."""
 
-    def end(self, status: str) -> None:
-        """Write out what is left."""
+    def end_run(self, status: RunStatus) -> None:
+        """Write what is left to the file. TensorBoard has no run status."""
         if self._writer:
             self._writer.close()
             self._upload()
         self._close()
 
-    def _writing(self) -> Any:
-        """Not before there is something to write: a run that is only reported gets no file."""
+    def _open_writer(self) -> Any:
+        """The writer, created for the first metrics: without any there is no new file."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -91,19 +95,19 @@ class TensorBoard:
         return self._writer
 
     def _write_hparams(self) -> None:
-        """Into the run's own file: `add_hparams` would make a run of its own of them."""
+        """Write hyper-parameters to the run's file; `add_hparams` would create a second run."""
         from torch.utils.tensorboard.summary import hparams
 
         if self._hparams:
-            figures = dict.fromkeys(OF_EPOCH, 0.0)
-            for summary in hparams(self._hparams, figures):  # type: ignore[no-untyped-call]
+            metrics = dict.fromkeys((metric.key for metric in EPOCH_METRICS), 0.0)
+            for summary in hparams(self._hparams, metrics):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)
 
     def _upload(self) -> None:
-        self._uploaded = time.monotonic()
-        if storage.is_remote(self.where):
-            for written in self._folder.iterdir():  # this call's file alone
-                storage.upload(written, storage.join(self.where, written.name))
+        self._uploaded_at = time.monotonic()
+        if storage.is_remote(self.location):
+            for file in self._folder.iterdir():  # only this call's file
+                storage.upload(file, storage.join(self.location, file.name))
 
     def _close(self) -> None:
         if self._writer:
@@ -113,24 +117,24 @@ class TensorBoard:
         self._writer = self._temporary = None
 
 
-def _downloaded(uri: str) -> Logged:
-    """`_logged`, of a folder on object storage."""
+def _read_remote(uri: str) -> Logged:
+    """What the event files of a folder on object storage contain."""
     with TemporaryDirectory(prefix="effnet-tensorboard-") as folder:
         for name in storage.sizes(uri):
             storage.download(storage.join(uri, name), Path(folder, Path(name).name))
-        return _logged(Path(folder))
+        return _read(Path(folder))
 
 
-def _logged(folder: Path) -> Logged:
-    """What the event files below a folder have; nothing where there are none."""
+def _read(folder: Path) -> Logged:
+    """What the event files of a local folder contain."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not folder.is_dir() or not any(folder.iterdir()):
         return Logged()
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    has = found.Tags()["scalars"]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()["scalars"]
     steps = {
-        tag: {event.step for event in found.Scalars(tag)} if tag in has else set()
-        for tag in (EPOCH, STEP)
+        tag: {event.step for event in events.Scalars(tag)} if tag in tags else set()
+        for tag in (EPOCH, RUNNING_LOSS)
     }
-    return Logged(steps[EPOCH], max(steps[STEP], default=-1))
+    return Logged(steps[EPOCH], max(steps[RUNNING_LOSS], default=-1))

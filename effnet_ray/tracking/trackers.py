@@ -1,217 +1,198 @@
-"""Trackers of a run: each hears it in a thread of its own, and none can end it or hold it up.
+"""Sending a run's events to trackers, each in its own thread, without delaying training.
 
-What cannot be told to a tracker while a run goes is dropped. At the end all epochs that it has not
-are told from the run's own record; so are those of a run that is over, when it is only reported.
+Metrics that cannot be logged while the run goes on are dropped. When the run ends, the trackers
+log every epoch that they lack from the run's record in storage, and so they do for a finished run.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
 
 from effnet_ray.errors import RecipeError
 from effnet_ray.release.names import Release
-from effnet_ray.tracking import run_history as stories
 from effnet_ray.tracking.metrics import Logged, MetricPoint, point_of_epoch, point_of_event
-from effnet_ray.tracking.mlflow import FAILED, FINISHED, KILLED, Mlflow, redact
-from effnet_ray.tracking.run_history import RunHistory
+from effnet_ray.tracking.mlflow import Mlflow
+from effnet_ray.tracking.run_history import RunHistory, read_run_history
 from effnet_ray.tracking.tensorboard import TensorBoard
+from effnet_ray.tracking.tracker import RunStatus, Tracker, redact
 from effnet_ray.train.events import Event, RunStarted
-from effnet_ray.train.run_record import Run
 
-
-class Tracker(Protocol):
-    """Knows one run at a time. All of these may raise whatever its library raises."""
-
-    name: str
-    where: str
-    """Where people find the run; empty before `begin`."""
-
-    def check(self) -> str:
-        """What it is told where. Raises TrackerError where it cannot be."""
-
-    def begin(self, run: Run, run_uri: str) -> Logged:
-        """Find or create the run; what is logged of it already."""
-
-    def log(self, points: Sequence[MetricPoint]) -> None:
-        """Add figures."""
-
-    def register(self, story: RunHistory) -> None:
-        """The run's release; nothing where it is known."""
-
-    def end(self, status: str) -> None:
-        """The run has FINISHED, FAILED or was KILLED."""
-
-
-KINDS: Mapping[str, Callable[[], Tracker]] = {"mlflow": Mlflow, "tensorboard": TensorBoard}
+TRACKERS: Mapping[str, Callable[[], Tracker]] = {"mlflow": Mlflow, "tensorboard": TensorBoard}
 
 
 def parse_trackers(flags: Iterable[str]) -> list[str]:
-    """Trackers by name, each once, of words with commas between. Raises RecipeError."""
+    """Names of trackers in comma-separated lists, without repetitions. Raises RecipeError."""
     names = [name for flag in flags for name in flag.split(",") if name]
     for name in names:
-        if name not in KINDS:
-            raise RecipeError(f"tracker {name!r}: expected {' or '.join(KINDS)}, or both")
+        if name not in TRACKERS:
+            raise RecipeError(f"tracker {name!r}: expected {' or '.join(TRACKERS)}, or both")
     return list(dict.fromkeys(names))
 
 
 def check_tracker(name: str) -> str:
-    """What a tracker is told where. Raises TrackerError where it cannot be."""
-    return KINDS[name]().check()
+    """Return a description of where the tracker records runs. Raises TrackerError."""
+    return TRACKERS[name]().check()
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run ended, but well."""
+    """The run ended without a release."""
 
-    status: str
+    status: RunStatus
 
 
-Heard = RunStarted | MetricPoint | Release | RunEnded
-"""A Release is a run that ended well, all of it."""
+Message = RunStarted | MetricPoint | Release | RunEnded
+"""A Release says that the run finished, and is complete in storage."""
 
 
 class Trackers:
-    """All that a job was told to tell. Use as a context, which ends when each knows everything."""
+    """The trackers of a job. As a context manager, it waits at its end until all have finished."""
 
-    def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
-        self._followers = [TrackerThread(KINDS[name](), say) for name in names]
+    def __init__(self, names: Sequence[str], notify: Callable[[str], None]) -> None:
+        """`notify` is called with a sentence when a tracker fails."""
+        self._threads = [TrackerThread(TRACKERS[name](), notify) for name in names]
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        status = KILLED if kind and issubclass(kind, KeyboardInterrupt) else FAILED
-        for follower in self._followers:
-            follower.leave(RunEnded(status) if kind else None)
-        for follower in self._followers:
-            follower.wait()
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        status = RunStatus.INTERRUPTED if interrupted else RunStatus.FAILED
+        for thread in self._threads:
+            thread.close(RunEnded(status) if kind else None)
+        for thread in self._threads:
+            thread.join()
 
-    def hear(self, event: Event) -> None:
-        """An event of a run."""
-        heard = event if isinstance(event, RunStarted) else point_of_event(event)
-        if heard:
-            self._pass_on(heard)
+    def on_event(self, event: Event) -> None:
+        """Log an event of a run."""
+        message = event if isinstance(event, RunStarted) else point_of_event(event)
+        if message:
+            self._send(message)
 
-    def published(self, release: Release) -> None:
-        """The run has ended, in this release."""
-        self._pass_on(release)
+    def on_release(self, release: Release) -> None:
+        """Log what is missing of a finished run, and register its release."""
+        self._send(release)
 
     @property
     def locations(self) -> dict[str, str]:
-        """Where people find the run, by tracker."""
-        return {each.name: each.where for each in self._followers if each.where}
+        """Where to view the run, by tracker."""
+        return {thread.name: thread.location for thread in self._threads if thread.location}
 
-    def _pass_on(self, heard: Heard) -> None:
-        for follower in self._followers:
-            follower.hear(heard)
+    def _send(self, message: Message) -> None:
+        for thread in self._threads:
+            thread.send(message)
 
 
 class TrackerThread:
-    """Tells one tracker, from a thread of its own."""
+    """Passes messages to one tracker in a thread of its own."""
 
-    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self._tracker, self._say = tracker, say
-        self._heard: SimpleQueue[Heard | None] = SimpleQueue()
+    def __init__(self, tracker: Tracker, notify: Callable[[str], None]) -> None:
+        self._tracker, self._notify = tracker, notify
+        self._queue: SimpleQueue[Message | None] = SimpleQueue()
+        """None closes it."""
         self._run: RunStarted | None = None
         self._logged: Logged | None = None
-        self._said = False
-        self._thread = Thread(target=self._follow, name=f"tracker {tracker.name}", daemon=True)
+        """None until the tracker has started the run, and again after an error."""
+        self._failure_reported = False
+        self._thread = Thread(target=self._loop, name=f"tracker {tracker.name}", daemon=True)
         self._thread.start()
 
     @property
     def name(self) -> str:
-        """The tracker's."""
+        """The tracker's name."""
         return self._tracker.name
 
     @property
-    def where(self) -> str:
-        """Where people find the run."""
-        return self._tracker.where
+    def location(self) -> str:
+        """Where to view the run."""
+        return self._tracker.location
 
-    def hear(self, heard: Heard) -> None:
-        """At once; it is told later."""
-        self._heard.put(heard)
+    def send(self, message: Message) -> None:
+        """Queue a message and return at once."""
+        self._queue.put(message)
 
-    def leave(self, over: RunEnded | None) -> None:
-        """Nothing comes any more."""
-        if over:
-            self._heard.put(over)
-        self._heard.put(None)
+    def close(self, ending: RunEnded | None) -> None:
+        """Queue the last message, if any: none may follow."""
+        if ending:
+            self._queue.put(ending)
+        self._queue.put(None)
 
-    def wait(self) -> None:
-        """Until all is told, or could not be."""
+    def join(self) -> None:
+        """Wait until all messages are delivered or have failed."""
         self._thread.join()
 
-    def _follow(self) -> None:
-        goes_on = True
-        while goes_on:
-            heard, goes_on = self._waiting()
-            points = [one for one in heard if isinstance(one, MetricPoint)]
-            self._safely([one for one in heard if isinstance(one, RunStarted)], points)
-            for one in heard:
-                if isinstance(one, Release | RunEnded):
-                    self._safely([one], [])
+    def _loop(self) -> None:
+        is_open = True
+        while is_open:
+            messages, is_open = self._receive()
+            starts = [message for message in messages if isinstance(message, RunStarted)]
+            points = [message for message in messages if isinstance(message, MetricPoint)]
+            self._deliver(starts, points)
+            for message in messages:
+                if isinstance(message, Release | RunEnded):
+                    self._deliver([message], [])
 
-    def _waiting(self) -> tuple[list[Heard], bool]:
-        """What has come since, and whether more may come."""
-        heard = [self._heard.get()]
-        while not self._heard.empty():
-            heard.append(self._heard.get())
-        return [one for one in heard if one is not None], None not in heard
+    def _receive(self) -> tuple[list[Message], bool]:
+        """Wait for a message; return all that are queued, and whether the queue is still open."""
+        messages = [self._queue.get()]
+        while not self._queue.empty():
+            messages.append(self._queue.get())
+        return [message for message in messages if message is not None], None not in messages
 
-    def _safely(
-        self, heard: Sequence[RunStarted | Release | RunEnded], points: list[MetricPoint]
+    def _deliver(
+        self, messages: Sequence[RunStarted | Release | RunEnded], points: list[MetricPoint]
     ) -> None:
-        """Whatever becomes of a tracker, the run goes on."""
+        """Pass messages and points to the tracker. Its errors are reported, not raised."""
         try:
-            for one in heard:
-                self._tell(one)
+            for message in messages:
+                self._handle(message)
             self._log(points)
         except Exception as error:
-            self._logged = None  # the tracker itself will say what it has
-            self._say_once(error, ended=any(isinstance(one, Release) for one in heard))
+            self._logged = None  # ask the tracker again what it has logged
+            run_ended = any(isinstance(message, Release) for message in messages)
+            self._report_failure(error, run_ended=run_ended)
 
-    def _tell(self, heard: RunStarted | Release | RunEnded) -> None:
-        match heard:
+    def _handle(self, message: RunStarted | Release | RunEnded) -> None:
+        match message:
             case RunStarted():
-                self._run, self._logged = heard, None
-                self._begun()
+                self._run, self._logged = message, None
+                self._start_run()
             case Release():
-                self._publish(stories.read(heard))
-            case RunEnded() if self._logged is not None:  # else it cannot be reached: do not wait
-                self._tracker.end(heard.status)
+                self._log_finished_run(read_run_history(message))
+            case RunEnded() if self._logged is not None:  # else unreachable: do not wait for it
+                self._tracker.end_run(message.status)
 
-    def _publish(self, story: RunHistory) -> None:
-        if self._run is None or self._run.run_uri != story.run_uri:
-            self._run, self._logged = RunStarted(story.run, story.run_uri), None
-        self._begun()
-        self._log([point_of_epoch(report) for report in story.history])
-        self._tracker.register(story)
-        self._tracker.end(FINISHED)
+    def _log_finished_run(self, history: RunHistory) -> None:
+        if self._run is None or self._run.run_uri != history.run_uri:
+            self._run, self._logged = RunStarted(history.run, history.run_uri), None
+        self._start_run()
+        self._log([point_of_epoch(report) for report in history.history])
+        self._tracker.register_release(history)
+        self._tracker.end_run(RunStatus.FINISHED)
 
-    def _begun(self) -> Logged:
-        assert self._run is not None  # it is heard of before its figures are
+    def _start_run(self) -> Logged:
+        assert self._run is not None  # RunStarted is the first event of a run
         if self._logged is None:
-            self._logged = self._tracker.begin(self._run.run, self._run.run_uri)
+            self._logged = self._tracker.start_run(self._run.run, self._run.run_uri)
         return self._logged
 
     def _log(self, points: Sequence[MetricPoint]) -> None:
-        fresh = self._begun().fresh(points) if points else []
-        if fresh:
-            self._tracker.log(fresh)
+        new = self._start_run().select_new(points) if points else []
+        if new:
+            self._tracker.log(new)
 
-    def _say_once(self, error: Exception, *, ended: bool) -> None:
-        why = redact(error)
-        if ended:
-            self._say(
-                f"{self.name} does not have all of the run ({why}): run the same command again, "
-                "and it is told what it misses"
+    def _report_failure(self, error: Exception, *, run_ended: bool) -> None:
+        """Report an error at the end of the run, or the first one before that."""
+        reason = redact(error)
+        if run_ended:
+            self._notify(
+                f"{self.name} lacks a part of the run ({reason}): run the same command again to "
+                "log what is missing"
             )
-        elif not self._said:
-            self._said = True
-            self._say(
-                f"{self.name} cannot be told of the run ({why}): training goes on; the epochs "
-                "that it misses are told at the end"
+        elif not self._failure_reported:
+            self._failure_reported = True
+            self._notify(
+                f"{self.name} cannot log the run ({reason}): training continues; missing epochs "
+                "are logged when the run ends"
             )
