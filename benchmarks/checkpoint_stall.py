@@ -22,7 +22,7 @@ from ray_train_step import Settings as Batches, prepared, recipe_of
 
 from effnet_ray.model import network
 from effnet_ray.phases import phases
-from effnet_ray.train.checkpoint import Writer
+from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.step import PhaseTrainer, train_step
 
 
@@ -54,15 +54,15 @@ def main(settings: Settings) -> None:
         begin = time.perf_counter()
         for step in range(settings.every):
             batch = given[step % len(given)]
-            count, _ = worker.agree([batch])
-            state.tally += train_step(worker, [batch], count, 1e-3, state.step)
+            count, _ = worker.sync_step([batch])
+            state.train_sums += train_step(worker, [batch], count, 1e-3, state.step)
             state.step += 1
         return time.perf_counter() - begin
 
     steps()
     added, blocked = [], []
     with tempfile.TemporaryDirectory(prefix="effnet-stall-") as folder:
-        writer = Writer(folder, keep=2)
+        writer = CheckpointWriter(folder, keep=2)
         for number in range(settings.rounds):
             alone = steps() if number % 2 else 0.0
             begin = time.perf_counter()

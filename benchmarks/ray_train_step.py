@@ -92,8 +92,8 @@ def our_round(settings: Settings) -> Callable[[], float]:
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            count, _ = worker.agree([batch])
-            state.tally += train_step(worker, [batch], count, 1e-3, state.step)
+            count, _ = worker.sync_step([batch])
+            state.train_sums += train_step(worker, [batch], count, 1e-3, state.step)
             state.step += 1
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 

@@ -110,7 +110,7 @@ class Contestant:
         """What so many steps take."""
         begin = time.perf_counter()
         for _ in range(steps):
-            count, _ = self.worker.agree([self.lane])
+            count, _ = self.worker.sync_step([self.lane])
             train_step(self.worker, [self.lane], count, 1e-4, self.state.step)
             self.state.step += 1
         if on_gpu():

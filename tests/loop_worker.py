@@ -17,7 +17,8 @@ from effnet_ray.model.network import build
 from effnet_ray.model.optimizer import optimizer
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.loop import EpochSizes, evaluate, fit
+from effnet_ray.train.evaluation import evaluate
+from effnet_ray.train.loop import EpochSizes, fit
 from effnet_ray.train.state import Batch, TrainState
 
 CLASSES = 4
@@ -119,18 +120,18 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
         batches.shape(),
         batches,
         on_step=lambda state: (
-            sums.append(state.tally.sums.tolist()),
+            sums.append(state.train_sums.sums.tolist()),
             moved.append(_statistics(state)),
         ),
         on_epoch=lambda report, _: reports.append(report),
     )
     several = recipe.task == "multilabel"
-    untrained = evaluate([new_state(recipe).network], batches.eval(), several=several)[0]
+    untrained = evaluate([new_state(recipe).network], batches.eval(), multilabel=several)[0]
     return {
         "sums": sums,
         "statistics": moved,
         "gradients": norms,
-        "eval": [*untrained.tally.sums.tolist(), untrained.mean_ap or 0.0],
+        "eval": [*untrained.sums.sums.tolist(), untrained.mean_ap or 0.0],
         "reports": len(reports),
     }
 

@@ -16,6 +16,7 @@ from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.speed import LAYOUTS
 from effnet_ray.train import checkpoint
+from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss_scale import LossScale
@@ -38,7 +39,7 @@ def trained() -> TrainState:
     state = new_state(RECIPE)
     lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
     worker = PhaseTrainer(state, RECIPE, phases(RECIPE)[0])
-    state.tally = train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
+    state.train_sums = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3, 0)
     state.step, state.history = 7, [REPORT]
     return state
 
@@ -46,7 +47,13 @@ def trained() -> TrainState:
 def at(state: TrainState, step: int, *tops: float) -> TrainState:
     """The state at another step, its epochs ended with these eval top-1 at steps 1, 2, …"""
     history = [replace(REPORT, epoch=n, step=n + 1, eval_top1=top) for n, top in enumerate(tops)]
-    return TrainState(state.network, state.optimizer, None, step, state.tally, history)
+    return TrainState(
+        state.network,
+        state.optimizer,
+        step=step,
+        train_sums=state.train_sums,
+        history=history,
+    )
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
@@ -88,7 +95,7 @@ def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: P
     found.load_into(state)
     assert same(state, trained)
     assert (state.step, state.history) == (7, [REPORT])
-    assert torch.equal(state.tally.sums, trained.tally.sums)
+    assert torch.equal(state.train_sums.sums, trained.train_sums.sums)
 
 
 def test_a_snapshot_is_a_copy(trained: TrainState, tmp_path: Path) -> None:
@@ -308,7 +315,7 @@ def test_a_changed_figure_in_the_record_is_not_believed(
 
 
 def test_the_writer_keeps_the_newest_and_the_best(trained: TrainState, tmp_path: Path) -> None:
-    writer = checkpoint.Writer(str(tmp_path), keep=2)
+    writer = CheckpointWriter(str(tmp_path), keep=2)
     tops = [0.5, 0.9, 0.6, 0.7, 0.8]
     for step in range(1, 6):
         writer.save(at(trained, step, *tops[:step]))
@@ -322,7 +329,7 @@ def test_the_writer_does_not_count_what_was_never_finished(
     for step in (1, 2, 3):
         write(at(trained, step), tmp_path)
     (tmp_path / "step-00000003" / checkpoint.RECORD).unlink()
-    writer = checkpoint.Writer(str(tmp_path), keep=2)
+    writer = CheckpointWriter(str(tmp_path), keep=2)
     writer.save(at(trained, 4))
     writer.wait()
     assert [c.step for c in checkpoint.complete(str(tmp_path))] == [4, 2]
@@ -330,7 +337,7 @@ def test_the_writer_does_not_count_what_was_never_finished(
 
 
 def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_path: Path) -> None:
-    writer = checkpoint.Writer(str(tmp_path), keep=1)
+    writer = CheckpointWriter(str(tmp_path), keep=1)
     for step in (1, 2, 3):
         writer.save(at(trained, step))
     writer.wait()
@@ -340,7 +347,10 @@ def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_pat
 def test_the_writer_passes_over_weights_that_are_not_finite(
     trained: TrainState, tmp_path: Path
 ) -> None:
-    writer, state = checkpoint.Writer(str(tmp_path), keep=2), at(copy.deepcopy(trained), 2)
+    writer, state = (
+        CheckpointWriter(str(tmp_path), keep=2),
+        at(copy.deepcopy(trained), 2),
+    )
     writer.save(at(trained, 1))
     with torch.no_grad():
         next(state.network.backbone.parameters()).fill_(torch.inf)
@@ -351,11 +361,11 @@ def test_the_writer_passes_over_weights_that_are_not_finite(
 
 def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    writer = checkpoint.Writer(str(tmp_path / "file"), keep=1)
+    writer = CheckpointWriter(str(tmp_path / "file"), keep=1)
     writer.save(trained)
     with pytest.raises(Exception, match="file"):
         writer.wait()
 
 
 def test_the_tally_of_a_new_state_is_zero() -> None:
-    assert torch.equal(new_state(RECIPE).tally.sums, MetricSums.zero().sums)
+    assert torch.equal(new_state(RECIPE).train_sums.sums, MetricSums.zero().sums)

@@ -14,12 +14,13 @@ from effnet_ray.model.optimizer import learning_rate, set_learning_rate
 from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train.epoch_report import EpochReport, best, ended_early
+from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
-from effnet_ray.train.loss_scale import FIRST, GROWS_AFTER, LossScale
-from effnet_ray.train.metrics import EvalResult, MetricSums, epoch_report
+from effnet_ray.train.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
+from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.mixup import mix_lane
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import PhaseTrainer, gradients, lane_seed
+from effnet_ray.train.step import PhaseTrainer, accumulate_gradients, lane_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,8 +170,8 @@ def first_gradient(precision: str, factor: float, count: float) -> Tensor:
     state = new_state(recipe)
     state.scale = LossScale(factor)
     worker = PhaseTrainer(state, recipe, phases(recipe)[0])
-    gradients(worker, [random_batch(1, 4, 32)], 0, torch.tensor([count]))
-    worker.unscaled()
+    accumulate_gradients(worker, [random_batch(1, 4, 32)], 0, torch.tensor([count]))
+    worker.unscaled_gradients()
     found: Tensor = state.network.backbone.conv_stem.weight.grad
     return found
 
@@ -178,23 +179,25 @@ def first_gradient(precision: str, factor: float, count: float) -> Tensor:
 def test_the_loss_scale_keeps_float16s_small_gradients() -> None:
     """Most are nothing without it, and what they should be with it."""
     exact = first_gradient("float32", 1.0, count=1e4)
-    scaled, plain = (first_gradient("float16", factor, count=1e4) for factor in (FIRST, 1.0))
+    scaled, plain = (first_gradient("float16", factor, count=1e4) for factor in (INITIAL, 1.0))
     assert (exact - scaled).norm() < 0.05 * exact.norm()
     assert (exact - plain).norm() > 0.3 * exact.norm()
 
 
 def test_the_loss_scale_halves_at_once_and_doubles_in_time() -> None:
-    scale = LossScale(8.0, good=GROWS_AFTER - 2)
-    assert scale.risen() == LossScale(8.0, GROWS_AFTER - 1)
-    assert scale.risen().risen() == LossScale(16.0)
-    assert scale.fallen() == LossScale(4.0)
+    scale = LossScale(8.0, good=GROWTH_INTERVAL - 2)
+    assert scale.after_finite() == LossScale(8.0, GROWTH_INTERVAL - 1)
+    assert scale.after_finite().after_finite() == LossScale(16.0)
+    assert scale.after_overflow() == LossScale(4.0)
     floor = LossScale(1.0)
-    assert LossScale(2.0).may_fall and not floor.may_fall and floor.fallen() == floor
+    assert (
+        LossScale(2.0).can_decrease and not floor.can_decrease and floor.after_overflow() == floor
+    )
 
 
 def test_in_float16_finite_steps_count_towards_a_higher_loss_scale() -> None:
     recipe, state = settled(precision="float16"), new_state(settled())
-    state.scale, batches = LossScale(64.0, GROWS_AFTER - 1), FixedBatches(recipe)
+    state.scale, batches = LossScale(64.0, GROWTH_INTERVAL - 1), FixedBatches(recipe)
     fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     assert state.scale == LossScale(128.0, 1)
 
@@ -241,7 +244,7 @@ def judged(loss: float, top1: float) -> EvalResult:
 def test_an_epoch_is_judged_by_the_better_of_weights_and_average(
     averaged: tuple[float, float], wins: bool
 ) -> None:
-    report = epoch_report(0, 1, judged(2, 0.1).tally, judged(1.0, 0.5), judged(*averaged))
+    report = epoch_report(0, 1, judged(2, 0.1).sums, judged(1.0, 0.5), judged(*averaged))
     assert report.averaged == wins
     assert report.eval_top1 == (averaged[1] if wins else 0.5)
 
@@ -280,20 +283,23 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
         PhaseTrainer(new_state(recipe), recipe, phase_at(recipe, 0), weights)
         for weights in (WEIGHTS, (), ())
     )
-    tally = gradients(weighted, [lane], 5, torch.ones(1) * 4)
-    assert torch.equal(tally.sums, gradients(plain, [lane], 5, torch.ones(1) * 4).sums)
+    tally = accumulate_gradients(weighted, [lane], 5, torch.ones(1) * 4)
+    assert torch.equal(tally.sums, accumulate_gradients(plain, [lane], 5, torch.ones(1) * 4).sums)
 
     torch.manual_seed(lane_seed(recipe.seed, 5, lane.lane))
     shown = mix_lane(recipe, lane.image, lane.label, lane.weight, by_hand.network.noise)
     told = -by_hand.network(shown.image).log_softmax(1)
     smooth = 0.9 * F.one_hot(torch.arange(CLASSES)) + 0.1 / CLASSES
     target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label
-    own, other = target[lane.label], target[lane.label if shown.other is None else shown.other]
-    share = (shown.share if mixing else torch.ones(4))[:, None]
+    own, other = (
+        target[lane.label],
+        target[lane.label if shown.mixed_label is None else shown.mixed_label],
+    )
+    share = (shown.label_share if mixing else torch.ones(4))[:, None]
     (((share * own + (1 - share) * other) * told).sum(1) * lane.weight).sum().div(4).backward()
 
     found, expected, unweighted = (
-        torch.cat([p.grad.flatten() for p in worker.learning if p.grad is not None])
+        torch.cat([p.grad.flatten() for p in worker.trainable if p.grad is not None])
         for worker in (weighted, by_hand, plain)
     )
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))

@@ -26,7 +26,7 @@ from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.runtime.inference_actors import MachineShare
-from effnet_ray.train.loop import evaluate as training_evaluate
+from effnet_ray.train.evaluation import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
 
 HOSTILE = "<script>document.title='hostile'</script>"
@@ -133,7 +133,7 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
                 yield Batch(image, torch.tensor(about["label"]), torch.ones(len(image)))
 
     (trained,) = training_evaluate([named.network], batches())
-    tally = trained.tally
+    tally = trained.sums
     figures = alone(named, packed)
     assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
     assert figures.loss == pytest.approx(tally.loss, rel=1e-6)

@@ -33,7 +33,7 @@ from effnet_ray.publish.from_run import release_run
 from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.runtime.inference_actors import MachineShare
-from effnet_ray.train.loop import evaluate as training_evaluate
+from effnet_ray.train.evaluation import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
 
 NAMES = ("red", "yellow", "blue", "green")
@@ -108,8 +108,8 @@ def test_figures_are_those_of_training_time_evaluation(
                 image = torch.from_numpy(views).permute(0, 3, 1, 2)
                 yield Batch(image, label, torch.ones(len(image)))
 
-    (trained,) = training_evaluate([release.network], batches(), several=True)
-    figures, tally = alone(release, coloured), trained.tally
+    (trained,) = training_evaluate([release.network], batches(), multilabel=True)
+    figures, tally = alone(release, coloured), trained.sums
     assert figures.mean_ap == trained.mean_ap
     assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
     assert figures.loss == pytest.approx(tally.loss, rel=1e-6)

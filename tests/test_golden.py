@@ -28,7 +28,7 @@ def losses() -> list[float]:
     found, state, batches = list[float](), new_state(RECIPE), FixedBatches(RECIPE)
 
     def on_step(state: TrainState) -> None:
-        found.append(state.tally.loss)
+        found.append(state.train_sums.loss)
 
     fit(state, RECIPE, batches.shape(), batches, on_step=on_step, on_epoch=nothing)
     torch.set_num_threads(threads)

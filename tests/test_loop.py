@@ -28,10 +28,11 @@ from effnet_ray.errors import BadImagesError, NonFiniteError, TrainingError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.loop import evaluate, fit
+from effnet_ray.train.evaluation import evaluate
+from effnet_ray.train.loop import fit
 from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import PhaseTrainer, gradients, lane_seed
+from effnet_ray.train.step import PhaseTrainer, accumulate_gradients, lane_seed
 
 Found = dict[tuple[str, int], dict[str, Any]]
 
@@ -136,7 +137,7 @@ def test_fit_takes_the_planned_steps_and_reports_once_an_epoch() -> None:
     assert [(e.epoch, e.step) for e in ear.epochs] == [(0, 2), (1, 4)]
     assert [e.train_images for e in ear.epochs] == [13, 13]
     assert [e.eval_images for e in ear.epochs] == [15, 15]
-    assert state.tally.images == 0
+    assert state.train_sums.images == 0
 
 
 def test_a_run_that_has_ended_takes_no_step() -> None:
@@ -290,7 +291,7 @@ def test_images_that_are_not_the_planned_number_end_the_run(split: str, change: 
     batches = FixedBatches(recipe, steps=1)
     right = batches.shape()
     wrong = replace(right, **{f"{split}_images": getattr(right, f"{split}_images") + change})
-    with pytest.raises(TrainingError, match=rf"epoch 0 used \d+ {split} images, the plan has"):
+    with pytest.raises(TrainingError, match=rf"epoch 0 used \d+ {split} images, but the plan has"):
         fit(new_state(recipe), recipe, wrong, batches, on_step=nothing, on_epoch=nothing)
 
 
@@ -313,7 +314,7 @@ def draws(kind: str, step: int, lane: int, seed: int = 0, before: int = 0) -> li
     made = PhaseTrainer(state, recipe, phases(recipe)[0])
     state.network.train()
     batch = replace(random_batch(1, 2, 32), lane=lane)
-    gradients(made, [batch], step, torch.tensor([2.0]))
+    accumulate_gradients(made, [batch], step, torch.tensor([2.0]))
     found: list[float] = state.network.backbone.get_classifier().weight.grad.flatten().tolist()
     return found
 
@@ -346,7 +347,7 @@ def test_an_evaluation_leaves_the_network_as_it_was() -> None:
     network, untouched = new_state(recipe).network, new_state(recipe).network
     (found,) = evaluate([network], FixedBatches(recipe).eval())
     pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
-    assert found.tally.images == 15
+    assert found.sums.images == 15
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

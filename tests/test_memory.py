@@ -20,9 +20,9 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EventChannel
 from effnet_ray.train.loop import fit
-from effnet_ray.train.oom import divide, does_not_fit, splits_after
+from effnet_ray.train.oom import does_not_fit, split_until_it_fits, splits_after
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import PhaseTrainer, gradients
+from effnet_ray.train.step import PhaseTrainer, accumulate_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,10 +35,10 @@ SIX = {"batch_size": 6, "micro_batch": 6}
 def lane_of_six(recipe: Recipe, pieces: int) -> tuple[list[Tensor], list[float], int]:
     """Gradients and sums of one lane, and its forward passes."""
     state, passes = new_state(recipe), list[int]()
-    state.pieces = pieces
+    state.micro_batch_splits = pieces
     made = PhaseTrainer(state, recipe, phases(recipe)[-1])
     state.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
-    tally = gradients(made, [random_batch(1, 6, 32, lane=1)], 3, torch.tensor([6.0]))
+    tally = accumulate_gradients(made, [random_batch(1, 6, 32, lane=1)], 3, torch.tensor([6.0]))
     found = [p.grad.clone() for p in state.network.parameters() if p.grad is not None]
     return found, tally.sums.tolist(), len(passes)
 
@@ -80,7 +80,7 @@ def test_an_interrupted_lane_leaves_nothing_to_the_next() -> None:
 def test_a_divided_run_evaluates_every_image_once_and_no_more_at_a_time() -> None:
     recipe, seen = settled(batch_size=8, micro_batch=4), list[int]()
     whole, parts = new_state(recipe), new_state(recipe)
-    parts.pieces = 2
+    parts.micro_batch_splits = 2
     parts.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     for state in (whole, parts):
         batches = FixedBatches(recipe)
@@ -116,22 +116,22 @@ def test_a_lane_is_divided_until_it_fits(images: int, pieces: int) -> None:
     """A CPU never raises the error, so a hook raises torch's own where a pass has more images:
     as near to a GPU as these machines come."""
     worker = worker_holding(images)
-    divide(worker)
-    assert worker.state.pieces == pieces
+    split_until_it_fits(worker)
+    assert worker.state.micro_batch_splits == pieces
 
 
 def test_parts_never_become_fewer() -> None:
     worker = worker_holding(6)
-    worker.state.pieces = 4
-    divide(worker)
-    assert worker.state.pieces == 4
+    worker.state.micro_batch_splits = 4
+    split_until_it_fits(worker)
+    assert worker.state.micro_batch_splits == 4
 
 
 def test_trying_changes_nothing_but_the_parts() -> None:
     worker = worker_holding(6, batchnorm="train", image_size=64)
     untouched = new_state(worker.recipe)
-    divide(worker)
-    assert worker.state.pieces == 1 and not worker.optimizer.state
+    split_until_it_fits(worker)
+    assert worker.state.micro_batch_splits == 1 and not worker.optimizer.state
     assert all(p.grad is None for p in worker.network.parameters())
     pairs = zip(worker.network.state_dict().values(), untouched.network.state_dict().values(),
                 strict=True)  # fmt: skip
@@ -142,19 +142,19 @@ def test_an_image_that_does_not_fit_ends_the_run_in_a_sentence() -> None:
     with pytest.raises(
         TrainingError, match=r"^not even one image of 32 px fits .* train b0 \(flo"
     ):
-        divide(worker_holding(0))
+        split_until_it_fits(worker_holding(0))
 
 
 def test_where_batchnorm_learns_a_lane_is_not_divided() -> None:
     says = r"^6 images of 32 px do not fit .* to train b0, and BatchNorm.*lower --micro-batch"
     with pytest.raises(TrainingError, match=says):
-        divide(worker_holding(3, batchnorm="train"))
+        split_until_it_fits(worker_holding(3, batchnorm="train"))
 
 
 def test_below_a_head_that_learns_alone_it_may_be() -> None:
     worker = worker_holding(3, batchnorm="train", weights="ns", unfreeze="head", head_cache=False)
-    divide(worker)
-    assert worker.state.pieces == 2
+    split_until_it_fits(worker)
+    assert worker.state.micro_batch_splits == 2
 
 
 def test_what_runs_out_later_is_divided_further_as_long_as_it_can_be() -> None:
@@ -183,7 +183,9 @@ def test_a_run_goes_on_divided_where_memory_ran_out(tmp_path: Path) -> None:
     assert found and found.step == 1
     found.load_into(resumed)
     holding(resumed, 3)
-    resumed.pieces = splits_after(found.pieces, recipe, phases(recipe)[0]) or 0
+    resumed.micro_batch_splits = (
+        splits_after(found.progress.micro_batch_splits, recipe, phases(recipe)[0]) or 0
+    )
     fit(resumed, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     assert resumed.history[0].train_images == 9
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
@@ -192,12 +194,12 @@ def test_a_run_goes_on_divided_where_memory_ran_out(tmp_path: Path) -> None:
 
 def test_the_parts_are_kept_in_a_checkpoint(tmp_path: Path) -> None:
     state, again = new_state(settled(**SIX)), new_state(settled(**SIX))
-    state.pieces = 4
+    state.micro_batch_splits = 4
     checkpoint.write(checkpoint.snapshot(state), str(tmp_path))
     found = checkpoint.newest(str(tmp_path))
     assert found
     found.load_into(again)
-    assert again.pieces == 4
+    assert again.micro_batch_splits == 4
 
 
 def test_the_board_remembers_the_most_parts() -> None:
@@ -222,14 +224,14 @@ def two_workers(rank: int, folder: str, images: tuple[int, int]) -> None:
     try:
         worker: PhaseTrainer | None = PhaseTrainer(state, recipe, phases(recipe)[0])
         assert worker
-        divide(worker)
+        split_until_it_fits(worker)
         worker = None
         gc.collect()
         batches = FixedBatches(recipe, rank=rank, workers=2)
         fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     except TrainingError as error:
         said = str(error)
-    found = [state.pieces, [report.train_loss for report in state.history], said]
+    found = [state.micro_batch_splits, [report.train_loss for report in state.history], said]
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     gc.collect()
     dist.barrier()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from effnet_ray.train.epoch_report import EpochReport, best
-from effnet_ray.train.metrics import ClassCounts, EvalResult, MetricSums, epoch_report
+from effnet_ray.train.evaluation import EvalResult, epoch_report
+from effnet_ray.train.metrics import ClassCounts, MetricSums
 
 
 def scores(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,20 +27,26 @@ def shown(weight: Tensor | None = None, seed: int = 0, **dials: float) -> tuple[
 
 def test_with_every_dial_off_images_are_what_they_were() -> None:
     image, found = shown()
-    assert found.image.dtype == torch.uint8 and found.other is None
+    assert found.image.dtype == torch.uint8 and found.mixed_label is None
     assert torch.equal(found.image.float(), image)
 
 
 def test_mixup_blends_each_image_with_the_one_as_far_from_the_other_end() -> None:
     image, found = shown(mixup=0.4)
-    share = found.share.view(-1, 1, 1, 1)
+    share = found.label_share.view(-1, 1, 1, 1)
     assert_close(found.image, share * image + (1 - share) * image.flip(0))
-    assert found.other is not None and torch.equal(found.other, torch.arange(COUNT).flip(0))
-    assert found.share.min() >= 0 and found.share.max() <= 1 and len(found.share.unique()) > 10
+    assert found.mixed_label is not None and torch.equal(
+        found.mixed_label, torch.arange(COUNT).flip(0)
+    )
+    assert (
+        found.label_share.min() >= 0
+        and found.label_share.max() <= 1
+        and len(found.label_share.unique()) > 10
+    )
 
 
 def test_mixups_shares_are_a_beta_distribution() -> None:
-    shares = torch.cat([shown(seed=seed, mixup=0.4)[1].share for seed in range(30)])
+    shares = torch.cat([shown(seed=seed, mixup=0.4)[1].label_share for seed in range(30)])
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)
 
@@ -49,11 +55,11 @@ def test_cutmix_pastes_a_box_and_its_share_is_what_is_left_outside() -> None:
     image, found = shown(cutmix=1.0)
     own = found.image == image
     assert bool((own | (found.image == image.flip(0))).all())
-    assert_close(found.share, own.float().mean((1, 2, 3)))
+    assert_close(found.label_share, own.float().mean((1, 2, 3)))
     for kept in own[:, 0]:
         rows, columns = (~kept).any(1), (~kept).any(0)
         assert int((~kept).sum()) == int(rows.sum() * columns.sum())  # one box
-    assert 0 < found.share.min() < found.share.max() <= 1
+    assert 0 < found.label_share.min() < found.label_share.max() <= 1
 
 
 def test_with_both_about_half_of_the_images_have_a_box() -> None:
@@ -72,7 +78,7 @@ def test_an_image_that_could_not_be_read_is_mixed_with_none(dial: str) -> None:
     weight[3] = 0
     image, found = shown(weight, **{dial: 1.0})
     for alone in (3, COUNT - 1 - 3):
-        assert torch.equal(found.image[alone], image[alone]) and found.share[alone] == 1
+        assert torch.equal(found.image[alone], image[alone]) and found.label_share[alone] == 1
 
 
 def test_a_lone_image_is_mixed_with_itself() -> None:
@@ -80,7 +86,7 @@ def test_a_lone_image_is_mixed_with_itself() -> None:
     recipe = replace(PLAIN, mixup=1.0, cutmix=1.0)
     found = mix_lane(recipe, image, torch.tensor([2]), torch.ones(1), NOISE)
     assert_close(found.image, image.float())
-    assert found.other is not None and found.other.tolist() == [2]
+    assert found.mixed_label is not None and found.mixed_label.tolist() == [2]
 
 
 def test_erasing_fills_a_box_of_some_images_with_noise() -> None:
@@ -99,5 +105,7 @@ def test_erasing_fills_a_box_of_some_images_with_noise() -> None:
 def test_what_is_drawn_depends_on_torchs_seed_alone() -> None:
     dials = {"mixup": 0.5, "cutmix": 0.5, "reprob": 0.5}
     first, again, other = (shown(seed=seed, **dials)[1] for seed in (1, 1, 2))
-    assert torch.equal(first.image, again.image) and torch.equal(first.share, again.share)
+    assert torch.equal(first.image, again.image) and torch.equal(
+        first.label_share, again.label_share
+    )
     assert not torch.equal(first.image, other.image)

@@ -30,11 +30,12 @@ from effnet_ray.packing.pack import pack
 from effnet_ray.release.store import ModelStore
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train import checkpoint
+from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.epoch_report import EpochReport, best
+from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
-from effnet_ray.train.metrics import EvalResult, MetricSums, epoch_report, losses
-from effnet_ray.train.precision import mean_of
-from effnet_ray.train.ranking import ScoreCollector
+from effnet_ray.train.loss import losses
+from effnet_ray.train.metrics import MetricSums, ScoreCollector
 from effnet_ray.train.run_record import Result
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -275,13 +276,15 @@ def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int)
         for k in range(5)
         if label[kept, k].any()
     ]
-    assert mean_of(ranking.over_workers()) == pytest.approx(np.mean(found) if found else 0.0)
+    assert mean_average_precision(ranking.over_workers()) == pytest.approx(
+        np.mean(found) if found else 0.0
+    )
 
 
 def test_a_score_that_is_no_number_makes_mean_ap_none() -> None:
     ranking = ScoreCollector(2, torch.device("cpu"))
     ranking.add(torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2), torch.ones(1))
-    assert np.isnan(mean_of(ranking.over_workers()))
+    assert np.isnan(mean_average_precision(ranking.over_workers()))
 
 
 def test_the_best_epoch_is_that_of_the_highest_mean_ap() -> None:

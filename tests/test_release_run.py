@@ -14,7 +14,7 @@ from test_dials import report
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.train import checkpoint, run_record
-from effnet_ray.train.per_class import class_metrics
+from effnet_ray.train.class_metrics import class_metrics
 from effnet_ray.train.run_record import Result, Run
 
 RECIPE = settled(ema_decay=0.9)

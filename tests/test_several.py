@@ -13,8 +13,7 @@ from sklearn import metrics
 
 from effnet_ray.inference.metric_sums import BINS, ScoredImages
 from effnet_ray.inference.multilabel import MultilabelMetrics, score_images
-from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.ranking import ScoreCollector
+from effnet_ray.train.metrics import MetricSums, ScoreCollector
 
 CLASSES = 7
 Array = npt.NDArray[Any]

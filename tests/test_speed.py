@@ -20,7 +20,7 @@ from effnet_ray.model.network import MEMORY
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.speed import LAYOUTS, TABLE
-from effnet_ray.train.loop import evaluate
+from effnet_ray.train.evaluation import evaluate
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
 from effnet_ray.variants import VARIANTS
@@ -82,7 +82,7 @@ def test_layout_is_that_of_weights_moments_and_of_every_convolutions_input(layou
     worker, batches = PhaseTrainer(state, recipe, phases(recipe)[0]), FixedBatches(recipe)
     worker.warm_up()
     lanes = next(batches.train(0))
-    train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, 0)
+    train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3, 0)
     evaluate(state.networks, batches.eval())
     assert seen == {layout}
     assert {lies(tensor) for tensor in states(state)} == {layout}
@@ -108,7 +108,7 @@ def steps_of(recipe: Recipe) -> tuple[list[list[float]], dict[str, Tensor]]:
     worker.warm_up()
     sums = []
     for step, lanes in enumerate(batches.train(0)):
-        tally = train_step(worker, lanes, worker.agree(lanes)[0], 1e-3, step)
+        tally = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3, step)
         sums.append(tally.sums.tolist())
     return sums, state.network.state_dict()
 

@@ -9,7 +9,7 @@ from effnet_ray.cli.terminal import NAMED_AT_ONCE, Terminal
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
-from effnet_ray.train.per_class import ClassMetrics
+from effnet_ray.train.class_metrics import ClassMetrics
 
 CLASSES_SHOWN = 10
 """Classes in the table; the report has all."""

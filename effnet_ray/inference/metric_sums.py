@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.train.per_class import ClassMetrics, macro_f1
+from effnet_ray.train.class_metrics import ClassMetrics, macro_f1
 
 BINS = 15
 """Of the reliability diagram: Guo et al. 2017, §4.1 and tables."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.inference.metric_sums import CANDIDATES, EvalMetrics, ScoredImages, TopK, rows
-from effnet_ray.train.per_class import ClassMetrics
+from effnet_ray.train.class_metrics import ClassMetrics
 
 
 def score_images(logits: npt.NDArray[Any], label: npt.ArrayLike) -> ScoredImages:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.inference.metric_sums import CANDIDATES, EvalMetrics, ScoredImages, TopK, rows
-from effnet_ray.train.per_class import ClassMetrics, class_metrics
-from effnet_ray.train.precision import average_precisions, mean_of
+from effnet_ray.train.average_precision import average_precisions, mean_average_precision
+from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 
 Told = tuple[int, float]
 """A class, and its probability, 0 to 1."""
@@ -158,7 +158,7 @@ class MultilabelMetrics(EvalMetrics):
         As in training, whose batches are others: which of two equal pictures stands first is
         float noise.
         """
-        return mean_of([one.ap for one in self.per_class])
+        return mean_average_precision([one.ap for one in self.per_class])
 
     @property
     def micro_f1(self) -> float:

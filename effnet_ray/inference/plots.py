@@ -14,8 +14,8 @@ from PIL import Image
 
 from effnet_ray.inference.metric_sums import BINS, Bin
 from effnet_ray.inference.multiclass import MulticlassMetrics
+from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.per_class import ClassMetrics
 
 INK = "#010203"
 """Drawn with, and replaced by the page's colour of text."""

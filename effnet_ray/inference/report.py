@@ -15,7 +15,7 @@ from effnet_ray.inference import plots
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
-from effnet_ray.train.per_class import ClassMetrics
+from effnet_ray.train.class_metrics import ClassMetrics
 
 CELLS = 16
 """Up to so many classes the confusion matrix is a table of numbers; beyond, a picture."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from effnet_ray.tasks import MULTICLASS, MULTILABEL
+from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision, macro_f1
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.metric_definitions import (
     EVAL_LOSS,
@@ -15,7 +16,6 @@ from effnet_ray.train.metric_definitions import (
     TEST_TOP5,
     TRAIN_LOSS,
 )
-from effnet_ray.train.per_class import ClassMetrics, has_average_precision, macro_f1
 from effnet_ray.train.run_record import Run
 
 MAX_CLASSES = 20

@@ -18,8 +18,8 @@ from effnet_ray.release.store import ModelStore
 from effnet_ray.storage.checksummed_json import to_json
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.checkpoint import Checkpoint
+from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision
 from effnet_ray.train.epoch_report import EpochReport, best
-from effnet_ray.train.per_class import ClassMetrics, has_average_precision
 from effnet_ray.train.run_record import Result, Run
 
 
@@ -96,7 +96,7 @@ def _read_run(result: Result) -> _FinishedRun:
 
 def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -> dict[str, bytes]:
     """The files of the release; `test` holds the metrics on the test split, if it was scored."""
-    run, per_class = source.run, source.checkpoint.per_class
+    run, per_class = source.run, source.checkpoint.progress.per_class
     built = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
         "best": asdict(source.best),

@@ -1,15 +1,15 @@
-"""TrainState ↔ a folder in the run's storage. Safetensors and JSON; nothing is ever unpickled.
+"""Checkpoints: a TrainState as a folder of Safetensors and JSON files; nothing is unpickled.
 
-A checkpoint is complete or absent: checkpoint.json, with the SHA-256 of every file it names, is
-written last. Resuming takes the newest one whose files match; a damaged one is said and skipped.
+A checkpoint is complete or absent: checkpoint.json, with the SHA-256 of every other file, is
+written last. A run resumes from the newest checkpoint whose files match; damaged ones are logged
+and skipped.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,90 +21,75 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
 from effnet_ray.phases import HEAD
-from effnet_ray.schema import from_dict
-from effnet_ray.train.epoch_report import EpochReport, best
-from effnet_ray.train.loss_scale import LossScale
-from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.per_class import ClassMetrics, class_metrics
-from effnet_ray.train.state import TrainState
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.state import Progress, TrainState
 
 RECORD = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGED = "averaged.safetensors"
 STEP = "step"
-GROUP = "group."
-"""Before the number of a parameter group that counts its steps itself (lamb)."""
+GROUP_PREFIX = "group."
+"""Prefix of a parameter group's number, for groups that count their steps themselves (lamb)."""
+MALFORMED = (StorageError, RecipeError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a missing or malformed record raises."""
 
 logger = logging.getLogger(__name__)
 
 
+def folder(step: int) -> str:
+    """Name of a step's checkpoint folder; names sort by step."""
+    return f"step-{step:08d}"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A TrainState at one step, copied to the CPU: training may go on while it is written."""
+    """A copy of a TrainState on the CPU, to be written while training continues."""
 
-    step: int
+    progress: Progress
     tensors: dict[str, dict[str, Tensor]]
-    """File name → tensor name → tensor; there after `wait`."""
-    history: list[EpochReport]
-    tally: list[float]
-    skipped: int
-    scale: LossScale
-    pieces: int
-    per_class: tuple[ClassMetrics, ...]
-    device_s: float
-    arrived: torch.cuda.Event | None
-    """When the copies have come from a GPU."""
+    """File name → tensor name → tensor; valid after `wait`."""
+    copy_done: torch.cuda.Event | None
+    """Set when the copies from a GPU are complete."""
 
     def wait(self) -> None:
-        """Until the copies are there; by whoever writes them, not by the training."""
-        if self.arrived:
-            self.arrived.synchronize()
+        """Wait until the copies are complete; called by the thread that writes them."""
+        if self.copy_done:
+            self.copy_done.synchronize()
 
 
 def snapshot(state: TrainState) -> Snapshot:
-    """Copy what must survive."""
-    tally = state.tally.sums.tolist()
+    """Copy all that must survive a restart."""
     tensors = {
-        WEIGHTS: _copied(state.network.backbone.state_dict()),
-        OPTIMIZER: _copied(_moments(state.optimizer)),
+        WEIGHTS: _to_cpu(state.network.backbone.state_dict()),
+        OPTIMIZER: _to_cpu(_optimizer_tensors(state.optimizer)),
     }
     if state.averaged:
-        tensors[AVERAGED] = _copied(state.averaged.backbone.state_dict())
+        tensors[AVERAGED] = _to_cpu(state.averaged.backbone.state_dict())
     on_gpu = next(state.network.parameters()).is_cuda
-    return Snapshot(
-        step=state.step,
-        tensors=tensors,
-        history=list(state.history),
-        tally=tally,
-        skipped=state.skipped,
-        scale=state.scale,
-        pieces=state.pieces,
-        per_class=state.per_class,
-        device_s=state.device_s,
-        arrived=torch.cuda.current_stream().record_event() if on_gpu else None,
-    )
+    copy_done = torch.cuda.current_stream().record_event() if on_gpu else None
+    return Snapshot(state.copy_progress(), tensors, copy_done)
 
 
-def _moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """All that an optimizer remembers, as `<number of the parameter>.<name>`."""
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """All tensors of an optimizer, as `<parameter number>.<name>`."""
     state = optimizer.state_dict()
-    found = {
+    tensors = {
         f"{index}.{name}": value
         for index, values in state["state"].items()
         for name, value in values.items()
     }
     for number, group in enumerate(state["param_groups"]):
         if STEP in group:
-            found[f"{GROUP}{number}.{STEP}"] = group[STEP]
-    return found
+            tensors[f"{GROUP_PREFIX}{number}.{STEP}"] = group[STEP]
+    return tensors
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous copies on the CPU.
 
-    From a GPU only begun, behind the work that it has, into pinned memory: then neither it nor
-    Python waits for a thousand small copies one by one.
+    Copies from a GPU go to pinned memory and are only queued, behind the GPU's current work: so
+    neither it nor Python waits for a thousand small copies one by one.
     """
     return {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
@@ -114,63 +99,49 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def folder(step: int) -> str:
-    """Name of a step's checkpoint folder; sorts by step."""
-    return f"step-{step:08d}"
-
-
-def write(taken: Snapshot, checkpoints: str) -> str:
-    """Write a snapshot below `checkpoints` and return its URI; the record comes last."""
-    taken.wait()
-    uri = storage.join(checkpoints, folder(taken.step))
+def write(snapshot: Snapshot, checkpoints: str) -> str:
+    """Write a snapshot to its folder below `checkpoints`, the record last; return its URI."""
+    snapshot.wait()
+    uri = storage.join(checkpoints, folder(snapshot.progress.step))
     digests = {}
-    for name, tensors in taken.tensors.items():
+    for name, tensors in snapshot.tensors.items():
         data = save(tensors)
         digests[name] = hashlib.sha256(data).hexdigest()
         storage.write_bytes(storage.join(uri, name), data)
-    record = {
-        "step": taken.step,
-        "files": digests,
-        "history": [asdict(report) for report in taken.history],
-        "tally": taken.tally,
-        "skipped": taken.skipped,
-        "scale": asdict(taken.scale),
-        "pieces": taken.pieces,
-        "per_class": [[one.support, one.predicted, one.right, one.ap] for one in taken.per_class],
-        "device_s": taken.device_s,
-    }
+    record = {"files": digests, **snapshot.progress.to_json()}
     content = json.dumps({**record, "sha256": _digest(record)}, indent=1)
     storage.write_bytes(storage.join(uri, RECORD), content.encode())
     return uri
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """SHA-256 of the record's other fields: JSON has no checksum of its own."""
+    """SHA-256 of the record's other fields, since JSON has no checksum."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint: its record, read and verified."""
+    """A complete checkpoint whose record was read and verified."""
 
     uri: str
-    step: int
-    history: list[EpochReport]
-    tally: list[float]
-    skipped: int
-    scale: LossScale
-    pieces: int
-    per_class: tuple[ClassMetrics, ...]
-    """Of the newest evaluation before it."""
-    device_s: float
-    """What it took to come here, in seconds of one device."""
+    progress: Progress
     files: dict[str, str]
     """File name → SHA-256."""
 
-    def read(self, name: str) -> bytes:
-        """One of its files. Raises CheckpointError where the bytes are not the recorded ones.
+    @property
+    def step(self) -> int:
+        """Steps since the start of the run."""
+        return self.progress.step
 
-        Raises StorageError where storage does not answer, which says nothing about the bytes.
+    @property
+    def history(self) -> list[EpochReport]:
+        """Reports of the epochs finished by then."""
+        return self.progress.history
+
+    def read(self, name: str) -> bytes:
+        """Content of a file. Raises CheckpointError if it does not match its SHA-256.
+
+        Raises OutageError if storage does not answer, which does not mean that it is damaged.
         """
         try:
             data = storage.read_bytes(storage.join(self.uri, name))
@@ -183,7 +154,7 @@ class Checkpoint:
         return data
 
     def load_into(self, state: TrainState) -> None:
-        """Make `state` what it was. Raises CheckpointError where it does not fit or is damaged."""
+        """Restore `state`. Raises CheckpointError if the checkpoint does not fit or is damaged."""
         weights, optimizer = load(self.read(WEIGHTS)), load(self.read(OPTIMIZER))
         try:
             state.network.backbone.load_state_dict(weights)
@@ -192,75 +163,58 @@ class Checkpoint:
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
         except (RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
-        state.step = self.step
-        state.history, state.skipped = list(self.history), self.skipped
-        state.scale, state.pieces = self.scale, self.pieces
-        state.per_class, state.device_s = self.per_class, self.device_s
-        state.tally = MetricSums(torch.tensor(self.tally, dtype=torch.float64))
+        state.restore_progress(self.progress)
 
 
 def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The state dict, every moment laid out in memory as its parameter is.
+    """The optimizer's state dict, each moment in its parameter's memory layout.
 
-    Fused AdamW walks parameter and moments side by side in memory; a contiguous moment beside a
-    `channels_last` parameter would silently update the wrong elements.
+    Fused AdamW walks through the memory of parameter and moments side by side; a contiguous moment
+    of a `channels_last` parameter would silently update the wrong elements.
     """
     groups = state.optimizer.state_dict()["param_groups"]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, name = key.removeprefix(GROUP).split(".", 1)
-        if key.startswith(GROUP):
+        index, name = key.removeprefix(GROUP_PREFIX).split(".", 1)
+        if key.startswith(GROUP_PREFIX):
             groups[int(index)][name] = tensor
             continue
         parameter = parameters[int(index)]
-        if tensor.dim():  # all but the step's counter
+        if tensor.dim():  # everything but a step counter
             if tensor.shape != parameter.shape:
                 raise ValueError(f"{key} is {list(tensor.shape)}, not {list(parameter.shape)}")
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         values.setdefault(int(index), {})[name] = tensor
-    parts = [group[PART] for group in state.optimizer.param_groups for _ in group["params"]]
-    head = {index for index, part in enumerate(parts) if part == HEAD}
-    if values and set(values) not in (head, set(range(len(parts)))):
-        raise ValueError(f"moments of {len(values)} of {len(parts)} parameters")
+    _check_complete(state.optimizer, set(values))
     return {"state": values, "param_groups": groups}
 
 
+def _check_complete(optimizer: Optimizer, restored: set[int]) -> None:
+    """Raises ValueError unless the moments are those of no, the head's or all parameters."""
+    parts = [group[PART] for group in optimizer.param_groups for _ in group["params"]]
+    head = {index for index, part in enumerate(parts) if part == HEAD}
+    if restored and restored not in (head, set(range(len(parts)))):
+        raise ValueError(f"moments of {len(restored)} of {len(parts)} parameters")
+
+
 def open_checkpoint(uri: str) -> Checkpoint:
-    """Read a checkpoint's record. Raises CheckpointError where it is absent or unreadable."""
+    """Read a checkpoint's record. Raises CheckpointError if it is missing or damaged."""
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
         if record.pop("sha256") != _digest(record):
             raise CheckpointError(f"{uri} is damaged: {RECORD} does not match its own SHA-256")
-        return Checkpoint(
-            uri=uri,
-            step=record["step"],
-            history=[from_dict(EpochReport, report) for report in record["history"]],
-            tally=record["tally"],
-            skipped=record["skipped"],
-            scale=from_dict(LossScale, record.get("scale", {})),
-            pieces=record.get("pieces", 1),
-            per_class=class_metrics(record.get("per_class", [])),
-            device_s=record.get("device_s", 0.0),
-            files=record["files"],
-        )
+        return Checkpoint(uri, Progress.from_json(record), record["files"])
     except OutageError:
         raise
-    except (
-        StorageError,
-        RecipeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise CheckpointError(f"{uri} is no complete checkpoint: {error}") from error
+    except MALFORMED as error:
+        raise CheckpointError(f"{uri} is not a complete checkpoint: {error}") from error
 
 
 def complete(checkpoints: str) -> Iterator[Checkpoint]:
     """Complete and undamaged checkpoints below `checkpoints`, newest first.
 
-    A folder without a record was never finished and is passed over; a damaged one is said.
+    Folders without a record are unfinished and are skipped; damaged ones are logged.
     """
     for name in reversed(storage.folders(checkpoints)):
         uri = storage.join(checkpoints, name)
@@ -279,42 +233,3 @@ def complete(checkpoints: str) -> Iterator[Checkpoint]:
 def newest(checkpoints: str) -> Checkpoint | None:
     """The newest complete and undamaged checkpoint, or None."""
     return next(complete(checkpoints), None)
-
-
-class Writer:
-    """Writes snapshots in the background, one at a time, and keeps the newest and the best."""
-
-    def __init__(self, checkpoints: str, keep: int) -> None:
-        self._checkpoints, self._keep = checkpoints, keep
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-
-    def save(self, state: TrainState) -> None:
-        """Snapshot now, write later. Raises what the write before this one raised."""
-        self.wait()
-        self._pending = self._pool.submit(self._write, snapshot(state))
-
-    def wait(self) -> None:
-        """Until the last snapshot is written. Raises what its write raised."""
-        if self._pending:
-            self._pending.result()
-            self._pending = None
-
-    def _write(self, taken: Snapshot) -> None:
-        taken.wait()
-        weights = [*taken.tensors[WEIGHTS].values(), *taken.tensors.get(AVERAGED, {}).values()]
-        if not all(bool(tensor.isfinite().all()) for tensor in weights):
-            return  # the loop ends at its next loss; what resumes must start before
-        write(taken, self._checkpoints)
-        winner = best(taken.history)
-        records = {
-            name: storage.join(self._checkpoints, name, RECORD)
-            for name in storage.folders(self._checkpoints)
-            if name <= folder(taken.step)
-        }
-        finished = [name for name, record in records.items() if storage.exists(record)]
-        kept = {*finished[-self._keep :], folder(winner.step) if winner else ""}
-        for name in records.keys() - kept:
-            # The record goes first: a half-deleted checkpoint must not look complete.
-            storage.delete(records[name])
-            storage.delete(storage.join(self._checkpoints, name))

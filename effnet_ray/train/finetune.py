@@ -376,6 +376,6 @@ class RunMonitor:
             resumed_from_step=self._started.step if self._started else 0,
             train_images_per_s=self._images / self._train_s if self._train_s else 0.0,
             seconds=seconds,
-            device_seconds=round(last.device_s, 1),
+            device_seconds=round(last.progress.device_s, 1),
             quarantined=last.history[-1].quarantined,
         )

@@ -1,31 +1,28 @@
-"""The training loop: plain torch. No Ray, no storage, no clock; those reach it as arguments."""
+"""The training loop in plain torch. Ray, storage and clocks reach it as arguments only."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, TrainingError
-from effnet_ray.model.network import Network, train_mode
+from effnet_ray.model.network import train_mode
 from effnet_ray.model.optimizer import learning_rate
-from effnet_ray.phases import evaluates, phase_at
+from effnet_ray.phases import Phase, evaluates, phase_at
 from effnet_ray.recipe import Recipe
 from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train.epoch_report import EpochReport, ended_early
-from effnet_ray.train.metrics import ClassCounts, EvalResult, MetricSums, better, epoch_report
-from effnet_ray.train.oom import warm_up
-from effnet_ray.train.precision import mean_of
-from effnet_ray.train.ranking import ScoreCollector
+from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report, evaluate
+from effnet_ray.train.metrics import MetricSums
+from effnet_ray.train.oom import prepare_phase
 from effnet_ray.train.state import Batch, TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
 
 
 class Batches(Protocol):
-    """Where batches come from: planned, in order, this worker's share."""
+    """This worker's batches, in planned order."""
 
     def train(self, step: int) -> Iterator[Sequence[Batch]]:
         """The epoch's steps from `step` (of the epoch) on, each as this worker's lanes."""
@@ -38,167 +35,134 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochSizes:
-    """What the loop must know of the plan and its images."""
+    """What the plan says about every epoch."""
 
     steps_per_epoch: int
     train_images: int
     eval_images: int
     max_uses: int = 1
-    """How often an epoch uses one train image, at most."""
+    """How often an epoch uses one train image at most."""
     class_weights: tuple[float, ...] = ()
-    """What a train image's loss is multiplied by, for each class; empty: nothing."""
+    """Factor on the loss of each class's train images; empty: none."""
 
 
 def fit(
     state: TrainState,
     recipe: Recipe,
-    shape: EpochSizes,
+    sizes: EpochSizes,
     batches: Batches,
     *,
-    max_bad_fraction: float = 1.0,
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
-    leave: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] | None = None,
+    max_bad_fraction: float = 1.0,
 ) -> bool:
-    """Train from `state.step` to the recipe's end; every worker calls it alike.
+    """Train from `state.step` to the end of the recipe; every worker calls it alike.
 
-    Returns whether it came there. `leave` is asked before every step; where it says yes on any
-    worker, all of them stop before that step, so that `state` may be saved as it is.
-    `on_step` follows every step, `on_epoch` every epoch and its evaluation, if it has one. A state
-    saved by `on_step` after an epoch's last step lacks its report: save it in `on_epoch`.
-    Raises TrainingError where the images used are not those planned, an evaluation's loss is not
-    finite or what is computed at once does not fit into memory, NonFiniteError where too many
-    steps' losses are not finite, BadImagesError where more than `max_bad_fraction` of a split are
-    quarantined.
+    Calls `on_step` after every step and `on_epoch` after every epoch and its evaluation; a state
+    saved in `on_step` after an epoch's last step lacks the epoch's report. Returns False if
+    `should_stop`, asked before every step, is true on any worker: all stop before that step.
+    Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
+    if more than `max_bad_fraction` of a split is quarantined.
     """
-    state.tally = MetricSums(state.tally.sums.to(next(state.network.parameters()).device))
-    worker: PhaseTrainer | None = None
-    steps = recipe.epochs * shape.steps_per_epoch
-    while state.step < steps and not ended_early(state.history, recipe):
-        epoch, step = divmod(state.step, shape.steps_per_epoch)
+    device = next(state.network.parameters()).device
+    state.train_sums = MetricSums(state.train_sums.sums.to(device))
+    trainer: PhaseTrainer | None = None
+    while state.step < recipe.epochs * sizes.steps_per_epoch:
+        if ended_early(state.history, recipe):
+            break
+        epoch, step = divmod(state.step, sizes.steps_per_epoch)
         phase = phase_at(recipe, epoch)
-        if worker is None or worker.phase != phase:
-            worker = None
-            gc.collect()  # DDP's hooks are on parameters that the next phase has too
-            worker = PhaseTrainer(state, recipe, phase, shape.class_weights)
-            warm_up(worker)
+        if trainer is None or trainer.phase != phase:
+            trainer = None  # frees DDP's hooks: the next phase trains the same parameters
+            trainer = _start_phase(state, recipe, phase, sizes)
         train_mode(state.network, recipe, phase.lowest)
         for lanes in batches.train(step):
-            count, leaving = worker.agree(lanes, leave())
-            if leaving:
+            count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
+            if stop:
                 return False
-            rate = learning_rate(recipe, state.step, shape.steps_per_epoch)
-            state.tally += train_step(worker, lanes, count, rate, state.step)
+            rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
+            state.train_sums += train_step(trainer, lanes, count, rate, state.step)
             state.step += 1
-            _check_bad("train", state.tally, shape.train_images, max_bad_fraction, shape.max_uses)
+            _check_train_images(state.train_sums, sizes, max_bad_fraction)
             on_step(state)
-        _reconcile(epoch, "train", state.tally, shape.train_images)
-        evaluated = list[EvalResult]()
-        if evaluates(recipe, epoch):
-            evaluated = _evaluated(worker, epoch, shape, batches.eval(), max_bad_fraction)
-        report = epoch_report(epoch, state.step, state.tally, *evaluated)
-        state.history.append(report)
-        state.tally = MetricSums.zero(worker.device)
-        on_epoch(report, state)
+        on_epoch(_finish_epoch(trainer, epoch, sizes, batches, max_bad_fraction), state)
     return True
 
 
-def _evaluated(
-    worker: PhaseTrainer,
+def _start_phase(
+    state: TrainState, recipe: Recipe, phase: Phase, sizes: EpochSizes
+) -> PhaseTrainer:
+    gc.collect()  # the previous phase's DDP is part of a reference cycle
+    trainer = PhaseTrainer(state, recipe, phase, sizes.class_weights)
+    prepare_phase(trainer)
+    return trainer
+
+
+def _finish_epoch(
+    trainer: PhaseTrainer,
     epoch: int,
-    shape: EpochSizes,
-    batches: Iterable[Batch],
+    sizes: EpochSizes,
+    batches: Batches,
     max_bad_fraction: float,
-) -> list[EvalResult]:
-    """An epoch's evaluations, held against the plan; the better one's classes are kept."""
-    found = evaluate(
-        worker.state.networks,
-        worker.divided(batches),
-        worker.autocast,
-        several=worker.recipe.task == MULTILABEL,
-    )
-    _reconcile(epoch, "eval", found[0].tally, shape.eval_images)
-    _check_bad("eval", found[0].tally, shape.eval_images, max_bad_fraction)
-    _check_finite(found[0].tally, f"the evaluation after step {worker.state.step - 1}")
-    worker.state.per_class = better(found).per_class
-    return found
+) -> EpochReport:
+    """Evaluate, if the recipe does after this epoch, and add the epoch's report to the history."""
+    state = trainer.state
+    _check_count(epoch, "train", state.train_sums, sizes.train_images)
+    results: list[EvalResult] = []
+    if evaluates(trainer.recipe, epoch):
+        results = evaluate(
+            state.networks,
+            trainer.split_batches(batches.eval()),
+            trainer.autocast,
+            multilabel=trainer.recipe.task == MULTILABEL,
+        )
+        _check_eval_images(results[0].sums, epoch, state.step, sizes, max_bad_fraction)
+        state.per_class = best_result(results).per_class
+    report = epoch_report(epoch, state.step, state.train_sums, *results)
+    state.history.append(report)
+    state.train_sums = MetricSums.zero(trainer.device)
+    return report
+
+
+# Sums are equal on every worker: if a check fails, all workers stop at the same step.
+
+
+def _check_train_images(sums: MetricSums, sizes: EpochSizes, max_bad_fraction: float) -> None:
+    """Raises BadImagesError if too many images of the epoch so far could not be read.
+
+    One bad image is allowed, however often the epoch uses it.
+    """
+    _check_bad("train", sums, sizes.train_images, max_bad_fraction, allowed=sizes.max_uses)
+
+
+def _check_eval_images(
+    sums: MetricSums, epoch: int, step: int, sizes: EpochSizes, max_bad_fraction: float
+) -> None:
+    """Raises TrainingError if images are missing, too many are bad, or the loss is not finite."""
+    _check_count(epoch, "eval", sums, sizes.eval_images)
+    _check_bad("eval", sums, sizes.eval_images, max_bad_fraction, allowed=1)
+    if not torch.isfinite(sums.sums[0]):
+        raise TrainingError(
+            f"the loss is not finite in the evaluation after step {step - 1}: lower --lr, or use "
+            "--audit and look at the images of that step"
+        )
 
 
 def _check_bad(
-    split: str, tally: MetricSums, images: int, fraction: float, max_uses: int = 1
+    split: str, sums: MetricSums, images: int, max_bad_fraction: float, *, allowed: int
 ) -> None:
-    """The tally is the same on every worker, so all of them stop at the same step.
-
-    One image is allowed to be bad, however often it is used.
-    """
-    allowed = max(max_uses, fraction * images) if fraction else 0
-    if tally.quarantined > allowed:
+    max_bad = max(allowed, max_bad_fraction * images) if max_bad_fraction else 0
+    if sums.quarantined > max_bad:
         raise BadImagesError(
-            f"{tally.quarantined:,} of {images:,} {split} images cannot be read, more than "
-            f"--max-bad-fraction {fraction:g} allows"
+            f"{sums.quarantined:,} of {images:,} {split} images cannot be read, more than "
+            f"--max-bad-fraction {max_bad_fraction:g} allows"
         )
 
 
-def _check_finite(tally: MetricSums, when: str) -> None:
-    """The tally is the same on every worker, so all of them stop."""
-    if not torch.isfinite(tally.sums[0]):
+def _check_count(epoch: int, split: str, sums: MetricSums, planned: int) -> None:
+    if sums.images != planned:
         raise TrainingError(
-            f"the loss is not finite at {when}: lower --lr, or look at the images of that step "
-            "with --audit"
-        )
-
-
-@torch.no_grad()
-def evaluate(
-    networks: Sequence[Network],
-    batches: Iterable[Batch],
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    *,
-    several: bool = False,
-) -> list[EvalResult]:
-    """Each network's evaluation by all workers' batches; every image counts once.
-
-    `several`: whether an image may have several classes. Called by every worker.
-    """
-    running = [RunningEvaluation(network, several=several) for network in networks]
-    for batch in batches:
-        for each in running:
-            with autocast():
-                logits = each.network(batch.image)
-            each.add(logits, batch)
-    return [each.over_workers() for each in running]
-
-
-class RunningEvaluation:
-    """A network's evaluation under way."""
-
-    def __init__(self, network: Network, *, several: bool) -> None:
-        self.network = network.eval()
-        device = next(network.parameters()).device
-        self._tally = MetricSums.zero(device)
-        self._classes = ClassCounts(network.num_classes, device)
-        self._ranking = ScoreCollector(network.num_classes, device) if several else None
-
-    def add(self, logits: Tensor, batch: Batch) -> None:
-        """What the network says of some images."""
-        self._tally += MetricSums.of(logits, batch.label, batch.weight)
-        self._classes.add(logits, batch.label, batch.weight)
-        if self._ranking:
-            self._ranking.add(logits, batch.label, batch.weight)
-
-    def over_workers(self) -> EvalResult:
-        """What it came to."""
-        tally, found = self._tally.over_workers(), self._classes.over_workers()
-        if not self._ranking:
-            return EvalResult(tally, None, found)
-        aps = self._ranking.over_workers()
-        ranked = tuple(replace(one, ap=ap) for one, ap in zip(found, aps, strict=True))
-        return EvalResult(tally, mean_of(aps), ranked)
-
-
-def _reconcile(epoch: int, split: str, tally: MetricSums, planned: int) -> None:
-    if tally.images != planned:
-        raise TrainingError(
-            f"epoch {epoch} used {tally.images:,} {split} images, the plan has {planned:,}: the "
-            "data changed under the run, or this is a defect worth reporting"
+            f"epoch {epoch} used {sums.images:,} {split} images, but the plan has {planned:,}: "
+            "the data changed during the run, or this is a bug worth reporting"
         )

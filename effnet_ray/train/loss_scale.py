@@ -1,37 +1,38 @@
-"""float16's loss scale: by the rule of torch.amp.GradScaler, as two numbers."""
+"""The loss scale of float16 training, with the rule of torch.amp.GradScaler."""
 
 from dataclasses import dataclass
 from typing import Self
 
-FIRST, FLOOR = 65536.0, 1.0
+INITIAL, MINIMUM = 65536.0, 1.0
 GROWTH, BACKOFF = 2.0, 0.5
-GROWS_AFTER = 2000
-"""Steps in a row that were finite: torch's defaults, as all but the floor, which it has not."""
+GROWTH_INTERVAL = 2000
+"""Finite steps in a row before the scale grows. All are GradScaler's defaults but MINIMUM, which
+GradScaler does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossScale:
-    """What the loss is multiplied by, lest small gradients vanish in float16; a power of two.
+    """Factor on the loss that keeps small gradients from vanishing in float16; a power of two.
 
-    GradScaler keeps what it finds of each optimizer; two numbers, moved by what all workers agree
-    on, are the same on every worker and fit into a checkpoint's record.
+    GradScaler keeps state per optimizer. These two numbers change only by what all workers agree
+    on, so they are equal on every worker and fit into checkpoint.json, whose keys they are.
     """
 
-    factor: float = FIRST
+    factor: float = INITIAL
     good: int = 0
-    """Finite steps since it last moved."""
+    """Finite steps since the factor last changed."""
 
     @property
-    def may_fall(self) -> bool:
-        """Whether a step that is not finite may be the scale's fault."""
-        return self.factor > FLOOR
+    def can_decrease(self) -> bool:
+        """Whether a step that is not finite may be due to the scale."""
+        return self.factor > MINIMUM
 
-    def fallen(self) -> Self:
-        """After a step that was not finite."""
-        return type(self)(max(FLOOR, self.factor * BACKOFF))
+    def after_overflow(self) -> Self:
+        """The scale after a step that was not finite."""
+        return type(self)(max(MINIMUM, self.factor * BACKOFF))
 
-    def risen(self) -> Self:
-        """After a finite step: higher where it was the last of enough."""
-        if self.good + 1 < GROWS_AFTER:
+    def after_finite(self) -> Self:
+        """The scale after a finite step; larger after GROWTH_INTERVAL of them."""
+        if self.good + 1 < GROWTH_INTERVAL:
             return type(self)(self.factor, self.good + 1)
         return type(self)(self.factor * GROWTH)

@@ -1,6 +1,9 @@
-"""Metrics are sums, added over lanes, steps and workers, and divided once, at the end."""
+"""Metrics as sums: added over lanes, steps and workers, and divided once, at the end.
 
-from collections.abc import Sequence
+Average precision is the exception: it needs the scores of all images.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,12 +12,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.per_class import ClassMetrics, class_metrics
+from effnet_ray.train.average_precision import average_precisions
+from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
+from effnet_ray.train.loss import losses
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
-    """The element-wise sum over all workers, in place; the tensor itself when there is one."""
+    """Sum a tensor over all workers, in place, and return it."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -22,33 +26,34 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class MetricSums:
-    """Sums over images, and how many steps were skipped."""
+    """Sums of metrics over images, and the number of skipped steps."""
 
     sums: Tensor
-    """[7] float64: loss, top1, top5, weight (images that these are of), images, images of skipped
-    steps, skipped steps."""
+    """[7] float64: loss, top1, top5, weight (images that these three cover), images, images of
+    skipped steps, skipped steps."""
 
     @classmethod
     def zero(cls, device: torch.device | None = None) -> Self:
-        """No images yet."""
+        """Sums over no images."""
         return cls(torch.zeros(7, dtype=torch.float64, device=device))
 
     @classmethod
     def of(cls, logits: Tensor, label: Tensor, weight: Tensor) -> Self:
-        """The tally of some images: logits [B, K], weight [B], 0 or 1.
+        """Sums over some images: logits [B, K], weight [B] of 0 or 1.
 
-        Label: [B] int64; or [B, K] of 0 and 1, and a hit is any of an image's own classes.
+        Labels are [B] int64, or [B, K] of 0 and 1; any label of an image is then a hit.
         """
         logits = logits.detach().float()
         loss = losses(logits, label)
         rank = _rank(logits, label) if label.ndim == 1 else _best_rank(logits, label)
         columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
-        kept = [(column.double() * weight).sum() for column in columns]
-        nothing = torch.zeros_like(kept[0])
-        return cls(torch.stack([*kept, torch.full_like(kept[0], len(label)), nothing, nothing]))
+        weighted = [(column.double() * weight).sum() for column in columns]
+        zero = torch.zeros_like(weighted[0])
+        images = torch.full_like(zero, len(label))
+        return cls(torch.stack([*weighted, images, zero, zero]))
 
     def skipped(self) -> Self:
-        """The same images, seen in a step that was not taken: no loss and no hits."""
+        """Sums for the same images in a skipped step: no loss and no hits."""
         sums = torch.zeros_like(self.sums)
         sums[4], sums[5], sums[6] = self.sums[4], self.sums[3], 1
         return type(self)(sums)
@@ -57,7 +62,7 @@ class MetricSums:
         return type(self)(self.sums + other.sums)
 
     def over_workers(self) -> Self:
-        """The sum over all workers; called by every one of them."""
+        """The sum over all workers; a collective, which every worker calls."""
         return type(self)(sum_over_workers(self.sums.clone()))
 
     @property
@@ -67,7 +72,7 @@ class MetricSums:
 
     @property
     def top1(self) -> float:
-        """Share of images whose highest score is the label's, 0 to 1."""
+        """Share of images whose label has the highest score, 0 to 1."""
         return self._mean(1)
 
     @property
@@ -77,138 +82,119 @@ class MetricSums:
 
     @property
     def images(self) -> int:
-        """Images seen, the quarantined ones included."""
+        """Number of images, quarantined ones included."""
         return int(self.sums[4])
 
     @property
     def quarantined(self) -> int:
-        """Images seen that could not be read."""
+        """Number of images that could not be read."""
         return int(self.sums[4] - self.sums[3] - self.sums[5])
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were not taken."""
+        """Number of steps without an update."""
         return int(self.sums[6])
 
     def _mean(self, index: int) -> float:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
 
 
-def losses(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    """[B]: cross-entropy in nats of logits [B, K] and labels [B].
-
-    Of labels [B, K] of 0 and 1: binary cross-entropy, the mean over the classes. `smoothing` is
-    then spread as in timm's `BinaryCrossEntropy`.
-    """
-    if label.ndim == 1:
-        return F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
-    target = label.to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[1]
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-
-
 def _rank(logits: Tensor, label: Tensor) -> Tensor:
-    """[B]: classes that stand before the label's, 0 for a top-1 hit.
+    """[B]: number of classes ranked before the label's; 0 for a top-1 hit.
 
-    Ties go to the lower class and NaN stands above all, as in `argmax`: a network that says the
-    same of every class must not be right about every image.
+    Ties go to the lower class and NaN ranks first, as in `argmax`: a network with equal scores
+    for every class must not be correct on every image.
     """
-    logits = _comparable(logits)
-    truth = logits.gather(1, label[:, None])
+    logits = _nan_as_infinity(logits)
+    label_logit = logits.gather(1, label[:, None])
     lower = torch.arange(logits.shape[1], device=label.device) < label[:, None]
-    return ((logits > truth) | ((logits == truth) & lower)).sum(1)
+    return ((logits > label_logit) | ((logits == label_logit) & lower)).sum(1)
 
 
 def _best_rank(logits: Tensor, label: Tensor) -> Tensor:
-    """[B]: classes that stand before the first of the image's own; all of them where it has none.
+    """[B]: number of classes ranked before an image's first label; K for one without labels.
 
     Ties and NaN as in `_rank`.
     """
-    order = _comparable(logits).sort(dim=1, descending=True, stable=True).indices
-    own = label.gather(1, order)
-    none = own.sum(1) == 0
-    return own.argmax(1).masked_fill(none, label.shape[1])
+    order = _nan_as_infinity(logits).sort(dim=1, descending=True, stable=True).indices
+    ranked_labels = label.gather(1, order)
+    unlabelled = ranked_labels.sum(1) == 0
+    return ranked_labels.argmax(1).masked_fill(unlabelled, label.shape[1])
 
 
-def _comparable(logits: Tensor) -> Tensor:
-    """NaN above all: else a network that says nothing would pass for one that says little."""
+def _nan_as_infinity(logits: Tensor) -> Tensor:
+    """NaN compares as the highest score: otherwise it would pass for the lowest."""
     return logits.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 class ClassCounts:
-    """Images of each class, images taken for it, and those of both; 3 numbers for each class."""
+    """Labelled, predicted and correct images of each class."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._sums = torch.zeros(3, classes, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor, label: Tensor, weight: Tensor) -> None:
-        """Some images, as of `Tally.of`.
+        """Count some images, in the format of `MetricSums.of`.
 
-        An image is taken for the class with the highest score, or, where it may have several, for
-        those of a probability of 0.5 or more.
+        An image is predicted as its highest-scoring class; with several labels per image, as
+        every class with a probability of at least 0.5.
         """
         if label.ndim == 1:
-            said = _one_hot(_comparable(logits).argmax(1), logits.shape[1])
-            own = _one_hot(label, logits.shape[1])
+            predicted = _one_hot(_nan_as_infinity(logits).argmax(1), logits.shape[1])
+            labelled = _one_hot(label, logits.shape[1])
         else:
-            said, own = logits >= 0, label > 0
-        counts = torch.stack([own, said, own & said])
+            predicted, labelled = logits >= 0, label > 0
+        counts = torch.stack([labelled, predicted, labelled & predicted])
         self._sums += (counts * weight[:, None]).sum(1, dtype=torch.float64)
 
     def over_workers(self) -> tuple[ClassMetrics, ...]:
-        """Of all workers; called by every one of them."""
+        """Metrics of each class over all workers; a collective, which every worker calls."""
         return class_metrics(sum_over_workers(self._sums.clone()).T.long().tolist())
 
 
 def _one_hot(label: Tensor, classes: int) -> Tensor:
-    """[B, K] bool of [B]."""
+    """[B, K] bool from labels [B]."""
     return F.one_hot(label, classes).bool()
 
 
-@dataclass(frozen=True, slots=True)
-class EvalResult:
-    """What a network is worth, over all workers' eval images."""
+class ScoreCollector:
+    """Scores of a worker's eval images, for average precision; 5 bytes per image and class."""
 
-    tally: MetricSums
-    mean_ap: float | None = None
-    """Where images may have several classes: see `Ranking`."""
-    per_class: tuple[ClassMetrics, ...] = ()
+    def __init__(self, classes: int, device: torch.device) -> None:
+        # A worker without images takes part in the collective with empty tensors.
+        self._scores = [torch.empty(0, classes, device=device)]
+        self._labels = [torch.empty(0, classes, dtype=torch.uint8, device=device)]
 
-    @property
-    def better_first(self) -> tuple[float, float]:
-        """Sorts evaluations: mean average precision or top-1, then the loss."""
-        score = self.tally.top1 if self.mean_ap is None else self.mean_ap
-        return -score, self.tally.loss
+    def add(self, logits: Tensor, label: Tensor, weight: Tensor) -> None:
+        """Add images: logits [B, K], label [B, K] of 0 and 1; images of weight 0 are left out."""
+        readable = weight > 0
+        self._scores.append(logits.float()[readable])
+        self._labels.append(label[readable].to(torch.uint8))  # one type on every worker
+
+    def over_workers(self) -> tuple[float | None, ...]:
+        """Average precision of each class over all workers; a collective. Equal on every worker.
+
+        See `average_precisions`.
+        """
+        scores = _gather_rows(torch.cat(self._scores)).cpu().numpy()
+        labels = _gather_rows(torch.cat(self._labels)).cpu().numpy()
+        return average_precisions(labels, scores)
 
 
-def better(found: Sequence[EvalResult]) -> EvalResult:
-    """The one whose weights are to be released; of equal ones the first."""
-    return min(found, key=lambda each: each.better_first)
+def _gather_rows(rows: Tensor) -> Tensor:
+    """The rows [n, K] of all workers, in rank order."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return torch.cat(list(_gather_padded(rows)))
 
 
-def epoch_report(
-    epoch: int,
-    step: int,
-    train: MetricSums,
-    *evaluated: EvalResult,
-) -> EpochReport:
-    """The report of an epoch from its tallies (over all workers), evaluated or not.
-
-    `evaluated` are of the network and its average, if any: the better one's figures are told.
-    """
-    chosen = better(evaluated) if evaluated else None
-    tally = chosen.tally if chosen else None
-    return EpochReport(
-        epoch=epoch,
-        step=step,
-        train_loss=train.loss,
-        train_top1=train.top1,
-        train_images=train.images,
-        eval_loss=tally.loss if tally else None,
-        eval_top1=tally.top1 if tally else None,
-        eval_top5=tally.top5 if tally else None,
-        eval_map=chosen.mean_ap if chosen else None,
-        eval_images=tally.images if tally else 0,
-        quarantined=train.quarantined + (tally.quarantined if tally else 0),
-        skipped=train.skipped_steps,
-        averaged=chosen is not None and chosen is not evaluated[0],
-    )
+def _gather_padded(rows: Tensor) -> Iterator[Tensor]:
+    """Each worker's rows; sent padded to one length, which NCCL requires."""
+    workers = dist.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(workers)]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    max_rows = max(map(int, counts))
+    padded = torch.cat([rows, rows.new_zeros(max_rows - len(rows), *rows.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in range(workers)]
+    dist.all_gather(parts, padded)
+    yield from (part[: int(count)] for part, count in zip(parts, counts, strict=True))

@@ -1,7 +1,8 @@
-"""What is done to a lane's images on its device: erasing, mixup, cutmix.
+"""Augmentation of whole lanes on their device: random erasing, mixup, cutmix.
 
-Drawn on the CPU from torch's generator, which the loop seeds by (seed, step, lane): a number or
-two for each image, so that a GPU is not waited for. Images of weight 0 are mixed with none.
+Parameters are drawn on the CPU from torch's generator, which the training step seeds by (seed,
+step, lane). That is a number or two per image, so nothing waits for a GPU. Images of weight 0
+are not mixed with others.
 """
 
 import math
@@ -14,78 +15,78 @@ from torch.distributions import Beta
 from effnet_ray.recipe import Recipe
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
-"""Share of the image, and height over width (Zhong et al. 2017, and timm's defaults). What would
-be longer than the image is as long as it; timm draws again."""
+"""Share of the image, and height over width (Zhong et al. 2017, and timm's defaults). A side that
+would be longer than the image is clipped to it, where timm draws again."""
 
 
 @dataclass(frozen=True, slots=True)
 class MixedLane:
-    """Images and what they show."""
+    """Augmented images of a lane, and how much their labels count."""
 
     image: Tensor
-    """[B, 3, R, R], 0 to 255: uint8, or float32 where something was done to it."""
-    share: Tensor
-    """[B] float32, 0 to 1: how much of the image is its own label's."""
-    other: Tensor | None = None
-    """The label of what was mixed in, as in a batch; None where nothing was."""
+    """[B, 3, R, R], 0 to 255: uint8 if unchanged, float32 if augmented."""
+    label_share: Tensor
+    """[B] float32, 0 to 1: share of the loss that belongs to the image's own label."""
+    mixed_label: Tensor | None = None
+    """Label of the image that was mixed in, in a batch's format; None without mixing."""
 
     def part(self, first: int, rows: int) -> "MixedLane":
-        """Some of the images."""
+        """`rows` images from `first` on."""
         rest = slice(first, first + rows)
-        other = None if self.other is None else self.other[rest]
-        return MixedLane(self.image[rest], self.share[rest], other)
+        mixed_label = None if self.mixed_label is None else self.mixed_label[rest]
+        return MixedLane(self.image[rest], self.label_share[rest], mixed_label)
 
 
 def mix_lane(
     recipe: Recipe, image: Tensor, label: Tensor, weight: Tensor, noise: tuple[Tensor, Tensor]
 ) -> MixedLane:
-    """A lane as the recipe wants it shown. `noise`: mean and std, [1, 3, 1, 1], of erased boxes.
+    """Erase and mix a lane's images by the recipe.
 
-    An image's partner is the one as far from the lane's end as it is from its beginning; the one
-    in the middle of an odd number has none.
+    `noise` holds mean and std [1, 3, 1, 1] of erased boxes. Image i is mixed with image B - 1 - i;
+    the middle one of an odd number is not mixed.
     """
     if recipe.reprob:
-        image = _erased(recipe.reprob, image, noise)
+        image = _erase(recipe.reprob, image, noise)
     if not (recipe.mixup or recipe.cutmix):
         return MixedLane(image, weight)
-    blend, boxes = _drawn(recipe, len(label), image)
-    alone = (weight == 0) | (weight.flip(0) == 0)
-    blend = blend.masked_fill(alone, 1)
-    boxes = boxes & ~alone.view(-1, 1, 1, 1)
-    own = blend.view(-1, 1, 1, 1) * ~boxes
-    shown = image * own + image.flip(0) * (1 - own)
-    return MixedLane(shown, blend * (1 - boxes.float().mean((1, 2, 3))), label.flip(0))
+    blend, boxes = _draw_mix(recipe, len(label), image)
+    unmixed = (weight == 0) | (weight.flip(0) == 0)
+    blend = blend.masked_fill(unmixed, 1)
+    boxes = boxes & ~unmixed.view(-1, 1, 1, 1)
+    share = blend.view(-1, 1, 1, 1) * ~boxes
+    mixed = image * share + image.flip(0) * (1 - share)
+    return MixedLane(mixed, blend * (1 - boxes.float().mean((1, 2, 3))), label.flip(0))
 
 
-def _drawn(recipe: Recipe, count: int, image: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of itself each image keeps [B], and boxes of another's [B, 1, R, R].
+def _draw_mix(recipe: Recipe, count: int, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixup's share of each image [B], and cutmix's boxes [B, 1, R, R].
 
-    One of the two is nothing: all of itself, or no box.
+    Each image gets one of the two: for the other, its share is 1 or its box is empty.
     """
-    blend, kept = _beta(recipe.mixup, count), _beta(recipe.cutmix, count)
+    blend, uncut = _draw_beta(recipe.mixup, count), _draw_beta(recipe.cutmix, count)
     if recipe.mixup and recipe.cutmix:
-        pastes = torch.rand(count) < 0.5
-        blend, kept = blend.masked_fill(pastes, 1), kept.masked_fill(~pastes, 1)
-    return blend.to(image.device), _pasted(kept, image)
+        cuts = torch.rand(count) < 0.5
+        blend, uncut = blend.masked_fill(cuts, 1), uncut.masked_fill(~cuts, 1)
+    return blend.to(image.device), _draw_boxes(uncut, image)
 
 
-def _beta(alpha: float, count: int) -> Tensor:
+def _draw_beta(alpha: float, count: int) -> Tensor:
     return Beta(alpha, alpha).sample((count,)) if alpha else torch.ones(count)
 
 
-def _pasted(kept: Tensor, image: Tensor) -> Tensor:
-    """Boxes of about 1 - `kept` of an image, cut at its edges.
+def _draw_boxes(uncut: Tensor, image: Tensor) -> Tensor:
+    """Boxes of area 1 - `uncut` of an image, clipped at its edges.
 
     Yun et al. 2019 (arXiv 1905.04899), section 3.1: the centre is drawn uniformly.
     """
     size = image.shape[-1]
-    half = size * (1 - kept).sqrt() / 2
-    row, column = torch.rand(2, len(kept)) * size
+    half = size * (1 - uncut).sqrt() / 2
+    row, column = torch.rand(2, len(uncut)) * size
     return _boxes(torch.stack([row - half, row + half, column - half, column + half]), image)
 
 
-def _erased(probability: float, image: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
-    """Images of which some have a box of noise, from another distribution for every pixel."""
+def _erase(probability: float, image: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
+    """Images of which some have a box of noise, drawn for every pixel."""
     count, size = len(image), image.shape[-1]
     chosen = (torch.rand(count) < probability).float()
     area = torch.empty(count).uniform_(*ERASED_AREA) * size**2

@@ -1,7 +1,7 @@
-"""Running out of memory divides a lane's compute, not the plan.
+"""Splitting a lane's compute into parts when it does not fit into memory; the plan is unchanged.
 
-Into how many parts is found before a phase's first step, is the same on every worker, and never
-falls in a run. Weights and losses are the same but for float noise.
+The number of parts is found before a phase's first step, is the same on every worker, and never
+decreases in a run. Weights and losses change only by float rounding.
 """
 
 import gc
@@ -13,57 +13,57 @@ from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.phases import HEAD, Phase
 from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.train.step import PhaseTrainer, lane_gradients
+from effnet_ray.train.step import PhaseTrainer, accumulate_lane_gradients
 
 MOMENTS = 2
-"""Tensors that most optimizers keep of each parameter, from their first step on."""
+"""Tensors per parameter that most optimizers allocate in their first step."""
 
 
-def warm_up(worker: PhaseTrainer) -> None:
-    """What comes before a phase's first step.
+def prepare_phase(trainer: PhaseTrainer) -> None:
+    """Split lanes until they fit into memory, then warm up; called before a phase's first step.
 
-    A CPU that runs out of memory does not say so, and a whole lane takes it long: none is tried;
-    nor where workers normalise together, since one that fails would leave the others waiting.
+    Lanes are not tried out on a CPU, which does not report out of memory and is slow; nor with
+    SyncBatchNorm, where one failing worker would leave the others waiting.
     """
-    if worker.device.type != "cpu" and worker.recipe.batchnorm != SYNC:
-        divide(worker)
-    worker.warm_up()
+    if trainer.device.type != "cpu" and trainer.recipe.batchnorm != SYNC:
+        split_until_it_fits(trainer)
+    trainer.warm_up()
 
 
-def divide(worker: PhaseTrainer) -> None:
-    """Set the state's `pieces` so that a whole lane fits on every worker.
+def split_until_it_fits(trainer: PhaseTrainer) -> None:
+    """Set the state's `micro_batch_splits` so that a whole lane fits on every worker.
 
-    Raises TrainingError on every worker where it does not on one of them.
+    Raises TrainingError on every worker if it does not fit on one of them.
     """
-    state, recipe = worker.state, worker.recipe
+    state, recipe = trainer.state, trainer.recipe
     impossible = (recipe.micro_batch or 1) + 1
-    pieces: int | None = state.pieces
-    while pieces and not _fits(worker, pieces):
-        pieces = splits_after(pieces, recipe, worker.phase)
-    most = torch.tensor([pieces or impossible])
-    if worker.workers > 1:
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    if int(most) == impossible:
-        raise does_not_fit(recipe, worker.phase)
-    state.pieces = int(most)
+    splits: int | None = state.micro_batch_splits
+    while splits and not _fits(trainer, splits):
+        splits = splits_after(splits, recipe, trainer.phase)
+    max_splits = torch.tensor([splits or impossible])
+    if trainer.workers > 1:
+        dist.all_reduce(max_splits, op=dist.ReduceOp.MAX)
+    if int(max_splits) == impossible:
+        raise does_not_fit(recipe, trainer.phase)
+    state.micro_batch_splits = int(max_splits)
 
 
-def splits_after(pieces: int, recipe: Recipe, phase: Phase) -> int | None:
-    """Into how many parts a lane that does not fit in `pieces` is divided; None: into no more."""
-    micro = recipe.micro_batch or 1
-    if _normalised_together(recipe, phase) or pieces >= micro:
+def splits_after(splits: int, recipe: Recipe, phase: Phase) -> int | None:
+    """The next number of parts to try after `splits`; None if there is none."""
+    micro_batch = recipe.micro_batch or 1
+    if _batchnorm_trains(recipe, phase) or splits >= micro_batch:
         return None
-    return min(2 * pieces, micro)
+    return min(2 * splits, micro_batch)
 
 
 def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
-    """What to say where there are no more parts."""
-    micro, size = recipe.micro_batch, recipe.image_size
-    if _normalised_together(recipe, phase):
+    """The error for a lane that does not fit and cannot be split further."""
+    micro_batch, size = recipe.micro_batch, recipe.image_size
+    if _batchnorm_trains(recipe, phase):
         return TrainingError(
-            f"{micro} images of {size} px do not fit into memory at once to train {recipe.variant}"
-            ", and BatchNorm, which learns, wants all of a micro-batch: lower --micro-batch, or "
-            "choose --batchnorm frozen"
+            f"{micro_batch} images of {size} px do not fit into memory at once to train "
+            f"{recipe.variant}, and BatchNorm training needs a whole micro-batch at once: lower "
+            "--micro-batch, or use --batchnorm frozen"
         )
     return TrainingError(
         f"not even one image of {size} px fits into memory to train {recipe.variant} "
@@ -71,36 +71,36 @@ def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
     )
 
 
-def _normalised_together(recipe: Recipe, phase: Phase) -> bool:
-    """Whether BatchNorm's statistics are those of a micro-batch."""
+def _batchnorm_trains(recipe: Recipe, phase: Phase) -> bool:
+    """Whether BatchNorm computes statistics over a micro-batch."""
     return recipe.batchnorm in ("train", SYNC) and phase.lowest < HEAD
 
 
-def _fits(worker: PhaseTrainer, pieces: int) -> bool:
-    """Whether a whole lane does, in so many parts."""
-    worker.state.pieces = pieces
+def _fits(trainer: PhaseTrainer, splits: int) -> bool:
+    """Whether a whole lane fits into memory in so many parts."""
+    trainer.state.micro_batch_splits = splits
     try:
-        _try(worker)
+        _run_empty_lane(trainer)
         return True
     except torch.OutOfMemoryError:
-        pass  # what the error holds is freed with it
+        pass  # tensors that the error refers to are freed with it
     gc.collect()
     torch.cuda.empty_cache()
     return False
 
 
-def _try(worker: PhaseTrainer) -> None:
-    """A lane of weight 0, on this worker alone, beside what the optimizer will keep."""
-    train_mode(worker.network, worker.recipe, worker.phase.lowest)
-    new = [p for p in worker.learning if p not in worker.optimizer.state]
-    kept = [torch.empty_like(parameter) for parameter in new for _ in range(MOMENTS)]
-    lane = worker.empty_batch(worker.recipe.micro_batch or 1)
-    if worker.statistics:
-        worker.statistics.begin_step()
+def _run_empty_lane(trainer: PhaseTrainer) -> None:
+    """Compute a lane of weight 0 on this worker alone, with the optimizer's memory reserved."""
+    train_mode(trainer.network, trainer.recipe, trainer.phase.lowest)
+    new = [p for p in trainer.trainable if p not in trainer.optimizer.state]
+    reserved = [torch.empty_like(parameter) for parameter in new for _ in range(MOMENTS)]
+    lane = trainer.empty_batch(trainer.recipe.micro_batch or 1)
+    if trainer.running_statistics:
+        trainer.running_statistics.begin_step()
     try:
-        lane_gradients(worker, lane, 0, scale=1.0, last=False)
+        accumulate_lane_gradients(trainer, lane, 0, scale=1.0, last=False)
     finally:
-        if worker.statistics:
-            worker.statistics.undo_step()
-        worker.optimizer.zero_grad()
-        del kept
+        if trainer.running_statistics:
+            trainer.running_statistics.undo_step()
+        trainer.optimizer.zero_grad()
+        del reserved

@@ -37,9 +37,10 @@ from effnet_ray.runtime.inference_actors import (
     execute,
 )
 from effnet_ray.runtime.session import ResourceRequest
-from effnet_ray.train import checkpoint, initial_network, run_record
+from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.events import ComputingFeatures
 from effnet_ray.train.run_record import Run
+from effnet_ray.train.state import initial_network
 from effnet_ray.train.worker import WorkerJob
 
 POST_EVERY_S = 0.5
@@ -210,7 +211,7 @@ class _Backbone:
 
     def __init__(self, run: Run, weights_uri: str | None, share: MachineShare) -> None:
         self._device = share.device()
-        self._network = initial_network.initial(run, weights_uri).to(self._device).eval()
+        self._network = initial_network(run, weights_uri).to(self._device).eval()
         self._precision = getattr(torch, run.recipe.precision or "float32")
 
     @torch.no_grad()

@@ -1,63 +1,147 @@
-"""What the loop works on: a lane's images, and all that must survive a restart."""
+"""The state of a training run, and the batches that it is trained on."""
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from effnet_ray import storage
+from effnet_ray.model import network as networks, optimizer as optimizers
 from effnet_ray.model.network import Network
+from effnet_ray.schema import from_dict
+from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.per_class import ClassMetrics
+from effnet_ray.train.run_record import Run
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One lane's images of one step, or some images to evaluate, on the worker's device."""
+    """One lane of a step, or some eval images, on the worker's device."""
 
     image: Tensor
-    """[B, 3, R, R] uint8, channels last in memory; or features [B, F] of a frozen backbone."""
+    """[B, 3, R, R] uint8 in channels-last memory format; or features [B, F] of a frozen
+    backbone."""
     label: Tensor
-    """[B] int64; or [B, K] uint8 of 0 and 1, where images may have several classes."""
+    """[B] int64; or [B, K] uint8 of 0 and 1 with several labels per image."""
     weight: Tensor
     """[B] float32: 1, or 0 for a quarantined image."""
     lane: int = 0
-    """Which lane of the plan."""
+    """Index of the lane in the plan."""
 
     def part(self, first: int, rows: int) -> "Batch":
-        """Some of its images."""
+        """`rows` images from `first` on."""
         rest = slice(first, first + rows)
         return Batch(self.image[rest], self.label[rest], self.weight[rest], self.lane)
 
 
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """All of a TrainState but its tensors: what checkpoint.json records."""
+
+    step: int = 0
+    """Steps since the start of the run."""
+    history: list[EpochReport] = field(default_factory=list)
+    """Reports of the finished epochs."""
+    train_sums: MetricSums = field(default_factory=MetricSums.zero)
+    """Sums over the current epoch's train images, of all workers."""
+    per_class: tuple[ClassMetrics, ...] = ()
+    """Metrics of each class in the newest evaluation, for the better of the evaluated weights."""
+    device_s: float = 0.0
+    """Number of workers times the seconds that they were held, up to the newest checkpoint."""
+    skipped: int = 0
+    """Steps skipped in a row just before this one; without those that lowered the loss scale."""
+    scale: LossScale = field(default_factory=LossScale)
+    """Loss scale of float16 training."""
+    micro_batch_splits: int = 1
+    """Number of parts that a lane is computed in, to fit into memory; never decreases."""
+
+    def copy_progress(self) -> "Progress":
+        """A copy on the CPU that later steps do not change."""
+        values = {item.name: getattr(self, item.name) for item in fields(Progress)}
+        return replace(
+            Progress(**values),
+            history=list(self.history),
+            train_sums=MetricSums(self.train_sums.sums.cpu()),
+        )
+
+    def restore_progress(self, progress: "Progress") -> None:
+        """Continue from `progress`."""
+        copied = progress.copy_progress()
+        for item in fields(Progress):
+            setattr(self, item.name, getattr(copied, item.name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Its form in checkpoint.json."""
+        return {
+            "step": self.step,
+            "history": [asdict(report) for report in self.history],
+            "tally": self.train_sums.sums.tolist(),
+            "per_class": [metrics.to_row() for metrics in self.per_class],
+            "device_s": self.device_s,
+            "skipped": self.skipped,
+            "scale": asdict(self.scale),
+            "pieces": self.micro_batch_splits,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Progress":
+        """The opposite of `to_json`. Raises LookupError, TypeError or RecipeError if malformed."""
+        return Progress(
+            step=record["step"],
+            history=[from_dict(EpochReport, report) for report in record["history"]],
+            train_sums=MetricSums(torch.tensor(record["tally"], dtype=torch.float64)),
+            per_class=class_metrics(record["per_class"]),
+            device_s=record["device_s"],
+            skipped=record["skipped"],
+            scale=from_dict(LossScale, record["scale"]),
+            micro_batch_splits=record["pieces"],
+        )
+
+
 @dataclass(slots=True)
-class TrainState:
+class TrainState(Progress):
     """All that must survive a restart; `checkpoint` writes and reads it."""
 
     network: Network
     optimizer: Optimizer
     averaged: Network | None = None
-    """Moving average of the network (EMA), where the recipe has one."""
-    step: int = 0
-    """Steps taken, over the whole run."""
-    tally: MetricSums = field(default_factory=MetricSums.zero)
-    """Sums of the epoch under way, over all workers."""
-    history: list[EpochReport] = field(default_factory=list)
-    """Reports of the epochs done."""
-    per_class: tuple[ClassMetrics, ...] = ()
-    """Of the newest evaluation, the weights that were better."""
-    device_s: float = 0.0
-    """Workers times the seconds that they were held, up to the newest checkpoint."""
-    skipped: int = 0
-    """Steps just before this one that were not taken, in a row; those that the loss scale was to
-    blame for left out."""
-    scale: LossScale = field(default_factory=LossScale)
-    """Used where the precision is float16."""
-    pieces: int = 1
-    """Into how many parts a lane's compute is divided, for want of memory; it never falls."""
+    """Moving average of the network's weights (EMA), if the recipe has one."""
 
     @property
     def networks(self) -> list[Network]:
-        """What an epoch's end evaluates."""
+        """The networks that an epoch's evaluation compares."""
         return [self.network, *([self.averaged] if self.averaged else [])]
+
+
+def initial_network(run: Run, weights_uri: str | None) -> Network:
+    """The network that a run starts from, with a new head, on the CPU.
+
+    `weights_uri` is the pretrained file in the run's storage, None to start from scratch.
+    """
+    with TemporaryDirectory(prefix="effnet-weights-") as folder:
+        file = None
+        if weights_uri:
+            file = str(Path(folder) / "model.safetensors")
+            storage.download(weights_uri, Path(file))
+        return networks.build(
+            run.recipe,
+            run.spec,
+            len(run.classes),
+            weights_file=file,
+            weights_classes=run.weights_head,
+        )
+
+
+def initial_state(run: Run, weights_uri: str | None, device: torch.device) -> TrainState:
+    """The state before the first step of a run, with an empty optimizer."""
+    network = initial_network(run, weights_uri).to(device)
+    averaged = copy.deepcopy(network) if run.recipe.ema_decay else None
+    return TrainState(network, optimizers.optimizer(network, run.recipe), averaged)

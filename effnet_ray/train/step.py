@@ -1,8 +1,8 @@
-"""One optimizer update over a global batch, which is a set of lanes. Plain torch.
+"""One optimizer update over a global batch, which consists of lanes. Plain torch.
 
-Each worker runs its own lanes one after the other, every random draw seeded by (seed, step, lane),
-and losses are sums divided by the global count: so the same recipe takes the same step on any
-number of workers.
+Each worker computes its lanes one after the other. Every random draw is seeded by (seed, step,
+lane), and sums of losses are divided by the global number of images. So a recipe takes the same
+steps on any number of workers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,13 +27,14 @@ from effnet_ray.model.optimizer import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train.metrics import MetricSums, losses, sum_over_workers
+from effnet_ray.train.loss import train_losses
+from effnet_ray.train.metrics import MetricSums, sum_over_workers
 from effnet_ray.train.mixup import MixedLane, mix_lane
 from effnet_ray.train.state import Batch, TrainState
 
 
 class PhaseTrainer:
-    """One worker's model in one phase: DDP around the network, and what every step needs."""
+    """A worker's model in one phase: the network in DDP, and all that a step needs."""
 
     def __init__(
         self,
@@ -45,22 +46,22 @@ class PhaseTrainer:
         self.state, self.recipe = state, recipe
         self.network, self.optimizer = state.network, state.optimizer
         self.phase = phase
-        self.learning = set_trainable(state.network, recipe, phase.lowest)
+        self.trainable = set_trainable(state.network, recipe, phase.lowest)
         begin_phase(state.optimizer)
         self.device = next(state.network.parameters()).device
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.model: nn.Module = state.network
-        if recipe.compile and not phase.frozen:  # a head has little, and its features are eager
+        if recipe.compile and not phase.frozen:  # a head is small, and its features run eagerly
             self.model = Compiled(state.network, recipe.micro_batch or 0)
         if self.workers > 1:
-            # BatchNorm's buffers are kept equal by RunningStatistics, not by broadcasts.
+            # RunningStatistics keeps BatchNorm's buffers equal, not DDP's broadcasts.
             self.model = DistributedDataParallel(
                 self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         train_mode(state.network, recipe, phase.lowest)
-        moving = [layer for layer in batchnorms(state.network) if layer.training]
-        self.statistics = RunningStatistics(moving) if moving else None
-        self.average = (
+        updating = [layer for layer in batchnorms(state.network) if layer.training]
+        self.running_statistics = RunningStatistics(updating) if updating else None
+        self.moving_average = (
             MovingAverage(state.averaged, state.network, recipe.ema_decay)
             if state.averaged
             else None
@@ -69,53 +70,55 @@ class PhaseTrainer:
             torch.tensor(class_weights, device=self.device) if class_weights else None
         )
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 or float16 where the recipe says so."""
-        if self.recipe.precision == "float32":
-            return nullcontext()
-        half = torch.float16 if self.scales else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=half)
-
     @property
-    def scales(self) -> bool:
-        """Whether losses are scaled."""
+    def uses_loss_scale(self) -> bool:
+        """Whether the loss is scaled: in float16."""
         return self.recipe.precision == "float16"
 
-    def unscaled(self) -> list[Tensor]:
-        """The step's gradients, the loss scale taken out of them."""
-        found = [p.grad for p in self.learning if p.grad is not None]
-        if self.scales:
-            torch._foreach_mul_(found, 1 / self.state.scale.factor)
-        return found
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast to the recipe's precision."""
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        dtype = torch.float16 if self.uses_loss_scale else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
 
-    def agree(self, lanes: Sequence[Batch], leaving: bool = False) -> tuple[Tensor, bool]:
-        """Readable images [1] of the global batch, and whether any worker is leaving."""
+    def unscaled_gradients(self) -> list[Tensor]:
+        """The step's gradients, divided by the loss scale in place."""
+        gradients = [p.grad for p in self.trainable if p.grad is not None]
+        if self.uses_loss_scale:
+            torch._foreach_mul_(gradients, 1 / self.state.scale.factor)
+        return gradients
+
+    def sync_step(self, lanes: Sequence[Batch], stop: bool = False) -> tuple[Tensor, bool]:
+        """Number of readable images [1] of the global batch, and whether any worker has `stop`.
+
+        A collective, which every worker calls before a step.
+        """
         readable = sum(float(lane.weight.sum()) for lane in lanes if len(lane.label))
-        mine = torch.tensor([readable, float(leaving)], dtype=torch.float64)
-        both = sum_over_workers(mine)
-        return both[:1], bool(both[1])
+        totals = sum_over_workers(torch.tensor([readable, float(stop)], dtype=torch.float64))
+        return totals[:1], bool(totals[1])
 
-    def accumulating(self, last: bool) -> AbstractContextManager[object]:
-        """Keep gradients on this worker until its last lane of the step."""
+    def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
+        """Reduce gradients over workers only in the `last` backward pass of a step."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
     @property
-    def rows(self) -> int | None:
-        """Images of a lane that are computed at once; None: all, as where BatchNorm learns."""
-        pieces = 1 if self.statistics else self.state.pieces
-        return None if pieces == 1 else -(-(self.recipe.micro_batch or 1) // pieces)
+    def max_rows(self) -> int | None:
+        """Images of a lane computed at once. None: the whole lane, as BatchNorm training needs."""
+        splits = 1 if self.running_statistics else self.state.micro_batch_splits
+        return None if splits == 1 else -(-(self.recipe.micro_batch or 1) // splits)
 
-    def divided(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same images, no more at once than of a lane."""
+    def split_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches in parts of at most `max_rows` images."""
         for batch in batches:
             images = len(batch.label)
-            rows = self.rows or max(1, images)
+            rows = self.max_rows or max(1, images)
             yield from (batch.part(first, rows) for first in range(0, images, rows))
 
     def empty_batch(self, images: int = 2) -> Batch:
-        """A lane of weight 0, for a worker that has none: DDP needs its backward pass."""
+        """A lane of weight 0 for a worker without lanes: DDP needs its backward pass."""
         if self.phase.frozen and self.recipe.head_cache:
             width = self.network.backbone.num_features
             image = torch.zeros(images, width, dtype=torch.float16, device=self.device)
@@ -128,140 +131,133 @@ class PhaseTrainer:
             label = label[:, None].expand(images, self.network.num_classes)
         return Batch(image, label, torch.zeros(images, device=self.device), lane=-1)
 
-    def shown(self, lane: Batch) -> MixedLane:
-        """The lane as it is learnt from; what the head alone learns from is left as it is."""
+    def augment(self, lane: Batch) -> MixedLane:
+        """The lane after erasing and mixing; unchanged while the backbone is frozen."""
         if self.phase.frozen:
             return MixedLane(lane.image, lane.weight)
         return mix_lane(self.recipe, lane.image, lane.label, lane.weight, self.network.noise)
 
     def warm_up(self) -> None:
-        """One pass of weight 0, so that DDP has laid out its buckets before the first step.
+        """Run one pass of weight 0, so that DDP's buckets are final before the first step.
 
-        It lays them out anew after its first backward pass; a resumed run would otherwise add
-        gradients of its first step in another order than the run it continues (3 workers).
+        DDP rebuilds its buckets after the first backward pass. Without this, a resumed run would
+        add up its first step's gradients in another order than the original run (3 workers).
         """
         train_mode(self.network, self.recipe, self.phase.lowest)
-        gradients(self, [self.empty_batch()], 0, torch.ones(1))
+        accumulate_gradients(self, [self.empty_batch()], 0, torch.ones(1))
         self.optimizer.zero_grad()
 
-    def skip(self, step: int, rate: float) -> None:
-        """Leave all as before the step. Raises NonFiniteError where that is once too often.
+    def skip_step(self, step: int, rate: float) -> None:
+        """Undo a step that is not finite. Raises NonFiniteError after more than `max_skips`.
 
-        As long as the loss scale may be to blame, it falls instead: that is float16's way.
+        In float16 the loss scale decreases first, and such steps do not count until it cannot.
         """
         self.optimizer.zero_grad()
-        if self.statistics:
-            self.statistics.undo_step()
-        if self.scales and self.state.scale.may_fall:
-            self.state.scale = self.state.scale.fallen()
+        if self.running_statistics:
+            self.running_statistics.undo_step()
+        if self.uses_loss_scale and self.state.scale.can_decrease:
+            self.state.scale = self.state.scale.after_overflow()
             return
+        earlier = self.state.skipped
         self.state.skipped += 1
-        earlier = self.state.skipped - 1
         if earlier >= self.recipe.max_skips:
-            as_at = f", as at the {earlier} before it" if earlier else ""
+            repeated = f", as at the {earlier} before it" if earlier else ""
             raise NonFiniteError(
-                f"the loss or its gradient is not finite at step {step}{as_at} "
+                f"the loss or its gradient is not finite at step {step}{repeated} "
                 f"({self.recipe.opt}, learning rate {rate:.2g}, {self.recipe.precision}): "
-                "lower --lr, or look at the images of that step with --audit"
+                "lower --lr, or use --audit and look at the images of that step"
             )
 
 
 def train_step(
-    worker: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
+    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
 ) -> MetricSums:
-    """One optimizer update. Returns the global batch's tally, over all workers.
+    """Take one optimizer step and return the global batch's sums, over all workers.
 
-    `count` [1]: readable images of the global batch, from `Worker.agree`. A step whose loss or
-    gradient is not finite is skipped: it counts as taken, and changes nothing.
+    `count` [1] is the global number of readable images, from `PhaseTrainer.sync_step`. If loss or
+    gradient is not finite, the step counts but changes nothing.
     """
     filled = [lane for lane in lanes if len(lane.label)]
     if not filled:
-        # What is normalised together must not see images that are none.
-        filled = [worker.empty_batch(0 if worker.recipe.batchnorm == SYNC else 2)]
-    tally = gradients(worker, filled, step, count).over_workers()
-    norm = nn.utils.get_total_norm(worker.unscaled())
-    if not torch.isfinite(tally.sums[0] + norm):  # the same on every worker
-        worker.skip(step, rate)
-        return tally.skipped()
-    worker.state.skipped = 0
-    if worker.scales:
-        worker.state.scale = worker.state.scale.risen()
-    set_learning_rate(worker.optimizer, rate)
-    if worker.recipe.clip_grad:
-        nn.utils.clip_grads_with_norm_(worker.learning, worker.recipe.clip_grad, norm)
-    worker.optimizer.step()
-    worker.optimizer.zero_grad()
-    if worker.average:
-        worker.average.follow(step)
-    return tally
+        # SyncBatchNorm must not include images that do not exist.
+        filled = [trainer.empty_batch(0 if trainer.recipe.batchnorm == SYNC else 2)]
+    sums = accumulate_gradients(trainer, filled, step, count).over_workers()
+    norm = nn.utils.get_total_norm(trainer.unscaled_gradients())
+    if not torch.isfinite(sums.sums[0] + norm):  # the same on every worker
+        trainer.skip_step(step, rate)
+        return sums.skipped()
+    trainer.state.skipped = 0
+    if trainer.uses_loss_scale:
+        trainer.state.scale = trainer.state.scale.after_finite()
+    set_learning_rate(trainer.optimizer, rate)
+    if trainer.recipe.clip_grad:
+        nn.utils.clip_grads_with_norm_(trainer.trainable, trainer.recipe.clip_grad, norm)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    if trainer.moving_average:
+        trainer.moving_average.follow(step)
+    return sums
 
 
-def gradients(
-    worker: PhaseTrainer, lanes: Sequence[Batch], step: int, count: Tensor
+def accumulate_gradients(
+    trainer: PhaseTrainer, lanes: Sequence[Batch], step: int, count: Tensor
 ) -> MetricSums:
-    """Add up the gradients of this worker's lanes, times the loss scale in float16.
+    """Add up the gradients of this worker's lanes, times the loss scale; return the lanes' sums.
 
-    `count` [1]: images of the global batch.
+    `count` [1] is the global number of images.
     """
-    statistics = worker.statistics
-    scale = worker.workers / max(1.0, float(count))  # DDP takes the mean over workers
-    if worker.scales:
-        scale *= worker.state.scale.factor
-    tally = MetricSums.zero(worker.device)
+    statistics = trainer.running_statistics
+    scale = trainer.workers / max(1.0, float(count))  # DDP averages over workers
+    if trainer.uses_loss_scale:
+        scale *= trainer.state.scale.factor
+    sums = MetricSums.zero(trainer.device)
     if statistics:
         statistics.begin_step()
     for index, lane in enumerate(lanes):
-        tally += lane_gradients(worker, lane, step, scale=scale, last=index == len(lanes) - 1)
+        last = index == len(lanes) - 1
+        sums += accumulate_lane_gradients(trainer, lane, step, scale=scale, last=last)
         if statistics:
             statistics.end_lane(len(lane.label) if lane.lane >= 0 else 0)
     if statistics:
         statistics.end_step(sum_over_workers)
-    return tally
+    return sums
 
 
-def lane_gradients(
-    worker: PhaseTrainer, lane: Batch, step: int, *, scale: float, last: bool
+def accumulate_lane_gradients(
+    trainer: PhaseTrainer, lane: Batch, step: int, *, scale: float, last: bool
 ) -> MetricSums:
-    """Add up the gradients of a lane's loss times `scale`, part by part; its tally.
+    """Add up the gradients of a lane's loss times `scale`, part by part; return the lane's sums.
 
-    What is drawn is drawn for the whole lane. After the `last` lane of a step DDP adds up those of
-    all workers.
+    Random draws cover the whole lane, whatever its parts. After the step's `last` lane DDP reduces
+    the gradients of all workers.
     """
-    images, tally = len(lane.label), MetricSums.zero(worker.device)
-    torch.manual_seed(lane_seed(worker.recipe.seed, step, lane.lane))
-    shown = worker.shown(lane)
-    worker.network.begin_lane(images)
-    rows = worker.rows or images
+    images, sums = len(lane.label), MetricSums.zero(trainer.device)
+    torch.manual_seed(lane_seed(trainer.recipe.seed, step, lane.lane))
+    augmented = trainer.augment(lane)
+    trainer.network.begin_lane(images)
+    rows = trainer.max_rows or images
     for first in range(0, max(1, images), max(1, rows)):
-        part, seen = lane.part(first, rows), shown.part(first, rows)
-        with worker.accumulating(last=last and first + rows >= images):
-            # SyncBatchNorm gathers statistics of no images in their type, of others in float32.
-            precision = worker.autocast() if images else nullcontext()
-            with precision, _SingleImageMode(worker.network, lane):
-                logits = worker.model(seen.image)
-            found = _losses(worker, logits.float(), part.label, seen)
-            ((found * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
+        part, mixed = lane.part(first, rows), augmented.part(first, rows)
+        with trainer.gradient_sync(last=last and first + rows >= images):
+            # SyncBatchNorm sends statistics of an empty batch in its dtype, others in float32.
+            precision = trainer.autocast() if images else nullcontext()
+            with precision, _SingleImageMode(trainer.network, lane):
+                logits = trainer.model(mixed.image)
+            loss = train_losses(
+                logits.float(),
+                part.label,
+                mixed,
+                smoothing=trainer.recipe.label_smoothing,
+                class_weights=trainer.class_weights,
+            )
+            ((loss * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if lane.lane >= 0:
-            tally += MetricSums.of(logits, part.label, part.weight)
-    return tally
-
-
-def _losses(worker: PhaseTrainer, logits: Tensor, label: Tensor, shown: MixedLane) -> Tensor:
-    """Losses [B] by the labels, and by those mixed in."""
-    own = _weighted(worker, logits, label)
-    if shown.other is None:
-        return own
-    return shown.share * own + (1 - shown.share) * _weighted(worker, logits, shown.other)
-
-
-def _weighted(worker: PhaseTrainer, logits: Tensor, label: Tensor) -> Tensor:
-    """Losses [B], each times the weight of its label's class."""
-    found, weights = losses(logits, label, worker.recipe.label_smoothing), worker.class_weights
-    return found if weights is None else found * weights[label]
+            sums += MetricSums.of(logits, part.label, part.weight)
+    return sums
 
 
 def lane_seed(seed: int, step: int, lane: int) -> int:
-    """Seed of every random draw of a lane in a step: dropout, mixing, … 63 bits."""
+    """Seed, of 63 bits, for every random draw of a lane in a step: dropout, mixing, …"""
     state = seed
     for part in (step + 1, lane + 2):  # SplitMix64's finaliser (Steele et al. 2014), chained
         state = (state + part * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -272,15 +268,15 @@ def lane_seed(seed: int, step: int, lane: int) -> int:
 
 
 class _SingleImageMode(AbstractContextManager[None]):
-    """BatchNorm by its running statistics for a lone image of one value per channel.
+    """Puts BatchNorm into eval mode for a lane of one image with one value per channel.
 
-    At 32 px the last maps are 1×1, and one value has no variance to normalise by.
+    At 32 px the last feature maps are 1×1, and a single value has no variance.
     """
 
     def __init__(self, network: Network, lane: Batch) -> None:
-        lone = len(lane.label) == 1 and lane.image.ndim == 4 and lane.image.shape[-1] <= 32
+        single = len(lane.label) == 1 and lane.image.ndim == 4 and lane.image.shape[-1] <= 32
         layers = (m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
-        self._layers = list(layers) if lone else []
+        self._layers = list(layers) if single else []
 
     def __enter__(self) -> None:
         for layer in self._layers:

@@ -1,6 +1,5 @@
 """One Ray Train worker: it connects the loop to its stream, its checkpoints and its board."""
 
-import copy
 import math
 import os
 import time
@@ -21,11 +20,10 @@ from effnet_ray.data.chunks import BadImage, Dataset
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
-from effnet_ray.model import optimizer
 from effnet_ray.placement import Placement
 from effnet_ray.runtime.preemption import PreemptionWatch
 from effnet_ray.tasks import MULTILABEL
-from effnet_ray.train import audit, checkpoint, initial_network, oom, quarantine, run_record
+from effnet_ray.train import audit, checkpoint, checkpoint_writer, oom, quarantine, run_record
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
     EpochDone,
@@ -38,7 +36,7 @@ from effnet_ray.train.events import (
 )
 from effnet_ray.train.loop import EpochSizes, fit
 from effnet_ray.train.metric_definitions import EVAL_LOSS, EVAL_TOP1, TRAIN_LOSS
-from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.state import Batch, TrainState, initial_state
 
 POST_EVERY_S = 0.5
 SAY_S = 2
@@ -89,9 +87,9 @@ def _train(job: WorkerJob) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, cores // neighbours))
-    state = _state(job, device)
+    state = initial_state(job.run, job.weights_uri, device)
     _resume(state, job, rank)
-    state.pieces = max(state.pieces, ray.get(job.board.pieces.remote()))
+    state.micro_batch_splits = max(state.micro_batch_splits, ray.get(job.board.pieces.remote()))
     decode_tasks, prefetch_mb = job.placement.decoding(cores, neighbours, store_mb)
     lanes = job.dataset.plan.workers_lanes(rank, workers)
     execute = RayExecutor(decode_tasks, prefetch_mb, local_chunks=len(lanes))
@@ -123,14 +121,6 @@ def _machine() -> tuple[int, float]:
     # A local Ray is told of more cores than there are where workers are more than cores.
     cores = max(1, min(os.cpu_count() or 1, int(found.get("CPU", 1))))
     return cores, found.get("object_store_memory", math.inf) / 1024**2
-
-
-def _state(job: WorkerJob, device: torch.device) -> TrainState:
-    """The state of step 0: pretrained or fresh weights, an empty optimizer."""
-    recipe = job.run.recipe
-    built = initial_network.initial(job.run, job.weights_uri).to(device)
-    averaged = copy.deepcopy(built) if recipe.ema_decay else None
-    return TrainState(built, optimizer.optimizer(built, recipe), averaged)
 
 
 def _resume(state: TrainState, job: WorkerJob, rank: int) -> None:
@@ -235,10 +225,10 @@ class WorkerLoop:
             class_weights=job.dataset.class_weights,
         )
         folder = storage.join(job.run_uri, run_record.CHECKPOINTS)
-        self._writer = checkpoint.Writer(folder, job.placement.keep_checkpoints)
+        self._writer = checkpoint_writer.CheckpointWriter(folder, job.placement.keep_checkpoints)
         self._held_since, self._spent_before = held_since, state.device_s
         self._begin = self._last_step = self._posted = time.perf_counter()
-        self._first_image = state.tally.images
+        self._first_image = state.train_sums.images
         self._pieces = 1
         if rank == 0:
             total = job.run.recipe.epochs * plan.steps_per_epoch
@@ -257,7 +247,7 @@ class WorkerLoop:
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
                 max_bad_fraction=self._job.placement.max_bad_fraction,
-                leave=self._drain.is_draining,
+                should_stop=self._drain.is_draining,
             )
             if not ended and self._rank == 0:
                 self._save()
@@ -289,7 +279,7 @@ class WorkerLoop:
         recipe, state, board = self._job.run.recipe, self._state, self._job.board
         epoch = min(state.step // self._shape.steps_per_epoch, recipe.epochs - 1)
         phase = phases.phase_at(recipe, epoch)
-        pieces = oom.splits_after(state.pieces, recipe, phase)
+        pieces = oom.splits_after(state.micro_batch_splits, recipe, phase)
         if pieces:
             ray.get(board.divide.remote(pieces))
         else:
@@ -297,16 +287,18 @@ class WorkerLoop:
 
     def _on_step(self, state: TrainState) -> None:
         self._last_step = time.perf_counter()
-        if self._rank == 0 and state.pieces > self._pieces:
-            self._pieces = state.pieces
-            self._job.board.post.remote(MicroBatchSplit(state.pieces))
+        if self._rank == 0 and state.micro_batch_splits > self._pieces:
+            self._pieces = state.micro_batch_splits
+            self._job.board.post.remote(MicroBatchSplit(state.micro_batch_splits))
         every = self._job.placement.checkpoint_every
         ends_epoch = state.step % self._shape.steps_per_epoch == 0
         if self._rank == 0 and every and state.step % every == 0 and not ends_epoch:
             self._save()
         if self._rank == 0 and self._last_step - self._posted >= POST_EVERY_S:
             self._posted = self._last_step
-            self._job.board.post.remote(StepDone(state.step, state.tally.loss, self._rate(state)))
+            self._job.board.post.remote(
+                StepDone(state.step, state.train_sums.loss, self._rate(state))
+            )
 
     def _save(self) -> None:
         """A checkpoint, by worker 0."""
@@ -319,7 +311,7 @@ class WorkerLoop:
 
     def _rate(self, state: TrainState) -> float:
         seconds = max(1e-9, self._last_step - self._begin)
-        return (state.tally.images - self._first_image) / seconds
+        return (state.train_sums.images - self._first_image) / seconds
 
     def _before_step(self, parts: list[Images]) -> None:
         """Record what the step is about to use, before it can be taken."""

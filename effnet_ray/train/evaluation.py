@@ -1,0 +1,108 @@
+"""Evaluation of networks on all workers, and the epoch's report made from it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from effnet_ray.model.network import Network
+from effnet_ray.train.average_precision import mean_average_precision
+from effnet_ray.train.class_metrics import ClassMetrics
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.metrics import ClassCounts, MetricSums, ScoreCollector
+from effnet_ray.train.state import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Metrics of one network over the eval images of all workers."""
+
+    sums: MetricSums
+    mean_ap: float | None = None
+    """Mean average precision; only with several labels per image."""
+    per_class: tuple[ClassMetrics, ...] = ()
+
+    @property
+    def sort_key(self) -> tuple[float, float]:
+        """Sorts the better result first: by mean average precision or top-1, then by loss."""
+        score = self.sums.top1 if self.mean_ap is None else self.mean_ap
+        return -score, self.sums.loss
+
+
+def best_result(results: Sequence[EvalResult]) -> EvalResult:
+    """The result whose weights a release gets; the first of equal ones."""
+    return min(results, key=lambda result: result.sort_key)
+
+
+@torch.no_grad()
+def evaluate(
+    networks: Sequence[Network],
+    batches: Iterable[Batch],
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    multilabel: bool = False,
+) -> list[EvalResult]:
+    """Evaluate each network on the batches of all workers; a collective, called by each worker."""
+    running = [RunningEvaluation(network, multilabel=multilabel) for network in networks]
+    for batch in batches:
+        for evaluation in running:
+            with autocast():
+                logits = evaluation.network(batch.image)
+            evaluation.add(logits, batch)
+    return [evaluation.over_workers() for evaluation in running]
+
+
+class RunningEvaluation:
+    """The metrics of one network, batch by batch."""
+
+    def __init__(self, network: Network, *, multilabel: bool) -> None:
+        self.network = network.eval()
+        device = next(network.parameters()).device
+        self._sums = MetricSums.zero(device)
+        self._classes = ClassCounts(network.num_classes, device)
+        self._scores = ScoreCollector(network.num_classes, device) if multilabel else None
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Add the network's output for one batch."""
+        self._sums += MetricSums.of(logits, batch.label, batch.weight)
+        self._classes.add(logits, batch.label, batch.weight)
+        if self._scores:
+            self._scores.add(logits, batch.label, batch.weight)
+
+    def over_workers(self) -> EvalResult:
+        """The result over all workers; a collective, which every worker calls."""
+        sums, per_class = self._sums.over_workers(), self._classes.over_workers()
+        if not self._scores:
+            return EvalResult(sums, None, per_class)
+        precisions = self._scores.over_workers()
+        per_class = tuple(
+            replace(metrics, ap=ap) for metrics, ap in zip(per_class, precisions, strict=True)
+        )
+        return EvalResult(sums, mean_average_precision(precisions), per_class)
+
+
+def epoch_report(epoch: int, step: int, train: MetricSums, *results: EvalResult) -> EpochReport:
+    """The report of an epoch from its sums over all workers.
+
+    `results` are those of the network and of its average, if there is one; the report has the
+    better one's metrics. Without results, its eval metrics are None.
+    """
+    chosen = best_result(results) if results else None
+    sums = chosen.sums if chosen else None
+    return EpochReport(
+        epoch=epoch,
+        step=step,
+        train_loss=train.loss,
+        train_top1=train.top1,
+        train_images=train.images,
+        eval_loss=sums.loss if sums else None,
+        eval_top1=sums.top1 if sums else None,
+        eval_top5=sums.top5 if sums else None,
+        eval_map=chosen.mean_ap if chosen else None,
+        eval_images=sums.images if sums else 0,
+        quarantined=train.quarantined + (sums.quarantined if sums else 0),
+        skipped=train.skipped_steps,
+        averaged=chosen is not None and chosen is not results[0],
+    )
