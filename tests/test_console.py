@@ -26,26 +26,28 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
     log = io.StringIO()
     with Terminal(log) as people:
-        people.hear(WorkersStarted(workers=2, step=10, steps=30, device="cpu", phases="3 of x"))
-        people.hear(StepDone(step=12, loss=0.75, images_per_s=150.0))
-        people.hear(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(
+            WorkersStarted(workers=2, step=10, steps=30, device="cpu", phases="3 of x")
+        )
+        people.on_event(StepDone(step=12, loss=0.75, images_per_s=150.0))
+        people.on_event(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
         unevaluated = replace(REPORT, epoch=2, eval_loss=None, eval_top1=None, eval_top5=None)
-        people.hear(EpochDone(unevaluated, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(EpochDone(unevaluated, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
         several = replace(REPORT, epoch=3, eval_map=0.625)
-        people.hear(EpochDone(several, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(EpochDone(several, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
                               data_wait_s=0.1))  # fmt: skip
-        people.hear(MicroBatchSplit(2))
-        people.hear(ImagesQuarantined({7: "cat/7.jpg: truncated"}))
-        people.table("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
+        people.on_event(MicroBatchSplit(2))
+        people.on_event(ImagesQuarantined({7: "cat/7.jpg: truncated"}))
+        people.print_summary("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
     text = log.getvalue()
     assert "resuming at step 10 of 30 steps on 2 workers (cpu): 3 of x" in text
     assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
     assert "epoch   3  train loss 0.5000  150.0 images/s" in text
     assert "epoch   4  train loss 0.5000  eval loss 0.2500  eval mAP 62.50%" in text
-    assert "each micro-batch in 2 parts: it does not fit into memory at once" in text
+    assert "out of memory: each micro-batch is now split into 2" in text
     assert "quarantined image 7: cat/7.jpg: truncated" in text
     assert f"  run      {'x' * 200}\n" in text  # never folded: it is there to be copied
     assert "\x1b" not in text
@@ -54,5 +56,5 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_name_moves_no_cursor() -> None:
     log = io.StringIO()
     with Terminal(log) as people:
-        people.say("quarantined \x1b[2J\x9b1m\rcat.jpg, caf\ud8e9.jpg, é stays")
+        people.print("quarantined \x1b[2J\x9b1m\rcat.jpg, caf\ud8e9.jpg, é stays")
     assert log.getvalue() == "quarantined �[2J�1m�cat.jpg, caf�.jpg, é stays\n"

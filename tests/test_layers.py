@@ -45,10 +45,9 @@ ORDER = (
     "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
-    "cli.terminal cli.pack_tables cli.tune_view cli.check_table cli.models_tables "
-    "cli.evaluate_tables "
-    "cli.main cli.flags cli.check cli.finetune cli.pack cli.tune cli.models cli.release_flags "
-    "cli.evaluate cli.predict cli.serve"
+    "cli.terminal cli.parsing cli.flags cli.check cli.release_flags cli.finetune cli.pack "
+    "cli.tune_view cli.tune cli.models_tables cli.models cli.evaluate cli.predict cli.serve "
+    "cli.all_jobs cli.main"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 

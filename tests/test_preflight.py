@@ -205,7 +205,7 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     out, err = capsys.readouterr()
     told = json.loads(out)
     names = [each["check"] for each in told["findings"]]
-    assert told["ok"] is True and err.rstrip().endswith("all right")
+    assert told["ok"] is True and err.rstrip().endswith("checks passed")
     assert names == ["runs", "store", "data", "an image", "weights", "working dir",
                      "no secrets in it", "recipe", "versions", "workers"]  # fmt: skip
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1

@@ -1,6 +1,10 @@
-"""The jobs' flags, made by tyro from the typed dataclasses, and what each job does.
+"""The command line: flags, and what each job does.
 
-Precedence: a flag, else the recipe file, else `--local`'s or the sample data's settings, else
-`EFFNET_*` in the environment, else the field's default. People's output goes to stderr; the last
-line of stdout is one JSON object. Exit 2 for a person's mistake, 1 for a run that failed.
+tyro makes the flags from typed dataclasses. Precedence: a flag, then the recipe file, then the
+settings of `--local` or of the sample data, then `EFFNET_*` in the environment, then the field's
+default. Progress and tables go to stderr; the last line of stdout is one JSON object. Exit code 2
+means invalid input, 1 a run that failed.
+
+Modules here import libraries inside the functions that use them, so that `--help` and refused
+flags answer at once; `tests/test_startup.py` checks it.
 """

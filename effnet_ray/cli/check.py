@@ -1,79 +1,102 @@
-"""`jobs/check.py`, and its quick part, which the jobs that train begin with."""
+"""`check`: the preflight of a training run, and the quick part that every training job runs."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from effnet_ray.cli import flags as shared
-from effnet_ray.cli.check_table import print_findings
-from effnet_ray.cli.flags import TrainingFlags
+from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import StorageError
-from effnet_ray.preflight import preflight
-from effnet_ray.preflight.cluster_file import check_cluster_file
-from effnet_ray.preflight.findings import Finding, all_right
-from effnet_ray.runtime import session
-from effnet_ray.tracking import trackers
+
+if TYPE_CHECKING:
+    from effnet_ray.preflight.findings import Finding
 
 
 @dataclass(frozen=True)
 class Check(TrainingFlags):
-    """Look before a run costs anything: with its flags, or at a cluster's file."""
+    """Check everything a training run needs before it costs anything, or check a cluster file.
+
+    Takes the flags of the run.
+    """
 
     cluster_file: str = ""
-    """A YAML for `ray up`, held against Ray's schema, EC2's and our own rules; nothing else is
-    looked at then."""
+    """A YAML file for `ray up`: check it against Ray's schema, EC2's API and this project's rules,
+    and check nothing else."""
 
 
 def check_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/check.py`."""
-    people = Terminal()
-    flags = shared.parse(Check, argv)
-    findings = (
-        check_cluster_file(flags.cluster_file) if flags.cluster_file else _run(flags, people)
-    )
-    print_findings(people, findings)
+    """Run `check`."""
+    flags = parse_training(Check, argv)
+    from effnet_ray.preflight.findings import all_right
+
+    terminal = Terminal()
+    findings = _check_file(flags) if flags.cluster_file else _check_run(flags, terminal)
+    _print_findings(terminal, findings)
     return {
         "ok": all_right(findings),
         "findings": [asdict(finding) for finding in findings],
     }
 
 
-def _run(flags: Check, people: Terminal) -> list[Finding]:
-    """Findings for a run with these flags."""
-    where = flags.where
-    data = where.data or shared.sample(people)
+def _check_file(flags: Check) -> "list[Finding]":
+    from effnet_ray.preflight.cluster_file import check_cluster_file
 
+    return check_cluster_file(flags.cluster_file)
+
+
+def _check_run(flags: Check, terminal: Terminal) -> "list[Finding]":
+    from effnet_ray.preflight import preflight
+    from effnet_ray.tracking.trackers import parse_trackers
+
+    location = flags.location
+    data = flags.data_uri(terminal)
     return list(
         preflight.full(
-            shared.recipe(flags),
+            flags.resolved_recipe(),
             flags.placement,
             data,
-            where.runs,
-            where.store,
-            where.weights_mirror or None,
-            trackers=trackers.parse_trackers(flags.tracker),
-            single_writer=where.single_writer,
+            location.runs,
+            location.store,
+            location.weights_mirror or None,
+            trackers=parse_trackers(flags.tracker),
+            single_writer=location.single_writer,
             submits="RAY_API_SERVER_ADDRESS" in os.environ,
-            connect=shared.connect_as(people, local=flags.local, verbose=flags.verbose),
+            connect=flags.connector(terminal),
         )
     )
 
 
-def preflight_or_raise(flags: TrainingFlags, data: str, people: Terminal) -> None:
-    """The quick part. Raises StorageError where what is trained could not be kept or told."""
-    where = flags.where
-    found = preflight.quick(
+def preflight_or_raise(flags: TrainingFlags, data: str, terminal: Terminal) -> None:
+    """Run the quick checks. Raises StorageError if results could not be saved or tracked."""
+    from effnet_ray.preflight import preflight
+    from effnet_ray.runtime import session
+    from effnet_ray.tracking.trackers import parse_trackers
+
+    location = flags.location
+    findings = preflight.quick(
         data,
-        where.runs,
-        where.store,
-        trackers=trackers.parse_trackers(flags.tracker),
-        single_writer=where.single_writer,
+        location.runs,
+        location.store,
+        trackers=parse_trackers(flags.tracker),
+        single_writer=location.single_writer,
         submitted=session.is_submitted_job(),
     )
-    for finding in found:
+    for finding in findings:
         if not finding.ok:
             raise StorageError(finding.message)
         if finding.do:
-            people.say(finding.message)
+            terminal.print(finding.message)
+
+
+def _print_findings(terminal: Terminal, findings: "Sequence[Finding]") -> None:
+    """Print each check with ✓, ! (passed, with advice) or ✗, and what to do."""
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        mark = "✗" if not finding.ok else "!" if finding.do else "✓"
+        terminal.print(f"{mark} {finding.check:<{width}}  {finding.found}")
+        if finding.do:
+            terminal.print(f"  {'':<{width}}  → {finding.do}")
+    failed = sum(not finding.ok for finding in findings)
+    count = len(findings)
+    terminal.print(f"{failed} of {count} checks failed" if failed else f"{count} checks passed")

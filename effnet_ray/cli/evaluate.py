@@ -1,100 +1,189 @@
-"""`jobs/evaluate.py`."""
+"""`evaluate`: measure a release on a split of a packed data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+from rich.markup import escape
+from rich.table import Table
 
-from effnet_ray import storage
-from effnet_ray.cli import flags as shared
-from effnet_ray.cli.evaluate_tables import print_evaluation
+from effnet_ray.cli.flags import default_data, sample_data
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
-from effnet_ray.cli.terminal import Terminal
+from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
 from effnet_ray.errors import RecipeError
-from effnet_ray.inference import report as reports
-from effnet_ray.inference.evaluate import Evaluation, evaluate
-from effnet_ray.inference.multiclass import MulticlassMetrics
-from effnet_ray.inference.multilabel import MultilabelMetrics
-from effnet_ray.preflight.permissions import writable
+
+if TYPE_CHECKING:
+    from effnet_ray.inference.evaluate import Evaluation
+    from effnet_ray.inference.multiclass import MulticlassMetrics
+    from effnet_ray.inference.multilabel import MultilabelMetrics
+    from effnet_ray.train.class_metrics import ClassMetrics
+
+    Metrics = MulticlassMetrics | MultilabelMetrics
+
+MAX_CLASS_ROWS = 10
+"""Classes in the table; the report has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ReleaseFlags):
-    """Judge a release by every image of a split, once each, and look at its mistakes."""
+    """Evaluate a release on every image of a split, and list its mistakes."""
 
     data: str = ""
-    """The packed data set. Default: EFFNET_DATA, else the built-in sample data."""
+    """URI of the packed data set. Default: EFFNET_DATA, else the built-in sample data."""
     split: Literal["eval", "test", "train"] = "eval"
-    """Which images of it."""
+    """The split to evaluate on."""
     report: str = ""
-    """FILE.html: write one self-contained page with curves, confusion, calibration and mistakes
-    there; a path or an s3:// URI."""
+    """FILE.html, a path or an s3:// URI: write a self-contained report there with curves, the
+    confusion matrix, calibration and mistakes."""
     examples: int = 24
-    """How many mistakes, and how many suspected label errors, the page shows."""
+    """Mistakes, and suspected label errors, to show in the report, at most."""
 
 
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/evaluate.py`."""
-    data = shared.environment()["where"].data
-    flags = tyro.cli(Evaluate, args=argv, default=defaults(Evaluate, data=data))
+    """Run `evaluate`."""
+    flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data()))
     if flags.examples < 0:
         raise RecipeError(f"examples is {flags.examples}: expected 0 or more")
-    page = _page(flags.report)
-    with Terminal() as people:
-        found = _found(flags, people)
-        if page:
-            storage.write_bytes(page, reports.html(found))
-        print_evaluation(people, found, page)
-    figures = found.metrics
+    report = _report_uri(flags.report)
+    with Terminal() as terminal:
+        evaluation = _evaluate(flags, terminal)
+        if report:
+            _write_report(evaluation, report)
+        _print_evaluation(terminal, evaluation, report)
+    metrics = evaluation.metrics
     return {
-        "model": found.release.reference,
-        "split": found.split,
-        "eval_top1": figures.top1,
-        "eval_top5": figures.top5,
-        "eval_loss": figures.loss,
-        "images": figures.processed,
-        "quarantined": len(figures.unreadable),
-        "f1": figures.macro_f1,
-        "ece": figures.ece,
-        "suspected_labels": figures.label_error_count,
-        **_of_several(figures),
-        **({"report": page} if page else {}),
+        "model": evaluation.release.reference,
+        "split": evaluation.split,
+        "eval_top1": metrics.top1,
+        "eval_top5": metrics.top5,
+        "eval_loss": metrics.loss,
+        "images": metrics.processed,
+        "quarantined": len(metrics.unreadable),
+        "f1": metrics.macro_f1,
+        "ece": metrics.ece,
+        "suspected_labels": metrics.label_error_count,
+        **_multilabel_json(metrics),
+        **({"report": report} if report else {}),
     }
 
 
-def _of_several(figures: MulticlassMetrics | MultilabelMetrics) -> dict[str, float]:
-    """What is told besides where images may have several classes."""
-    if isinstance(figures, MultilabelMetrics):
-        return {"eval_map": figures.mean_ap, "micro_f1": figures.micro_f1}
+def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
+    """The metrics that only several labels per image have."""
+    from effnet_ray.inference.multilabel import MultilabelMetrics
+
+    if isinstance(metrics, MultilabelMetrics):
+        return {"eval_map": metrics.mean_ap, "micro_f1": metrics.micro_f1}
     return {}
 
 
-def _page(report: str) -> str:
-    """Where the page is to be. Raises InputError where it could not be written in the end."""
+def _report_uri(report: str) -> str:
+    """The URI to write the report to. Raises InputError if it cannot be written."""
     if not report:
         return ""
+    from effnet_ray import storage
+    from effnet_ray.preflight.permissions import writable
+
     if not report.endswith(".html"):
-        raise RecipeError(f"report is {report!r}: expected the name of a file, as in out.html")
-    page = storage.absolute(report)
-    nowhere = storage.is_remote(page) and page.count("/") < 3  # s3://FILE.html has no bucket
-    if nowhere or Path(page).is_dir():
-        raise RecipeError(f"report is {report!r}: expected a file, in a folder or a bucket")
-    writable(page.rpartition("/")[0] or "/", "the report")
-    return page
+        raise RecipeError(f"report is {report!r}: expected a file name such as out.html")
+    uri = storage.absolute(report)
+    no_bucket = storage.is_remote(uri) and uri.count("/") < 3  # s3://FILE.html
+    if no_bucket or Path(uri).is_dir():
+        raise RecipeError(f"report is {report!r}: expected a file in a folder or a bucket")
+    writable(uri.rpartition("/")[0] or "/", "the report")
+    return uri
 
 
-def _found(flags: Evaluate, people: Terminal) -> Evaluation:
-    """The evaluation; people see how it comes about."""
+def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
+    """The evaluation; the terminal shows its progress."""
+    from effnet_ray.inference.evaluate import evaluate
+
     placement = flags.workers.placement
     return evaluate(
-        flags.open(),
-        flags.data or shared.sample(people),
+        flags.load(),
+        flags.data or sample_data(terminal),
         placement,
         split=flags.split,
         examples=flags.examples,
         thumbnails=bool(flags.report),
-        on_progress=lambda done, images: people.counted("evaluating", "evaluated", done, images),
-        connect=flags.connecting(people),
+        on_progress=terminal.image_progress("evaluating", "evaluated"),
+        connect=flags.connector(terminal),
+    )
+
+
+def _write_report(evaluation: "Evaluation", uri: str) -> None:
+    from effnet_ray import storage
+    from effnet_ray.inference import report
+
+    storage.write_bytes(uri, report.html(evaluation))
+
+
+def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str) -> None:
+    """Print the weakest classes and the metrics. `report` is the report's URI, or empty."""
+    metrics = evaluation.metrics
+    for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
+        terminal.print(f"quarantined image {image}: {path}: {reason}")
+    terminal.console.print(_class_table(evaluation))
+    headline, *scores = _scores(metrics).items()
+    title = f"{evaluation.release.reference} on {evaluation.split}: {' '.join(headline)}"
+    facts = dict(scores) | _facts(evaluation) | {"report": report}
+    terminal.print_summary(title, {name: text for name, text in facts.items() if text})
+
+
+def _class_table(evaluation: "Evaluation") -> Table:
+    """The classes with the lowest scores."""
+    from effnet_ray.inference.multilabel import MultilabelMetrics
+
+    names, weakest = evaluation.release.classes, evaluation.metrics.worst_classes
+    multilabel = isinstance(evaluation.metrics, MultilabelMetrics)
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("class", overflow="fold")
+    for title in (*(["AP"] if multilabel else []), "F1", "precision", "recall", "images"):
+        table.add_column(title, justify="right")
+    for row in weakest[:MAX_CLASS_ROWS]:
+        table.add_row(
+            escape(names[row.index]), *_percentages(row, multilabel=multilabel), f"{row.support:,}"
+        )
+    if len(weakest) > MAX_CLASS_ROWS:
+        table.add_row(f"… {len(weakest) - MAX_CLASS_ROWS} classes with higher scores")
+    return table
+
+
+def _percentages(row: "ClassMetrics", *, multilabel: bool) -> list[str]:
+    cells = [f"{value:.1%}" for value in (row.f1, row.precision, row.recall)]
+    return ["" if row.ap is None else f"{row.ap:.1%}", *cells] if multilabel else cells
+
+
+def _scores(metrics: "Metrics") -> dict[str, str]:
+    """The main scores; the first one is the headline."""
+    from effnet_ray.inference.multilabel import MultilabelMetrics
+
+    scores = {"top-1": metrics.top1, "top-5": metrics.top5}
+    if isinstance(metrics, MultilabelMetrics):
+        scores = {"mAP": metrics.mean_ap} | scores | {"micro F1": metrics.micro_f1}
+    return {name: f"{value:.2%}" for name, value in scores.items()}
+
+
+def _facts(evaluation: "Evaluation") -> dict[str, str]:
+    metrics = evaluation.metrics
+    return {
+        "loss": f"{metrics.loss:.4f}",
+        "macro F1": f"{metrics.macro_f1:.2%}",
+        "calibration error": f"{metrics.ece:.2%} (expected calibration error, 15 bins)",
+        "images": f"{metrics.processed:,}, {len(metrics.unreadable):,} of them unreadable",
+        "most confused": _confused(metrics, evaluation.release.classes),
+        "suspected labels": f"{metrics.label_error_count:,}" if metrics.label_error_count else "",
+        "release": evaluation.release.uri,
+        "data": evaluation.data,
+    }
+
+
+def _confused(metrics: "Metrics", names: Sequence[str]) -> str:
+    """The three most frequent confusions; empty with several labels per image."""
+    from effnet_ray.inference.multiclass import MulticlassMetrics
+
+    pairs = metrics.confused_pairs[:3] if isinstance(metrics, MulticlassMetrics) else []
+    return ", ".join(
+        f"{names[label]} → {names[predicted]} ({images:,})" for label, predicted, images in pairs
     )

@@ -1,24 +1,21 @@
-"""`jobs/finetune.py`."""
+"""`finetune`: train one model and publish it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from effnet_ray import storage
-from effnet_ray.cli import flags as shared
 from effnet_ray.cli.check import preflight_or_raise
-from effnet_ray.cli.flags import TrainingFlags
+from effnet_ray.cli.flags import Connect, TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.publish.from_run import release_run
-from effnet_ray.release.names import Release
-from effnet_ray.release.record import read_record
-from effnet_ray.tracking.trackers import Trackers, parse_trackers
-from effnet_ray.train.events import Event
-from effnet_ray.train.finetune import finetune
-from effnet_ray.train.run_record import Result
 
-TESTED = {"test_top1": "test top-1", "test_map": "test mAP"}
-"""What is told of the test split, where there is one."""
+if TYPE_CHECKING:
+    from effnet_ray.release.names import Release
+    from effnet_ray.tracking.trackers import Trackers
+    from effnet_ray.train.events import Event
+    from effnet_ray.train.run_record import Result
+
+TEST_METRICS = {"test_top1": "test top-1", "test_map": "test mAP"}
+"""Metrics of the test split that a release record may have, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -27,85 +24,92 @@ class Finetune(TrainingFlags):
 
 
 def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/finetune.py`."""
-    flags = shared.parse(Finetune, argv)
-    where = flags.where
-    with Terminal() as people:
-        data = where.data or shared.sample(people)
-        preflight_or_raise(flags, data, people)
+    """Run `finetune`."""
+    flags = parse_training(Finetune, argv)
+    from effnet_ray.publish.from_run import release_run
+    from effnet_ray.release.record import read_record
+    from effnet_ray.tracking.trackers import Trackers, parse_trackers
+
+    location = flags.location
+    with Terminal() as terminal:
+        data = flags.data_uri(terminal)
+        preflight_or_raise(flags, data, terminal)
         if flags.recipe.weights == "none":
-            people.say("training from scratch: no pretrained weights (--weights none)")
-        connect = shared.connect_as(people, local=flags.local, verbose=flags.verbose)
-        with Trackers(parse_trackers(flags.tracker), people.say) as trackers:
-            result = _finetuned(flags, data, people, trackers, connect)
+            terminal.print("training from scratch: no pretrained weights (--weights none)")
+        connect = flags.connector(terminal)
+        with Trackers(parse_trackers(flags.tracker), terminal.print) as trackers:
+            result = _train(flags, data, terminal, trackers, connect)
             release = release_run(
                 result,
-                where.store,
-                single_writer=where.single_writer,
-                scoring=shared.scoring(flags, data, people, connect, flags.placement),
+                location.store,
+                single_writer=location.single_writer,
+                scoring=flags.test_scoring(data, terminal, connect, flags.placement),
             )
             trackers.on_release(release)
-        released = read_record(release.uri)
-        test = {name: released[name] for name in TESTED if name in released}
-        _summary(people, result, release, data, test, trackers.locations)
+        record = read_record(release.uri)
+        test_metrics = {name: record[name] for name in TEST_METRICS if name in record}
+        _print_summary(terminal, result, release, data, test_metrics, trackers.locations)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
         "release_uri": release.uri,
-        **test,
+        **test_metrics,
     }
 
 
-def _finetuned(
-    flags: Finetune, data: str, people: Terminal, trackers: Trackers, connect: shared.Connect
-) -> Result:
-    """How the run ended; people and trackers hear of it on the way."""
+def _train(
+    flags: Finetune, data: str, terminal: Terminal, trackers: "Trackers", connect: Connect
+) -> "Result":
+    """The run's result. Its events go to the terminal and to the trackers."""
+    from effnet_ray.train.finetune import finetune
 
-    def hear(event: Event) -> None:
-        people.hear(event)
+    def on_event(event: "Event") -> None:
+        terminal.on_event(event)
         trackers.on_event(event)
 
     result = finetune(
-        shared.recipe(flags),
+        flags.resolved_recipe(),
         flags.placement,
         data,
-        runs=flags.where.runs,
+        runs=flags.location.runs,
         name=flags.name or None,
-        mirror=flags.where.weights_mirror or None,
-        on_event=hear,
+        mirror=flags.location.weights_mirror or None,
+        on_event=on_event,
         connect=connect,
     )
-    if not people.trained:
-        people.say(f"run {result.run!r} has finished already: reported, not redone")
+    if not terminal.training_started:
+        terminal.print(f"run {result.run!r} is already finished: nothing to train")
     return result
 
 
-def _summary(
-    people: Terminal,
-    result: Result,
-    release: Release,
+def _print_summary(
+    terminal: Terminal,
+    result: "Result",
+    release: "Release",
     data: str,
-    test: Mapping[str, float],
-    places: Mapping[str, str],
+    test_metrics: Mapping[str, float],
+    tracker_locations: Mapping[str, str],
 ) -> None:
-    tested = "".join(f", {TESTED[name]} {value:.2%}" for name, value in test.items())
-    people.table(
-        f"{release.reference}: {result.summary}{tested}",
+    test = "".join(f", {TEST_METRICS[name]} {value:.2%}" for name, value in test_metrics.items())
+    terminal.print_summary(
+        f"{release.reference}: {result.summary}{test}",
         {
             "release": release.uri,
             "run": result.run_uri,
             "data": data,
             "trained": f"{result.epochs} epochs, {result.steps} steps, "
             f"{result.train_images_per_s:,.1f} images/s, {result.seconds:.0f} s",
-            "resume": "run the same command again: a finished run is reported, not redone",
-            "load": _load(release.uri),
-            **places,
+            "resume": "run the same command again; a finished run is not trained again",
+            "load": _load_code(release.uri),
+            **tracker_locations,
         },
     )
 
 
-def _load(uri: str) -> str:
-    """How timm loads a release; it reads folders only."""
+def _load_code(uri: str) -> str:
+    """Code that loads the release with timm, which reads local folders only."""
+    from effnet_ray import storage
+
     if not storage.is_remote(uri):
         return f'timm.create_model("local-dir:{uri}", pretrained=True)'
     return f'aws s3 cp --recursive {uri} m, then timm.create_model("local-dir:m", pretrained=True)'

@@ -1,31 +1,30 @@
-"""What the jobs that train have in common: their flags, and where these get their defaults."""
+"""The flags that all training jobs share, and where their defaults come from."""
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from effnet_ray import storage
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import RecipeError
-from effnet_ray.packing.sample import pack_sample
 from effnet_ray.placement import Placement
-from effnet_ray.publish.test_score import Scoring
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.store import ModelStore
-from effnet_ray.runtime import session
 from effnet_ray.schema import from_dict
 from effnet_ray.variants import FAMILIES
+
+if TYPE_CHECKING:
+    from effnet_ray.publish.test_score import Scoring
 
 Connect = Callable[[Placement], None]
 HOME = "~/effnet-ray"
 
 SAMPLE = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "crop_ratio": 1.1}
-"""The sample data are digits: no download to start from, and a mirrored 2 is no 2."""
+"""Recipe defaults for the sample data: no download, and no mirror images, since a mirrored digit
+is not a digit."""
 
 LOCAL = {
     **SAMPLE,
@@ -37,155 +36,196 @@ LOCAL = {
     "drop_path": 0.0,
     "label_smoothing": 0.05,
 }
-"""Found by trying on the sample data: eval top-1 0.97 to 0.98."""
+"""Recipe defaults with `--local`. Chosen by experiment on the sample data: eval top-1 0.97 to
+0.98."""
 
 
 @dataclass(frozen=True)
 class LocationFlags:
-    """URIs: s3://bucket/prefix or a local path."""
+    """Each is a URI: s3://bucket/prefix, or a local path."""
 
     data: str = ""
     """The packed data set. Default: EFFNET_DATA, else the built-in sample data."""
     store: str = ""
-    """Where releases go. Default: EFFNET_STORE, else ~/effnet-ray/store."""
+    """The model store, where releases are published. Default: EFFNET_STORE, else
+    ~/effnet-ray/store."""
     runs: str = ""
     """Where runs keep checkpoints and records. Default: EFFNET_RUNS, else ~/effnet-ray/runs."""
     single_writer: bool = False
-    """Publish although the store's server ignores conditional writes: never two jobs at once.
-    Default: EFFNET_SINGLE_WRITER."""
+    """Publish even if the storage server ignores conditional writes; then no two jobs may publish
+    at the same time. Default: EFFNET_SINGLE_WRITER, else off."""
     weights_mirror: str = ""
-    """Folder of <timm name>.safetensors used instead of the hub. Default: EFFNET_WEIGHTS."""
+    """Folder with <timm name>.safetensors files, used instead of the Hugging Face hub. Default:
+    EFFNET_WEIGHTS, else the hub."""
 
 
 @dataclass(frozen=True)
 class TrainingFlags:
-    """What all jobs that train are told."""
+    """The flags of all training jobs."""
 
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
-    placement: tyro.conf.OmitArgPrefixes[Placement] = field(default_factory=Placement)
-    where: tyro.conf.OmitArgPrefixes[LocationFlags] = field(default_factory=LocationFlags)
+    recipe: Annotated[tyro.conf.OmitArgPrefixes[Recipe], tyro.conf.arg(name="Recipe")] = field(
+        default_factory=Recipe
+    )
+    placement: Annotated[tyro.conf.OmitArgPrefixes[Placement], tyro.conf.arg(name="Cluster")] = (
+        field(default_factory=Placement)
+    )
+    location: Annotated[
+        tyro.conf.OmitArgPrefixes[LocationFlags], tyro.conf.arg(name="Storage")
+    ] = field(default_factory=LocationFlags)
     recipe_file: Annotated[str, tyro.conf.arg(name="recipe")] = ""
-    """A recipe as JSON (a release's recipe.json will do); flags override its fields."""
+    """URI of a JSON file with recipe fields, such as a release's recipe.json. Flags override its
+    fields."""
     name: str = ""
-    """Default: made from recipe and data, so that the same command resumes what is unfinished."""
+    """Name of the run or sweep. Default: derived from recipe and data, so that the same command
+    resumes an unfinished run."""
     local: bool = False
-    """Run on this machine alone, small: sample data at 64 px, a sweep at 48, if flags do not say
-    otherwise."""
+    """Use this machine only, with small defaults: the sample data, images of 64 px (48 px in a
+    sweep) and settings that suit them."""
     tracker: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """mlflow, tensorboard, or both with a comma between: tell these of the run too. MLflow's own
-    environment says where its server is (MLFLOW_TRACKING_URI)."""
+    """Log the run to mlflow, tensorboard, or both, separated by a comma. MLflow reads its own
+    environment variables, such as MLFLOW_TRACKING_URI."""
     test_split: bool = True
-    """Score the data's test split, if it has one, when what was trained is released."""
+    """Score the released model on the test split, if the data set has one."""
     verbose: bool = False
     """Show Ray's own logs."""
+
+    def data_uri(self, terminal: Terminal) -> str:
+        """The data set of `--data`, or the sample data."""
+        return self.location.data or sample_data(terminal)
+
+    def connector(self, terminal: Terminal, *, dashboard: bool = False) -> Connect:
+        """A function that joins or starts Ray; see `connector`."""
+        return connector(terminal, local=self.local, verbose=self.verbose, dashboard=dashboard)
+
+    def test_scoring(
+        self, data: str, terminal: Terminal, connect: Connect, placement: Placement
+    ) -> "Scoring | None":
+        """How to score the test split; None with `--no-test-split`."""
+        from effnet_ray.publish.test_score import Scoring
+
+        if not self.test_split:
+            return None
+        return Scoring(data, placement, connect, terminal.test_progress)
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with the name of a release as weights replaced by its verified URI."""
+        weights = self.recipe.weights
+        if "/" in weights or weights in (*FAMILIES, "best", "none"):
+            return self.recipe
+        from effnet_ray import storage
+        from effnet_ray.release.store import ModelStore
+
+        store = ModelStore(storage.absolute(self.location.store))
+        if "@" in weights or weights in store.models():
+            return replace(self.recipe, weights=store.find(weights).uri)
+        return self.recipe
 
 
 Job = TypeVar("Job", bound=TrainingFlags)
 
 
-def parse(
+def parse_training(
     job: type[Job], argv: Sequence[str], local: Mapping[str, Any] = LOCAL, **defaults: Any
 ) -> Job:
-    """Parse twice: once to see what the defaults should be, once with them.
+    """Parse the flags of a training job.
 
-    `local` are the recipe's with `--local`, `defaults` those of the job's own fields.
+    `local` are recipe defaults with `--local`; `defaults` are those of the job's own fields.
+    The first pass finds the flags that change the recipe's defaults, the second one uses them.
     """
-    from_env = job(**environment(), **defaults)
-    first = tyro.cli(job, args=argv, default=from_env)
+    from_environment = job(placement=default_placement(), location=default_location(), **defaults)
+    first = parse(job, argv, from_environment)
     if first.recipe_file:
-        recipe = _recipe_file(first.recipe_file)
+        recipe = _read_recipe(first.recipe_file)
     else:
-        settings = local if first.local else SAMPLE if not first.where.data else {}
+        settings = local if first.local else SAMPLE if not first.location.data else {}
         recipe = from_dict(Recipe, settings)
-    return tyro.cli(job, args=argv, default=replace(from_env, recipe=recipe))
+    return parse(job, argv, replace(from_environment, recipe=recipe))
 
 
-def _recipe_file(uri: str) -> Recipe:
+def _read_recipe(uri: str) -> Recipe:
+    from effnet_ray import storage
+
     try:
         return from_dict(Recipe, json.loads(storage.read_bytes(storage.absolute(uri))))
     except (ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{uri} is no recipe ({error}): expected a JSON object of its fields") \
-            from error  # fmt: skip
+        raise RecipeError(
+            f"{uri} is not a recipe ({error}): expected a JSON object of recipe fields"
+        ) from error
 
 
-def environment() -> dict[str, Any]:
-    """Defaults that a cluster's files set."""
-    get = os.environ.get
-    placement: dict[str, Any] = {}
-    if get("EFFNET_WORKERS"):
-        placement["workers"] = get("EFFNET_WORKERS")
-    gpus = get("EFFNET_GPUS_PER_WORKER")
+def default_placement() -> Placement:
+    """The placement that EFFNET_WORKERS and EFFNET_GPUS_PER_WORKER set."""
+    options: dict[str, Any] = {}
+    if workers_in_environment():
+        options["workers"] = os.environ["EFFNET_WORKERS"]
+    gpus = os.environ.get("EFFNET_GPUS_PER_WORKER")
     if gpus:
         try:
-            placement["gpus_per_worker"] = float(gpus)
+            options["gpus_per_worker"] = float(gpus)
         except ValueError:
             raise RecipeError(f"EFFNET_GPUS_PER_WORKER is {gpus!r}: expected a number") from None
-    return {
-        "placement": Placement(**placement),
-        "where": LocationFlags(
-            data=get("EFFNET_DATA", ""),
-            store=store_from_environment(),
-            single_writer=single_writer_from_environment(),
-            runs=get("EFFNET_RUNS", f"{HOME}/runs"),
-            weights_mirror=get("EFFNET_WEIGHTS", ""),
-        ),
-    }
+    return Placement(**options)
 
 
-def store_from_environment() -> str:
-    """Where releases are, if no flag says so."""
-    return os.environ.get("EFFNET_STORE", f"{HOME}/store")
-
-
-def single_writer_from_environment() -> bool:
-    """Whether the cluster's files, or a person, answer for it that one job publishes at a time."""
-    said = os.environ.get("EFFNET_SINGLE_WRITER", "").lower()
-    if said not in ("", "0", "false", "1", "true"):
-        raise RecipeError(f"EFFNET_SINGLE_WRITER is {said!r}: expected 1 or 0")
-    return said in ("1", "true")
-
-
-def workers_from_environment() -> bool:
-    """Whether the cluster's files set the number of workers."""
+def workers_in_environment() -> bool:
+    """Whether EFFNET_WORKERS is set."""
     return bool(os.environ.get("EFFNET_WORKERS"))
 
 
-def connect_as(
-    people: Terminal, *, local: bool, verbose: bool, dashboard: bool = False
+def default_location() -> LocationFlags:
+    """The URIs that EFFNET_DATA, EFFNET_STORE, EFFNET_RUNS and EFFNET_WEIGHTS set."""
+    return LocationFlags(
+        data=default_data(),
+        store=default_store(),
+        single_writer=default_single_writer(),
+        runs=os.environ.get("EFFNET_RUNS", f"{HOME}/runs"),
+        weights_mirror=os.environ.get("EFFNET_WEIGHTS", ""),
+    )
+
+
+def default_data() -> str:
+    """EFFNET_DATA; empty if it is not set."""
+    return os.environ.get("EFFNET_DATA", "")
+
+
+def default_store() -> str:
+    """EFFNET_STORE, else ~/effnet-ray/store."""
+    return os.environ.get("EFFNET_STORE", f"{HOME}/store")
+
+
+def default_single_writer() -> bool:
+    """Whether EFFNET_SINGLE_WRITER promises that one job publishes at a time."""
+    value = os.environ.get("EFFNET_SINGLE_WRITER", "").lower()
+    if value not in ("", "0", "false", "1", "true"):
+        raise RecipeError(f"EFFNET_SINGLE_WRITER is {value!r}: expected 1 or 0")
+    return value in ("1", "true")
+
+
+def connector(
+    terminal: Terminal, *, local: bool, verbose: bool, dashboard: bool = False
 ) -> Connect:
-    """Joins or starts Ray, unless that is done, and says which; see `session.connect`."""
+    """A function that joins or starts Ray once, and prints which; see `session.connect`."""
 
     def connect(placement: Placement) -> None:
+        from effnet_ray.runtime import session
+
         if not session.is_connected():
-            where = session.connect(placement, local=local, verbose=verbose, dashboard=dashboard)
-            people.say(f"Ray: {where}")
+            cluster = session.connect(placement, local=local, verbose=verbose, dashboard=dashboard)
+            terminal.print(f"Ray: {cluster}")
 
     return connect
 
 
-def scoring(
-    flags: TrainingFlags, data: str, people: Terminal, connect: Connect, placement: Placement
-) -> Scoring | None:
-    """Who scores the test split; None where nobody is to."""
-    return Scoring(data, placement, connect, people.scored) if flags.test_split else None
+def sample_data(terminal: Terminal) -> str:
+    """URI of the sample data set, packed on first use."""
+    from effnet_ray import storage
+    from effnet_ray.data import manifest as manifests
 
-
-def sample(people: Terminal) -> str:
-    """The sample data set, packed on first use."""
     out = storage.absolute(f"{HOME}/sample-data")
     if not storage.exists(storage.join(out, manifests.NAME)):
-        people.say(f"packing the sample data (1,797 handwritten digits) into {out}")
+        from effnet_ray.packing.sample import pack_sample
+
+        terminal.print(f"packing the sample data (1,797 handwritten digits) into {out}")
         pack_sample(out)
-    people.say(f"no --data: using the sample data in {out}")
+    terminal.print(f"no --data: using the sample data in {out}")
     return out
-
-
-def recipe(flags: TrainingFlags) -> Recipe:
-    """The recipe, a release's name replaced by its URI, verified."""
-    wanted = flags.recipe.weights
-    if "/" in wanted or wanted in (*FAMILIES, "best", "none"):
-        return flags.recipe
-    store = ModelStore(storage.absolute(flags.where.store))
-    if "@" in wanted or wanted in store.models():
-        return replace(flags.recipe, weights=store.find(wanted).uri)
-    return flags.recipe

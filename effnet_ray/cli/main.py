@@ -1,4 +1,7 @@
-"""Every job's frame: JSON on stdout, sentences on stderr, an exit code."""
+"""The frame of every job, and the command `effnet-ray`.
+
+Results are JSON on stdout, errors sentences on stderr.
+"""
 
 import json
 import logging
@@ -6,47 +9,97 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from effnet_ray import __version__
 from effnet_ray.errors import EffnetRayError
-from effnet_ray.runtime import session
+
+Job = Callable[[Sequence[str]], dict[str, Any]]
+
+JOBS = ("pack", "finetune", "tune", "evaluate", "predict", "serve", "models", "check")
+"""Each is a module of this package with a function NAME_job, and a script in jobs/."""
+
+TO_STDOUT = {"-h", "--help", "--tyro-print-completion", "--tyro-write-completion"}
+"""Flags whose answer is text on stdout."""
 
 
-def main(job: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
-    """Run a job: JSON on stdout's last line, a sentence on stderr where it cannot be done."""
+def run() -> int:
+    """Run `effnet-ray JOB FLAGS…`, which is the same as `python jobs/JOB.py FLAGS…`."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in JOBS:
+        name = arguments[0]
+        # The name of the program in usage and errors.
+        sys.argv = [f"effnet-ray {name}", *arguments[1:]]
+        return main(load_job(name))
+    sys.argv[0] = "effnet-ray"
+    if arguments == ["--version"]:
+        print(f"effnet-ray {__version__}")
+        return 0
+    from effnet_ray.cli.all_jobs import parse_all
+
+    unknown_job = arguments and not arguments[0].startswith("-")
+    parse_all(arguments[:1] if unknown_job else arguments or ["--help"])
+    return 2
+
+
+def load_job(name: str) -> Job:
+    """Import the job of this name."""
+    job: Job = getattr(import_module(f"effnet_ray.cli.{name}"), f"{name}_job")
+    return job
+
+
+def main(job: Job, argv: Sequence[str] | None = None) -> int:
+    """Run a job and return its exit code. The last line of stdout is its result as JSON."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # The hub's client warns about its own retries; our sentence says what it comes to.
+    # The hub's client warns about each retry; our error message is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # What `ray job stop` and orchestrators send.
+    # `ray job stop` and orchestrators send SIGTERM.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Ray prints warnings to stdout, up to its end; there, our JSON is the last line.
-    asks = {"-h", "--help"} & set(arguments)
+    # Ray prints warnings to stdout until it is shut down; our JSON must be the last line there.
+    stdout = sys.stdout if TO_STDOUT & set(arguments) else sys.stderr
     try:
-        with redirect_stdout(sys.stdout if asks else sys.stderr), session.shutdown_if_started():
-            answer = job(arguments)
+        with redirect_stdout(stdout), _ray_session():
+            result = job(arguments)
     except EffnetRayError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    print(json.dumps({name: _json(value) for name, value in answer.items()}), flush=True)
-    return 1 if answer.get("ok") is False else 0
+    print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
+    return 1 if result.get("ok") is False else 0
+
+
+@contextmanager
+def _ray_session() -> Iterator[None]:
+    """Shut Ray down at the end if the job connected to it. Does not import Ray."""
+    connected_before = _ray_connected()
+    try:
+        yield
+    finally:
+        if not connected_before and "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # also what a failed `ray.init` started
+
+
+def _ray_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does: Ray Train and Ray Tune have handlers of their own for it."""
-    heard = signal.getsignal(signal.SIGINT)
-    # A shell's background jobs ignore it.
-    (heard if callable(heard) else signal.default_int_handler)(signal.SIGINT, frame)
+    """Do what Ctrl-C does: Ray Train and Ray Tune install their own handlers for SIGINT."""
+    handler = signal.getsignal(signal.SIGINT)
+    # A shell's background jobs ignore SIGINT.
+    (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 def _json(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """JSON has no NaN: null instead."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

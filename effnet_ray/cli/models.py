@@ -1,4 +1,7 @@
-"""`jobs/models.py`: a verb is a dataclass of flags and a function of it."""
+"""`models`: manage the releases of a model store. Each verb is a dataclass and a function.
+
+The tables are in `models_tables`: together, the two files would be too long.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,21 +12,20 @@ import tyro
 
 from effnet_ray import storage
 from effnet_ray.cli import models_tables as tables
-from effnet_ray.cli.flags import single_writer_from_environment, store_from_environment
+from effnet_ray.cli.flags import default_single_writer, default_store
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import ReleaseError
-from effnet_ray.inference.export import export
 from effnet_ray.release import aliases, catalog, maintenance, names
-from effnet_ray.release.load import load_release
 from effnet_ray.release.store import ModelStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags:
-    """What all verbs are told."""
+    """The flags of all verbs."""
 
-    store: str = field(default_factory=store_from_environment)
-    """Where releases are. Default: EFFNET_STORE, else ~/effnet-ray/store."""
+    store: str = field(default_factory=default_store)
+    """The model store. Default: EFFNET_STORE, else ~/effnet-ray/store."""
 
     def open(self) -> ModelStore:
         """The store."""
@@ -32,11 +34,11 @@ class StoreFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class WritableStoreFlags(StoreFlags):
-    """What verbs that change something are told besides."""
+    """The flags of verbs that change the store."""
 
-    single_writer: bool = field(default_factory=single_writer_from_environment)
-    """Go on although the store's server ignores conditional writes: never two at once. Default:
-    EFFNET_SINGLE_WRITER."""
+    single_writer: bool = field(default_factory=default_single_writer)
+    """Continue even if the storage server ignores conditional writes; then no two commands may
+    change the store at the same time. Default: EFFNET_SINGLE_WRITER, else off."""
 
     def open(self) -> ModelStore:
         """The store."""
@@ -45,132 +47,138 @@ class WritableStoreFlags(StoreFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class List(StoreFlags):
-    """All models: their versions and aliases, how good each is, of when, how large."""
+    """List all models: versions, aliases, scores, dates and sizes."""
 
 
-def list_models(flags: List, people: Terminal) -> dict[str, Any]:
-    """`models.py list`."""
+def list_models(flags: List, terminal: Terminal) -> dict[str, Any]:
+    """Run `models list`."""
     store = flags.open()
-    found = catalog.list_models(store)
-    tables.models_table(people, found, store.uri)
-    return {"store": store.uri, "models": [asdict(model) for model in found]}
+    models = catalog.list_models(store)
+    tables.print_models(terminal, models, store.uri)
+    return {"store": store.uri, "models": [asdict(model) for model in models]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show(StoreFlags):
-    """A model with its aliases' histories, or all that is recorded of one release."""
+    """Show a model with the history of its aliases, or the full record of one release."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")]
     """NAME, NAME@vN or NAME@ALIAS."""
 
 
-def show(flags: Show, people: Terminal) -> dict[str, Any]:
-    """`models.py show`."""
+def show(flags: Show, terminal: Terminal) -> dict[str, Any]:
+    """Run `models show`."""
     store = flags.open()
     if "@" not in flags.model:
-        return _show_model(store, flags.model, people)
+        return _show_model(store, flags.model, terminal)
     folder, version = store.resolve(flags.model)
     release, record = folder.release(version), folder.record(version)
-    tables.release_table(people, release.reference, release.uri, record)
-    told = catalog.describe_model(folder).aliases
-    held = [alias for alias, means in told.items() if means == version]
+    tables.print_release(terminal, release.reference, release.uri, record)
+    targets = catalog.describe_model(folder).aliases
     return {
         "release": release.reference,
         "release_uri": release.uri,
-        "aliases": held,
+        "aliases": [alias for alias, target in targets.items() if target == version],
         "record": record,
     }
 
 
-def _show_model(store: ModelStore, name: str, people: Terminal) -> dict[str, Any]:
+def _show_model(store: ModelStore, name: str, terminal: Terminal) -> dict[str, Any]:
     folder = store.model_folder(name)
-    found, moved = catalog.describe_model(folder), aliases.histories(folder)
-    tables.models_table(people, [found] if found.versions else [], store.uri)
-    tables.histories_table(people, moved)
-    history = {alias: [asdict(move) for move in moves] for alias, moves in moved.items()}
-    return {**asdict(found), "history": history}
+    model, histories = catalog.describe_model(folder), aliases.histories(folder)
+    tables.print_models(terminal, [model] if model.versions else [], store.uri)
+    tables.print_histories(terminal, histories)
+    history = {alias: [asdict(move) for move in moves] for alias, moves in histories.items()}
+    return {**asdict(model), "history": history}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promote(WritableStoreFlags):
-    """Let an alias mean a release from now on, unless that one is worse."""
+    """Point an alias to a release, unless that release is worse than the current one."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
     """NAME@vN or NAME@ALIAS."""
     alias: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALIAS")]
-    """best, champion, or any name of yours."""
+    """best, champion, or any other name."""
     force: bool = False
-    """Also where the release is worse than what the alias means now, by its eval top-1 (mean
-    average precision, where images may have several classes), or the seal of the alias's history
-    is broken and nobody has a copy: a new one is begun, and what there was is kept beside it."""
+    """Promote even if the release has a lower eval top-1 (mean average precision, with several
+    labels per image) than the current one. Also starts a new history, and keeps the old file
+    beside it, if the alias's history is damaged and cannot be restored from a copy."""
 
 
-def promote(flags: Promote, people: Terminal) -> dict[str, Any]:
-    """`models.py promote`."""
+def promote(flags: Promote, terminal: Terminal) -> dict[str, Any]:
+    """Run `models promote`."""
     name = names.parse_reference(flags.model).name
     move = flags.open().promote(flags.model, flags.alias, force=flags.force)
-    before = f", before: v{move.previous}" if move.previous else ""
-    people.say(f"{name}@{flags.alias} means v{move.version}{before}")
+    before = f" (before: v{move.previous})" if move.previous else ""
+    terminal.print(f"{name}@{flags.alias} now points to v{move.version}{before}")
     return {"release": f"{name}@v{move.version}", "alias": flags.alias, **asdict(move)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(StoreFlags):
-    """Write a release as ONNX or as PyTorch's exported program, held against the release."""
+    """Export a release to ONNX or to a PyTorch exported program, and compare its outputs."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@…")]
     """NAME@vN, NAME@ALIAS, or a release's URI."""
     out: str
-    """URI of the folder to write: the model and export.json, which says what it expects."""
+    """URI of the folder to write the model and export.json to, which describes the inputs."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx: model.onnx (needs the extra `onnx`); torch: model.pt2, for torch.export.load."""
 
 
-def export_model(flags: Export, people: Terminal) -> dict[str, Any]:
-    """`models.py export`."""
+def export_model(flags: Export, terminal: Terminal) -> dict[str, Any]:
+    """Run `models export`."""
+    from effnet_ray.inference.export import export
+    from effnet_ray.release.load import load_release
+
     exported = export(load_release(flags.model, flags.store), flags.out, flags.format)
-    size, apart = f"{exported.bytes / 1e6:,.1f} MB", f"{exported.difference:.1e}"
-    people.table(f"{exported.release} as {exported.format}", {
-        "file": f"{exported.file} ({size})",
-        "held against the release": f"logits differ by {apart} at most",
-    })  # fmt: skip
+    terminal.print_summary(
+        f"{exported.release} as {exported.format}",
+        {
+            "file": f"{exported.file} ({exported.bytes / 1e6:,.1f} MB)",
+            "check": f"logits differ from the release's by at most {exported.difference:.1e}",
+        },
+    )
     return asdict(exported)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(StoreFlags):
-    """Read every byte of releases again and hold it against its SHA-256, and aliases against the
-    releases they were moved to."""
+    """Read every byte of the releases again and compare SHA-256; check where aliases point."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[@…]")] = ""
-    """NAME, NAME@vN or NAME@ALIAS; not given: all there is."""
+    """NAME, NAME@vN or NAME@ALIAS. Default: the whole store."""
 
 
-def verify(flags: Verify, people: Terminal) -> dict[str, Any]:
-    """`models.py verify`. Raises ReleaseError where anything is not as it was released."""
+def verify(flags: Verify, terminal: Terminal) -> dict[str, Any]:
+    """Run `models verify`. Raises ReleaseError if anything has changed since its release."""
     store = flags.open()
-    told: dict[str, list[str]] = {"verified": [], "aliases": [], "unfinished": []}
-    told["unfinished"] = _unfinished(store, flags.model)
-    for reference in told["unfinished"]:
-        people.say(f"… {reference} is claimed, without a record: publishing again finishes it")
-    damaged = []
-    for what, reference, check in _checks(store, flags.model):
+    results: dict[str, list[str]] = {"verified": [], "aliases": [], "unfinished": []}
+    results["unfinished"] = _unfinished(store, flags.model)
+    for reference in results["unfinished"]:
+        terminal.print(f"… {reference} has no record yet: publishing again completes it")
+    errors = []
+    for kind, reference, check in _checks(store, flags.model):
         try:
             check()
         except ReleaseError as error:
-            people.say(f"✗ {reference}  {error}")
-            damaged.append(str(error))
+            terminal.print(f"✗ {reference}  {error}")
+            errors.append(str(error))
         else:
-            people.say(f"✓ {reference}")
-            told[what].append(reference)
-    if damaged:
-        more = f"; {len(damaged) - 1} more are damaged, named above" if damaged[1:] else ""
-        raise ReleaseError(damaged[0] + more)
-    return {"store": store.uri, **told}
+            terminal.print(f"✓ {reference}")
+            results[kind].append(reference)
+    if errors:
+        more = f"; {len(errors) - 1} more are damaged, see above" if errors[1:] else ""
+        raise ReleaseError(errors[0] + more)
+    return {"store": store.uri, **results}
 
 
 def _unfinished(store: ModelStore, model: str) -> list[str]:
-    """What is asked for and claimed: its publisher is at work or died, or its record is gone."""
+    """Versions that are claimed but have no record.
+
+    Their publisher is at work or died, or the record was deleted.
+    """
     if "@" in model:
         return []
     folders = [store.model_folder(name) for name in ([model] if model else store.models())]
@@ -180,14 +188,11 @@ def _unfinished(store: ModelStore, model: str) -> list[str]:
 def _checks(
     store: ModelStore, model: str
 ) -> Iterator[tuple[Literal["verified", "aliases"], str, Callable[[], None]]]:
-    """What is asked for, by name: a release, or all of a model or the store, aliases too."""
+    """Kind, reference and check of a release; or of all of a model or store, with aliases."""
     if "@" in model:
         folder, version = store.resolve(model)
-        yield (
-            "verified",
-            folder.release(version).reference,
-            partial(maintenance.verify, folder, version),
-        )
+        reference = folder.release(version).reference
+        yield "verified", reference, partial(maintenance.verify, folder, version)
         alias = names.parse_reference(model).alias
         if alias:
             yield "aliases", model, partial(aliases.verify, folder, alias)
@@ -202,49 +207,49 @@ def _checks(
 
 @dataclass(frozen=True, kw_only=True)
 class Delete(WritableStoreFlags):
-    """Delete a release for good: its number is never used again."""
+    """Delete a release for good. Its version number is never used again."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
-    """Which."""
+    """The release."""
     force: bool = False
-    """Also where an alias means it. `best` moves to the best of what is left; others mean
-    nothing."""
+    """Delete even if aliases point to it. `best` moves to the best remaining release; other
+    aliases are left without a target."""
 
 
-def delete(flags: Delete, people: Terminal) -> dict[str, Any]:
-    """`models.py delete`."""
-    done = flags.open().delete(flags.model, force=flags.force)
-    people.say(f"{flags.model} is deleted")
-    if done.best:
-        people.say(f"'best' means v{done.best.version} now")
-    for alias in done.aliases:
-        people.say(f"the alias {alias!r} means nothing now: promote another version")
-    best = done.best.version if done.best else None
-    return {"deleted": flags.model, "aliases": done.aliases, "best": best}
+def delete(flags: Delete, terminal: Terminal) -> dict[str, Any]:
+    """Run `models delete`."""
+    deleted = flags.open().delete(flags.model, force=flags.force)
+    terminal.print(f"deleted {flags.model}")
+    if deleted.best:
+        terminal.print(f"'best' now points to v{deleted.best.version}")
+    for alias in deleted.aliases:
+        terminal.print(f"alias {alias!r} has no target now: promote another version")
+    best = deleted.best.version if deleted.best else None
+    return {"deleted": flags.model, "aliases": deleted.aliases, "best": best}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gc(WritableStoreFlags):
-    """Finish what dead publishers began, and remove leftovers that nobody works with."""
+    """Complete releases whose publishers died, and remove leftovers."""
 
     older_than: float = maintenance.STALE_AFTER_S / 3600
-    """Hours since the newest byte of what is touched: longer than any publishing takes."""
+    """Hours since the last write to what is touched: more than any publishing takes."""
 
 
-def gc(flags: Gc, people: Terminal) -> dict[str, Any]:
-    """`models.py gc`."""
-    done = flags.open().gc(flags.older_than * 3600)
-    found = [
-        *(f"finished {release}" for release in done.finished),
-        *(f"buried {release}" for release in done.buried),
-        *(f"removed {uri}" for uri in done.removed),
-        *([f"aborted {done.uploads} unfinished uploads"] if done.uploads else ()),
+def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:
+    """Run `models gc`."""
+    result = flags.open().gc(flags.older_than * 3600)
+    lines = [
+        *(f"completed {release}" for release in result.finished),
+        *(f"deleted {release}: its files are incomplete" for release in result.buried),
+        *(f"removed {uri}" for uri in result.removed),
+        *([f"aborted {result.uploads} unfinished uploads"] if result.uploads else ()),
     ]
-    for line in found or ["nothing to collect"]:
-        people.say(line)
-    if done.unlisted:
-        people.say(f"unfinished uploads could not be looked for: {done.unlisted}")
-    return asdict(done)
+    for line in lines or ["nothing to remove"]:
+        terminal.print(line)
+    if result.unlisted:
+        terminal.print(f"unfinished uploads could not be listed: {result.unlisted}")
+    return asdict(result)
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any, Terminal], dict[str, Any]]]] = {
@@ -258,10 +263,14 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any, Terminal], dict[str, Any]]]] = 
 }
 
 
+def verb_flags() -> Any:
+    """The union of the verbs' flags, for tyro."""
+    flags = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
+    return Union[tuple(flags)]  # noqa: UP007  # built at run time
+
+
 def models_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/models.py`."""
-    kinds = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
-    either: Any = Union[tuple(kinds)]  # noqa: UP007  # a type made at run time
-    flags = tyro.cli(either, args=argv)
-    act = next(function for kind, function in VERBS.values() if type(flags) is kind)
-    return act(flags, Terminal())
+    """Run `models`."""
+    flags: Any = parse(verb_flags(), argv)
+    run = next(function for kind, function in VERBS.values() if type(flags) is kind)
+    return run(flags, Terminal())

@@ -13,31 +13,31 @@ from effnet_ray.release.catalog import Model, Version
 NOTHING = "–"
 
 
-def models_table(people: Terminal, found: Sequence[Model], store: str) -> None:
-    """A line for every version of every model."""
-    if not found:
-        people.say(f"no releases in {store}")
+def print_models(terminal: Terminal, models: Sequence[Model], store: str) -> None:
+    """Print a row for every version of every model."""
+    if not models:
+        terminal.print(f"no releases in {store}")
         return
     table = _table("release", "aliases", "eval", "variant", "published", "MB")
-    for model in found:
+    for model in models:
         for number, version in enumerate(model.versions):
             if number == 0 and table.row_count:
                 table.add_section()
-            table.add_row(*_row(model, version))
-    people.console.print(table)
-    for version in (version for model in found for version in model.versions if version.damaged):
-        people.say(f"{version.reference} is damaged: {version.damaged}")
+            table.add_row(*_version_cells(model, version))
+    terminal.console.print(table)
+    for version in (version for model in models for version in model.versions if version.damaged):
+        terminal.print(f"{version.reference} is damaged: {version.damaged}")
 
 
-def _row(model: Model, version: Version) -> tuple[str, ...]:
-    named = [
+def _version_cells(model: Model, version: Version) -> tuple[str, ...]:
+    aliases = [
         alias
-        for alias, means in model.aliases.items()
-        if f"{model.name}@v{means}" == version.reference
+        for alias, target in model.aliases.items()
+        if f"{model.name}@v{target}" == version.reference
     ]
     return (
         version.reference,
-        ", ".join(named),
+        ", ".join(aliases),
         "damaged" if version.damaged else _score(version),
         version.variant.upper() or NOTHING,
         version.published[:16].replace("T", " ") or NOTHING,
@@ -45,12 +45,12 @@ def _row(model: Model, version: Version) -> tuple[str, ...]:
     )
 
 
-def histories_table(people: Terminal, moved: Mapping[str, Sequence[Move]]) -> None:
-    """What each alias has meant, the newest last."""
-    if not moved:
+def print_histories(terminal: Terminal, histories: Mapping[str, Sequence[Move]]) -> None:
+    """Print the moves of each alias, the latest last."""
+    if not histories:
         return
     table = _table("alias", "version", "before", "eval", "when", "")
-    for alias, moves in moved.items():
+    for alias, moves in histories.items():
         for move in moves:
             table.add_row(
                 alias,
@@ -60,12 +60,12 @@ def histories_table(people: Terminal, moved: Mapping[str, Sequence[Move]]) -> No
                 move.when[:16].replace("T", " "),
                 "forced" if move.forced else "",
             )
-    people.console.print()
-    people.console.print(table)
+    terminal.console.print()
+    terminal.console.print(table)
 
 
-def release_table(people: Terminal, reference: str, uri: str, record: Mapping[str, Any]) -> None:
-    """All that a release's record says."""
+def print_release(terminal: Terminal, reference: str, uri: str, record: Mapping[str, Any]) -> None:
+    """Print a release's record."""
     hidden = {"name", "version", "files", "sizes", "sha256"}
     rows = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -74,19 +74,19 @@ def release_table(people: Terminal, reference: str, uri: str, record: Mapping[st
     }
     sizes = record["sizes"].items()
     files = ", ".join(f"{name} ({size / 1e3:,.1f} kB)" for name, size in sizes)
-    people.table(reference, {"folder": uri, "files": files, **rows})
+    terminal.print_summary(reference, {"folder": uri, "files": files, **rows})
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     for column in columns:
-        numbers = column in ("eval", "MB")
-        table.add_column(column, overflow="fold", justify="right" if numbers else "left")
+        numeric = column in ("eval", "MB")
+        table.add_column(column, overflow="fold", justify="right" if numeric else "left")
     return table
 
 
-def _score(told: Version | Move) -> str:
-    """What it is judged by."""
-    if told.eval_map is not None:
-        return f"mAP {told.eval_map:.2%}"
-    return NOTHING if told.eval_top1 is None else f"top-1 {told.eval_top1:.2%}"
+def _score(entry: Version | Move) -> str:
+    """The metric that releases are compared by."""
+    if entry.eval_map is not None:
+        return f"mAP {entry.eval_map:.2%}"
+    return NOTHING if entry.eval_top1 is None else f"top-1 {entry.eval_top1:.2%}"

@@ -1,21 +1,24 @@
-"""`jobs/pack.py`."""
+"""`pack`: turn labelled images into a packed data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.table import Table
 
-from effnet_ray import storage
-from effnet_ray.cli.pack_tables import data_set_table
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.data import manifest as manifests
-from effnet_ray.packing import ray_map, report
 from effnet_ray.packing.options import Packing
-from effnet_ray.packing.pack import pack
-from effnet_ray.packing.sources import Map
 from effnet_ray.placement import Placement
-from effnet_ray.runtime import session
+
+if TYPE_CHECKING:
+    from effnet_ray.data.manifest import Manifest
+    from effnet_ray.packing.report import Report
+    from effnet_ray.packing.sources import Map
+
+MAX_CLASS_ROWS = 20
+"""Classes in the table, half of them the largest and half the smallest; report.json has all."""
 
 
 @dataclass(frozen=True)
@@ -24,31 +27,43 @@ class Pack:
 
     The source is a folder of class folders (also below train/, val/ and test/), a CSV, TSV or
     Parquet table of paths and labels, Parquet in Hugging Face's image layout, or WebDataset tars.
-    Packing again continues what was interrupted.
+    Run the same command again to continue an interrupted packing.
     """
 
     source: str
-    """URI of the folder or table."""
+    """URI of the source folder or table."""
     out: str
     """URI of the data set to write."""
-    packing: tyro.conf.OmitArgPrefixes[Packing] = field(default_factory=Packing)
+    packing: Annotated[tyro.conf.OmitArgPrefixes[Packing], tyro.conf.arg(name="Packing")] = field(
+        default_factory=Packing
+    )
     verbose: bool = False
     """Show Ray's own logs."""
 
 
 def pack_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/pack.py`."""
-    flags = tyro.cli(Pack, args=argv)
+    """Run `pack`."""
+    flags = parse(Pack, argv)
+    from effnet_ray import storage
+    from effnet_ray.data import manifest as manifests
+    from effnet_ray.packing import report
+    from effnet_ray.packing.pack import pack
+
     out = storage.absolute(flags.out)
-    with Terminal() as people:
-        each = _each([storage.absolute(flags.source), out], people, verbose=flags.verbose)
-        manifest = pack(flags.source, out, flags.packing, progress=people.packed, each=each)
+    manifest_uri = storage.join(out, manifests.NAME)
+    with Terminal() as terminal:
+        map_function = _map_function(
+            [storage.absolute(flags.source), out], terminal, verbose=flags.verbose
+        )
+        manifest = pack(
+            flags.source, out, flags.packing, progress=terminal.packing_progress, each=map_function
+        )
         if flags.packing.in_place:
-            people.say(f"{storage.join(out, manifests.NAME)} written, the shards left as they are")
+            terminal.print(f"wrote {manifest_uri}; the shards are unchanged")
         else:
-            data_set_table(people, manifest, report.load(out), out)
+            _print_data_set(terminal, manifest, report.load(out), out)
     return {
-        "manifest": storage.join(out, manifests.NAME),
+        "manifest": manifest_uri,
         "fingerprint": manifest.fingerprint,
         "images": manifest.images,
         "classes": list(manifest.classes),
@@ -56,10 +71,78 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _each(uris: Sequence[str], people: Terminal, *, verbose: bool) -> Map:
-    """All over the cluster that the job was submitted to; else here, where threads are enough."""
+def _map_function(uris: Sequence[str], terminal: Terminal, *, verbose: bool) -> "Map":
+    """Ray's map on the cluster that the job was submitted to; else the built-in one.
+
+    Without a cluster, threads are enough.
+    """
+    from effnet_ray.runtime import session
+
     if not session.is_submitted_job():
         return map
-    people.say("Ray: " + session.connect(Placement(), local=False, verbose=verbose))
+    from effnet_ray.packing.ray_map import ray_map
+
+    terminal.print("Ray: " + session.connect(Placement(), local=False, verbose=verbose))
     session.check_reachable(uris)
-    return ray_map.ray_map
+    return ray_map
+
+
+def _print_data_set(terminal: Terminal, manifest: "Manifest", report: "Report", data: str) -> None:
+    """Print images and bytes by class, and what deserves attention."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("class", overflow="fold")
+    for split in report.images:
+        table.add_column(f"{split} images", justify="right")
+        table.add_column("MB", justify="right")
+    for title, cells in _class_rows(manifest.classes, report):
+        table.add_row(title, *cells)
+    terminal.console.print(table)
+    terminal.print_summary(f"{len(manifest.classes)} classes", _facts(report, data))
+
+
+def _class_rows(classes: Sequence[str], report: "Report") -> Iterator[tuple[str, list[str]]]:
+    """Title and cells of the largest and smallest classes, and of all classes."""
+    by_size = sorted(range(len(classes)), key=lambda i: -report.images["train"][i])
+    half = MAX_CLASS_ROWS // 2
+    for rank, index in enumerate(by_size):
+        if rank < half or rank >= len(by_size) - half:
+            yield classes[index], _cells(report, [index])
+        elif rank == half:
+            between = by_size[half : len(by_size) - half]
+            yield f"… {len(between)} classes between", _cells(report, between)
+    yield "all", _cells(report, by_size)
+
+
+def _cells(report: "Report", classes: Sequence[int]) -> list[str]:
+    """Images and MB of these classes together, for each split."""
+    cells = []
+    for split, images in report.images.items():
+        size = sum(report.bytes[split][i] for i in classes) / 1e6
+        cells += [f"{sum(images[i] for i in classes):,}", f"{size:,.1f}"]
+    return cells
+
+
+def _facts(report: "Report", data: str) -> dict[str, str]:
+    """The lines below the table; lines about what did not occur are left out."""
+    quarantined = sum(report.quarantined.values())
+    reasons = ", ".join(f"{count:,} × {text}" for text, count in _top(report.quarantined))
+    facts = {
+        "width": "{0:,} to {2:,} px, median {1:,}".format(*report.width),
+        "height": "{0:,} to {2:,} px, median {1:,}".format(*report.height),
+        "quarantined": quarantined and f"{quarantined:,} ({reasons}), see quarantine.parquet",
+        "duplicates": report.duplicates
+        and f"{report.duplicates:,} images have an identical one; {report.moved:,} of them moved "
+        "to its split; see duplicates.parquet",
+        "near duplicates": report.near_duplicates
+        and f"{report.near_duplicates:,} pairs across splits, see duplicates.parquet",
+        "label conflicts": report.contradictions
+        and f"{report.contradictions:,} pairs of identical images with different labels",
+        "small classes": ", ".join(f"{name} ({count})" for name, count in report.tiny.items()),
+        "data": data,
+        "next": f"python jobs/finetune.py --data {data} --variant b0",
+    }
+    return {name: text for name, text in facts.items() if isinstance(text, str) and text}
+
+
+def _top(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return list(counts.items())[:3]

@@ -1,64 +1,72 @@
-"""`jobs/predict.py`."""
+"""`predict`: classify images with a release."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from effnet_ray import storage
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.inference.options import PredictOptions
-from effnet_ray.inference.predict import PredictResult, predict
-from effnet_ray.preflight.permissions import writable
+
+if TYPE_CHECKING:
+    from effnet_ray.inference.predict import PredictResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(ReleaseFlags):
-    """Say of every image what it shows, and write Parquet; the same command goes on where it was
-    stopped."""
+    """Predict the classes of images with a release, and write them as Parquet.
+
+    Run the same command again to continue an interrupted prediction.
+    """
 
     source: str
-    """URI of the images: a folder of pictures, of any depth, one picture, a packed data set, or
+    """URI of the images: a folder (searched recursively), one image, a packed data set, or
     Parquet with an `image` column."""
     out: str
     """URI of the folder to write: part-00000.parquet, …"""
-    wanted: tyro.conf.OmitArgPrefixes[PredictOptions] = field(default_factory=PredictOptions)
+    options: Annotated[
+        tyro.conf.OmitArgPrefixes[PredictOptions], tyro.conf.arg(name="Prediction")
+    ] = field(default_factory=PredictOptions)
 
 
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/predict.py`."""
-    asked = defaults(Predict, source=tyro.MISSING, out=tyro.MISSING)
-    flags = tyro.cli(Predict, args=argv, default=asked)
-    with Terminal() as people:
-        predicted = _predicted(flags, people)
-        _summary(people, flags, predicted)
-    return asdict(predicted)
+    """Run `predict`."""
+    flags = parse(Predict, argv, defaults(Predict, source=tyro.MISSING, out=tyro.MISSING))
+    with Terminal() as terminal:
+        result = _predict(flags, terminal)
+        _print_summary(terminal, result)
+    return asdict(result)
 
 
-def _predicted(flags: Predict, people: Terminal) -> PredictResult:
-    """What came of it; people see how it comes about."""
+def _predict(flags: Predict, terminal: Terminal) -> "PredictResult":
+    """The result of the prediction; the terminal shows its progress."""
+    from effnet_ray import storage
+    from effnet_ray.inference.predict import predict
+    from effnet_ray.preflight.permissions import writable
+
     placement = flags.workers.placement
     writable(storage.absolute(flags.out), "predictions")
     return predict(
-        flags.open(),
+        flags.load(),
         flags.source,
         flags.out,
         placement,
-        flags.wanted,
-        on_progress=lambda done, images: people.counted("predicting", "predicted", done, images),
-        connect=flags.connecting(people),
+        flags.options,
+        on_progress=terminal.image_progress("predicting", "predicted"),
+        connect=flags.connector(terminal),
     )
 
 
-def _summary(people: Terminal, flags: Predict, predicted: PredictResult) -> None:
-    bad = f", {predicted.quarantined:,} could not be read: in _quarantine/"
-    people.table(
-        f"{predicted.rows:,} of {predicted.images:,} images predicted",
+def _print_summary(terminal: Terminal, result: "PredictResult") -> None:
+    unreadable = f", {result.quarantined:,} unreadable images listed in _quarantine/"
+    terminal.print_summary(
+        f"{result.rows:,} of {result.images:,} images predicted",
         {
-            "rows": f"{predicted.rows:,}{bad if predicted.quarantined else ''}",
-            "out": predicted.out,
-            "read": f'pandas.read_parquet("{predicted.out}")',
+            "rows": f"{result.rows:,}{unreadable if result.quarantined else ''}",
+            "out": result.out,
+            "read": f'pandas.read_parquet("{result.out}")',
         },
     )

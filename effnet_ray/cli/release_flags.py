@@ -1,41 +1,42 @@
-"""What the jobs that judge or predict by a release have in common."""
+"""The flags that `evaluate` and `predict` share: a release, and the workers that use it."""
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from effnet_ray.cli import flags as shared
+from effnet_ray.cli import flags
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.placement import Placement
-from effnet_ray.release.load import LoadedRelease, load_release
+
+if TYPE_CHECKING:
+    from effnet_ray.release.load import LoadedRelease
 
 
 @dataclass(frozen=True)
 class WorkerFlags:
-    """Who computes; what comes of it does not depend on that."""
+    """Where and how fast it runs; results do not depend on it."""
 
     workers: str = "2"
-    """Processes that each hold the network: N, or MIN:MAX to grow and shrink with the cluster.
+    """Worker processes, each with a copy of the network: N, or MIN:MAX to scale with the cluster.
     Default: EFFNET_WORKERS, else 2."""
     gpus_per_worker: float = 0
-    """GPUs per worker; 0 computes on CPUs. Default: EFFNET_GPUS_PER_WORKER, else 0."""
+    """GPUs per worker; 0 uses CPUs. Default: EFFNET_GPUS_PER_WORKER, else 0."""
     accelerator: str = ""
-    """Which GPUs, as Ray names them: L4, L40S, A100, …; several with commas between. Default:
-    any."""
+    """GPU types, by Ray's names (L4, L40S, A100, …), separated by commas. Default: any."""
     cores: int | None = None
-    """CPU cores of each worker; not given: the machine's, over the workers on it. With the same
-    number, what comes of it is the same to the last digit."""
+    """CPU cores per worker. With the same number, CPU results are equal bit for bit. Default: the
+    machine's cores, shared equally by the workers on it."""
     decode_tasks: int | None = None
-    """Parallel decode tasks per worker; not given: one more than a machine's workers have cores,
-    over the workers."""
+    """Parallel image decoding tasks per worker. Default: one more than the machine has cores,
+    shared equally by the workers on it."""
     prefetch_mb: int | None = None
-    """Decoded images to hold ahead of each worker, MB; not given: 320 for each decode task, or
-    what the object store has room for."""
+    """Decoded images to buffer per worker, MB. Default: 320 per decode task, or less if Ray's
+    object store is smaller."""
 
     @property
     def placement(self) -> Placement:
-        """The same, for whoever leases. Raises RecipeError for what cannot be."""
+        """These flags as a Placement. Raises RecipeError for invalid values."""
         return Placement(
             workers=self.workers,
             gpus_per_worker=self.gpus_per_worker,
@@ -48,33 +49,36 @@ class WorkerFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseFlags:
-    """Which release, and where it computes."""
+    """The flags of jobs that use a release."""
 
     model: str
-    """A release: NAME@vN or NAME@ALIAS of the store, or its folder's URI."""
+    """A release: NAME@vN or NAME@ALIAS of the store, or the URI of its folder."""
     store: str = ""
-    """Where releases are. Default: EFFNET_STORE, else ~/effnet-ray/store."""
-    workers: tyro.conf.OmitArgPrefixes[WorkerFlags] = field(default_factory=WorkerFlags)
+    """The model store. Default: EFFNET_STORE, else ~/effnet-ray/store."""
+    workers: Annotated[tyro.conf.OmitArgPrefixes[WorkerFlags], tyro.conf.arg(name="Cluster")] = (
+        field(default_factory=WorkerFlags)
+    )
     local: bool = False
-    """On this machine alone, whatever cluster the job was submitted to."""
+    """Use this machine only, even if the job was submitted to a cluster."""
     verbose: bool = False
     """Show Ray's own logs."""
 
-    def open(self) -> LoadedRelease:
-        """The release. Raises ReleaseError."""
+    def load(self) -> "LoadedRelease":
+        """The verified release. Raises ReleaseError."""
+        from effnet_ray.release.load import load_release
+
         return load_release(self.model, self.store)
 
-    def connecting(self, people: Terminal) -> shared.Connect:
-        """Joins or starts Ray, and says which."""
-        return shared.connect_as(people, local=self.local, verbose=self.verbose)
+    def connector(self, terminal: Terminal) -> flags.Connect:
+        """A function that joins or starts Ray; see `flags.connector`."""
+        return flags.connector(terminal, local=self.local, verbose=self.verbose)
 
 
 Job = TypeVar("Job", bound=ReleaseFlags)
 
 
-def defaults(job: type[Job], **more: Any) -> Job:
-    """The job's flags as a cluster's files set them; `more` are its own."""
-    env = shared.environment()
-    placement = env["placement"]
+def defaults(job: type[Job], **options: Any) -> Job:
+    """The job's flags as the environment sets them; `options` are its own fields."""
+    placement = flags.default_placement()
     workers = WorkerFlags(workers=placement.workers, gpus_per_worker=placement.gpus_per_worker)
-    return job(model=tyro.MISSING, store=env["where"].store, workers=workers, **more)
+    return job(model=tyro.MISSING, store=flags.default_store(), workers=workers, **options)

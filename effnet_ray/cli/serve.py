@@ -1,15 +1,16 @@
-"""`jobs/serve.py`."""
+"""`serve`: answer HTTP requests with a release."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from effnet_ray.cli import flags as shared
+from effnet_ray.cli.flags import default_store
+from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import (
     EffnetRayError,
@@ -21,64 +22,65 @@ from effnet_ray.errors import (
 )
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.placement import Placement
-from effnet_ray.release.load import load_release, release_uri
-from effnet_ray.runtime import session
 
 DAY_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a release over HTTP until Ctrl-C: POST an image, get labels."""
+    """Serve a release over HTTP until Ctrl-C: POST an image, get its labels."""
 
     model: str
-    """A release: NAME@vN or NAME@ALIAS of the store, or its folder's URI. An alias is followed:
-    what it means is served, also when it means another release later."""
+    """A release: NAME@vN or NAME@ALIAS of the store, or the URI of its folder. When the alias
+    moves to another release, the server switches to it."""
     store: str = ""
-    """Where releases are. Default: EFFNET_STORE, else ~/effnet-ray/store."""
-    serving: tyro.conf.OmitArgPrefixes[ServeOptions] = field(default_factory=ServeOptions)
+    """The model store. Default: EFFNET_STORE, else ~/effnet-ray/store."""
+    serving: Annotated[tyro.conf.OmitArgPrefixes[ServeOptions], tyro.conf.arg(name="Server")] = (
+        field(default_factory=ServeOptions)
+    )
     follow_every: float = 30
-    """Seconds from one look at what the alias means to the next; at most a day."""
+    """Seconds between checks of the alias; at most a day (86400)."""
     local: bool = False
-    """On this machine alone, whatever cluster the job was submitted to."""
+    """Use this machine only, even if the job was submitted to a cluster."""
     verbose: bool = False
     """Show Ray's own logs."""
 
 
 def serve_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/serve.py`."""
-    store = shared.environment()["where"].store
-    flags = tyro.cli(Serve, args=argv, default=Serve(tyro.MISSING, store=store))
+    """Run `serve`."""
+    flags = parse(Serve, argv, Serve(tyro.MISSING, store=default_store()))
     if not 0 < flags.follow_every <= DAY_S:
         raise RecipeError(
             f"follow_every is {flags.follow_every:g} s: expected more than 0, at most {DAY_S}"
         )
-    server, serving = _ray_serve(), flags.serving
+    server, options = _import_server(), flags.serving
+    from effnet_ray.release.load import load_release, release_uri
+    from effnet_ray.runtime import session
+
     uri = release_uri(flags.model, flags.store)
-    load_release(uri, "")  # refused before anything is leased
-    placement = Placement(workers=str(serving.replicas), gpus_per_worker=serving.gpus_per_replica)
-    at = f"http://{serving.host}:{serving.port}/"
+    load_release(uri, "")  # refuse a damaged release before Ray starts
+    placement = Placement(workers=str(options.replicas), gpus_per_worker=options.gpus_per_replica)
+    url = f"http://{options.host}:{options.port}/"
     logging.getLogger("ray.serve").setLevel(logging.INFO if flags.verbose else logging.ERROR)
-    with Terminal() as people:
-        people.say("Ray: " + session.connect(placement, local=flags.local, verbose=flags.verbose))
+    with Terminal() as terminal:
+        cluster = session.connect(placement, local=flags.local, verbose=flags.verbose)
+        terminal.print(f"Ray: {cluster}")
         session.request_resources(placement, [uri])
-        server.start(serving)
+        server.start(options)
         try:
-            server.deploy(uri, serving)
-            people.table(f"serving {flags.model}", {
-                "release": uri, "ask": f"curl --data-binary @photo.jpg {at}", "stop": "Ctrl-C",
-            })  # fmt: skip
-            served = _follow(flags, uri, people, server.deploy, _ticks(flags.follow_every))
+            server.deploy(uri, options)
+            _print_ready(terminal, flags.model, uri, url)
+            served = _follow(flags, uri, terminal, server.deploy, _ticks(flags.follow_every))
         finally:
             server.stop()
-    return {"model": flags.model, "release_uri": served, "url": at}
+    return {"model": flags.model, "release_uri": served, "url": url}
 
 
 Deploy = Callable[[str, ServeOptions], None]
 
 
-def _ray_serve() -> Any:
-    """`use.serve`. Raises InputError where Ray Serve is not installed."""
+def _import_server() -> Any:
+    """The module `inference.serve`. Raises InputError if Ray Serve is not installed."""
     try:
         from effnet_ray.inference import serve
     except ImportError as error:
@@ -88,8 +90,15 @@ def _ray_serve() -> Any:
     return serve
 
 
+def _print_ready(terminal: Terminal, model: str, uri: str, url: str) -> None:
+    terminal.print_summary(
+        f"serving {model}",
+        {"release": uri, "try": f"curl --data-binary @photo.jpg {url}", "stop": "Ctrl-C"},
+    )
+
+
 def _ticks(seconds: float) -> Iterator[None]:
-    """Now and then, until Ctrl-C."""
+    """Yield every so many seconds until Ctrl-C."""
     try:
         while True:
             time.sleep(seconds)
@@ -99,33 +108,35 @@ def _ticks(seconds: float) -> Iterator[None]:
 
 
 def _follow(
-    flags: Serve, uri: str, people: Terminal, deploy: Deploy, ticks: Iterator[None]
+    flags: Serve, uri: str, terminal: Terminal, deploy: Deploy, ticks: Iterator[None]
 ) -> str:
-    """Roll to whatever the model means at each tick; what was served last.
+    """Switch to the release that the model refers to, at each tick; return the last one served.
 
-    What cannot be served is told, once, and what is served stays; where only storage did not
-    answer, it is tried again.
+    A release that cannot be served is reported once, and the current one stays. It is tried again
+    only if the reason was storage.
     """
-    refused = told = ""
+    from effnet_ray.release.load import release_uri
+
+    refused = reported = ""
     for _ in ticks:
-        now = refused
+        latest = refused
         try:
-            now = release_uri(flags.model, flags.store)
-            if now not in (uri, refused):
-                deploy(now, flags.serving)
-                uri, refused, told = now, "", ""
-                people.say(f"{flags.model} means {uri} now: served")
+            latest = release_uri(flags.model, flags.store)
+            if latest not in (uri, refused):
+                deploy(latest, flags.serving)
+                uri, refused, reported = latest, "", ""
+                terminal.print(f"{flags.model} is now {uri}: switched to it")
         except EffnetRayError as error:
-            refused = refused if _passes(error) else now
-            if str(error) != told:
-                told = str(error)
-                people.say(f"{flags.model} cannot be followed: {told}; {uri} is served still")
-            if isinstance(error, EvaluationError):  # Ray Serve would go on trying
+            refused = refused if _is_storage_error(error) else latest
+            if str(error) != reported:
+                reported = str(error)
+                terminal.print(f"cannot switch {flags.model}: {reported}; still serving {uri}")
+            if isinstance(error, EvaluationError):  # else Ray Serve keeps trying the new release
                 with suppress(EffnetRayError):
                     deploy(uri, flags.serving)
     return uri
 
 
-def _passes(error: EffnetRayError) -> bool:
-    """Whether it was storage, which may answer the next time: the driver's or a replica's."""
+def _is_storage_error(error: EffnetRayError) -> bool:
+    """Whether storage failed, here or in a replica: it may work the next time."""
     return isinstance(error, StorageError | ReplicaStorageError)

@@ -1,210 +1,226 @@
-"""One live line, one line per epoch, a table at the end.
+"""Prints to the terminal: a progress bar, a line per epoch, a summary at the end.
 
-In a job's log, where there is no terminal, the live line becomes plain lines now and then.
+Without a terminal, as in a job's log, progress is a plain line every now and then.
 """
 
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from effnet_ray.runtime.events import WaitingForWorkers
-from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.events import (
-    ComputingFeatures,
-    EpochDone,
-    Event,
-    ImagesQuarantined,
-    MicroBatchSplit,
-    Preempted,
-    RunFailed,
-    RunStarted,
-    StepDone,
-    WorkerDied,
-    WorkersStarted,
-)
+if TYPE_CHECKING:
+    from effnet_ray.train.epoch_report import EpochReport
+    from effnet_ray.train.events import (
+        ComputingFeatures,
+        EpochDone,
+        Event,
+        ImagesQuarantined,
+        StepDone,
+        WorkersStarted,
+    )
 
 PLAIN_EVERY_S = 30
 """Seconds between progress lines in a log."""
-NAMED_AT_ONCE = 5
-"""Quarantined images named on the console; the run's quarantine/ folder names all."""
-
-
+ETA_AFTER_S = 1
+"""Seconds of steady progress before a remaining time is estimated."""
+MAX_NAMED_IMAGES = 5
+"""Quarantined images named on the terminal; the run's quarantine/ folder lists all."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""All but line ends and tabs; and halves of pairs, which no terminal can be sent."""
+"""Control characters except newline and tab, and surrogates, which cannot be encoded."""
 
 
 class Terminal:
-    """Speaks to whoever watches. Use as a context; it may be silent when nothing happens."""
+    """Prints for people, by default to stderr. A context manager: it shows a progress bar."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
-        self._live = Progress(
+        self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[figures]}  ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[text]}"),
             console=self.console,
             transient=True,
         )
         self._task: TaskID | None = None
-        self._doing = ""
-        self._last_plain = self._began = time.monotonic()
-        self._begin = WorkersStarted(workers=0, step=0, steps=0, device="")
-        self._given_up = False
-        self.trained = False
-        """Whether any worker has started since."""
+        self._activity = ""
+        self._started = self._last_plain = time.monotonic()
+        self._eta = Eta(0)
+        self._failed = False
+        self.training_started = False
+        """Whether any worker has started training."""
 
     def __enter__(self) -> "Terminal":
         if self.console.is_terminal:
-            self._live.start()
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:  # stopping prints an empty line
-            self._live.stop()
+        if self.console.is_terminal:  # stop() prints an empty line
+            self._bar.stop()
 
-    def say(self, sentence: str) -> None:
-        """One plain sentence."""
-        self.console.print(harmless(sentence), markup=False)
+    def print(self, text: str) -> None:
+        """Print a line of plain text."""
+        self.console.print(strip_control(text), markup=False)
 
-    def packed(self, done: int, total: int) -> None:
-        """Progress of packing, images."""
-        self.counted("packing", "packed", done, total)
+    def print_summary(self, title: str, rows: Mapping[str, str]) -> None:
+        """Print names and values, one per line and never wrapped, so that they can be copied."""
+        self.print(f"\n{title}")
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            self.print(f"  {name:<{width}}  {value}")
 
-    def scored(self, done: int, total: int) -> None:
-        """Progress of scoring the test split, images."""
-        self.counted("scoring the test split", "scored the test split:", done, total)
+    def packing_progress(self, done: int, total: int) -> None:
+        """Show the progress of packing, in images."""
+        self._show_images("packing", "packed", done, total)
 
-    def counted(self, doing: str, did: str, done: int, total: int) -> None:
-        """Progress of what is done image by image."""
-        if self._doing != doing:
-            self._begun(doing, total)
-        pace = done / max(1e-3, time.monotonic() - self._began)
-        figures = f"{pace:,.0f} images/s"
-        assert self._task is not None
-        self._live.update(self._task, completed=done, total=total, figures=figures)
-        now = time.monotonic()
+    def test_progress(self, done: int, total: int) -> None:
+        """Show the progress of scoring the test split, in images."""
+        self._show_images("scoring the test split", "scored the test split:", done, total)
+
+    def image_progress(self, activity: str, past_tense: str) -> Callable[[int, int], None]:
+        """A callback of (images done, all images) that shows the progress of an activity."""
+        return lambda done, total: self._show_images(activity, past_tense, done, total)
+
+    def _show_images(self, activity: str, past_tense: str, done: int, total: int) -> None:
+        if self._activity != activity:
+            self._start_bar(activity, total)
+        rate = f"{done / max(1e-3, time.monotonic() - self._started):,.0f} images/s"
+        eta = self._eta.update(done)
+        self._update_bar(done, f"images  {rate}  ETA {eta}")
         if done == total:
-            self._doing = ""  # the next of its kind begins anew
-            self.say(f"{did} {total:,} images, {figures}")
-        elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = now
-            self.say(f"{did} {done:,} of {total:,} images, {figures}")
+            self._activity = ""  # the same activity may start again
+            self.print(f"{past_tense} {total:,} images, {rate}")
+        elif self._plain_line_due():
+            self.print(f"{past_tense} {done:,} of {total:,} images, {rate}, ETA {eta}")
 
-    def _begun(self, doing: str, total: int, done: int = 0) -> None:
-        """A live line for something else."""
+    def _start_bar(self, activity: str, total: int, done: int = 0) -> None:
         if self._task is not None:
-            self._live.remove_task(self._task)
-        self._doing, self._began = doing, time.monotonic()
-        self._task = self._live.add_task(doing, total=total, completed=done, figures="")
+            self._bar.remove_task(self._task)
+        self._activity, self._started, self._eta = activity, time.monotonic(), Eta(total)
+        self._task = self._bar.add_task(activity, total=total, completed=done, text="")
 
-    def hear(self, event: Event) -> None:
-        """An event of a run."""
-        match event:
-            case RunStarted():
-                pass  # trackers hear it
-            case ComputingFeatures():
-                self._extracting(event)
-            case WorkersStarted():
-                self._started(event)
-            case StepDone():
-                self._stepped(event)
-            case MicroBatchSplit():
-                parts = f"each micro-batch in {event.pieces} parts"
-                self.say(f"{parts}: it does not fit into memory at once")
-            case EpochDone():
-                self._epoch(event)
-            case ImagesQuarantined():
-                named = list(event.images.items())
-                for image, why in named[:NAMED_AT_ONCE]:
-                    self.say(f"quarantined image {image}: {why}")
-                if len(named) > NAMED_AT_ONCE:
-                    self.say(f"… and {len(named) - NAMED_AT_ONCE} more, in the run's quarantine/")
-            case WorkerDied():
-                if not self._given_up:  # else the driver says it
-                    self.say(f"lost workers: {event.why}")
-            case Preempted():
-                self.say(f"a machine is being taken away: saved at step {event.step}, going on")
-            case WaitingForWorkers():
-                since = timedelta(seconds=round(event.seconds))
-                self.say(f"waiting since {since} for {event.reason}")
-            case RunFailed():
-                self._given_up = True  # the driver raises it
+    def _update_bar(self, done: int, text: str) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, text=text)
 
-    def _extracting(self, event: ComputingFeatures) -> None:
-        if self._task is None:
-            self.say(f"computing the features of {event.images:,} images, once")
-            self._begun("features", event.images)
-        assert self._task is not None
-        pace = f"{event.done / max(1e-3, time.monotonic() - self._began):,.1f} images/s"
-        self._live.update(self._task, completed=event.done, figures=pace)
+    def _plain_line_due(self) -> bool:
+        """Whether it is time for a progress line in a log."""
         now = time.monotonic()
-        if event.done == event.images:
-            self.say(f"features of {event.images:,} images kept, {pace}")
-        elif not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
+        due = not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S
+        if due:
             self._last_plain = now
-            self.say(f"features {event.done:,}/{event.images:,}  {pace}")
+        return due
 
-    def _started(self, event: WorkersStarted) -> None:
-        self.trained = True
-        self._begin = event
-        begin = f"resuming at step {event.step} of" if event.step else "training for"
+    def on_event(self, event: "Event") -> None:
+        """Show an event of a run."""
+        from effnet_ray.runtime.events import WaitingForWorkers
+        from effnet_ray.train import events
+
+        match event:
+            case events.RunStarted():
+                pass  # of interest to trackers only
+            case events.ComputingFeatures():
+                self._show_features(event)
+            case events.WorkersStarted():
+                self._show_start(event)
+            case events.StepDone():
+                self._show_step(event)
+            case events.MicroBatchSplit():
+                self.print(f"out of memory: each micro-batch is now split into {event.pieces}")
+            case events.EpochDone():
+                self._show_epoch(event)
+            case events.ImagesQuarantined():
+                self._show_quarantined(event)
+            case events.WorkerDied():
+                if not self._failed:  # else the job ends with the error
+                    self.print(f"workers died: {event.why}")
+            case events.Preempted():
+                self.print(f"a node is being preempted: saved at step {event.step}, continuing")
+            case WaitingForWorkers():
+                duration = timedelta(seconds=round(event.seconds))
+                self.print(f"waiting for workers for {duration}: {event.reason}")
+            case events.RunFailed():
+                self._failed = True  # the job ends with the error
+
+    def _show_features(self, event: "ComputingFeatures") -> None:
+        activity = "computing features"
+        if self._activity != activity and event.done < event.images:
+            self.print(f"computing the backbone's features of {event.images:,} images, once")
+        self._show_images(activity, "computed the features of", event.done, event.images)
+
+    def _show_start(self, event: "WorkersStarted") -> None:
+        self.training_started = True
+        start = f"resuming at step {event.step} of" if event.step else "training for"
         workers = "1 worker" if event.workers == 1 else f"{event.workers} workers"
         phases = f": {event.phases}" if event.phases else ""
-        self.say(f"{begin} {event.steps} steps on {workers} ({event.device}){phases}")
-        self._begun("training", event.steps, event.step)
+        self.print(f"{start} {event.steps} steps on {workers} ({event.device}){phases}")
+        self._start_bar("training", event.steps, event.step)
 
-    def _stepped(self, event: StepDone) -> None:
-        figures = f"{event.images_per_s:,.1f} images/s  loss {event.loss:.3f}"
-        if self._task is not None:
-            self._live.update(self._task, completed=event.step, figures=figures)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = now
-            self.say(f"step {event.step}/{self._begin.steps}  {figures}  ETA {self._eta(event)}")
+    def _show_step(self, event: "StepDone") -> None:
+        eta = self._eta.update(event.step)
+        text = f"{event.images_per_s:,.1f} images/s  loss {event.loss:.3f}  ETA {eta}"
+        self._update_bar(event.step, f"steps  {text}")
+        if self._plain_line_due():
+            self.print(f"step {event.step}/{self._eta.total}  {text}")
 
-    def _eta(self, event: StepDone) -> str:
-        """Time left at the pace since the workers started, evaluations left out."""
-        pace = (time.monotonic() - self._began) / max(1, event.step - self._begin.step)
-        return str(timedelta(seconds=round(pace * (self._begin.steps - event.step))))
-
-    def _epoch(self, event: EpochDone) -> None:
+    def _show_epoch(self, event: "EpochDone") -> None:
         report = event.report
         self._last_plain = time.monotonic()
         if self._task is not None:
-            self._live.update(self._task, completed=report.step)
-        self.say(
+            self._bar.update(self._task, completed=report.step)
+        self.print(
             f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.4f}  "
-            f"{_evaluated(report)}"
+            f"{_eval_text(report)}"
             f"{event.images_per_s:,.1f} images/s  {event.seconds:.1f} s  "
             f"(waited {event.data_wait_s:.1f} s for data)"
         )
         if report.skipped:
-            self.say(f"skipped {report.skipped} steps: loss or gradient not finite")
+            self.print(f"skipped {report.skipped} steps: loss or gradient was NaN or infinite")
 
-    def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """Names and values, one a line and never folded: they are there to be copied."""
-        self.say(f"\n{title}")
-        width = max(map(len, rows))
-        for name, value in rows.items():
-            self.say(f"  {name:<{width}}  {value}")
+    def _show_quarantined(self, event: "ImagesQuarantined") -> None:
+        images = list(event.images.items())
+        for image, reason in images[:MAX_NAMED_IMAGES]:
+            self.print(f"quarantined image {image}: {reason}")
+        if len(images) > MAX_NAMED_IMAGES:
+            self.print(f"… and {len(images) - MAX_NAMED_IMAGES} more, in the run's quarantine/")
 
 
-def harmless(text: str) -> str:
-    """The text without what would move a terminal's cursor: names of files are anybody's."""
+class Eta:
+    """Estimates the remaining time from the rate since the first update.
+
+    What happens before it, like starting workers, compiling, and the first batch, does not count.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._first: tuple[float, int] | None = None
+
+    def update(self, done: int) -> str:
+        """The time until `total`, as H:MM:SS; "–" until there is enough progress to tell."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        start, first = self._first
+        if done <= first or now - start < ETA_AFTER_S:
+            return "–"
+        seconds = (now - start) / (done - first) * (self.total - done)
+        return str(timedelta(seconds=round(seconds)))
+
+
+def strip_control(text: str) -> str:
+    """The text without control characters: file names may contain any."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _evaluated(report: EpochReport) -> str:
-    """What an epoch's evaluation found; nothing where it had none."""
+def _eval_text(report: "EpochReport") -> str:
+    """The eval metrics of an epoch; empty if it was not evaluated."""
     if report.eval_loss is None or report.score is None:
         return ""
-    averaged = "(averaged)  " if report.averaged else ""
+    averaged = "(EMA)  " if report.averaged else ""
     score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:.2%}"
     return f"eval loss {report.eval_loss:.4f}  eval {score}  {averaged}"

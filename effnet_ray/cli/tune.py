@@ -1,145 +1,111 @@
-"""`jobs/tune.py`."""
+"""`tune`: search for the best model over EfficientNet variants and recipes."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from effnet_ray import storage
-from effnet_ray.cli import flags as shared
 from effnet_ray.cli.check import preflight_or_raise
-from effnet_ray.cli.flags import LOCAL, TrainingFlags
+from effnet_ray.cli.flags import (
+    LOCAL,
+    Connect,
+    TrainingFlags,
+    parse_training,
+    workers_in_environment,
+)
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.cli.tune_view import SweepView
 from effnet_ray.errors import RecipeError
+from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.names import Release
-from effnet_ray.sweep import report, results, space as spaces, sweep_record
 from effnet_ray.sweep.objective import Objective
-from effnet_ray.sweep.publish import publish
-from effnet_ray.sweep.results import Outcome
-from effnet_ray.sweep.searchers import RANDOM
-from effnet_ray.sweep.tune import tune
-from effnet_ray.tracking.trackers import Trackers, parse_trackers
 from effnet_ray.variants import VARIANTS
 
+if TYPE_CHECKING:
+    from effnet_ray.release.names import Release
+    from effnet_ray.sweep.results import Outcome
+
 DOMAIN = re.compile(r"(log|uniform|int|choice):")
-"""How a flag's value begins where it is to be searched, not given."""
-
-
-@dataclass(frozen=True)
-class Tune(TrainingFlags):
-    """Find the best EfficientNet for the money: B0–B7, one ASHA for each, and a Pareto front.
-
-    The other flags are what all trials share. A field of the recipe is searched where its flag
-    is given a domain: --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
-    --batchnorm choice:train,frozen. Trackers are told of the released trials, at the end.
-    """
-
-    variants: str = ",".join(VARIANTS)
-    """Which EfficientNets, with commas between. With --local: b0,b1,b2."""
-    trials: int = 16
-    """How many recipes to try, over all variants. With --local: 8."""
-    space: tuple[str, ...] = ()
-    """JSON files of field and domain, or FIELD=DOMAIN. Default: lr, weight_decay,
-    label_smoothing and drop_path, where their own flags are not given."""
-    searcher: str = RANDOM
-    """random, or tpe (Optuna's, pip install 'effnet-ray[tpe]')."""
-    budget: float | None = None
-    """Device-seconds that the sweep may spend."""
-    objective: tyro.conf.OmitArgPrefixes[Objective] = field(default_factory=Objective)
-
+"""How a flag's value begins if it is a domain to search."""
 
 SMALL = {**LOCAL, "image_size": 48, "batch_size": 64, "crop_scale": 0.85}
-"""With --local: smaller than a single run's."""
+"""Recipe defaults with `--local`: smaller than for a single run."""
 SMALL_SPACE = {
     "lr": "log:4e-3:1.2e-2",
     "weight_decay": "log:1e-3:0.1",
     "label_smoothing": "uniform:0:0.1",
 }
-"""With --local: so few steps want high rates. B0s with 5e-3 and 8e-3 came to 0.986 and 0.981."""
+"""Search space with `--local`: few steps need a high learning rate. B0 with 5e-3 and 8e-3 reached
+0.986 and 0.981."""
+
+
+@dataclass(frozen=True)
+class Tune(TrainingFlags):
+    """Find the best EfficientNet for its cost: an ASHA search over B0–B7, with a Pareto front.
+
+    All trials share the other flags. To search a recipe field, give its flag a domain:
+    --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
+    --batchnorm choice:train,frozen. Trackers log the released trials, at the end.
+    """
+
+    variants: str = ",".join(VARIANTS)
+    """EfficientNet variants to try, separated by commas. With --local: b0,b1,b2."""
+    trials: int = 16
+    """Trials over all variants. With --local: 8."""
+    space: tuple[str, ...] = ()
+    """Search space: FIELD=DOMAIN, or JSON files of fields and domains. Default: lr, weight_decay,
+    label_smoothing and drop_path, except those whose flags are given."""
+    searcher: str = "random"
+    """Search algorithm: random, or tpe (Optuna's; pip install 'effnet-ray[tpe]')."""
+    budget: float | None = None
+    """Device-seconds that the sweep may use. Default: no limit."""
+    objective: Annotated[tyro.conf.OmitArgPrefixes[Objective], tyro.conf.arg(name="Objective")] = (
+        field(default_factory=Objective)
+    )
 
 
 def tune_job(argv: Sequence[str]) -> dict[str, Any]:
-    """`jobs/tune.py`."""
-    plain, domains, given = _split(argv)
-    small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in plain else {}
-    flags = shared.parse(Tune, plain, SMALL, **small)
+    """Run `tune`."""
+    argv, domains, given = _split_domains(argv)
+    small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
+    flags = parse_training(Tune, argv, SMALL, **small)
     if "variant" in given:
         raise RecipeError("a sweep has several variants: give --variants b0,b1,…, not --variant")
-    people = Terminal()
-    space = _space([*flags.space, *domains], given, flags)
-    data = flags.where.data or shared.sample(people)
-    preflight_or_raise(flags, data, people)
-    connect = shared.connect_as(people, local=flags.local, verbose=flags.verbose, dashboard=True)
-    given_workers = _says_workers(plain)
-    found = _found(flags, data, space, people, connect, workers_given=given_workers)
-    # Trials had as many workers as keep all devices busy; one alone fits wherever they did.
-    placement = flags.placement if given_workers else replace(flags.placement, workers="1")
-    with Trackers(
-        parse_trackers(flags.tracker), people.say
-    ) as trackers:  # a trial's events stay with it
-        release, front = publish(
-            found,
-            flags.where.store,
-            single_writer=flags.where.single_writer,
-            scoring=shared.scoring(flags, data, people, connect, placement),
-        )
-        for each in dict.fromkeys([release, *front]):
-            trackers.on_release(each)
-    page = storage.join(found.uri, sweep_record.REPORT)
-    storage.write_bytes(page, report.html(found))
-    _summary(people, found, release, page)
+    space = _search_space([*flags.space, *domains], given, flags)
+    terminal = Terminal()
+    data = flags.data_uri(terminal)
+    preflight_or_raise(flags, data, terminal)
+    connect = flags.connector(terminal, dashboard=True)
+    workers_given = "--workers" in argv or workers_in_environment()
+    outcome = _tune(flags, data, space, terminal, connect, workers_given=workers_given)
+    # Trials used all devices; one worker scores the test split, and fits wherever they did.
+    placement = flags.placement if workers_given else replace(flags.placement, workers="1")
+    release, front = _publish(flags, outcome, data, terminal, connect, placement)
+    report = _write_report(outcome)
+    _print_summary(terminal, outcome, release, report)
     return {
-        **found.as_json(),
+        **outcome.as_json(),
         "release": release.reference,
         "release_uri": release.uri,
         "pareto_releases": [other.reference for other in front],
-        "report": page,
+        "report": report,
     }
 
 
-def _found(
-    flags: Tune,
-    data: str,
-    space: dict[str, Any],
-    people: Terminal,
-    connect: shared.Connect,
-    *,
-    workers_given: bool,
-) -> Outcome:
-    """The sweep's outcome; people see how it comes about."""
-    with SweepView(people) as view:
-        return tune(
-            shared.recipe(flags),
-            flags.placement,
-            data,
-            variants=[name for name in flags.variants.split(",") if name],
-            trials=flags.trials,
-            runs=flags.where.runs,
-            space=space,
-            searcher=flags.searcher,
-            budget=flags.budget,
-            objective=flags.objective,
-            workers=flags.placement.workers if workers_given else None,
-            name=flags.name or None,
-            mirror=flags.where.weights_mirror or None,
-            on_progress=view.on_progress,
-            connect=connect,
-        )
+def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
+    """Split off recipe flags whose value is a domain.
 
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
-    """The flags without those that give a domain, these as FIELD=DOMAIN, and fields given."""
-    known = {known.name for known in fields(Recipe)}
+    Returns the other flags, the domains as FIELD=DOMAIN, and the recipe fields with a value.
+    """
+    names = {recipe_field.name for recipe_field in fields(Recipe)}
     rest, domains, given = list[str](), list[str](), set[str]()
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if flag[:2] != "--" or name not in known:
+        if flag[:2] != "--" or name not in names:
             rest.append(word)
             continue
         value = value if equals else next(words, "")
@@ -151,44 +117,110 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
     return rest, domains, given
 
 
-def _space(entries: Sequence[str], given: set[str], flags: Tune) -> dict[str, Any]:
-    """The space asked for; a default one without what flags give."""
+def _search_space(entries: Sequence[str], given: set[str], flags: Tune) -> dict[str, Any]:
+    """The search space of the flags; else the default one without the fields that flags set."""
+    from effnet_ray.sweep import space as spaces
+
     if not entries:
-        usual = spaces.FROM_SCRATCH if flags.recipe.weights == "none" else spaces.DEFAULT
-        usual = SMALL_SPACE if flags.local else usual
-        return {name: text for name, text in usual.items() if name not in given}
-    described = spaces.collect(entries)
-    twice = sorted(given & set(described))
+        default = spaces.FROM_SCRATCH if flags.recipe.weights == "none" else spaces.DEFAULT
+        default = SMALL_SPACE if flags.local else default
+        return {name: domain for name, domain in default.items() if name not in given}
+    space = spaces.collect(entries)
+    twice = sorted(given & set(space))
     if twice:
         raise RecipeError(
             f"{twice[0]} is given by a flag and in the search space: give one of the two"
         )
-    return described
+    return space
 
 
-def _says_workers(argv: Sequence[str]) -> bool:
-    """Whether a person, or the cluster's files, decided each trial's workers."""
-    return "--workers" in argv or shared.workers_from_environment()
+def _tune(
+    flags: Tune,
+    data: str,
+    space: dict[str, Any],
+    terminal: Terminal,
+    connect: Connect,
+    *,
+    workers_given: bool,
+) -> "Outcome":
+    """The outcome of the sweep; the terminal shows its progress."""
+    from effnet_ray.sweep.tune import tune
+
+    with SweepView(terminal) as view:
+        return tune(
+            flags.resolved_recipe(),
+            flags.placement,
+            data,
+            variants=[name for name in flags.variants.split(",") if name],
+            trials=flags.trials,
+            runs=flags.location.runs,
+            space=space,
+            searcher=flags.searcher,
+            budget=flags.budget,
+            objective=flags.objective,
+            workers=flags.placement.workers if workers_given else None,
+            name=flags.name or None,
+            mirror=flags.location.weights_mirror or None,
+            on_progress=view.on_progress,
+            connect=connect,
+        )
 
 
-def _summary(people: Terminal, found: Outcome, release: Release, page: str) -> None:
-    best = found.best
-    spent = sum(trial.device_seconds for trial in found.trials)
-    states = ", ".join(f"{n} {state}" for state, n in results.counts(found.trials).items())
+def _publish(
+    flags: Tune,
+    outcome: "Outcome",
+    data: str,
+    terminal: Terminal,
+    connect: Connect,
+    placement: Placement,
+) -> "tuple[Release, list[Release]]":
+    """Publish the best trial and the Pareto front, and log them to the trackers."""
+    from effnet_ray.sweep.publish import publish
+    from effnet_ray.tracking.trackers import Trackers, parse_trackers
+
+    with Trackers(parse_trackers(flags.tracker), terminal.print) as trackers:
+        release, front = publish(
+            outcome,
+            flags.location.store,
+            single_writer=flags.location.single_writer,
+            scoring=flags.test_scoring(data, terminal, connect, placement),
+        )
+        for published in dict.fromkeys([release, *front]):
+            trackers.on_release(published)
+    return release, front
+
+
+def _write_report(outcome: "Outcome") -> str:
+    """Write the sweep's report and return its URI."""
+    from effnet_ray import storage
+    from effnet_ray.sweep import report, sweep_record
+
+    uri = storage.join(outcome.uri, sweep_record.REPORT)
+    storage.write_bytes(uri, report.html(outcome))
+    return uri
+
+
+def _print_summary(
+    terminal: Terminal, outcome: "Outcome", release: "Release", report: str
+) -> None:
+    from effnet_ray.sweep import results
+
+    best = outcome.best.trial
+    spent = sum(trial.device_seconds for trial in outcome.trials)
+    states = ", ".join(f"{n} {state}" for state, n in results.counts(outcome.trials).items())
     front = ", ".join(
-        f"{entry.trial.variant.upper()} {entry.trial.eval_top1:.2%} ({entry.cost.gmacs:.2g} GMACs)"
-        for entry in found.pareto
+        f"{row.trial.variant.upper()} {row.trial.eval_top1:.2%} ({row.cost.gmacs:.2g} GMACs)"
+        for row in outcome.pareto
     )
-    top1 = f"{best.trial.eval_top1:.2%}"
-    people.table(
-        f"{release.reference}: {best.trial.variant.upper()}, eval top-1 {top1}",
+    terminal.print_summary(
+        f"{release.reference}: {best.variant.upper()}, eval top-1 {best.eval_top1:.2%}",
         {
             "release": release.uri,
             "Pareto front": front,
             "trials": states,
-            "spent": f"{spent:,.0f} device-seconds, "
-            f"{results.seconds_saved(found.trials):,.0f} saved by stopping early",
-            "report": page,
-            "resume": "run the same command again: finished trials are not repeated",
+            "used": f"{spent:,.0f} device-seconds; early stopping saved "
+            f"{results.seconds_saved(outcome.trials):,.0f}",
+            "report": report,
+            "resume": "run the same command again; finished trials are not repeated",
         },
     )
