@@ -24,10 +24,9 @@ from torch._inductor.utils import fresh_cache
 from effnet_ray.model import network, optimizer
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
-from effnet_ray.speed import LAYOUTS
 from effnet_ray.train.state import Batch, TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import LAYOUTS, VARIANTS
 
 CLASSES = 100
 

@@ -1,7 +1,8 @@
-"""The phases of a run: in which epochs which parts of the network learn, and how fast. Pure.
+"""The phases of a run: which parts of the network are trained in which epochs, and how fast.
 
-A part means the same for every variant: 0 is the stem, 1 to 7 are the stages of the paper's table
-(Keras's block1 … block7, timm's blocks.0 … blocks.6), 8 is the last convolution, 9 the head.
+A part means the same for every variant: 0 is the stem, 1 to N are the stages of the paper's table
+(block1 … blockN in Keras, blocks.0 … blocks.N-1 in timm), N + 1 is the last convolution, and
+N + 2 the head. EfficientNets have N = 7 stages.
 """
 
 import re
@@ -10,99 +11,101 @@ from dataclasses import dataclass
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import MIN_IMAGE_SIZE
 
-STEM, FINAL_CONV, HEAD = 0, 8, 9
-"""Parts that are no stages."""
+STEM = 0
 
-FORWARD = 1 / 3
-"""What a forward pass costs of a training step."""
-CACHED = 0.01
-"""What an epoch of the head costs once the features are there; measured below it
+FORWARD_COST = 1 / 3
+"""Cost of a forward pass, in training steps: the backward pass costs two forward passes."""
+CACHED_COST = 0.01
+"""Cost of a head epoch from cached features, in full epochs; measured values are below it
 (`benchmarks/features.py`)."""
-GROWS, STEP_PX = 0.75, 16
-"""Share of a phase in which train images grow, where they do; by so many px at least."""
-BLOCK = re.compile(r"blocks\.(\d+)\.")
-TOPS = ("conv_head.", "bn2.")
-"""timm's names of the last convolution and its norm."""
+GROWTH_SHARE = 0.75
+"""Progressive resizing: share of a phase in which images grow (FFCV's schedule)."""
+GROWTH_STEP = 16
+"""Progressive resizing: image sizes are multiples of this, px."""
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_STEM_NAMES = ("conv_stem.", "bn1.")
+_FINAL_CONV_NAMES = ("conv_head.", "bn2.")
+_HEAD_NAMES = ("classifier.",)
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Epochs in which the same parts learn, at a rate that rises and falls once."""
+    """Consecutive epochs that train the same parts, with one learning-rate schedule."""
 
     first: int
-    """Its first epoch, from 0."""
+    """First epoch, from 0."""
     end: int
-    """The epoch after its last."""
+    """The epoch after the last."""
     lr: float
     """Peak learning rate."""
     lowest: int
-    """The lowest part that learns; all above it do too."""
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the whole backbone is: the head learns from its features."""
-        return self.lowest == HEAD
+    """The lowest trainable part; everything above it is trained too."""
+    frozen: bool
+    """Whether the whole backbone is frozen, so that only the head is trained."""
 
 
 def phases(recipe: Recipe) -> tuple[Phase, ...]:
-    """The phases of a settled recipe, in order; together they are its epochs."""
+    """The phases of a resolved recipe, in order; together they are its epochs."""
     head_epochs, lr, head_lr = recipe.head_epochs, recipe.lr, recipe.head_lr
     assert head_epochs is not None and lr is not None and head_lr is not None
+    stages = recipe.variant_spec.stages
+    head, lowest = head_part(stages), lowest_trainable(recipe.unfreeze, stages)
     both = (
-        Phase(0, head_epochs, head_lr, HEAD),
-        Phase(head_epochs, recipe.epochs, lr, lowest_trainable(recipe.unfreeze)),
+        Phase(0, head_epochs, head_lr, head, frozen=True),
+        Phase(head_epochs, recipe.epochs, lr, lowest, frozen=lowest == head),
     )
     return tuple(phase for phase in both if phase.end > phase.first)
 
 
 def cost(recipe: Recipe, epochs: int) -> float:
-    """What the first `epochs` cost, in epochs in which everything learns.
+    """The cost of the first `epochs`, in epochs that train everything at the full image size.
 
-    A frozen backbone costs its forward pass alone: a third, the backward pass being two of the
-    kind; and only once for each view, where its features are kept.
+    With a frozen backbone an epoch costs a forward pass; with the feature cache, each view costs
+    one forward pass in total.
     """
-    spent = 0.0
+    total = 0.0
     for phase in phases(recipe):
         done = max(0, min(phase.end, epochs) - phase.first)
         if not phase.frozen:
-            shares = (_share(recipe, phase, phase.first + n) for n in range(done))
-            spent += sum(share**2 for share in shares)
+            shares = (_size_share(recipe, phase, phase.first + n) for n in range(done))
+            total += sum(share**2 for share in shares)
         elif recipe.head_cache:
             views = min(recipe.head_views, phase.end - phase.first)
-            spent += FORWARD * views * (done > 0) + CACHED * done
+            total += FORWARD_COST * views * (done > 0) + CACHED_COST * done
         else:
-            spent += FORWARD * done
-    return spent
+            total += FORWARD_COST * done
+    return total
 
 
 def size_at(recipe: Recipe, epoch: int) -> int:
-    """Height and width in px of the train images of an epoch, of a settled recipe.
+    """Height and width of an epoch's training images, px, for a resolved recipe.
 
-    Progressive learning (Tan and Le 2021, arXiv 2104.00298, section 4) in steps of 16 px, to the
-    whole size at three quarters of the phase: FFCV's schedule.
+    Progressive learning (Tan and Le 2021, arXiv 2104.00298, section 4) in steps of 16 px; the full
+    size is reached at three quarters of the phase, as in FFCV's schedule.
     """
     size, phase = recipe.image_size, phase_at(recipe, epoch)
     assert size is not None
-    share = 1.0 if phase.frozen else _share(recipe, phase, epoch)
-    grown = STEP_PX * round(size * share / STEP_PX)
-    return size if share == 1 else min(size, max(MIN_IMAGE_SIZE, grown))
+    share = 1.0 if phase.frozen else _size_share(recipe, phase, epoch)
+    rounded = GROWTH_STEP * round(size * share / GROWTH_STEP)
+    return size if share == 1 else min(size, max(MIN_IMAGE_SIZE, rounded))
 
 
-def _share(recipe: Recipe, phase: Phase, epoch: int) -> float:
-    """Of the image size, in an epoch of a phase that is not frozen."""
-    grown = (epoch - phase.first) / (GROWS * (phase.end - phase.first))
-    return min(1.0, recipe.progressive + (1 - recipe.progressive) * grown)
+def _size_share(recipe: Recipe, phase: Phase, epoch: int) -> float:
+    """Share of the full image size in an epoch that trains the backbone."""
+    progress = (epoch - phase.first) / (GROWTH_SHARE * (phase.end - phase.first))
+    return min(1.0, recipe.progressive + (1 - recipe.progressive) * progress)
 
 
 def view_at(recipe: Recipe, epoch: int) -> int | None:
-    """Which view of each train image an epoch shows, by number; None: the plain one."""
+    """The number of the view of each training image in an epoch; None: the evaluation view."""
     if not phase_at(recipe, epoch).frozen:
         return epoch
     return epoch % recipe.head_views or None
 
 
 def uses_feature_cache(recipe: Recipe, epoch: int) -> bool:
-    """Whether an epoch goes by kept features."""
+    """Whether an epoch trains from cached features."""
     return recipe.head_cache and phase_at(recipe, epoch).frozen
 
 
@@ -112,32 +115,49 @@ def phase_at(recipe: Recipe, epoch: int) -> Phase:
 
 
 def evaluates(recipe: Recipe, epoch: int) -> bool:
-    """Whether an epoch (from 0) ends with an evaluation: every so many, and a phase's last."""
+    """Whether an epoch (from 0) ends with an evaluation: each `eval_every`, and a phase's last."""
     return (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == phase_at(recipe, epoch).end
 
 
 def describe(recipe: Recipe) -> str:
-    """The phases in words, as `2 epochs of the head, then 6 of all`."""
-    what = {HEAD: "the head", STEM: "all"}
-    first, *rest = (
-        (phase.end - phase.first, what.get(phase.lowest, f"stage {phase.lowest} and above"))
-        for phase in phases(recipe)
+    """The phases in words, such as `2 epochs of the head, then 6 of all`."""
+    first, *others = (
+        (phase.end - phase.first, _describe_parts(phase)) for phase in phases(recipe)
     )
     begin = f"{first[0]} epoch{'s' if first[0] > 1 else ''} of {first[1]}"
-    return ", then ".join([begin, *(f"{epochs} of {parts}" for epochs, parts in rest)])
+    return ", then ".join([begin, *(f"{epochs} of {parts}" for epochs, parts in others)])
 
 
-def lowest_trainable(unfreeze: str) -> int:
-    """The lowest part that `unfreeze` (head, stage:N or all) lets learn."""
-    named = {"all": STEM, "head": HEAD}
-    return named[unfreeze] if unfreeze in named else int(unfreeze.removeprefix("stage:"))
+def _describe_parts(phase: Phase) -> str:
+    if phase.frozen:
+        return "the head"
+    return "all" if phase.lowest == STEM else f"stage {phase.lowest} and above"
 
 
-def part_of(name: str) -> int:
-    """The part to which a parameter or module belongs, by its name in timm's network."""
-    block = BLOCK.match(name)
-    if block:
+def lowest_trainable(unfreeze: str, stages: int) -> int:
+    """The lowest part that `unfreeze` (head, stage:N or all) trains."""
+    if unfreeze == "head":
+        return head_part(stages)
+    return STEM if unfreeze == "all" else int(unfreeze.removeprefix("stage:"))
+
+
+def head_part(stages: int) -> int:
+    """The number of the head in a network with so many stages."""
+    return stages + 2
+
+
+def part_of(name: str, stages: int) -> int:
+    """The part of a parameter or module, by its name in timm's network.
+
+    Raises ValueError for a name of no known part.
+    """
+    block = _BLOCK.match(name)
+    if block and int(block.group(1)) < stages:
         return int(block.group(1)) + 1
-    if name.startswith("classifier."):
-        return HEAD
-    return FINAL_CONV if name.startswith(TOPS) else STEM
+    if name.startswith(_STEM_NAMES):
+        return STEM
+    if name.startswith(_FINAL_CONV_NAMES):
+        return stages + 1
+    if name.startswith(_HEAD_NAMES):
+        return head_part(stages)
+    raise ValueError(f"{name} belongs to no known part of a network with {stages} stages")

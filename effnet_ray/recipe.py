@@ -1,248 +1,204 @@
-"""Recipe: everything that decides the numbers of a run."""
+"""Recipe: every setting that decides the numbers of a run."""
 
-import math
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
+from effnet_ray import recipe_rules
+from effnet_ray.recipe_rules import MULTICLASS, MULTILABEL, OPTIMIZERS, SYNC, TASKS
 from effnet_ray.schema import require
-from effnet_ray.speed import LAYOUTS, TABLE
-from effnet_ray.tasks import MULTICLASS, MULTILABEL, TASKS
-from effnet_ray.variants import (
-    BEST_FAMILY,
-    DROP_PATH,
-    FAMILIES,
-    MIN_IMAGE_SIZE,
-    InputSpec,
-    Variant,
-    variant,
-)
+from effnet_ray.variants import DROP_PATH, InputSpec, Variant, variant
 
-OPTIMIZERS = {
-    "adamw": (1.0, 0.05), "nadamw": (1.0, 0.05), "lamb": (5.0, 0.02), "lion": (0.1, 0.5),
-    "sgd": (20.0, 1e-4), "momentum": (20.0, 1e-4), "rmsproptf": (2.0, 1e-5),
-}  # fmt: skip
-"""timm's names of those whose resuming is tested to the bit: the learning rate to begin with as a
-multiple of AdamW's, and the weight decay, which for the last three is an L2 penalty on the loss.
-Starting points by the customs of the field, not measured here."""
-AA = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
-UNFREEZE = re.compile(r"all|head|stage:[1-7]")
+__all__ = ["MULTICLASS", "MULTILABEL", "OPTIMIZERS", "SYNC", "TASKS", "Recipe"]
+
 LR, LAYER_DECAY = 1e-3, 0.8
-SYNC = "sync"
-HEAD_LR = 10.0
-"""Times lr: a head that knows nothing has further to go."""
+"""Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights."""
+HEAD_LR_FACTOR = 10.0
+"""Default head_lr as a multiple of lr: a newly initialised head has further to go."""
+MICRO_BATCH_GB = 12
+"""GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
+which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""
 
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("image_size", lambda v: v >= MIN_IMAGE_SIZE,
-     f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)"),
-    ("epochs eval_every batch_size micro_batch limit head_views", lambda v: v >= 1, "1 or more"),
-    ("head_epochs max_skips patience seed", lambda v: v >= 0, "0 or more"),
-    ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
-    ("weight_decay warmup_epochs clip_grad mixup cutmix", lambda v: 0 <= v < math.inf,
-     "0 or more"),
-    ("label_smoothing dropout drop_path flip reprob balance", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("momentum ema_decay", lambda v: 0 <= v < 1, "0 or more, below 1"),
-    ("layer_decay crop_scale progressive", lambda v: 0 < v <= 1, "above 0, up to 1"),
-    ("crop_ratio", lambda v: 1 <= v < math.inf, "1 or more"),
-    ("unfreeze", lambda v: UNFREEZE.fullmatch(v) is not None,
-     "all, head, or stage:N with N from 1 to 7"),
-    ("aa", lambda v: AA.fullmatch(v) is not None,
-     "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9"),
-    ("opt", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
-    ("task", TASKS.__contains__, " or ".join(TASKS)),
-    ("class_weights", ("none", "balanced", "sqrt").__contains__, "none, balanced or sqrt"),
-    ("sched", ("cosine", "constant").__contains__, "'cosine' or 'constant'"),
-    ("batchnorm", ("train", "frozen", SYNC).__contains__, f"'train', 'frozen' or {SYNC!r}"),
-    ("precision", ("float32", "bfloat16", "float16").__contains__,
-     "'float32', 'bfloat16' or 'float16'"),
-    ("layout", LAYOUTS.__contains__, " or ".join(map(repr, LAYOUTS))),
-)  # fmt: skip
-"""Fields, what a value of theirs must be, and the same in words; None is good for all."""
+CHANGES_VIEW = {"changes_view": True}
+"""Metadata of the fields that change how a training view is drawn: they are part of the feature
+cache's key. Mark every new augmentation that applies while only the head is trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that decides the numbers of a run.
+    """Every setting that decides the numbers of a run.
 
-    A field that is None is *settled* from the weights and the first placement before step 0
-    (`settled`), and the settled recipe is what a run and a Release record.
+    Before the first step, None is replaced by a default that depends on the weights, the data set
+    and the first placement. Runs and releases record the result, the resolved recipe.
     """
 
     variant: str = "b0"
-    """Which EfficientNet: b0, b1, … b7."""
+    """EfficientNet variant: b0 to b7."""
     weights: str = "best"
-    """Start from: in1k, aa, ra, ap, ns, best (highest ImageNet top-1), none (scratch), or a
-    release of yours (NAME@vN or its URI)."""
+    """Initial weights: a pretrained family (in1k, aa, ra, ap, ns, or best: the highest ImageNet
+    top-1), none (train from scratch), or one of your releases (NAME@vN or its URI)."""
     task: str | None = None
-    """multiclass: an image has one class; multilabel: any number of them (binary cross-entropy,
-    epochs judged by mean average precision). Not given: as the data are packed."""
+    """multiclass (one class per image) or multilabel (any number of labels per image: binary
+    cross-entropy, the best epoch chosen by mean average precision). Default: the data set's."""
     image_size: int | None = None
-    """Height and width in px the network sees (≥ 32); not given: the weights' own."""
+    """Height and width of the network's input, px, at least 32. Default: the resolution of the
+    weights."""
     progressive: float = 1.0
-    """Train images begin at this share of the image size and grow to all of it over three
-    quarters of the epochs after the head's; evaluation sees the whole size. 1: they do not."""
+    """Progressive resizing: training starts at this share of the image size and grows to the full
+    size over the first three quarters of the epochs after the head's; evaluation always uses the
+    full size. 1: off."""
     epochs: int = 10
-    """Passes over the train split, those of the head alone included."""
+    """Epochs (passes over the train split), including those that train only the head."""
     eval_every: int = 1
-    """Epochs from one evaluation to the next. The last one of a phase is always evaluated."""
+    """Epochs between evaluations. The last epoch of each phase is always evaluated."""
     head_epochs: int | None = None
-    """First epochs, in which only the new head learns, on a frozen backbone. Not given: a quarter
-    of all for pretrained weights, 0 from scratch."""
+    """Linear probing first: epochs at the start that train only the new head, on a frozen
+    backbone. Default: a quarter of all epochs for pretrained weights, 0 from scratch."""
     head_views: int = 1
-    """Views of each train image that the head's epochs take in turn: the first is the plain one,
-    as in evaluation, any further one is cropped and augmented. Nothing is mixed or erased."""
+    """Views of each training image that the head's epochs use in turn: the first is preprocessed
+    as for evaluation, the others are random crops with augmentation, without mixup, cutmix or
+    random erasing."""
     head_cache: bool = True
-    """Compute the features of these views once, for all of the head's epochs and for later runs,
-    and keep them as float16 under RUNS/features; off: the backbone runs in every epoch."""
+    """Feature cache: compute the backbone's features of these views once, and keep them as
+    float16 under RUNS/features for all of the head's epochs and for later runs. Off: the backbone
+    runs in every epoch."""
     unfreeze: str = "all"
-    """What learns after them: all, head, or stage:N, which is the stages N to 7 (the blockN of
-    Keras, blocks.N-1 of timm), the last convolution and the head."""
+    """What is trained after the head's epochs: all, head, or stage:N (stage N and everything
+    above it). Stage N is blockN in Keras and blocks.N-1 in timm."""
     batch_size: int = 64
-    """Images per optimizer step, over all workers."""
+    """Batch size: images per optimizer step, over all workers."""
     micro_batch: int | None = None
-    """Images per forward pass, a divisor of the batch size: the rows of one lane. Not given:
-    batch size / workers, if that fits; then part of the recipe."""
+    """Images per forward pass; must divide the batch size (gradient accumulation). Default: batch
+    size / workers, or less where memory is expected to be short; recorded with the run."""
     opt: str = "adamw"
     """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (Nesterov), momentum or
     rmsproptf."""
     lr: float | None = None
-    """Peak learning rate. Not given: 1e-3 for AdamW, for other optimizers a multiple of it (sgd
-    20, rmsproptf 2, lamb 5, lion 0.1)."""
+    """Peak learning rate. Default: 1e-3 for AdamW, and a multiple of it for other optimizers (sgd
+    and momentum 20, rmsproptf 2, lamb 5, lion 0.1)."""
     head_lr: float | None = None
-    """The same while only the head learns. Not given: ten times lr; with --unfreeze head: lr, if
-    that is given."""
+    """Peak learning rate while only the head is trained. Default: 10 × lr; with --unfreeze head,
+    lr itself if given."""
     layer_decay: float | None = None
-    """Factor on the learning rate from one stage to the one below it. Not given: 0.8 for
-    pretrained weights, 1 from scratch."""
+    """Layer-wise learning-rate decay: factor from each stage to the one below it. Default: 0.8
+    for pretrained weights, 1 (off) from scratch."""
     momentum: float = 0.9
-    """Momentum of optimizers that have one (sgd, momentum, rmsproptf)."""
+    """Momentum, for sgd, momentum and rmsproptf."""
     weight_decay: float | None = None
-    """Not on norms and biases. Not given: 0.05 for AdamW, 1e-4 for sgd, …"""
+    """Weight decay; not applied to norms and biases. Default: 0.05 for AdamW, 1e-4 for sgd, and
+    so on by optimizer."""
     sched: str = "cosine"
-    """From the peak on: cosine (to 1 % of it at the phase's end) or constant."""
+    """Learning-rate schedule after warm-up: cosine (down to 1 % of the peak at the end of the
+    phase) or constant."""
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up, at most half of the phase."""
+    """Epochs of linear learning-rate warm-up; at most half of a phase."""
     clip_grad: float = 0.0
-    """Gradients longer than this (norm over all parameters) are shortened to it; 0: never."""
+    """Gradient clipping: largest norm over all parameters. 0: off."""
     max_skips: int = 3
-    """Steps in a row that may be skipped because their loss or gradient is no finite number;
-    after them the run goes back to its newest checkpoint, once, and then ends."""
+    """Consecutive steps that may be skipped because of a NaN or infinite loss or gradient. After
+    them, training goes back to the newest checkpoint once, and then fails."""
     ema_decay: float = 0.0
-    """Decay per step of a moving average of the weights, such as 0.99; it is evaluated too, and
-    released if better. After n steps it is at most (1 + n) / (10 + n). 0: no average."""
+    """EMA of the weights: decay per step, such as 0.99. The average is evaluated too, and released
+    if it is better. After n steps the decay is at most (1 + n) / (10 + n). 0: off."""
     patience: int = 0
-    """End the run after so many evaluations without a better one, once all that shall learn
-    does; 0: never."""
-    aa: str = "none"
-    """What is done to training views after crop and flip: auto (AutoAugment), trivial
-    (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30) or rand-mM-nN; none."""
+    """Early stopping: evaluations without improvement before the run ends, counted once all
+    trainable parts are being trained. 0: off."""
+    aa: str = field(default="none", metadata=CHANGES_VIEW)
+    """Auto-augment policy of training images, after crop and flip: auto (AutoAugment), trivial
+    (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30), rand-mM-nN (magnitude
+    M, N operations) or none."""
     mixup: float = 0.0
-    """Alpha of mixup: images of a lane are blended in pairs by a Beta(alpha, alpha) draw; 0: off.
-    Training loss and top-1 are told by each image's own label."""
+    """Mixup alpha: images of a micro-batch are blended in pairs, with a weight drawn from
+    Beta(alpha, alpha). Reported training loss and top-1 use each image's own label. 0: off."""
     cutmix: float = 0.0
-    """Alpha of cutmix: a box of another image is pasted in. With mixup, each takes half of the
-    images; 0: off."""
+    """CutMix alpha: a box of another image is pasted in. If mixup is on too, each applies to half
+    of the images. 0: off."""
     reprob: float = 0.0
-    """Probability that a box of a training image is erased (noise)."""
+    """Random erasing: probability that a box of a training image is replaced by noise."""
     label_smoothing: float = 0.1
-    """Share of each target spread over all classes, 0 to 1; of several, each gives of its own."""
+    """Label smoothing: share of each target that is spread over all classes, 0 to 1; with several
+    labels, each label's target is smoothed."""
     class_weights: str = "none"
-    """What the loss of an image is multiplied by, mean 1: balanced (inversely to the train images
-    of its class), sqrt (to their square root) or none. What is told of a run stays unweighted."""
+    """Class weights of the loss, with mean 1: balanced (inverse to the number of the class's
+    training images), sqrt (inverse to its square root) or none. Reported metrics are
+    unweighted."""
     balance: float = 0.0
-    """How far classes are levelled by using images more or less often, 0 to 1; an epoch stays as
-    long as it is. 0: every image once; 1: every class equally often."""
+    """Class-balanced sampling, 0 to 1: 0 draws each training image once per epoch, 1 draws all
+    classes equally often. The length of an epoch does not change."""
     dropout: float | None = None
-    """Dropout before the head; not given: the variant's (0.2 for b0 … 0.5 for b7)."""
+    """Dropout before the head. Default: the variant's (0.2 for b0 to 0.5 for b7)."""
     drop_path: float | None = None
-    """Stochastic depth; not given: 0.2."""
+    """Stochastic depth (drop path). Default: 0.2."""
     batchnorm: str | None = None
-    """'train', 'frozen' (statistics and scales kept as loaded) or 'sync' (train, normalised over
-    the whole batch: on GPUs, one worker for each micro-batch); not given: frozen for pretrained
+    """BatchNorm: train, frozen (statistics and scales stay as loaded) or sync (train, normalised
+    over the whole batch: on GPUs, with one worker per micro-batch). Default: frozen for pretrained
     weights, train from scratch."""
     precision: str | None = None
-    """'float32', 'bfloat16' or 'float16' (autocast; the last with a loss scale). Not given:
+    """Mixed precision (autocast): float32, bfloat16 or float16 (with a loss scale). Default:
     bfloat16 on GPUs, float32 on CPUs."""
     layout: str | None = None
-    """How images and weights lie in memory: 'channels_last' or 'contiguous' (NCHW). Not given:
+    """Memory layout of images and weights: channels_last or contiguous (NCHW). Default:
     channels_last."""
     compile: bool | None = None
-    """Compile the steps of all phases but the head's (torch.compile): needs a C++ compiler and
-    begins with minutes of compiling, once for every size of images. Not given: no."""
-    crop_scale: float = 0.35
-    """Smallest area share of a training crop; the largest is 1."""
-    crop_ratio: float = 4 / 3
-    """Widest aspect ratio of a training crop; the narrowest is its inverse."""
-    flip: float = 0.5
-    """Probability that a training view is mirrored left to right."""
+    """Compile the training steps of all phases but the head's (torch.compile). Needs a C++
+    compiler, and takes minutes at the start for each image size. Default: no."""
+    crop_scale: float = field(default=0.35, metadata=CHANGES_VIEW)
+    """Random resized crop: smallest share of the image's area; the largest is 1."""
+    crop_ratio: float = field(default=4 / 3, metadata=CHANGES_VIEW)
+    """Random resized crop: largest aspect ratio; the smallest is its inverse."""
+    flip: float = field(default=0.5, metadata=CHANGES_VIEW)
+    """Horizontal flip: probability for each training image."""
     limit: int | None = None
-    """Use only the first N images of each split; packing shuffles, so they are a fair sample."""
+    """Use only the first N images of each split. Packing shuffles, so they are a random sample.
+    Default: all images."""
     seed: int = 0
-    """Seeds the order, the views, the new head, dropout, drop path, mixing and erasing."""
+    """Random seed of image order, augmentation, the new head, dropout, drop path, mixup, cutmix
+    and random erasing."""
 
     def __post_init__(self) -> None:
         row = variant(self.variant)
-        if self.weights == "best":  # recorded as what it is, not as what it was thought to be
-            object.__setattr__(self, "weights", BEST_FAMILY)
-        if self.weights in FAMILIES:
-            row.weights_tag(self.weights)
-        for names, good, expected in RULES:
-            for name in names.split():
-                value = getattr(self, name)
-                require(value is None or good(value), name, value, expected)
-        micro, head = self.micro_batch, self.head_epochs
-        require(micro is None or self.batch_size % micro == 0, "micro_batch", micro,
-                f"a divisor of batch_size {self.batch_size}")  # fmt: skip
-        most = self.epochs
-        require(head is None or head <= most, "head_epochs", head, f"at most epochs, {most}")
-        require(self.unfreeze != "head" or head in (None, most), "head_epochs", head,
-                f"all {most} epochs where unfreeze is head")  # fmt: skip
-        mixes = self.mixup > 0 or self.cutmix > 0
-        require(not mixes or min(self.batch_size, micro or 2) > 1, "micro_batch", micro,
-                "2 or more images to mix (mixup, cutmix)")  # fmt: skip
-        shown = mixes or self.reprob > 0
-        require(not shown or self.unfreeze != "head", "unfreeze", "head",
-                "all or stage:N with mixup, cutmix or reprob: not for a head")  # fmt: skip
-        require(self.opt != "sgd" or self.momentum > 0, "momentum", self.momentum,
-                "above 0 for sgd, which is Nesterov's")  # fmt: skip
-        require(self.task != MULTILABEL or not self.needs_labels, "task", self.task,
-                "multiclass with class_weights or balance: they are for images of one class",
-                )  # fmt: skip
-        require(self.batchnorm != SYNC or not self.compile, "compile", self.compile,
-                "False where batchnorm is sync")  # fmt: skip
-        whole = not head and self.unfreeze == "all"
-        require(whole or self.weights != "none", "weights", "none",
-                "pretrained ones where some stay frozen (head_epochs, unfreeze)")  # fmt: skip
+        if self.weights == "best":  # record the family itself: the best one may change later
+            object.__setattr__(self, "weights", row.best_family)
+        recipe_rules.check(self)
 
     @property
     def variant_spec(self) -> Variant:
-        """The variant's row of the table."""
+        """The variant's row."""
         return variant(self.variant)
 
     @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed (mixup or cutmix)."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
     def needs_labels(self) -> bool:
-        """Whether the labels of the train split must be known before it is read."""
+        """Whether all labels of the train split must be read before training."""
         return self.balance > 0 or self.class_weights != "none"
 
     @property
+    def view_settings(self) -> tuple[Any, ...]:
+        """What decides a drawn training view: the seed, then the `CHANGES_VIEW` fields."""
+        marked = [item.name for item in fields(self) if item.metadata.get("changes_view")]
+        return self.seed, *(getattr(self, name) for name in marked)
+
+    @property
     def lanes(self) -> int:
-        """Lanes of the plan: `batch_size / micro_batch`. The recipe must be settled."""
+        """Micro-batches per optimizer step. The recipe must be resolved."""
         assert self.micro_batch is not None
         return self.batch_size // self.micro_batch
 
     @property
     def with_defaults(self) -> Self:
-        """This recipe with every None decided that neither weights nor placement have a say in."""
+        """This recipe with every default that depends on the recipe alone."""
         pretrained = self.weights != "none"
         factor, weight_decay = OPTIMIZERS[self.opt]
         lr = self.lr or factor * LR
-        alone = self.unfreeze == "head" and self.lr
+        lr_is_for_head = self.unfreeze == "head" and self.lr
         return replace(
             self,
-            head_epochs=self._decided_head_epochs(pretrained),
+            head_epochs=self._default_head_epochs(pretrained),
             lr=lr,
-            head_lr=self.head_lr or (lr if alone else HEAD_LR * lr),
+            head_lr=self.head_lr or (lr if lr_is_for_head else HEAD_LR_FACTOR * lr),
             weight_decay=weight_decay if self.weight_decay is None else self.weight_decay,
             layer_decay=self.layer_decay or (LAYER_DECAY if pretrained else 1.0),
             dropout=self.variant_spec.dropout if self.dropout is None else self.dropout,
@@ -250,8 +206,8 @@ class Recipe:
             batchnorm=self.batchnorm or ("frozen" if pretrained else "train"),
         )
 
-    def _decided_head_epochs(self, pretrained: bool) -> int:
-        """One of two to seven epochs, two of eight, …; a single epoch is for all that learns."""
+    def _default_head_epochs(self, pretrained: bool) -> int:
+        """A quarter of the epochs, at least one; but a single epoch trains everything."""
         if self.head_epochs is not None:
             return self.head_epochs
         if self.unfreeze == "head":
@@ -261,49 +217,49 @@ class Recipe:
     def resolved(
         self, spec: InputSpec, *, workers: int, on_gpu: bool, task: str = MULTICLASS
     ) -> Self:
-        """This recipe with every None decided: from the weights' spec and the first placement.
+        """This recipe with every None replaced, given the weights' spec and the first placement.
 
-        `task` is the data set's; its images may be of one class and the recipe's multilabel.
+        `task` is the data set's. A multiclass data set may be trained as multilabel.
         """
-        require(self.task != MULTICLASS or task == MULTICLASS, "task", self.task,
-                f"{task}: in this data set an image has any number of classes")  # fmt: skip
-        size = self.image_size or spec.resolution
-        speed = TABLE[self.variant, "cuda" if on_gpu else "cpu"]
+        require(
+            self.task != MULTICLASS or task == MULTICLASS,
+            "task",
+            self.task,
+            f"{task}: images of this data set have any number of classes",
+        )
+        size, row = self.image_size or spec.resolution, self.variant_spec
         return replace(
             self.with_defaults,
             task=self.task or task,
             image_size=size,
-            micro_batch=self.micro_batch or self._fitting_micro_batch(size, workers),
+            micro_batch=self.micro_batch or self._default_micro_batch(size, workers),
             precision=self.precision or ("bfloat16" if on_gpu else "float32"),
-            layout=self.layout or speed.layout,
-            compile=speed.compile if self.compile is None else self.compile,
+            layout=self.layout or row.layout,
+            compile=row.compile if self.compile is None else self.compile,
         )
 
-    def _fitting_micro_batch(self, size: int, workers: int) -> int:
-        """Largest divisor of the batch size that is ≤ batch_size / workers and should fit.
-
-        Half of what timm fitted into 24 GB leaves room for a 16 GB GPU or, in float32, a few GB
-        of a laptop's memory.
-        """
-        fits = self.variant_spec.images_in(12, size)
-        least = 2 if self.mixup or self.cutmix else 1
-        largest = max(1, min(self.batch_size // workers, int(fits)))
+    def _default_micro_batch(self, size: int, workers: int) -> int:
+        """Largest divisor of the batch size that is ≤ batch_size / workers and should fit."""
+        fits = int(self.variant_spec.images_in(MICRO_BATCH_GB, size))
+        smallest = 2 if self.mixes else 1
+        largest = max(1, min(self.batch_size // workers, fits))
         divisors = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
-        return max((m for m in divisors if least <= m <= largest), default=divisors[least - 1])
+        allowed = (m for m in divisors if smallest <= m <= largest)
+        return max(allowed, default=divisors[smallest - 1])
 
     def agrees_with(self, recorded: Self) -> bool:
-        """Whether every field given here is what `recorded` (a settled recipe) holds."""
+        """Whether every field set here has the same value in `recorded`, a resolved recipe."""
         return not self.differences(recorded)
 
     def differences(self, recorded: Self) -> str:
-        """The fields that differ from `recorded`, for a person to read.
+        """The fields that differ from `recorded`, in words; empty if there are none.
 
-        A None that weights or placement settled agrees with whatever it was settled to; but a
-        `limit` of None means every image.
+        A None that depends on weights or placement agrees with every recorded value; but a
+        `limit` of None means all images.
         """
-        mine, theirs = asdict(self.with_defaults), asdict(recorded)
+        ours, theirs = asdict(self.with_defaults), asdict(recorded)
         return ", ".join(
             f"{name} {value!r} (recorded: {theirs[name]!r})"
-            for name, value in mine.items()
+            for name, value in ours.items()
             if value != theirs[name] and (value is not None or name == "limit")
         )

@@ -1,8 +1,8 @@
-"""The eight EfficientNets and their pretrained weights: one row each, every number sourced.
+"""The EfficientNet variants and their pretrained weights, one row each.
 
-An InputSpec belongs to the *weights*, not to the variant's letter: AdvProp weights of B0 want
-another mean and std than AutoAugment weights of B0. Nothing in this package branches on a
-variant's name; a ninth variant would be a ninth row.
+An InputSpec belongs to the *weights*, not to the variant: AdvProp weights of B0 expect another
+mean and std than AutoAugment weights of B0. Nothing in this package branches on a variant's name,
+so another variant is another row.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,29 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 INCEPTION_MEAN_STD: Triple = (0.5, 0.5, 0.5)
 
 MIN_IMAGE_SIZE = 32
-"""The network halves its input five times: below 32 px its last map would be empty."""
+"""Pixels. The network halves its input five times, so a smaller image leaves an empty map."""
+
+CHANNELS_LAST, CONTIGUOUS = "channels_last", "contiguous"
+LAYOUTS = (CHANNELS_LAST, CONTIGUOUS)
+"""Memory layouts of images and weights."""
+
+DROP_PATH = 0.2
+"""Stochastic depth of the reference implementation (survival probability 0.8), all variants."""
+
+FAMILIES: dict[str, tuple[str, Triple, Triple]] = {
+    # family: (timm tag, mean, std); timm 1.0.31, timm/models/efficientnet.py
+    "in1k": ("in1k", IMAGENET_MEAN, IMAGENET_STD),
+    "aa": ("aa_in1k", IMAGENET_MEAN, IMAGENET_STD),  # AutoAugment
+    "ra": ("ra_in1k", IMAGENET_MEAN, IMAGENET_STD),  # RandAugment
+    "ap": ("ap_in1k", INCEPTION_MEAN_STD, INCEPTION_MEAN_STD),  # AdvProp
+    "ns": ("ns_jft_in1k", IMAGENET_MEAN, IMAGENET_STD),  # NoisyStudent
+}
+"""The families of pretrained weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """What a network expects of an image. Field meanings are those of timm's `pretrained_cfg`."""
+    """How images are preprocessed for a network; fields as in timm's `pretrained_cfg`."""
 
     resolution: int
     """Height and width, px."""
@@ -35,113 +52,124 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One of b0…b7.
-
-    Width, depth, resolution and dropout: Tan & Le 2019 (arXiv 1905.11946) and the reference
-    implementation's table. Crop: timm 1.0.31 `pretrained_cfg` of `tf_efficientnet_b*`.
-    `images_in_24gb`, `train_images_per_s`: the batch and the speed with which timm trained, in
-    mixed precision on an RTX 3090 (timm `benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`).
-    """
+    """One EfficientNet: its network, its weights, and the defaults of a Recipe."""
 
     name: str
-    width: float
-    depth: float
+    architecture: str
+    """timm's name of the network; the same for all families and for training from scratch."""
+    stages: int
+    """Stages of blocks between the stem and the last convolution."""
     resolution: int
+    """Image size of the pretrained weights, px (Tan & Le 2019, arXiv 1905.11946)."""
     crop: float
+    """Share of the centre crop (timm 1.0.31, `pretrained_cfg`)."""
     dropout: float
+    """Dropout before the head (reference implementation)."""
     families: tuple[str, ...]
     """Weight families that exist for this variant, keys of `FAMILIES`."""
+    best_family: str
+    """The family of the highest ImageNet top-1 (timm `results/results-imagenet.csv`)."""
+    layout: str
+    """Default memory layout, one of LAYOUTS."""
+    compile: bool
+    """Whether training steps are compiled by default (torch.compile)."""
     images_in_24gb: int
+    """Batch size of timm's training benchmark, in mixed precision on an RTX 3090
+    (`benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`)."""
     train_images_per_s: float
+    """Training speed in the same benchmark."""
 
     def images_in(self, gigabytes: float, size: int) -> float:
-        """About how many images of `size` px it trains on at once in so much memory.
+        """Approximate batch size of `size` px that fits into memory, in mixed precision.
 
-        In mixed precision; activations, which are most of it, grow with the area.
+        Activations take most of the memory, and grow with the image's area.
         """
         return self.images_in_24gb * gigabytes / 24 * (self.resolution / size) ** 2
 
-    @property
-    def architecture(self) -> str:
-        """timm's name of the network. One architecture for all families and for scratch."""
-        return f"tf_efficientnet_{self.name}"
-
     def weights_tag(self, family: str) -> str:
-        """timm's name of this variant's checkpoint of a weight family.
+        """timm's name of this variant's checkpoint of a weight family, or of the `best` one.
 
-        Raises WeightsError when the family is unknown or has no weights for this variant.
+        Raises WeightsError if the family is unknown or has no weights for this variant.
         """
-        wanted = BEST_FAMILY if family == "best" else family
-        if wanted not in self.families:
-            have = ", ".join((*self.families, "best", "none"))
-            known = "exists, but not for" if wanted in FAMILIES else "is not known for"
+        resolved = self._resolve(family)
+        if resolved not in self.families:
+            choices = ", ".join((*self.families, "best", "none"))
+            problem = "exists, but not for" if resolved in FAMILIES else "is not known for"
             raise WeightsError(
-                f"weights {family!r} {known} {self.name}: choose one of {have}, "
+                f"weights {family!r} {problem} {self.name}: choose one of {choices}, "
                 "or a release (NAME@vN or its URI)"
             )
-        return f"{self.architecture}.{FAMILIES[wanted][0]}"
+        return f"{self.architecture}.{FAMILIES[resolved][0]}"
 
     def input_spec(self, family: str | None = None) -> InputSpec:
-        """What the family's weights expect; ImageNet's mean and std for `None` (scratch)."""
-        key = BEST_FAMILY if family == "best" else family
-        mean, std = FAMILIES[key][1:] if key else (IMAGENET_MEAN, IMAGENET_STD)
+        """The InputSpec of the family's weights; ImageNet's mean and std for None (scratch)."""
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if family:
+            _, mean, std = FAMILIES[self._resolve(family)]
         return InputSpec(resolution=self.resolution, crop=self.crop, mean=mean, std=std)
 
-
-FAMILIES: dict[str, tuple[str, Triple, Triple]] = {
-    # family: (timm tag, mean, std); timm 1.0.31, timm/models/efficientnet.py
-    "in1k": ("in1k", IMAGENET_MEAN, IMAGENET_STD),
-    "aa": ("aa_in1k", IMAGENET_MEAN, IMAGENET_STD),  # AutoAugment
-    "ra": ("ra_in1k", IMAGENET_MEAN, IMAGENET_STD),  # RandAugment
-    "ap": ("ap_in1k", INCEPTION_MEAN_STD, INCEPTION_MEAN_STD),  # AdvProp
-    "ns": ("ns_jft_in1k", IMAGENET_MEAN, IMAGENET_STD),  # NoisyStudent
-}
-
-BEST_FAMILY = "ns"
-"""Highest ImageNet top-1 for all eight variants (timm `results/results-imagenet.csv`)."""
-
-DROP_PATH = 0.2
-"""Stochastic depth of the reference implementation (survival probability 0.8), all variants."""
+    def _resolve(self, family: str) -> str:
+        return self.best_family if family == "best" else family
 
 
 def _row(
     name: str,
-    scale: tuple[float, float],
-    view: tuple[int, float],
+    architecture: str,
+    image: tuple[int, float],
     dropout: float,
     families: str,
-    on_rtx_3090: tuple[int, float],
+    benchmark: tuple[int, float],
 ) -> Variant:
+    """A row for an EfficientNet of the paper; the columns are those of the table below.
+
+    Layout and compiling are fixed defaults, never measured during a run, so that a run computes
+    the same wherever it is resumed.
+
+    CPU: measured by `benchmarks/train_step.py` on 2 cores with AVX-512, in float32
+    (`benchmarks/results/train_step.txt`). At 96 px channels_last is 10 % faster for b0 to b2 and
+    up to 13 % slower for b4 to b7; at their own resolutions, the default, it is 10 to 20 % faster
+    for b4 and b5. b6 and b7 were not measured there and follow b4 and b5. Compiled steps were
+    measured for b0 and b1: 1.2 to 1.4 times as fast, after a minute of compiling, which runs of
+    fewer than five minutes do not win back.
+
+    GPU: not measured here. channels_last trains all eight variants 1.16 to 1.36 times as fast in
+    timm's benchmarks (`benchmark-train-amp-{nchw,nhwc}-pt112-cu113-rtx3090.csv`). Compiling is
+    off because it costs short runs and trials more than it gains.
+    """
     return Variant(
         name=name,
-        width=scale[0],
-        depth=scale[1],
-        resolution=view[0],
-        crop=view[1],
+        architecture=architecture,
+        stages=7,
+        resolution=image[0],
+        crop=image[1],
         dropout=dropout,
         families=tuple(families.split()),
-        images_in_24gb=on_rtx_3090[0],
-        train_images_per_s=on_rtx_3090[1],
+        best_family="ns",
+        layout=CHANNELS_LAST,
+        compile=False,
+        images_in_24gb=benchmark[0],
+        train_images_per_s=benchmark[1],
     )
 
 
 VARIANTS: dict[str, Variant] = {
     row.name: row
     for row in (
-        _row("b0", (1.0, 1.0), (224, 0.875), 0.2, "in1k aa ap ns", (384, 1779)),
-        _row("b1", (1.0, 1.1), (240, 0.882), 0.2, "in1k aa ap ns", (256, 1100)),
-        _row("b2", (1.1, 1.2), (260, 0.890), 0.3, "in1k aa ap ns", (192, 849)),
-        _row("b3", (1.2, 1.4), (300, 0.904), 0.3, "in1k aa ap ns", (128, 495)),
-        _row("b4", (1.4, 1.8), (380, 0.922), 0.4, "in1k aa ap ns", (64, 242)),
-        _row("b5", (1.6, 2.2), (456, 0.934), 0.4, "in1k aa ra ap ns", (32, 111.4)),
-        _row("b6", (1.8, 2.6), (528, 0.942), 0.5, "aa ap ns", (16, 62.8)),
-        _row("b7", (2.0, 3.1), (600, 0.949), 0.5, "aa ra ap ns", (8, 37.2)),
+        # name, architecture, (resolution, crop), dropout, families, (batch in 24 GB, images/s)
+        _row("b0", "tf_efficientnet_b0", (224, 0.875), 0.2, "in1k aa ap ns", (384, 1779)),
+        _row("b1", "tf_efficientnet_b1", (240, 0.882), 0.2, "in1k aa ap ns", (256, 1100)),
+        _row("b2", "tf_efficientnet_b2", (260, 0.890), 0.3, "in1k aa ap ns", (192, 849)),
+        _row("b3", "tf_efficientnet_b3", (300, 0.904), 0.3, "in1k aa ap ns", (128, 495)),
+        _row("b4", "tf_efficientnet_b4", (380, 0.922), 0.4, "in1k aa ap ns", (64, 242)),
+        _row("b5", "tf_efficientnet_b5", (456, 0.934), 0.4, "in1k aa ra ap ns", (32, 111.4)),
+        _row("b6", "tf_efficientnet_b6", (528, 0.942), 0.5, "aa ap ns", (16, 62.8)),
+        _row("b7", "tf_efficientnet_b7", (600, 0.949), 0.5, "aa ra ap ns", (8, 37.2)),
     )
 }
 
 
 def variant(name: str) -> Variant:
-    """The row of a variant. Raises RecipeError for a name that is not b0…b7."""
+    """The row of a variant. Raises RecipeError for an unknown name."""
     if name not in VARIANTS:
         raise RecipeError(f"variant {name!r} is unknown: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]

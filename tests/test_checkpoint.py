@@ -14,7 +14,6 @@ from torch import Tensor
 from effnet_ray.errors import CheckpointError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
-from effnet_ray.speed import LAYOUTS
 from effnet_ray.train import checkpoint
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.epoch_report import EpochReport
@@ -23,6 +22,7 @@ from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
+from effnet_ray.variants import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

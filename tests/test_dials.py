@@ -39,7 +39,7 @@ def changed(recipe: Recipe) -> set[int]:
     """The parts of which a run of this recipe changed something, statistics included."""
     before, after = new_state(recipe).network.backbone, trained(recipe).network.backbone
     pairs = zip(before.state_dict().items(), after.state_dict().values(), strict=True)
-    return {part_of(name) for (name, was), now in pairs if not torch.equal(was, now)}
+    return {part_of(name, 7) for (name, was), now in pairs if not torch.equal(was, now)}
 
 
 # --- phases
@@ -100,7 +100,7 @@ def test_layer_decay_gives_each_part_its_rate() -> None:
     names = {id(p): name for name, p in state.network.backbone.named_parameters()}
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
-            part = part_of(names[id(parameter)])
+            part = part_of(names[id(parameter)], 7)
             assert group["lr"] == pytest.approx(0.8 * 0.5 ** (9 - part))
 
 
@@ -227,7 +227,7 @@ def test_late_in_a_run_the_average_has_the_recipes_decay() -> None:
     first, second = new_state(recipe).network, new_state(replace(recipe, seed=1)).network
     name = "backbone.conv_stem.weight"
     was, now = first.state_dict()[name].clone(), second.state_dict()[name]
-    MovingAverage(first, second, 0.9).follow(step=10_000)
+    MovingAverage(first, second, 0.9).update(step=10_000)
     assert torch.allclose(first.state_dict()[name], 0.9 * was + 0.1 * now, atol=1e-7)
 
 

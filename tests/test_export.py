@@ -24,7 +24,8 @@ from effnet_ray.data.views import eval_view
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference import export as exports
 from effnet_ray.inference.export import export
-from effnet_ray.model.network import Network, batchnorms
+from effnet_ray.model.batchnorm import batchnorms
+from effnet_ray.model.network import Network
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.train import checkpoint, run_record

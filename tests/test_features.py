@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.data.feature_cache import FeatureRows
+from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
@@ -149,6 +151,33 @@ def test_the_key_of_drawn_views_is_also_what_draws_them(digits: str, tmp_path: P
         keys.add(dataset(digits, tmp_path, **change).features_uri("train", 1))
     keys.add(replace(one, backbone="1" * 64).features_uri("train", 1))
     assert len(keys) == 9
+
+
+CHANGED = {"aa": "rand", "crop_scale": 0.9, "crop_ratio": 1.5, "flip": 1.0}
+"""Another value for each field that is marked as changing a view."""
+
+
+def test_every_field_marked_as_changing_a_view_changes_the_key_of_drawn_views(
+    digits: str, tmp_path: Path
+) -> None:
+    assert {f.name for f in fields(Recipe) if f.metadata.get("changes_view")} == CHANGED.keys()
+    first = dataset(digits, tmp_path)
+    for name, value in CHANGED.items():
+        other = dataset(digits, tmp_path, **{name: value})
+        assert other.features_uri("train", 1) != first.features_uri("train", 1)
+        assert other.features_uri("train", None) == first.features_uri("train", None)
+
+
+def test_the_key_of_a_recipe_never_changes() -> None:
+    recipe = Recipe(weights="ns", image_size=64, aa="rand", seed=3)
+    spec = recipe.variant_spec.input_spec()
+    recipe = recipe.resolved(spec, workers=1, on_gpu=False)
+    manifest = cast(Manifest, SimpleNamespace(fingerprint="1" * 64))
+
+    def key(view: int | None) -> str:
+        return feature_cache.folder("", "0" * 64, manifest, recipe, spec, "train", view)
+
+    assert (key(None), key(1)) == ("/6fbbf9e66a9ff57c", "/766659b6b6890bbd")
 
 
 def test_a_run_wants_each_of_its_views_once() -> None:

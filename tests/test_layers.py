@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
 
 ORDER = (
-    "errors variants speed schema tasks recipe phases placement "
+    "errors variants schema recipe_rules recipe phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local storage.s3_errors "
     "storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet release.layout release.record "
@@ -20,8 +20,8 @@ ORDER = (
     "packing.options packing.archives packing.sources packing.splits packing.duplicates "
     "packing.shards "
     "packing.report packing.in_place packing.pack packing.sample packing.ray_map "
-    "model.dropout model.network model.compile model.ema model.pretrained model.optimizer "
-    "model.profile "
+    "model.dropout model.batchnorm model.network model.compile model.ema model.pretrained "
+    "model.optimizer model.profile "
     "runtime.events runtime.preemption runtime.nodes runtime.session runtime.pending "
     "runtime.inference_actors "
     "train.metric_definitions train.epoch_report train.class_metrics train.average_precision "

@@ -57,7 +57,7 @@ def test_parts_of_a_lane_add_up_to_it(dials: dict[str, object], pieces: int) -> 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_is_dropped_of_a_lane_does_not_depend_on_its_parts(whole: bool) -> None:
-    drop, x = Drop(0.5, whole=whole), torch.ones(6, 5, 1, 1)
+    drop, x = Drop(0.5, per_image=whole), torch.ones(6, 5, 1, 1)
     found = []
     for rows in (6, 3, 2, 1):
         torch.manual_seed(7)
@@ -70,7 +70,7 @@ def test_what_is_dropped_of_a_lane_does_not_depend_on_its_parts(whole: bool) -> 
 
 
 def test_an_interrupted_lane_leaves_nothing_to_the_next() -> None:
-    drop = Drop(0.5, whole=True)
+    drop = Drop(0.5, per_image=True)
     drop.begin_lane(6)
     drop(torch.ones(2, 1, 1, 1))
     drop.begin_lane(3)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from effnet_ray.model.network import Network, RunningStatistics, batchnorms, build, train_mode
+from effnet_ray.model.batchnorm import RunningStatistics, batchnorms
+from effnet_ray.model.network import Network, build, train_mode
 from effnet_ray.phases import STEM
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec

@@ -8,8 +8,7 @@ import torch
 
 from effnet_ray.model.network import Network, set_trainable, train_mode, trainable_parameters
 from effnet_ray.phases import (
-    CACHED,
-    HEAD,
+    CACHED_COST,
     cost,
     describe,
     evaluates,
@@ -55,7 +54,7 @@ def test_phases_cover_every_epoch_once(head_epochs: int) -> None:
     recipe = settled(epochs=4, head_epochs=head_epochs)
     covered = [epoch for phase in phases(recipe) for epoch in range(phase.first, phase.end)]
     assert covered == [0, 1, 2, 3]
-    assert [phase_at(recipe, epoch).lowest == HEAD for epoch in covered] == [
+    assert [phase_at(recipe, epoch).frozen for epoch in covered] == [
         epoch < head_epochs for epoch in covered
     ]
 
@@ -88,7 +87,7 @@ def test_kept_features_cost_a_forward_pass_for_each_view(views: int) -> None:
     recipe = settled(epochs=8, head_epochs=3, head_views=views)
     once = min(views, 3) / 3
     assert [cost(recipe, epochs) for epochs in (0, 1, 3, 4)] == pytest.approx(
-        [0, once + CACHED, once + 3 * CACHED, once + 3 * CACHED + 1]
+        [0, once + CACHED_COST, once + 3 * CACHED_COST, once + 3 * CACHED_COST + 1]
     )
 
 
@@ -106,7 +105,7 @@ def test_progressive_sizes_grow_to_the_whole_in_three_quarters_of_their_phase() 
     sizes = [size_at(recipe, epoch) for epoch in range(10)]
     assert sizes == [224, 224, 112, 128, 144, 160, 192, 208, 224, 224]
     grown = sum(min(1, 0.5 + 0.5 * n / 6) ** 2 for n in range(8))
-    assert cost(recipe, 10) == pytest.approx(1 / 3 + 2 * CACHED + grown)
+    assert cost(recipe, 10) == pytest.approx(1 / 3 + 2 * CACHED_COST + grown)
     fixed = replace(recipe, progressive=1.0)
     assert {size_at(fixed, epoch) for epoch in range(10)} == {224}
 
@@ -138,7 +137,7 @@ def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:
 def test_a_part_means_the_same_for_every_variant(variant: str) -> None:
     """Stage N is timm's blocks.N-1, whatever the number of its blocks."""
     names = [name for name, _ in network(variant).backbone.named_parameters()]
-    parts = [part_of(name) for name in names]
+    parts = [part_of(name, VARIANTS[variant].stages) for name in names]
     assert parts == sorted(parts) and set(parts) == set(range(10))
     for name, part in zip(names, parts, strict=True):
         if 1 <= part <= 7:
@@ -149,13 +148,19 @@ def test_a_part_means_the_same_for_every_variant(variant: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["fc.weight", "blocks.7.0.bn1.weight", "bn3.weight"])
+def test_a_parameter_of_no_known_part_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="belongs to no known part"):
+        part_of(name, stages=7)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_learns_in_each_phase(variant: str) -> None:
     made, recipe = network(variant), settled(variant=variant, batchnorm="train")
     everything = [name for name, _ in made.backbone.named_parameters()]
 
     def learning(unfreeze: str) -> list[str]:
-        set_trainable(made, recipe, lowest_trainable(unfreeze))
+        set_trainable(made, recipe, lowest_trainable(unfreeze, 7))
         return [name for name, p in made.backbone.named_parameters() if p.requires_grad]
 
     assert learning("head") == ["classifier.weight", "classifier.bias"]
@@ -169,7 +174,7 @@ def test_what_learns_in_each_phase(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_frozen_batchnorm_never_learns(variant: str) -> None:
     made, recipe = network(variant), settled(variant=variant, batchnorm="frozen")
-    names = set(trainable_parameters(made, recipe, lowest_trainable("all")))
+    names = set(trainable_parameters(made, recipe, lowest_trainable("all", 7)))
     norms = {
         f"{name}.{kind}"
         for name, module in made.backbone.named_modules()
@@ -181,11 +186,11 @@ def test_frozen_batchnorm_never_learns(variant: str) -> None:
 
 def test_below_what_learns_nothing_is_dropped_and_no_statistic_moves() -> None:
     made, recipe = network("b0"), settled(batchnorm="train")
-    train_mode(made, recipe, lowest_trainable("stage:6"))
+    train_mode(made, recipe, lowest_trainable("stage:6", 7))
     for name, module in made.backbone.named_modules():
         if name.startswith("blocks.") and name.count(".") >= 2:
-            assert module.training == (part_of(f"{name}.") >= 6)
+            assert module.training == (part_of(f"{name}.", 7) >= 6)
     assert not made.backbone.bn1.training and made.backbone.bn2.training
-    train_mode(made, recipe, lowest_trainable("head"))
+    train_mode(made, recipe, lowest_trainable("head", 7))
     assert made.dropout.training  # what is dropped for the head
     assert not any(m.training for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))

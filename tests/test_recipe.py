@@ -241,7 +241,7 @@ def test_labels_are_needed_only_by_dials_that_are_on(dials: dict[str, Any], need
 
 @pytest.mark.parametrize("dials", [{"head_epochs": 1}, {"unfreeze": "head"}])
 def test_a_backbone_that_knows_nothing_is_not_kept_frozen(dials: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="expected pretrained ones where some stay frozen"):
+    with pytest.raises(RecipeError, match="expected pretrained weights if parts"):
         Recipe(weights="none", **dials)
 
 

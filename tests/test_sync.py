@@ -10,7 +10,7 @@ from torch import nn
 
 from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.errors import RecipeError
-from effnet_ray.model.network import batchnorms
+from effnet_ray.model.batchnorm import batchnorms
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train.loop import fit
 from effnet_ray.train.state import TrainState

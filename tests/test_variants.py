@@ -5,7 +5,7 @@ import timm
 import torch
 
 from effnet_ray.errors import RecipeError, WeightsError
-from effnet_ray.variants import BEST_FAMILY, FAMILIES, VARIANTS, variant
+from effnet_ray.variants import FAMILIES, VARIANTS, variant
 
 PAIRS = [(name, family) for name, row in VARIANTS.items() for family in row.families]
 
@@ -36,8 +36,8 @@ def test_families_a_variant_lacks_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_best_is_a_family_of_every_variant(name: str) -> None:
     row = variant(name)
-    assert row.weights_tag("best") == row.weights_tag(BEST_FAMILY)
-    assert row.input_spec("best") == row.input_spec(BEST_FAMILY)
+    assert row.weights_tag("best") == row.weights_tag(row.best_family)
+    assert row.input_spec("best") == row.input_spec(row.best_family)
 
 
 def test_an_unknown_variant_is_refused_by_name() -> None:

@@ -22,8 +22,7 @@ from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
 from effnet_ray.data.row_group import ImageRecord, RowGroup
 from effnet_ray.data.views import train_view, write_eval_view
 from effnet_ray.errors import ImageError
-from effnet_ray.recipe import Recipe
-from effnet_ray.tasks import MULTICLASS
+from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError
-from effnet_ray.tasks import MULTICLASS, MULTILABEL
+from effnet_ray.recipe import MULTICLASS, MULTILABEL
 
 LABEL, LABELS = pa.int64(), pa.list_(pa.int64())
 """Types of a label column: multiclass, multilabel."""

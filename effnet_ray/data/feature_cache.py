@@ -70,7 +70,6 @@ def folder(
     `backbone` is the SHA-256 of the pretrained file. The key also holds the data set (cut by
     `limit` or not), the input spec, the precision and, for a random view, what it is drawn from.
     """
-    random_view = (recipe.seed, recipe.aa, recipe.crop_scale, recipe.crop_ratio, recipe.flip)
     content = [
         VERSION,
         recipe.variant,
@@ -80,7 +79,7 @@ def folder(
         recipe.precision,
         split,
         view,
-        *(() if view is None else random_view),
+        *(() if view is None else recipe.view_settings),
     ]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     return storage.join(root, key)

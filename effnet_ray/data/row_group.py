@@ -21,7 +21,7 @@ from effnet_ray.data.parquet_reads import (
     read_twice,
 )
 from effnet_ray.errors import DatasetError, ImageError, StorageError
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.recipe import MULTILABEL
 
 COLUMNS = {
     "id": pa.int64(),

@@ -18,7 +18,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import ImageRecord, RowGroup
 from effnet_ray.data.views import write_eval_view
 from effnet_ray.errors import DatasetError
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.variants import InputSpec
 
 THUMBNAIL = 128

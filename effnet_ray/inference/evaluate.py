@@ -28,6 +28,7 @@ from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
 from effnet_ray.inference.scorer import Scorer
 from effnet_ray.placement import Placement
+from effnet_ray.recipe import MULTICLASS, MULTILABEL
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime import session
 from effnet_ray.runtime.inference_actors import (
@@ -38,7 +39,6 @@ from effnet_ray.runtime.inference_actors import (
     batch_images,
     execute,
 )
-from effnet_ray.tasks import MULTICLASS, MULTILABEL
 
 IMAGES = {MULTICLASS: "one class each", MULTILABEL: "any number of classes"}
 

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from effnet_ray import storage
 from effnet_ray.errors import InputError, ReleaseError
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
-from effnet_ray.tasks import MULTILABEL
 
 RECORD = "export.json"
 INPUT, OUTPUTS = "images", ("logits", "probabilities")

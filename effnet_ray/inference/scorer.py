@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from effnet_ray.errors import ReleaseError
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import load_release
 from effnet_ray.runtime.inference_actors import MachineShare
-from effnet_ray.tasks import MULTILABEL
 
 
 def top_k(logits: Tensor, *, several: bool, top: int) -> tuple[Tensor, Tensor]:

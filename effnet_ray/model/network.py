@@ -1,31 +1,28 @@
-"""The network: uint8 images in, logits out. It normalises by itself, on its own device.
+"""The network: uint8 images in, logits out. It normalises the images itself, on its device."""
 
-Also how BatchNorm behaves here. EfficientNet normalises over a lane's micro-batch, whichever
-worker runs it, and its running statistics take one step per optimizer step, from all lanes: so
-that neither depends on how many workers there are.
-"""
-
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from effnet_ray.model.batchnorm import batchnorms
 from effnet_ray.model.dropout import Drop, replace_drop_paths
 from effnet_ray.phases import lowest_trainable, part_of
 from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.speed import CHANNELS_LAST, CONTIGUOUS
-from effnet_ray.variants import InputSpec
+from effnet_ray.variants import CHANNELS_LAST, CONTIGUOUS, InputSpec
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet
 
-MEMORY = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_format}
-"""Layout → torch's name of it."""
+MEMORY_FORMATS = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_format}
+"""torch's memory format for each layout."""
+
+MODELESS = ("", "blocks", "global_pool")
+"""Modules of timm's EfficientNet that belong to no part: training mode changes nothing in them."""
 
 
 class Network(nn.Module):
-    """timm's EfficientNet behind the normalisation of its InputSpec, with our dropout."""
+    """timm's EfficientNet with input normalisation and our dropout."""
 
     mean: Tensor
     std: Tensor
@@ -37,11 +34,11 @@ class Network(nn.Module):
         layout: str = CHANNELS_LAST,
         dropout: float = 0.0,
     ) -> None:
-        """`dropout`: before the head; the backbone's own is expected to be 0."""
+        """`dropout`: before the head, in place of the backbone's own, which must be 0."""
         super().__init__()
         self.layout = layout
-        self.backbone = backbone.to(memory_format=MEMORY[layout])
-        self.dropout = Drop(dropout, whole=False)
+        self.backbone = backbone.to(memory_format=MEMORY_FORMATS[layout])
+        self.dropout = Drop(dropout, per_image=False)
         self._drops = [module for module in self.modules() if isinstance(module, Drop)]
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
         self.register_buffer("mean", scale[0], persistent=False)
@@ -49,33 +46,33 @@ class Network(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K, of the logits."""
+        """K, the number of logits."""
         return int(self.backbone.num_classes)
 
     @property
     def noise(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of pixels, [1, 3, 1, 1], of 0 to 255."""
+        """Mean and standard deviation of pixel values (0 to 255), [1, 3, 1, 1]."""
         return self.mean, self.std
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees, [B, F], of images [B, 3, R, R], 0 to 255: uint8, or mixed floats.
+        """Pooled features [B, F] of images [B, 3, R, R], 0 to 255: uint8, or floats if mixed.
 
-        Images may lie in memory as they like: convolutions go by whichever of image and weights
-        is channels last, so the image is laid out as the weights are.
+        The images are laid out in memory as the weights are: convolutions would otherwise use
+        channels_last if either of the two does.
         """
-        images = images.contiguous(memory_format=MEMORY[self.layout])
+        images = images.contiguous(memory_format=MEMORY_FORMATS[self.layout])
         maps = self.backbone.forward_features((images - self.mean) / self.std)
         pooled: Tensor = self.backbone.global_pool(maps)
         return pooled
 
-    def forward(self, shown: Tensor) -> Tensor:
-        """Logits [B, K] of images, or of features [B, F] that were made of them earlier."""
-        seen = shown.float() if shown.ndim == 2 else self.features(shown)
-        logits: Tensor = self.backbone.classifier(self.dropout(seen))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, 3, R, R] or of their features [B, F]."""
+        features = inputs.float() if inputs.ndim == 2 else self.features(inputs)
+        logits: Tensor = self.backbone.classifier(self.dropout(features))
         return logits
 
     def begin_lane(self, rows: int) -> None:
-        """The next so many images, in one pass or several, are a lane."""
+        """Start a lane: the next so many images, in one or more forward passes."""
         for drop in self._drops:
             drop.begin_lane(rows)
 
@@ -88,10 +85,10 @@ def build(
     weights_file: str | None = None,
     weights_classes: int = 1000,
 ) -> Network:
-    """The recipe's network; a new head is seeded by the recipe.
+    """The network of a resolved recipe; a new head is initialised from the recipe's seed.
 
-    `weights_file` is a safetensors file in timm's naming whose head has `weights_classes`
-    outputs; timm leaves that head out where `num_classes` differs. A settled recipe is expected.
+    `weights_file` is a safetensors file with timm's names, whose head has `weights_classes`
+    outputs; timm leaves that head out if `num_classes` differs.
     """
     import timm  # takes seconds; drivers and Ray Train's controllers build no network
 
@@ -106,106 +103,44 @@ def build(
     )
     replace_drop_paths(backbone)
     if recipe.batchnorm == SYNC:
-        backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; the same names
+        backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; names stay the same
     network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)
-    set_trainable(network, recipe, lowest_trainable(recipe.unfreeze))
+    lowest = lowest_trainable(recipe.unfreeze, recipe.variant_spec.stages)
+    set_trainable(network, recipe, lowest)
     return network
 
 
 def trainable_parameters(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Parameter]:
-    """The parameters that learn where `lowest` is the lowest part that does, by timm's names."""
-    frozen = batchnorms(network) if recipe.batchnorm == "frozen" else []
-    fixed = {id(parameter) for layer in frozen for parameter in layer.parameters()}
+    """The parameters, by timm's names, that are trained from part `lowest` up."""
+    stages = recipe.variant_spec.stages
+    frozen_layers = batchnorms(network) if recipe.batchnorm == "frozen" else []
+    frozen = {id(parameter) for layer in frozen_layers for parameter in layer.parameters()}
     return {
         name: parameter
         for name, parameter in network.backbone.named_parameters()
-        if part_of(name) >= lowest and id(parameter) not in fixed
+        if part_of(name, stages) >= lowest and id(parameter) not in frozen
     }
 
 
 def set_trainable(network: Network, recipe: Recipe, lowest: int) -> list[nn.Parameter]:
-    """Let these parameters learn, and no others; they are returned."""
+    """Make exactly the parts from `lowest` up require gradients; return their parameters."""
     network.requires_grad_(False)
-    learning = list(trainable_parameters(network, recipe, lowest).values())
-    for parameter in learning:
+    parameters = list(trainable_parameters(network, recipe, lowest).values())
+    for parameter in parameters:
         parameter.requires_grad_()
-    return learning
+    return parameters
 
 
 def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
-    """Dropout, drop path and BatchNorm's batches from part `lowest` up; below it as in use.
+    """Set training mode for the parts from `lowest` up and evaluation mode below.
 
-    BatchNorm's only where the recipe does not freeze it.
+    This concerns dropout, drop path, and BatchNorm unless the recipe freezes it.
     """
     network.train()
+    stages = recipe.variant_spec.stages
     for name, module in network.backbone.named_modules():
-        below = part_of(f"{name}.") < lowest if name else False  # all of it is no part
+        if name in MODELESS or name.startswith("global_pool."):
+            continue
+        below = part_of(f"{name}.", stages) < lowest
         if below or (recipe.batchnorm == "frozen" and isinstance(module, nn.BatchNorm2d)):
-            module.training = False  # of this module alone, not of what it holds
-
-
-def batchnorms(network: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
-    """All BatchNorm layers, in the order of the forward pass."""
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
-    return [layer for layer in network.modules() if isinstance(layer, kinds)]
-
-
-class RunningStatistics:
-    """Updates BatchNorm's running statistics once per step, from all lanes of all workers.
-
-    PyTorch moves them at every forward pass, which would make two lanes on one worker count
-    differently from one lane on each of two. Every lane here starts from the step's beginning;
-    its result is kept aside, weighted by its images, and the mean over all lanes is taken last.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """The layers' buffers become views of one tensor, and are changed in place."""
-        self._live = _as_one(layers, ("running_mean", "running_var"))
-        self._steps = _as_one(layers, ("num_batches_tracked",))
-        self._taken = self._taken_before = int(self._steps[0])
-        self._before = self._live.clone()
-        # The last number is the count of images, so that one sum over workers is enough.
-        self._sum = torch.zeros(len(self._live) + 1, device=self._live.device)
-
-    @torch.no_grad()
-    def begin_step(self) -> None:
-        """Remember where every lane of this step starts."""
-        self._before.copy_(self._live)
-        self._taken_before = self._taken
-        self._sum.zero_()
-
-    @torch.no_grad()
-    def end_lane(self, images: int) -> None:
-        """Keep what a lane of `images` images made of the statistics, and undo it."""
-        self._sum[:-1].add_(self._live, alpha=images)
-        self._sum[-1] += images
-        self._live.copy_(self._before)
-        self._steps.fill_(self._taken)  # counted once a step, as all else
-
-    @torch.no_grad()
-    def end_step(self, sum_over_workers: Callable[[Tensor], Tensor]) -> None:
-        """Take the mean over the lanes of all workers."""
-        sums = sum_over_workers(self._sum)
-        if sums[-1] == 0:
-            return
-        torch.div(sums[:-1], sums[-1], out=self._live)
-        self._taken += 1
-        self._steps.fill_(self._taken)
-
-    @torch.no_grad()
-    def undo_step(self) -> None:
-        """Be as before the step."""
-        self._live.copy_(self._before)
-        self._taken = self._taken_before
-        self._steps.fill_(self._taken)
-
-
-def _as_one(layers: Sequence[nn.Module], names: Sequence[str]) -> Tensor:
-    """Lay the layers' buffers of these names side by side in one tensor: one call moves all."""
-    buffers = [layer.get_buffer(name) for layer in layers for name in names]
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    parts = iter(torch.split(flat, [buffer.numel() for buffer in buffers]))
-    for layer in layers:
-        for name in names:
-            setattr(layer, name, next(parts).view_as(layer.get_buffer(name)))
-    return flat
+            module.training = False  # only this module's flag, not its children's

@@ -1,4 +1,4 @@
-"""The optimizer, part by part, and the learning rate as a pure function of the step."""
+"""The optimizer with layer-wise learning rates, and the learning-rate schedule."""
 
 import math
 from collections import defaultdict
@@ -7,64 +7,65 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effnet_ray.model.network import Network, trainable_parameters
-from effnet_ray.phases import HEAD, lowest_trainable, part_of, phase_at
+from effnet_ray.phases import head_part, lowest_trainable, part_of, phase_at
 from effnet_ray.recipe import Recipe
 
 FINAL_LR_FRACTION = 0.01
-"""The cosine ends at 1 % of the peak."""
+"""The cosine schedule ends at 1 % of the peak."""
 SCALE, PART = "lr_scale", "part"
-"""What a parameter group says beside torch's own: timm's factor on the learning rate; its part."""
-OWN: dict[str, dict[str, object]] = {
+"""Keys of a parameter group: timm's factor on the learning rate, and the part of the network."""
+OPTIONS: dict[str, dict[str, object]] = {
     **{name: {"fused": True} for name in ("adamw", "sgd", "momentum")},  # one kernel for all
-    "lamb": {"max_grad_norm": None},  # `clip_grad` says
+    "lamb": {"max_grad_norm": None},  # `clip_grad` clips instead
 }
-"""What some optimizers are told beside."""
+"""Further options of some optimizers."""
 
 
 def optimizer(network: Network, recipe: Recipe) -> Optimizer:
-    """timm's optimizer of that name over all parameters that ever learn, part by part.
+    """The recipe's optimizer, by timm, over all parameters that are ever trained.
 
-    A group's `lr_scale` is layer_decay to the power of the parts between it and the head, so a
-    decay means the same for every variant (timm's own counts blocks, of which B7 has 55). No
-    weight decay on norms and biases, which are the parameters of one dimension.
+    Parameters are grouped by part. A group's `lr_scale` is layer_decay to the power of its
+    distance from the head in parts, so a decay means the same for every variant (timm's own
+    layer decay counts blocks, of which B7 has 55). Norms and biases, the parameters with one
+    dimension, have no weight decay.
     """
     from timm.optim import create_optimizer_v2  # as in `network.build`
 
+    stages = recipe.variant_spec.stages
+    lowest, head = lowest_trainable(recipe.unfreeze, stages), head_part(stages)
     groups = defaultdict[tuple[int, bool], list[nn.Parameter]](list)
-    for name, parameter in trainable_parameters(
-        network, recipe, lowest_trainable(recipe.unfreeze)
-    ).items():
-        groups[part_of(name), parameter.ndim > 1].append(parameter)
-    decay = recipe.layer_decay or 1.0
-    made: Optimizer = create_optimizer_v2(
+    for name, parameter in trainable_parameters(network, recipe, lowest).items():
+        groups[part_of(name, stages), parameter.ndim > 1].append(parameter)
+    layer_decay = recipe.layer_decay or 1.0
+    result: Optimizer = create_optimizer_v2(
         [
             {
                 "params": parameters,
-                "weight_decay": recipe.weight_decay if decays else 0.0,
-                SCALE: decay ** (HEAD - part),
+                "weight_decay": recipe.weight_decay if has_weight_decay else 0.0,
+                SCALE: layer_decay ** (head - part),
                 PART: part,
             }
-            for (part, decays), parameters in groups.items()
+            for (part, has_weight_decay), parameters in groups.items()
         ],
         opt=recipe.opt,
         lr=recipe.lr,
         momentum=recipe.momentum,
-        **OWN.get(recipe.opt, {}),
+        **OPTIONS.get(recipe.opt, {}),
     )
-    return made
+    return result
 
 
 def begin_phase(optimizer: Optimizer) -> None:
-    """Forget steps that were counted for parameters which did not learn (timm's lamb does)."""
+    """Reset the step counts of groups that have no state yet: timm's lamb counts for them too."""
     for group in optimizer.param_groups:
         if not any(parameter in optimizer.state for parameter in group["params"]):
             group.pop("step", None)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of the head at update `step` (0-based), of a settled recipe.
+    """The head's learning rate at optimizer step `step` (0-based), of a resolved recipe.
 
-    In each phase: linear warm-up, then a cosine to 1 %, or the peak for ever.
+    Each phase has a linear warm-up, and then a cosine to 1 % of the peak or a constant rate.
     """
     phase = phase_at(recipe, step // steps_per_epoch)
     step -= phase.first * steps_per_epoch
@@ -74,12 +75,12 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return phase.lr * (step + 1) / warmup
     if recipe.sched == "constant":
         return phase.lr
-    done = (step - warmup) / max(1, total - warmup)
-    cosine = (1 + math.cos(math.pi * done)) / 2
+    progress = (step - warmup) / max(1, total - warmup)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
     return phase.lr * (FINAL_LR_FRACTION + (1 - FINAL_LR_FRACTION) * cosine)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group its share of the rate."""
+    """Set every group's learning rate: the head's, times the group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[SCALE]

@@ -18,9 +18,9 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.packing import archives, sources
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.sources import Map
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
-from effnet_ray.tasks import MULTILABEL
 
 MIXED = 0.5
 """With fewer of the classes in a row group than this share of what chance would give, the rows

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effnet_ray.errors import DatasetError
-from effnet_ray.tasks import MULTILABEL, TASKS
+from effnet_ray.recipe import MULTILABEL, TASKS
 
 
 @dataclass(frozen=True, kw_only=True)

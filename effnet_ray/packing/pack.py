@@ -22,9 +22,9 @@ from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.shards import ShardJob, WrittenShard
 from effnet_ray.packing.sources import WORK, Listing, Map
 from effnet_ray.packing.splits import Ints
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
-from effnet_ray.tasks import MULTILABEL
 
 SHARD_BYTES = 128 * 1024**2
 

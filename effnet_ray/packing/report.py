@@ -11,9 +11,9 @@ import pyarrow as pa
 from effnet_ray import storage
 from effnet_ray.data.classes import task_of
 from effnet_ray.data.manifest import Manifest
+from effnet_ray.recipe import MULTICLASS
 from effnet_ray.schema import from_dict
 from effnet_ray.storage.parquet import column_values
-from effnet_ray.tasks import MULTICLASS
 
 NAME = "report.json"
 

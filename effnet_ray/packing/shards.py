@@ -27,9 +27,9 @@ from effnet_ray.errors import ImageError
 from effnet_ray.packing import sources
 from effnet_ray.packing.archives import schema
 from effnet_ray.packing.duplicates import phash
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import parquet
-from effnet_ray.tasks import MULTILABEL
 
 ROW_GROUP_IMAGES = 64
 ROW_GROUP_BYTES = 16 * 1024**2

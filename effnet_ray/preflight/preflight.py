@@ -14,8 +14,7 @@ from effnet_ray.preflight.findings import Finding, run_check
 from effnet_ray.preflight.inputs import inputs
 from effnet_ray.preflight.permissions import check_places
 from effnet_ray.preflight.working_dir import working_dir
-from effnet_ray.recipe import Recipe
-from effnet_ray.tasks import MULTICLASS
+from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.tracking import trackers as track
 from effnet_ray.train.finetune import check_sync
 from effnet_ray.variants import InputSpec

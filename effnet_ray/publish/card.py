@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from effnet_ray.tasks import MULTICLASS, MULTILABEL
+from effnet_ray.recipe import MULTICLASS, MULTILABEL
 from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision, macro_f1
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.metric_definitions import (

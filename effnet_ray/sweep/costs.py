@@ -30,7 +30,7 @@ def estimated_device_seconds(recipe: Recipe, manifest: Manifest) -> float:
     """
     images = manifest.limited(recipe.limit).images
     trained = phases.cost(recipe.with_defaults, recipe.epochs) * images.get("train", 0)
-    evaluated = phases.FORWARD * recipe.epochs * images.get("eval", 0)
+    evaluated = phases.FORWARD_COST * recipe.epochs * images.get("eval", 0)
     area = (_input_spec(recipe).resolution / recipe.variant_spec.resolution) ** 2
     return (trained + evaluated) * area / recipe.variant_spec.train_images_per_s
 

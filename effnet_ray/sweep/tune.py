@@ -12,7 +12,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
-from effnet_ray.recipe import SYNC, Recipe
+from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record
@@ -27,7 +27,6 @@ from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_registry
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
-from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import run_record
 from effnet_ray.train.finetune import check_run_name
 from effnet_ray.variants import VARIANTS

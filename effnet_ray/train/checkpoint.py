@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
-from effnet_ray.phases import HEAD
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.state import Progress, TrainState
 
@@ -193,7 +192,7 @@ def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str,
 def _check_complete(optimizer: Optimizer, restored: set[int]) -> None:
     """Raises ValueError unless the moments are those of no, the head's or all parameters."""
     parts = [group[PART] for group in optimizer.param_groups for _ in group["params"]]
-    head = {index for index, part in enumerate(parts) if part == HEAD}
+    head = {index for index, part in enumerate(parts) if part == max(parts)}
     if restored and restored not in (head, set(range(len(parts)))):
         raise ValueError(f"moments of {len(restored)} of {len(parts)} parameters")
 

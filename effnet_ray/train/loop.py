@@ -11,8 +11,7 @@ from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.model.optimizer import learning_rate
 from effnet_ray.phases import Phase, evaluates, phase_at
-from effnet_ray.recipe import Recipe
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.recipe import MULTILABEL, Recipe
 from effnet_ray.train.epoch_report import EpochReport, ended_early
 from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report, evaluate
 from effnet_ray.train.metrics import MetricSums

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import train_mode
-from effnet_ray.phases import HEAD, Phase
+from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.train.step import PhaseTrainer, accumulate_lane_gradients
 
@@ -73,7 +73,7 @@ def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
 
 def _batchnorm_trains(recipe: Recipe, phase: Phase) -> bool:
     """Whether BatchNorm computes statistics over a micro-batch."""
-    return recipe.batchnorm in ("train", SYNC) and phase.lowest < HEAD
+    return recipe.batchnorm in ("train", SYNC) and not phase.frozen
 
 
 def _fits(trainer: PhaseTrainer, splits: int) -> bool:

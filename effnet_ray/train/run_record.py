@@ -20,7 +20,6 @@ from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
-from effnet_ray.speed import UNRECORDED
 from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1
 from effnet_ray.variants import InputSpec
 
@@ -101,7 +100,7 @@ def load(run_uri: str) -> Run | None:
         return None
     with _readable(uri):
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        record["recipe"] = from_dict(Recipe, asdict(UNRECORDED) | record["recipe"])
+        record["recipe"] = from_dict(Recipe, record["recipe"])
         record["spec"] = from_dict(InputSpec, record["spec"])
         return from_dict(Run, record)
 

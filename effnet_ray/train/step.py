@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from effnet_ray.errors import NonFiniteError
+from effnet_ray.model.batchnorm import RunningStatistics, batchnorms
 from effnet_ray.model.compile import Compiled
 from effnet_ray.model.ema import MovingAverage
-from effnet_ray.model.network import (
-    Network,
-    RunningStatistics,
-    batchnorms,
-    set_trainable,
-    train_mode,
-)
+from effnet_ray.model.network import Network, set_trainable, train_mode
 from effnet_ray.model.optimizer import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
-from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.tasks import MULTILABEL
+from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
 from effnet_ray.train.loss import train_losses
 from effnet_ray.train.metrics import MetricSums, sum_over_workers
 from effnet_ray.train.mixup import MixedLane, mix_lane
@@ -195,7 +189,7 @@ def train_step(
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     if trainer.moving_average:
-        trainer.moving_average.follow(step)
+        trainer.moving_average.update(step)
     return sums
 
 

@@ -21,8 +21,8 @@ from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.placement import Placement
+from effnet_ray.recipe import MULTILABEL
 from effnet_ray.runtime.preemption import PreemptionWatch
-from effnet_ray.tasks import MULTILABEL
 from effnet_ray.train import audit, checkpoint, checkpoint_writer, oom, quarantine, run_record
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
