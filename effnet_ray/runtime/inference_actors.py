@@ -24,7 +24,7 @@ from effnet_ray.data.ray_executor import data_context
 from effnet_ray.errors import EvaluationError, one_line
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.runtime.events import start_local_actor
+from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.session import ResourceRequest
 
 FORWARD_GB = 8

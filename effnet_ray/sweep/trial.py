@@ -15,7 +15,7 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
-from effnet_ray.runtime.events import start_local_actor
+from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.asha import Brackets
 from effnet_ray.sweep.scheduled_search import ScheduledSearch

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from effnet_ray.runtime.events import EventQueue, WaitingForWorkers, start_local_actor
+from effnet_ray.runtime.actors import start_local_actor
+from effnet_ray.runtime.events import EventQueue, WaitingForWorkers
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.run_record import Run
 

@@ -24,7 +24,7 @@ from effnet_ray.model.compile import check_compiler
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.runtime import pending, session
-from effnet_ray.runtime.events import deliver_events
+from effnet_ray.runtime.actors import deliver_events
 from effnet_ray.storage.names import check_name
 from effnet_ray.train import checkpoint, events, precompute_features, run_record
 from effnet_ray.train.epoch_report import best, ended_early

@@ -26,7 +26,7 @@ from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
 from effnet_ray.recipe import Recipe
-from effnet_ray.runtime.events import start_local_actor
+from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
     MAX_REASON_CHARS,
     ActorPool,
