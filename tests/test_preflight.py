@@ -16,11 +16,11 @@ from effnet_ray import storage
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
-from effnet_ray.preflight.cluster import memory
+from effnet_ray.preflight.cluster import check_memory
 from effnet_ray.preflight.findings import Finding, all_right
-from effnet_ray.preflight.inputs import inputs
+from effnet_ray.preflight.inputs import check_inputs
 from effnet_ray.preflight.permissions import check_places
-from effnet_ray.preflight.working_dir import uploaded_files, working_dir
+from effnet_ray.preflight.working_dir import check_working_dir, uploaded_files
 from effnet_ray.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: P
     (tmp_path / "file").touch()
     found = by_name(check_places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
     assert set(found) == {"runs", "store"} and found["runs"].ok
-    assert f"releases cannot be kept at {tmp_path}/file/store" in found["store"].found
+    assert f"releases cannot be stored at {tmp_path}/file/store" in found["store"].found
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -70,16 +70,16 @@ def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: P
 
 
 def test_data_and_weights_are_looked_at_as_a_run_does(digits: str) -> None:
-    found = by_name(inputs(SCRATCH, digits, None))
+    found = by_name(check_inputs(SCRATCH, digits, None))
     assert all_right(found.values())
     assert "1,438 train and 359 eval images of 10 classes" in found["data"].found
-    assert "8×8 px" in found["an image"].found and "scratch" in found["weights"].found
+    assert "8×8 px" in found["first image"].found and "scratch" in found["weights"].found
 
 
 def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
     digits: str, tmp_path: Path
 ) -> None:
-    found = by_name(inputs(Recipe(), str(tmp_path), str(tmp_path)))
+    found = by_name(check_inputs(Recipe(), str(tmp_path), str(tmp_path)))
     assert not any(each.ok for each in found.values())
     assert "jobs/pack.py" in found["data"].found
     assert f"no weights at {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in found["weights"].found
@@ -89,7 +89,7 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    found = by_name(inputs(SCRATCH, str(damaged), None))
+    found = by_name(check_inputs(SCRATCH, str(damaged), None))
     assert "SHA-256 is not the manifest's" in found["data"].found and found["weights"].ok
 
 
@@ -104,7 +104,7 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
     (tmp_path / "more/.gitignore").write_text("big\n")
     files = {".rayignore", "jobs/a.py", "more/.gitignore"}
     assert set(uploaded_files(tmp_path)) == files
-    found = by_name(working_dir(tmp_path, submits=True))
+    found = by_name(check_working_dir(tmp_path, submits=True))
     size = sum(path.stat().st_size for path in map(tmp_path.joinpath, files)) / 1e6
     assert all_right(found.values()) and f"3 files, {size:.1f} MB" in found["working dir"].found
 
@@ -125,13 +125,15 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
 def test_keys_in_a_working_dir_that_is_submitted_are_wrong(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("secret")
-    found = by_name(working_dir(tmp_path, submits=True))["no secrets in it"]
+    found = by_name(check_working_dir(tmp_path, submits=True))["working dir secrets"]
     assert not found.ok and name.split("/")[0] in found.found and ".rayignore" in found.do
     assert "secret" not in found.found
-    remarked = by_name(working_dir(tmp_path, submits=False))["no secrets in it"]
+    remarked = by_name(check_working_dir(tmp_path, submits=False))["working dir secrets"]
     assert remarked.ok and remarked.do
     (tmp_path / ".rayignore").write_text(f"{name}\n")
-    assert by_name(working_dir(tmp_path, submits=True))["no secrets in it"].found == "none"
+    assert (
+        by_name(check_working_dir(tmp_path, submits=True))["working dir secrets"].found == "none"
+    )
 
 
 def test_a_working_dir_too_large_for_ray_and_runs_in_it_are_named(
@@ -140,15 +142,15 @@ def test_a_working_dir_too_large_for_ray_and_runs_in_it_are_named(
     (tmp_path / "r/checkpoints").mkdir(parents=True)
     for step in range(9):
         (tmp_path / f"r/checkpoints/{step}").write_bytes(bytes(1000))
-    found = by_name(working_dir(tmp_path, submits=True))["working dir"]
+    found = by_name(check_working_dir(tmp_path, submits=True))["working dir"]
     assert found.ok and found.found.endswith("; r/checkpoints") and found.do
     monkeypatch.setattr(packaging, "GCS_STORAGE_MAX_SIZE", 8000)
-    assert not by_name(working_dir(tmp_path, submits=True))["working dir"].ok
+    assert not by_name(check_working_dir(tmp_path, submits=True))["working dir"].ok
 
 
 def test_our_own_repository_travels_light() -> None:
     assert sum(uploaded_files(ROOT).values()) < 5e6
-    assert all_right(working_dir(ROOT, submits=True))
+    assert all_right(check_working_dir(ROOT, submits=True))
 
 
 # --- accelerators
@@ -172,15 +174,15 @@ def test_the_micro_batch_is_held_against_the_accelerators_memory(
 ) -> None:
     recipe = Recipe(variant=variant, weights="none", batch_size=micro, micro_batch=micro)
     recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=True)
-    assert memory(recipe, accelerator).ok is fits
-    assert bool(memory(recipe, accelerator).do) is not fits
+    assert check_memory(recipe, accelerator).ok is fits
+    assert bool(check_memory(recipe, accelerator).do) is not fits
 
 
 def test_float32_and_a_shared_gpu_hold_half() -> None:
     recipe = Recipe(variant="b7", weights="none", batch_size=8)
     recipe = replace(recipe, image_size=600, micro_batch=8, precision="bfloat16")
-    assert memory(recipe, "L4").ok and not memory(recipe, "L4", share=0.5).ok
-    assert not memory(replace(recipe, precision="float32"), "L4").ok
+    assert check_memory(recipe, "L4").ok and not check_memory(recipe, "L4", share=0.5).ok
+    assert not check_memory(replace(recipe, precision="float32"), "L4").ok
 
 
 # --- the jobs
@@ -192,7 +194,7 @@ def test_a_run_that_could_not_publish_is_refused_before_it_begins(
     (tmp_path / "file").touch()
     where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/file/store"]
     assert main(finetune_job, ["--local", *where]) == 2
-    assert "store: releases cannot be kept at" in capsys.readouterr().err
+    assert "store: releases cannot be stored at" in capsys.readouterr().err
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -206,8 +208,8 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     told = json.loads(out)
     names = [each["check"] for each in told["findings"]]
     assert told["ok"] is True and err.rstrip().endswith("checks passed")
-    assert names == ["runs", "store", "data", "an image", "weights", "working dir",
-                     "no secrets in it", "recipe", "versions", "workers"]  # fmt: skip
+    assert names == ["runs", "store", "data", "first image", "weights", "working dir",
+                     "working dir secrets", "recipe", "versions", "workers"]  # fmt: skip
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
     out, err = capsys.readouterr()
     wrong = [each for each in json.loads(out)["findings"] if not each["ok"]]
@@ -218,7 +220,7 @@ OTHER_VERSION = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from effnet_ray.preflight.cluster import cluster
+from effnet_ray.preflight.cluster import check_cluster
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 
@@ -228,7 +230,7 @@ machines.add_node(num_cpus=1, env_vars={"PYTHONPATH": sys.argv[1]})
 ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
 recipe = Recipe(weights="none")
 recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=2, on_gpu=False)
-for each in cluster(recipe, Placement(workers="2"), ["s3://a", "s3://b", "s3://c"]):
+for each in check_cluster(recipe, Placement(workers="2"), ["s3://a", "s3://b", "s3://c"]):
     print(each.ok, each.message)
 ray.shutdown()
 machines.shutdown()
@@ -246,5 +248,5 @@ def test_a_machine_with_other_versions_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0].startswith("False versions: ") and "has timm 9.9, the driver 1." in said[0]
-    assert said[1].startswith("True workers: 2 workers with 1 CPU each: the machines that")
+    assert said[0].startswith("False versions: ") and "has timm 9.9, the driver has 1." in said[0]
+    assert said[1].startswith("True workers: 2 workers with 1 CPU each: they fit on")

@@ -432,7 +432,7 @@ def test_the_check_looks_at_trackers(
     server: Server, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = (str(packed), f"{tmp_path}/runs", f"{tmp_path}/store")
-    found = preflight.quick(*places, trackers=BOTH, single_writer=False, submitted=False)
+    found = preflight.quick_checks(*places, trackers=BOTH, single_writer=False, submitted=False)
     told = {each.check: each for each in found}
     assert told["tracker mlflow"].ok and told["tracker tensorboard"].ok
     assert told["tracker mlflow"].found == f"{server.address}, experiment {tmp_path.name}"

@@ -52,7 +52,7 @@ def _check_run(flags: Check, terminal: Terminal) -> "list[Finding]":
     location = flags.location
     data = flags.data_uri(terminal)
     return list(
-        preflight.full(
+        preflight.all_checks(
             flags.resolved_recipe(),
             flags.placement,
             data,
@@ -74,7 +74,7 @@ def preflight_or_raise(flags: TrainingFlags, data: str, terminal: Terminal) -> N
     from effnet_ray.tracking.trackers import parse_trackers
 
     location = flags.location
-    findings = preflight.quick(
+    findings = preflight.quick_checks(
         data,
         location.runs,
         location.store,

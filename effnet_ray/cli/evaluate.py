@@ -83,7 +83,7 @@ def _report_uri(report: str) -> str:
     if not report:
         return ""
     from effnet_ray import storage
-    from effnet_ray.preflight.permissions import writable
+    from effnet_ray.preflight.permissions import check_writable
 
     if not report.endswith(".html"):
         raise RecipeError(f"report is {report!r}: expected a file name such as out.html")
@@ -91,7 +91,7 @@ def _report_uri(report: str) -> str:
     no_bucket = storage.is_remote(uri) and uri.count("/") < 3  # s3://FILE.html
     if no_bucket or Path(uri).is_dir():
         raise RecipeError(f"report is {report!r}: expected a file in a folder or a bucket")
-    writable(uri.rpartition("/")[0] or "/", "the report")
+    check_writable(uri.rpartition("/")[0] or "/", "the report")
     return uri
 
 

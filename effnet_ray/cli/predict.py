@@ -45,10 +45,10 @@ def _predict(flags: Predict, terminal: Terminal) -> "PredictResult":
     """The result of the prediction; the terminal shows its progress."""
     from effnet_ray import storage
     from effnet_ray.inference.predict import predict
-    from effnet_ray.preflight.permissions import writable
+    from effnet_ray.preflight.permissions import check_writable
 
     placement = flags.workers.placement
-    writable(storage.absolute(flags.out), "predictions")
+    check_writable(storage.absolute(flags.out), "predictions")
     return predict(
         flags.load(),
         flags.source,

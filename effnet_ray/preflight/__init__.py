@@ -1,1 +1,1 @@
-"""Checks that run before anything is leased or bought."""
+"""Checks before a run, when no machine has been requested yet."""

@@ -1,4 +1,4 @@
-"""The cluster that a job is connected to: what runs on it, and whether it can hold the job."""
+"""Checks the cluster that a job is connected to: versions, capacity, GPU memory."""
 
 import math
 import platform
@@ -20,51 +20,53 @@ from effnet_ray.runtime.session import ResourceRequest
 from effnet_ray.variants import Variant
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "s3fs")
-ANSWER_S = 120
-"""A machine unpacks the working dir first."""
+VERSIONS_TIMEOUT_S = 120
+"""Includes the time in which a machine unpacks the working dir."""
 MEMORY_GB = {
     "T4": 16, "V100": 16, "P100": 16, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40,
     "A100-40G": 40, "A100-80G": 80, "H100": 80, "H20": 96, "H200": 141, "B200": 180,
 }  # fmt: skip
-"""By Ray's names, from NVIDIA's data sheets; of those that come with more or less, the less."""
+"""By Ray's names, from NVIDIA's data sheets; the smallest size if there are several."""
 
 
-def cluster(recipe: Recipe, placement: Placement, uris: Sequence[str]) -> Iterator[Finding]:
-    """Of the cluster this process is connected to. `recipe` is settled; `uris`: data, runs, store.
+def check_cluster(recipe: Recipe, placement: Placement, uris: Sequence[str]) -> Iterator[Finding]:
+    """Checks of the connected cluster. `recipe` is resolved; `uris`: data, runs, store.
 
-    Nothing is leased but a moment on each machine, and no machine is bought.
+    Runs one short task on each machine, and launches no machine.
     """
-    yield _versions()
-    yield from _lasting(uris[-1])
+    yield _check_versions()
+    yield from _check_store_durability(uris[-1])
     try:
         lease = session.request_resources(placement, uris[:-1])
     except ClusterError as error:
         yield Finding(check="workers", ok=False, found=str(error))
         return
-    room = nodes.worker_capacity(lease.resources_per_worker, lease.accelerators)
-    yield Finding(check="workers", ok=True, found=_workers(lease, placement, room))
+    capacity = nodes.worker_capacity(lease.resources_per_worker, lease.accelerators)
+    yield Finding(check="workers", ok=True, found=_describe_workers(lease, placement, capacity))
     if placement.gpus_per_worker:
-        holders = [
-            each for each in nodes.alive_nodes() if each.max_workers(lease.resources_per_worker)
+        machines_with_room = [
+            machine
+            for machine in nodes.alive_nodes()
+            if machine.max_workers(lease.resources_per_worker)
         ]
-        yield from _memory(recipe, placement, [*holders, *room.machine_types])
+        yield from _check_gpus(recipe, placement, [*machines_with_room, *capacity.machine_types])
 
 
 def versions() -> dict[str, str]:
-    """Of what a run's numbers hang on, in this process; the build (`+cu130`) left out."""
-    found = {"python": platform.python_version(), "effnet_ray": effnet_ray.__version__}
+    """Versions that a run's numbers depend on, in this process, without builds (`+cu130`)."""
+    result = {"python": platform.python_version(), "effnet_ray": effnet_ray.__version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name).partition("+")[0]
+            result[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
-            found[name] = "none"
-    return found
+            result[name] = "none"
+    return result
 
 
-def _versions() -> Finding:
-    """Whether all machines have this process's."""
-    mine, others = versions(), nodes.alive_nodes()
-    asked = [
+def _check_versions() -> Finding:
+    """Whether all machines have the versions of this process."""
+    own, machines = versions(), nodes.alive_nodes()
+    references = [
         ray.remote(versions)
         .options(
             num_cpus=0,
@@ -72,88 +74,90 @@ def _versions() -> Finding:
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False),
         )
         .remote()
-        for machine in others
+        for machine in machines
     ]
     wrong = []
-    for machine, answer in zip(others, asked, strict=True):
+    for machine, reference in zip(machines, references, strict=True):
         try:
-            found = ray.get(answer, timeout=ANSWER_S)
-        except Exception as error:  # of whatever kind: that machine would not run a worker either
+            found = ray.get(reference, timeout=VERSIONS_TIMEOUT_S)
+        except Exception as error:  # any kind: this machine would not run a worker either
             wrong.append(f"{machine.name}: {str(error).strip().splitlines()[-1]}")
             continue
         wrong += [
-            f"{machine.name} has {name} {found[name]}, the driver {mine[name]}"
-            for name in mine
-            if found[name] != mine[name]
+            f"{machine.name} has {name} {found[name]}, the driver has {own[name]}"
+            for name in own
+            if found[name] != own[name]
         ]
-    told = ", ".join(f"{name} {mine[name]}" for name in ("python", "ray", "torch", "timm"))
+    summary = ", ".join(f"{name} {own[name]}" for name in ("python", "ray", "torch", "timm"))
     return problem(
         "versions",
         "; ".join(wrong),
-        f"{told} on {len(others)} machine{'s' if len(others) > 1 else ''}",
-        "install requirements.lock on every machine, and start its Ray again",
+        f"{summary} on {len(machines)} machine{'s' if len(machines) > 1 else ''}",
+        "install requirements.lock on every machine, and restart Ray there",
     )
 
 
-def _lasting(store: str) -> Iterator[Finding]:
-    """Releases in a folder of a cluster's head are gone with it."""
+def _check_store_durability(store: str) -> Iterator[Finding]:
+    """Warn if releases would be lost with the cluster's head."""
     if session.is_submitted_job() and not storage.is_remote(store):
         yield Finding(
-            check="store lasts",
+            check="store durability",
             ok=True,
-            found=f"{store} is a folder of the cluster's head, and gone with it",
-            do="--store s3://…",
+            found=f"{store} is a folder on the cluster's head and is deleted with it",
+            do="use --store s3://…",
         )
 
 
-def _workers(lease: ResourceRequest, placement: Placement, room: Capacity) -> str:
-    """What there is room for, and what would be bought."""
+def _describe_workers(lease: ResourceRequest, placement: Placement, capacity: Capacity) -> str:
+    """Workers that fit now, and machines that the autoscaler would launch."""
     low, high = placement.worker_range
-    asked = lease.describe(high) if low == high else f"{low} to {lease.describe(high)}"
-    if room.now >= high:
-        return f"{asked}: the machines that are here have room"
-    if not room.machine_types:
-        tail = "what its autoscaler may buy is not known here" if math.isinf(room.maximum) else ""
-        return f"{asked}: room for {room.now:g} now{'; ' if tail else ''}{tail}"
-    missing = high - room.now
+    requested = lease.describe(high) if low == high else f"{low} to {lease.describe(high)}"
+    if capacity.now >= high:
+        return f"{requested}: they fit on the machines that are running"
+    if not capacity.machine_types:
+        tail = "what the autoscaler may launch is unknown" if math.isinf(capacity.maximum) else ""
+        return f"{requested}: {capacity.now:g} fit now{'; ' if tail else ''}{tail}"
+    missing = high - capacity.now
     launches = []
-    for machine_type in room.machine_types:
+    for machine_type in capacity.machine_types:
         per_machine = machine_type.max_workers(lease.resources_per_worker)
         count = min(machine_type.count, max(1, math.ceil(missing / per_machine)))
         launches.append(f"{count:g} {machine_type.name}")
-    bought = " or ".join(launches)
-    return f"{asked}: room for {room.now:g} now, the autoscaler would buy {bought}"
+    launched = " or ".join(launches)
+    return f"{requested}: {capacity.now:g} fit now, the autoscaler would launch {launched}"
 
 
-def _memory(recipe: Recipe, placement: Placement, holders: Sequence[Machine]) -> Iterator[Finding]:
-    """The micro-batch against each accelerator that a worker may come to."""
-    wanted = placement.accelerators or sorted(
-        {m.labels.get(ACCELERATOR_LABEL, "") for m in holders}
+def _check_gpus(
+    recipe: Recipe, placement: Placement, machines_with_room: Sequence[Machine]
+) -> Iterator[Finding]:
+    """The micro-batch against the memory of each accelerator that a worker may get."""
+    accelerators = placement.accelerators or sorted(
+        {m.labels.get(ACCELERATOR_LABEL, "") for m in machines_with_room}
     )
     share = min(1, placement.gpus_per_worker)
-    for name in wanted:
-        yield memory(recipe, name, share)
+    for name in accelerators:
+        yield check_memory(recipe, name, share)
 
 
-def memory(recipe: Recipe, accelerator: str, share: float = 1) -> Finding:
-    """Whether a settled recipe's micro-batch fits a share of the accelerator's memory."""
+def check_memory(recipe: Recipe, accelerator: str, share: float = 1) -> Finding:
+    """Whether a resolved recipe's micro-batch fits into a share of the accelerator's memory."""
     size, micro = recipe.image_size, recipe.micro_batch
     assert size is not None and micro is not None
     check = f"memory {accelerator}".strip()
     batch = f"the micro-batch is {micro}"
     if accelerator not in MEMORY_GB:
-        what = f"a {accelerator}" if accelerator else "its GPU"
-        return Finding(check=check, ok=True, found=f"how much {what} has is unknown; {batch}")
+        gpu = f"of a {accelerator}" if accelerator else "of the GPU"
+        return Finding(check=check, ok=True, found=f"the memory {gpu} is unknown; {batch}")
     gigabytes = MEMORY_GB[accelerator] * share
-    fits = fitting(recipe.variant_spec, gigabytes, size, recipe.precision)
+    max_images = images_that_fit(recipe.variant_spec, gigabytes, size, recipe.precision)
     return Finding(
         check=check,
-        ok=micro <= fits,
-        found=f"{gigabytes:g} GB hold about {fits:,} images of {size} px, {batch}",
-        do="lower --micro-batch, or choose another --accelerator" if micro > fits else "",
+        ok=micro <= max_images,
+        found=f"{gigabytes:g} GB hold about {max_images:,} images of {size} px, {batch}",
+        do="lower --micro-batch, or choose another --accelerator" if micro > max_images else "",
     )
 
 
-def fitting(variant: Variant, gigabytes: float, size: int, precision: str | None) -> int:
-    """About how many images fit; in float32 half as many."""
+def images_that_fit(variant: Variant, gigabytes: float, size: int, precision: str | None) -> int:
+    """About how many images fit into the memory; in float32 half as many."""
     return int(variant.images_in(gigabytes, size) / (2 if precision == "float32" else 1))

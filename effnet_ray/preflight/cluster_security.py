@@ -1,4 +1,4 @@
-"""Who could reach a cluster started from a file, and what the file gives away."""
+"""Checks a cluster file for open ports, missing authentication and secrets."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,20 +6,20 @@ from typing import Any
 
 from effnet_ray.preflight.findings import Finding, problem
 
-TOKEN = ".ray/auth_token"
-AT_HOME = re.compile(rf"(~|/root|/home/[^/]+)/{re.escape(TOKEN)}")
-"""Where Ray looks for its token."""
+TOKEN_FILE = ".ray/auth_token"
+HOME_TOKEN_FILE = re.compile(rf"(~|/root|/home/[^/]+)/{re.escape(TOKEN_FILE)}")
+"""The paths where Ray looks for its token."""
 SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api_?key|credential)"
 SECRETS = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # an access key's id
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b(?:hf|gh[pousr])_[A-Za-z0-9]{30,}"  # Hugging Face, GitHub
-    # A name like HF_TOKEN, given a value that is no variable; not the path of a file.
+    # A name like HF_TOKEN with a literal value; not a variable, not the path of a file.
     rf"|\b(?!\w*(?:path|file|mode)\b)(?i:\w*{SECRET_NAME}\w*)\s*[=:]\s*[\"']?[^\s\"'$]"
 )
-NAMED = re.compile(rf"(?i)[a-z_]*{SECRET_NAME}")
-"""A field that holds one."""
-HARMLESS = ("HttpTokens",)
+SECRET_FIELD = re.compile(rf"(?i)[a-z_]*{SECRET_NAME}")
+"""Names of fields that hold a secret."""
+NO_SECRET_FIELDS = ("HttpTokens",)
 EVERYWHERE = re.compile(r"0\.0\.0\.0|\[?::\]?(?=[\s/:]|$)")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DASHBOARD = re.compile(r"--dashboard-host[= ]\s*(\S+)")
@@ -29,29 +29,29 @@ MODE = re.compile(r"RAY_AUTH_MODE=[\"']?([^\s;\"']*)")
 Config = Mapping[str, Any]
 
 
-def checks(config: Config) -> Iterator[Finding]:
-    """Of a file with Ray's defaults filled in."""
+def check_security(config: Config) -> Iterator[Finding]:
+    """Checks of a file with Ray's defaults filled in."""
     yield _authentication(config)
     yield _dashboard(config)
     yield _network(config)
 
 
-def secrets(config: Config, text: str) -> Finding:
-    """Whether there is one in the file, in whatever field; comments do not count."""
+def check_secrets(config: Config, text: str) -> Finding:
+    """Whether any field of the file holds a secret. Comments are ignored."""
     found = next(filter(None, (_secret(*pair) for pair in _fields("", config))), "")
     line = next((n for n, row in enumerate(text.splitlines(), start=1) if found in row), 0)
-    where = f" on line {line}" if line else ""
+    place = f" on line {line}" if line else ""
     return problem(
         "no secrets",
-        f"{found[:4]}…{where}" if found else "",
+        f"{found[:4]}…{place}" if found else "",
         "none",
-        "take it out, and revoke it: machines get their rights from IamInstanceProfile, and the "
-        f"token from file_mounts ({TOKEN})",
+        "remove it and revoke it: machines get access by IamInstanceProfile, and the token by "
+        f"file_mounts ({TOKEN_FILE})",
     )
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every text in there, with the name of its field."""
+    """Every value in the file as text, with the name of its field."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _fields(str(key), inner)
@@ -63,8 +63,8 @@ def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _secret(name: str, value: str) -> str:
-    """What gives it away; empty where nothing does."""
-    if value and name not in HARMLESS and NAMED.fullmatch(name):
+    """The name or text that reveals a secret; empty if there is none."""
+    if value and name not in NO_SECRET_FIELDS and SECRET_FIELD.fullmatch(name):
         return name
     found = SECRETS.search(value)
     return found.group() if found else ""
@@ -74,45 +74,45 @@ def _authentication(config: Config) -> Finding:
     commands = _commands(config)
     starts = [command for command in commands if "ray start" in command]
     modes = [MODE.findall(command) for command in commands]
-    exported = any("token" in said for said in (MODE.findall(c) for c in config["setup_commands"]))
+    exported = any("token" in MODE.findall(command) for command in config["setup_commands"])
     closed = exported or all(MODE.search(command) for command in starts)
-    closed &= all(mode == "token" for said in modes for mode in said)
+    closed &= all(mode == "token" for found in modes for mode in found)
     mounted = any(
-        AT_HOME.fullmatch(str(target)) and str(source).endswith("/auth_token")
+        HOME_TOKEN_FILE.fullmatch(str(target)) and str(source).endswith("/auth_token")
         for target, source in (config.get("file_mounts") or {}).items()
     )
     return problem(
         "token authentication",
         "off" if not closed else "" if mounted else "on, but no token on the machines",
-        "on, the token mounted",
+        "on, and the token is mounted",
         "put RAY_AUTH_MODE=token before every `ray start`, and mount the token file: "
-        f"file_mounts: {{/home/ubuntu/{TOKEN}: ~/{TOKEN}}}",
+        f"file_mounts: {{/home/ubuntu/{TOKEN_FILE}: ~/{TOKEN_FILE}}}",
     )
 
 
 def _dashboard(config: Config) -> Finding:
     heads = [c for c in config["head_start_ray_commands"] if "ray start" in c]
     hosts = [DASHBOARD.findall(command) for command in heads]
-    loopback = all(said and set(said) <= set(LOOPBACK) for said in hosts)
+    loopback = all(names and set(names) <= set(LOOPBACK) for names in hosts)
     return problem(
         "dashboard",
         "" if loopback and heads else "open to every network",
         "on loopback",
-        "start the head with --dashboard-host=127.0.0.1; `ray dashboard` makes a tunnel",
+        "start the head with --dashboard-host=127.0.0.1, and reach it with `ray dashboard`",
     )
 
 
 def _network(config: Config) -> Finding:
-    """What listens on every network, and what the security group lets in."""
+    """What listens on every network, and what the security group allows."""
     docker = [
         option
-        for where in (config.get("docker") or {}, *config["available_node_types"].values())
-        for part in (where, where.get("docker") or {})
+        for section in (config.get("docker") or {}, *config["available_node_types"].values())
+        for part in (section, section.get("docker") or {})
         for name in ("run_options", "head_run_options", "worker_run_options")
         for option in part.get(name) or []
     ]
     wrong = [
-        f"{each.strip()!r}" for each in [*_commands(config), *docker] if EVERYWHERE.search(each)
+        f"{text.strip()!r}" for text in [*_commands(config), *docker] if EVERYWHERE.search(text)
     ]
     wrong += [
         f"docker publishes {port}"
@@ -128,14 +128,14 @@ def _network(config: Config) -> Finding:
               config["available_node_types"].values())  # fmt: skip
     return problem(
         "network",
-        f"open to everybody: {', '.join(wrong)[:200]}" if wrong else "",
-        "a security group of yours" if own else
-        "Ray's own security group: the cluster's machines, and SSH from everywhere by key alone",
-        "listen on 127.0.0.1, and let in known addresses only",
+        f"open to everyone: {', '.join(wrong)[:200]}" if wrong else "",
+        "your own security group" if own else
+        "Ray's security group: traffic within the cluster, and SSH by key from everywhere",
+        "listen on 127.0.0.1, and allow only known addresses",
     )  # fmt: skip
 
 
 def _commands(config: Config) -> list[str]:
-    """All that are run on machines."""
+    """All commands that run on the machines."""
     names = [name for name in config if name.endswith("_commands")]
     return [str(command) for name in names for command in config[name] or []]

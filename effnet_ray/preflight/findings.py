@@ -1,4 +1,4 @@
-"""What a check found, for people and for JSON."""
+"""The result of a check, for the terminal and for JSON."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,34 +8,35 @@ from effnet_ray.errors import EffnetRayError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
-    """What was looked at."""
+    """Name of the check."""
     ok: bool
     found: str
+    """What was found."""
     do: str = ""
-    """What to do; empty where there is nothing to do, or `found` says it."""
+    """What to do; empty if nothing is to be done, or if `found` includes it."""
 
     @property
     def message(self) -> str:
-        """In one sentence."""
+        """The finding in one line."""
         return f"{self.check}: {self.found}" + (f": {self.do}" if self.do else "")
 
 
 def problem(check: str, wrong: str, right: str, do: str) -> Finding:
-    """Of a check with one remedy: right where `wrong` is empty."""
+    """A finding that is ok if `wrong` is empty: then `right` is shown, else `wrong` and `do`."""
     return Finding(check=check, ok=not wrong, found=wrong or right, do=do if wrong else "")
 
 
 def all_right(findings: Iterable[Finding]) -> bool:
-    """Whether nothing is wrong."""
+    """Whether every finding is ok."""
     return all(finding.ok for finding in findings)
 
 
-def run_check(check: str, look: Callable[[], str]) -> Finding:
-    """Of a check that says what it found, or raises a sentence, which says also what to do."""
+def run_check(check: str, run: Callable[[], str]) -> Finding:
+    """The finding of `run`, which returns what it found, or raises an error with the remedy."""
     try:
-        return Finding(check=check, ok=True, found=look())
+        return Finding(check=check, ok=True, found=run())
     except EffnetRayError as error:
         return Finding(check=check, ok=False, found=str(error))

@@ -1,4 +1,4 @@
-"""What a job reads: the data set and the weights it begins with."""
+"""Checks what a run reads: the data set and the pretrained weights."""
 
 from collections.abc import Iterator
 
@@ -14,17 +14,17 @@ from effnet_ray.preflight.findings import Finding, run_check
 from effnet_ray.recipe import Recipe
 
 
-def inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Finding]:
-    """The data set as its manifest says, a row group read as a run will, and the weights."""
+def check_inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Finding]:
+    """The data set against its manifest, one row group read as a run reads it, and the weights."""
     data = storage.absolute(data)
-    yield run_check("data", lambda: _whole(data, recipe.limit))
-    yield run_check("an image", lambda: _first_image(manifests.load(data), data))
+    yield run_check("data", lambda: _check_data(data, recipe.limit))
+    yield run_check("first image", lambda: _check_first_image(manifests.load(data), data))
     yield run_check(
         "weights", lambda: pretrained.weights_source(pretrained.resolve(recipe), mirror)
     )
 
 
-def _whole(data: str, limit: int | None) -> str:
+def _check_data(data: str, limit: int | None) -> str:
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(limit), data)
     counts = " and ".join(f"{count:,} {split}" for split, count in manifest.images.items())
@@ -33,8 +33,8 @@ def _whole(data: str, limit: int | None) -> str:
     return f"{data}: {counts} images of {len(manifest.classes)} classes, {size:,.1f} MB"
 
 
-def _first_image(manifest: Manifest, data: str) -> str:
-    """Read with Arrow, whose client for S3 is another than the manifest's."""
+def _check_first_image(manifest: Manifest, data: str) -> str:
+    """Reads with Arrow, whose S3 client differs from the one that reads the manifest."""
     group = RowGroup(manifest, manifests.folder(data), "train", 0, limited=False)
     record = group.record(0)
     try:

@@ -1,4 +1,4 @@
-"""Where a job reads and writes: whether it may."""
+"""Checks that a job can write its runs and releases."""
 
 import os
 import uuid
@@ -12,60 +12,60 @@ from effnet_ray.errors import StorageError
 from effnet_ray.preflight.findings import Finding, problem, run_check
 from effnet_ray.storage import conditional
 
-PROBE = b"effnet_ray writes this to see whether it may, and deletes it."
+PROBE = b"effnet_ray writes this object to check write access, and deletes it."
 
 
 def check_places(
     data: str, runs: str, store: str, *, single_writer: bool = False
 ) -> Iterator[Finding]:
-    """Credentials for S3 where it is used, and whether runs and releases can be written."""
+    """S3 credentials, if any URI is on S3, and write access to runs and store."""
     if any(map(storage.is_remote, (data, runs, store))):
-        yield credentials()
-    yield run_check("runs", lambda: writable(runs, "checkpoints and records"))
-    yield run_check("store", lambda: publishable(store, single_writer=single_writer))
+        yield check_credentials()
+    yield run_check("runs", lambda: check_writable(runs, "checkpoints and records"))
+    yield run_check("store", lambda: check_publishable(store, single_writer=single_writer))
 
 
-def publishable(uri: str, *, single_writer: bool) -> str:
-    """`writable`, and whether two publishers at once would be kept apart there.
+def check_publishable(uri: str, *, single_writer: bool) -> str:
+    """`check_writable`, and whether concurrent publishers are safe: conditional writes.
 
     Raises StorageError.
     """
-    found = writable(uri, "releases")
+    result = check_writable(uri, "releases")
     conditional.require_conditional_writes(
         storage.absolute(uri), "releases", single_writer=single_writer
     )
-    return found + ("; by one writer at a time, as told" if single_writer else "")
+    return result + ("; single writer" if single_writer else "")
 
 
-def credentials() -> Finding:
-    """How calls to S3 are signed; never with what."""
+def check_credentials() -> Finding:
+    """How S3 requests are signed. Never shows a key."""
     try:
-        found = botocore.session.get_session().get_credentials()
-        how, why = (found.method if found else ""), "none found"
+        credentials = botocore.session.get_session().get_credentials()
+        method, reason = (credentials.method if credentials else ""), "none found"
     except BotoCoreError as error:
-        how, why = "", str(error)
-    where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        method, reason = "", str(error)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     return problem(
         "S3 credentials",
-        "" if how else why,
-        f"{how}, for {where}",
+        "" if method else reason,
+        f"{method}, for {endpoint}",
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an instance "
         "role",
     )
 
 
-def writable(uri: str, what: str) -> str:
-    """Write an object below the URI, read it back and delete it; say so.
+def check_writable(uri: str, what: str) -> str:
+    """Write an object below the URI, read it back and delete it; returns what was done.
 
-    Raises StorageError, before anything is trained that could not be kept.
+    Raises StorageError with `what` could not be stored there.
     """
     uri = storage.absolute(uri)
     probe = storage.join(uri, f".probe-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(probe, PROBE)
         if storage.read_bytes(probe) != PROBE:
-            raise StorageError(f"{probe} is not what was written to it")
+            raise StorageError(f"{probe} differs from what was written to it")
         storage.delete(probe)
     except StorageError as error:
-        raise StorageError(f"{what} cannot be kept at {uri}: {error}") from error
+        raise StorageError(f"{what} cannot be stored at {uri}: {error}") from error
     return f"{uri}: written, read and deleted"

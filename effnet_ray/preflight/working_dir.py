@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` carries to the cluster, where every job can read it."""
+"""Checks what `ray job submit --working-dir .` uploads: its size, and secrets in it."""
 
 import logging
 import os
@@ -10,73 +10,73 @@ from ray._private.runtime_env import packaging  # what `ray job submit` packs wi
 
 from effnet_ray.preflight.findings import Finding
 
-SECRET = (
+SECRET_FILES = (
     ".env", ".env.*", "*.env", ".aws", ".ssh", ".kube", ".netrc", ".git-credentials", "*.pem",
     "*.key", "id_rsa", "id_dsa", "id_ed25519", "id_ecdsa", "credentials", "credentials.json",
     "auth_token",
 )  # fmt: skip
-"""Where people keep keys."""
-SHOWN = ("*.example", "*.sample", "*.template")
-"""What is there to be seen."""
-HEAVY = ("*.parquet", "*.safetensors", "checkpoints")
-"""What a job finds elsewhere: data, weights and runs."""
-NAMED = 3
+"""Names of files and folders that usually hold credentials."""
+SAMPLE_FILES = ("*.example", "*.sample", "*.template")
+"""Templates without credentials."""
+LARGE_FILES = ("*.parquet", "*.safetensors", "checkpoints")
+"""Data, weights and runs: a job reads them from storage, not from the working dir."""
+MAX_NAMES = 3
 
 
-def working_dir(folder: Path, *, submits: bool) -> Iterator[Finding]:
-    """Size and content of what is not in .gitignore or .rayignore, as Ray would pack it.
+def check_working_dir(folder: Path, *, submits: bool) -> Iterator[Finding]:
+    """Size and contents of what Ray would upload: all but .gitignore's and .rayignore's files.
 
-    `submits`: whether it is to be submitted; else what is wrong is only remarked on.
+    `submits`: the folder will be submitted; if not, problems are only warnings.
     """
     files = uploaded_files(folder)
-    size, most = sum(files.values()), packaging.GCS_STORAGE_MAX_SIZE
-    found = f"{len(files):,} files, {size / 1e6:,.1f} MB of at most {most / 1e6:,.0f}"
-    ignore = "name them in .rayignore"
-    heavy = _matching(files, HEAVY)
+    size, max_size = sum(files.values()), packaging.GCS_STORAGE_MAX_SIZE
+    summary = f"{len(files):,} files, {size / 1e6:,.1f} MB of at most {max_size / 1e6:,.0f} MB"
+    ignore = "add them to .rayignore"
+    large = _matching(files, LARGE_FILES)
     yield Finding(
         check="working dir",
-        ok=size < most or not submits,
-        found=f"{found}; {heavy}" if heavy else found,
-        do=ignore if heavy or size >= most else "",
+        ok=size < max_size or not submits,
+        found=f"{summary}; {large}" if large else summary,
+        do=ignore if large or size >= max_size else "",
     )
-    secret = _matching(files, SECRET)
+    secret = _matching(files, SECRET_FILES)
     yield Finding(
-        check="no secrets in it",
+        check="working dir secrets",
         ok=not (secret and submits),
         found=secret or "none",
-        do=f"{ignore}; whoever may use the cluster can read them there" if secret else "",
+        do=f"{ignore}: everyone with access to the cluster can read them" if secret else "",
     )
 
 
 def uploaded_files(folder: Path) -> dict[str, int]:
-    """Files that Ray would pack, relative to the folder: bytes of each."""
-    found: dict[str, int] = {}
+    """Files that Ray would upload: path relative to the folder → bytes."""
+    files: dict[str, int] = {}
 
     def handle(path: Path) -> None:
         if path.is_file():
-            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+            files[path.relative_to(folder).as_posix()] = path.stat().st_size
 
     excludes = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
-    everything = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"
+    ignores_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"
     packaging._dir_travel(
         folder,
         [excludes],
         handle,
-        include_gitignore=not everything,
+        include_gitignore=not ignores_gitignore,
         logger=logging.getLogger(__name__),
     )
-    return found
+    return files
 
 
 def _matching(files: dict[str, int], patterns: tuple[str, ...]) -> str:
-    """The first few files or folders of one of these names."""
+    """The first few files or folders that match a pattern, as text."""
     hits: dict[str, None] = {}
     for name in files:
         path = Path(name)
         for part in [path, *path.parents][:-1]:
-            shown = any(part.match(pattern) for pattern in SHOWN)
-            if not shown and any(part.match(pattern) for pattern in patterns):
+            is_sample = any(part.match(pattern) for pattern in SAMPLE_FILES)
+            if not is_sample and any(part.match(pattern) for pattern in patterns):
                 hits[part.as_posix()] = None
     top = [hit for hit in hits if not any(str(up) in hits for up in Path(hit).parents)]
-    more = f" and {len(top) - NAMED} more" if len(top) > NAMED else ""
-    return ", ".join(top[:NAMED]) + more
+    more = f" and {len(top) - MAX_NAMES} more" if len(top) > MAX_NAMES else ""
+    return ", ".join(top[:MAX_NAMES]) + more
