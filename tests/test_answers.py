@@ -50,7 +50,7 @@ def test_a_release_is_served_in_the_precision_in_which_it_is_judged(
     views = np.stack([eval_view(decode(data), release.spec) for data in files])
     sight = Scorer(release.uri, release.sha256, MachineShare(cores=1))
     judged = sight.features_and_logits(views)[1].softmax(1).numpy()
-    served = [probabilities(said, 4) for said in ServedRelease(release.uri, top=4).look(files)]
+    served = [probabilities(said, 4) for said in ServedRelease(release.uri, top=4).predict(files)]
     assert np.array_equal(np.float32(served), judged)
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
     whole = release.network(pixels).softmax(1).numpy()
@@ -61,6 +61,6 @@ def test_what_is_no_number_is_an_error_that_names_the_release(
     tmp_path: Path, files: list[bytes]
 ) -> None:
     release = without_numbers(released(tmp_path))
-    wrong, unread = ServedRelease(release.uri, top=2).look([files[0], b"no image"])
+    wrong, unread = ServedRelease(release.uri, top=2).predict([files[0], b"no image"])
     assert isinstance(wrong, EvaluationError) and "birds@v1" in str(wrong)
     assert isinstance(unread, ImageError)

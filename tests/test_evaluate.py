@@ -21,7 +21,7 @@ from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
 from effnet_ray.inference import eval_inputs, evaluate as evaluating, report
-from effnet_ray.inference.evaluate import Evaluation, ScoringActor, evaluate, read
+from effnet_ray.inference.evaluate import Evaluation, ScoringActor, decode_scored, evaluate
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
@@ -105,15 +105,15 @@ NAMES = ("dahlia", "garden", "roof", "shed")
 
 def alone(release: LoadedRelease, data: Path) -> MulticlassMetrics:
     """An evaluation without Ray in between."""
-    split = evaluating._split(release, str(data), "eval", thumbnails=True)
+    split = evaluating._open_inputs(release, str(data), "eval", thumbnails=True)
     actor = ScoringActor(release.uri, release.sha256, MachineShare())
     figures = MulticlassMetrics(len(release.classes))
-    for pieces in split.pieces(4):
-        for row in evaluating._rows(split, pieces):
+    for pieces in split.read_units(4):
+        for row in evaluating._preprocessed_rows(split, pieces):
             for block in actor(row):
-                for said in block["judged"].tolist():
-                    figures.add(read(said))
-    evaluating._reconcile(release, figures, split)
+                for scored in decode_scored(block):
+                    figures.add(scored)
+    evaluating._check_metrics(release, figures, split)
     return figures
 
 
@@ -124,10 +124,10 @@ def named(release: LoadedRelease) -> LoadedRelease:
 
 
 def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, packed: Path) -> None:
-    split = evaluating._split(named, str(packed), "eval", thumbnails=False)
+    split = evaluating._open_inputs(named, str(packed), "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
-        for pieces in split.pieces(4):
+        for pieces in split.read_units(4):
             for views, about in eval_inputs.preprocess(split, pieces):
                 image = torch.from_numpy(views).permute(0, 3, 1, 2)
                 yield Batch(image, torch.tensor(about["label"]), torch.ones(len(image)))
@@ -145,10 +145,12 @@ def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: P
     assert 0 < wrong == len(figures.worst_mistakes) and all(
         each.thumbnail for each in figures.worst_mistakes
     )
-    split = evaluating._split(named, str(packed), "eval", thumbnails=True)
-    ((row, *_),) = [list(evaluating._rows(split, pieces)) for pieces in split.pieces(64)]
+    split = evaluating._open_inputs(named, str(packed), "eval", thumbnails=True)
+    ((row, *_),) = [
+        list(evaluating._preprocessed_rows(split, pieces)) for pieces in split.read_units(64)
+    ]
     (block,) = ScoringActor(named.uri, named.sha256, MachineShare())(row)
-    said = read(block["judged"].tolist()[0])
+    said = next(decode_scored(block))
     right = said["label"] == said["predicted"]
     assert [bool(small) for small in said["thumbnail"]] == (~right).tolist()
 
@@ -198,14 +200,14 @@ def test_where_nothing_can_be_read_there_are_no_figures(
 
 def test_a_network_that_says_nothing_finite_is_refused(named: LoadedRelease, packed: Path) -> None:
     split, figures = (
-        evaluating._split(named, str(packed), "eval", False),
+        evaluating._open_inputs(named, str(packed), "eval", False),
         MulticlassMetrics(len(NAMES)),
     )
     said = score_images(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
-    texts = {name: np.asarray([""] * 6, object) for name in ("path", "bad", "thumbnail")}
+    texts = {name: np.asarray([""] * 6, object) for name in ("path", "error", "thumbnail")}
     figures.add(said | texts | {"image": np.arange(6)})
-    with pytest.raises(ReleaseError, match="nothing finite"):
-        evaluating._reconcile(named, figures, split)
+    with pytest.raises(ReleaseError, match="not finite"):
+        evaluating._check_metrics(named, figures, split)
 
 
 # --- what is refused before Ray
@@ -218,16 +220,16 @@ def no_ray(_: Placement) -> None:
 def test_classes_that_the_release_does_not_know_are_named(
     release: LoadedRelease, packed: Path
 ) -> None:
-    with pytest.raises(DatasetError, match=r"3 classes that birds@v1 does not know \('dahlia'"):
+    with pytest.raises(DatasetError, match=r"3 classes that birds@v1 does not have \('dahlia'"):
         evaluate(release, str(packed), Placement(), connect=no_ray)
 
 
 def test_classes_may_stand_in_another_order_and_some_be_missing() -> None:
-    assert eval_inputs.labels(("a", "b", "c"), ("c", "a"), "x@v1") == (2, 0)
+    assert eval_inputs.match_classes(("a", "b", "c"), ("c", "a"), "x@v1") == (2, 0)
 
 
 def test_a_split_that_is_not_there_is_named(release: LoadedRelease, packed: Path) -> None:
-    with pytest.raises(DatasetError, match="choose --split of train, eval"):
+    with pytest.raises(DatasetError, match="choose --split from train, eval"):
         evaluate(release, str(packed), Placement(), split="test", connect=no_ray)
 
 
@@ -237,7 +239,9 @@ def test_images_of_several_classes_are_refused(
     shutil.copytree(packed, tmp_path / "several")
     manifest = replace(manifests.load(str(packed)), task="multilabel")
     manifests.write(manifest, str(tmp_path / "several"))
-    with pytest.raises(DatasetError, match=r"knows images of one class each, .* of any number"):
+    with pytest.raises(
+        DatasetError, match=r"trained on images with one class each, .* any number"
+    ):
         evaluate(release, str(tmp_path / "several"), Placement(), connect=no_ray)
 
 
@@ -285,7 +289,7 @@ def hostile(release: LoadedRelease, packed: Path) -> Evaluation:
     figures = MulticlassMetrics(len(names), 8)
     label, logits = [0, 1, 2, 3], [[0.0, 3, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [9, 0, 0, 0]]
     said = score_images(np.asarray(logits, np.float32), np.asarray(label, np.int64))
-    texts = {"path": [HOSTILE] * 4, "bad": ["", "", HOSTILE, ""], "thumbnail": [""] * 4}
+    texts = {"path": [HOSTILE] * 4, "error": ["", "", HOSTILE, ""], "thumbnail": [""] * 4}
     told = {name: np.asarray(column, object) for name, column in texts.items()}
     figures.add(said | told | {"image": np.arange(4)})
     manifest = manifests.load(str(packed))
@@ -314,10 +318,10 @@ def test_the_packed_rows_are_what_is_judged(packed: Path, tmp_path: Path) -> Non
     split = eval_inputs.EvalInputs(
         manifest, str(packed), "eval", released(tmp_path).spec, (0, 1, 2)
     )
-    pieces = [piece for group in split.pieces(4) for piece in group]
+    pieces = [piece for group in split.read_units(4) for piece in group]
     ids = [
         i
-        for group in split.pieces(4)
+        for group in split.read_units(4)
         for _, about in eval_inputs.preprocess(split, group)
         for i in about["image"]
     ]
@@ -332,7 +336,7 @@ def test_a_split_is_judged_whatever_became_of_the_others(
     shutil.rmtree(data / "train")
     assert alone(named, data).images == manifests.load(str(data)).images["eval"]
     with pytest.raises(DatasetError, match=r"train/\S+ .* is missing"):
-        evaluating._split(named, str(data), "train", thumbnails=False)
+        evaluating._open_inputs(named, str(data), "train", thumbnails=False)
 
 
 def test_what_cannot_be_trained_on_can_be_judged(

@@ -25,7 +25,7 @@ from effnet_ray.data.chunks import Block
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.errors import DatasetError
 from effnet_ray.inference import eval_inputs as shown, evaluate as evaluating, report
-from effnet_ray.inference.evaluate import Evaluation, ScoringActor, evaluate, read
+from effnet_ray.inference.evaluate import Evaluation, ScoringActor, decode_scored, evaluate
 from effnet_ray.inference.multilabel import MultilabelMetrics, score_images
 from effnet_ray.packing import shards
 from effnet_ray.packing.pack import pack
@@ -79,9 +79,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
 
 
 def rows(release: LoadedRelease, data: str) -> Iterator[Block]:
-    split = evaluating._split(release, data, "eval", thumbnails=True)
-    for pieces in split.pieces(4):
-        yield from evaluating._rows(split, pieces)
+    split = evaluating._open_inputs(release, data, "eval", thumbnails=True)
+    for pieces in split.read_units(4):
+        yield from evaluating._preprocessed_rows(split, pieces)
 
 
 def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:
@@ -89,18 +89,18 @@ def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:
     actor = ScoringActor(release.uri, release.sha256, MachineShare())
     for row in rows(release, data):
         for block in actor(row):
-            for said in block["judged"].tolist():
-                figures.add(read(said))
+            for scored in decode_scored(block):
+                figures.add(scored)
     return figures
 
 
 def test_figures_are_those_of_training_time_evaluation(
     release: LoadedRelease, coloured: str
 ) -> None:
-    split = evaluating._split(release, coloured, "eval", thumbnails=False)
+    split = evaluating._open_inputs(release, coloured, "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
-        for pieces in split.pieces(4):
+        for pieces in split.read_units(4):
             for views, about in shown.preprocess(split, pieces):
                 label = torch.zeros(len(views), 4, dtype=torch.uint8)
                 for row, own in zip(label, about["label"], strict=True):
@@ -128,7 +128,7 @@ def test_mistakes_and_only_they_bring_thumbnails(release: LoadedRelease, coloure
     network, found = ScoringActor(release.uri, release.sha256, MachineShare()), 0
     for row in rows(release, coloured):
         (block,) = network(row)
-        said = read(block["judged"].tolist()[0])
+        said = next(decode_scored(block))
         wrong = ((said["scores"] >= 0) != said["label"]).any(axis=1)
         assert [bool(small) for small in said["thumbnail"]] == wrong.tolist()
         assert said["wrong"].tolist() == wrong.tolist()
@@ -151,7 +151,9 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
 
 
 def test_images_of_one_class_are_refused(release: LoadedRelease, packed: Path) -> None:
-    with pytest.raises(DatasetError, match=r"knows images of any number of classes, .* one class"):
+    with pytest.raises(
+        DatasetError, match=r"trained on images with any number of classes, .* one class"
+    ):
         evaluate(release, str(packed), Placement(), connect=no_ray)
 
 
@@ -220,7 +222,7 @@ def evaluation(opened: LoadedRelease, images: int = 48, strength: float = 3.0) -
     figures = MultilabelMetrics(5, examples=8)
     texts = {
         "path": [f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)],
-        "bad": ["truncated"] + [""] * (images - 1),
+        "error": ["truncated"] + [""] * (images - 1),
         "thumbnail": [picture(own) for own in label],
     }
     columns = {name: np.asarray(column, object) for name, column in texts.items()}

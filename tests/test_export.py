@@ -140,7 +140,7 @@ def test_what_says_something_else_than_the_release_is_not_written(
     release: LoadedRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(exports, "TOLERANCE", -1.0)  # nothing is near enough
-    with pytest.raises(ReleaseError, match="something else than the release"):
+    with pytest.raises(ReleaseError, match="other outputs than the release"):
         export(release, str(tmp_path / "out"), kind)
     assert not (tmp_path / "out").exists()
 

@@ -31,7 +31,7 @@ def judged(logits: npt.NDArray[Any], label: npt.NDArray[np.int64], first: int = 
     ids = np.arange(first, first + len(label))
     texts = {
         "path": [f"{i}.jpg" for i in ids],
-        "bad": [""] * len(ids),
+        "error": [""] * len(ids),
         "thumbnail": [""] * len(ids),
     }
     return (
@@ -74,7 +74,7 @@ def everything(figures: MulticlassMetrics) -> list[Any]:
 @given(st.lists(st.integers(0, 200), max_size=6))
 def test_streaming_equals_all_at_once_to_the_last_digit(edges: list[int]) -> None:
     whole = judged(*random_logits(200))
-    whole["bad"][[3, 77]] = "torn"
+    whole["error"][[3, 77]] = "torn"
     assert everything(added(cut(whole, edges))) == everything(added([whole]))
 
 
@@ -160,7 +160,7 @@ def test_suspected_labels_are_those_of_confident_learning() -> None:
 def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> None:
     logits, label = random_logits(20)
     whole = judged(logits, label)
-    whole["bad"][4] = "truncated"
+    whole["error"][4] = "truncated"
     figures, without = added([whole]), np.arange(20) != 4
     assert figures.unreadable == {4: ("4.jpg", "truncated")}
     assert (figures.processed, figures.images) == (20, 19)

@@ -32,7 +32,8 @@ ORDER = (
     "train.worker train.precompute_features train.finetune "
     "release.names release.model_folder release.publish release.aliases release.maintenance "
     "release.store release.catalog release.load "
-    "inference.options inference.scorer inference.eval_inputs inference.metric_sums "
+    "inference.options reporting.page reporting.svg reporting.training_curves "
+    "inference.logits inference.scorer inference.eval_inputs inference.metric_sums "
     "inference.multiclass "
     "inference.multilabel inference.evaluate inference.plots inference.report inference.export "
     "inference.image_sources inference.predictor inference.predict inference.http_api "
@@ -64,8 +65,8 @@ DOORS = {
     "aiohttp": "storage.s3_errors",
     "botocore": "storage.s3_errors preflight.ec2 preflight.cluster_file preflight.permissions",
     "tenacity": "storage.retry",
-    "torch": "model. train. runtime.inference_actors inference.scorer inference.export "
-    "tracking.tensorboard",
+    "torch": "model. train. runtime.inference_actors inference.logits inference.scorer "
+    "inference.export tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
     "PIL": "data.augment data.image_checks data.decode data.views packing.sample inference.plots",

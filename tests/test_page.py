@@ -46,7 +46,7 @@ def evaluation(opened: LoadedRelease, classes: tuple[str, ...], images: int) -> 
         score_images(logits, label)
         | {
             "image": np.arange(images),
-            "bad": bad,
+            "error": bad,
             "path": np.asarray([f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)], object),
             "thumbnail": np.asarray([thumbnail(at) for at in range(images)], object),
         }

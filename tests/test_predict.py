@@ -89,7 +89,7 @@ def test_a_data_set_has_all_splits_or_one(packed: Path) -> None:
     both, one = find_images(str(packed)), find_images(str(packed), split="eval")
     assert (both.images, one.images) == (24, 6)
     assert everything(one).items() <= everything(both).items()
-    with pytest.raises(DatasetError, match="no test images: choose --split of train, eval"):
+    with pytest.raises(DatasetError, match="no test images: choose --split from train, eval"):
         find_images(str(packed), split="test")
 
 
@@ -127,7 +127,7 @@ def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: (folder / "a.parquet").write_text("no Parquet"), "cannot be read"),
+        (lambda folder: (folder / "a.parquet").write_text("no Parquet"), "not readable Parquet"),
         (lambda folder: (folder / "a.txt").write_text("a"), r"no images at .* \(1 files\)"),
         (lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "a.parquet"), "no column"),
     ],
@@ -139,13 +139,13 @@ def test_what_has_no_images_is_refused(tmp_path: Path, make: object, message: st
 
 
 def test_only_a_data_set_has_splits(pictures: Path) -> None:
-    with pytest.raises(DatasetError, match="which alone has splits"):
+    with pytest.raises(DatasetError, match="only those have splits"):
         find_images(str(pictures), split="eval")
 
 
 def test_parts_hold_every_unit_once_in_order(pictures: Path) -> None:
     units = tuple(image_sources.ImageUnit(images) for images in (3, 4, 2, 9, 1, 1))
-    parts = ImageSource("", units).parts(most=5)
+    parts = ImageSource("", units).parts(min_images=5)
     assert [unit for part in parts for unit in part] == list(units)
     assert [sum(unit.images for unit in part) for part in parts] == [7, 11, 2]
 
@@ -163,10 +163,10 @@ def spoken(release: LoadedRelease, data: bytes) -> np.ndarray:
 @pytest.fixture(scope="module")
 def small_parts() -> Iterator[None]:
     """Parts of one unit each, of ten pictures."""
-    before = predictions.PART_IMAGES, image_sources.AT_ONCE
-    predictions.PART_IMAGES, image_sources.AT_ONCE = 1, 10
+    before = predictions.PART_IMAGES, image_sources.UNIT_FILES
+    predictions.PART_IMAGES, image_sources.UNIT_FILES = 1, 10
     yield
-    predictions.PART_IMAGES, image_sources.AT_ONCE = before
+    predictions.PART_IMAGES, image_sources.UNIT_FILES = before
 
 
 @pytest.mark.ray
@@ -211,10 +211,10 @@ def test_every_image_has_one_row_also_after_an_interruption(
         raise NoRay
 
     assert predict(release, str(pictures), str(out), TWO, wanted, connect=refuse) == told
-    with pytest.raises(DatasetError, match="of another top"):
+    with pytest.raises(DatasetError, match="with another top"):
         predict(release, str(pictures), str(out), TWO, PredictOptions(top=1), connect=refuse)
     (pictures / "new.png").write_bytes((pictures / "broken.jpg").read_bytes())
-    with pytest.raises(DatasetError, match="of another source"):
+    with pytest.raises(DatasetError, match="with another source"):
         predict(release, str(pictures), str(out), TWO, wanted, connect=refuse)
 
 
@@ -222,7 +222,7 @@ def test_a_folder_of_other_files_is_not_written_into(
     release: LoadedRelease, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="no predictions"):
+    with pytest.raises(DatasetError, match="not predictions"):
         predict(release, str(pictures), str(tmp_path), TWO)
 
 
@@ -232,22 +232,24 @@ def test_a_missing_row_is_told(pictures: Path, tmp_path: Path) -> None:
     predictions.parquet.write_table(f"{tmp_path}/part-00000.parquet", table)
     parts = list(enumerate(source.parts(100)))
     with pytest.raises(EvaluationError, match="1 rows and 0 quarantined images"):
-        predictions._conclude(parts, source, str(tmp_path))
+        predictions._finish(parts, source, str(tmp_path))
 
 
 def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
     source = find_images(str(pictures))
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(DatasetError, match=r"part-00000\.parquet is damaged .* predict again"):
-        predictions._conclude(list(enumerate(source.parts(100))), source, str(tmp_path))
+    with pytest.raises(
+        DatasetError, match=r"part-00000\.parquet is damaged .* run the same command again"
+    ):
+        predictions._finish(list(enumerate(source.parts(100))), source, str(tmp_path))
 
 
 @pytest.mark.parametrize("begun", ["[]", "{", "1"])
 def test_a_folder_that_began_with_something_else_is_refused(
     release: LoadedRelease, pictures: Path, tmp_path: Path, begun: str
 ) -> None:
-    (tmp_path / predictions.BEGUN).write_text(begun)
-    with pytest.raises(DatasetError, match="of another model"):
+    (tmp_path / predictions.STARTED).write_text(begun)
+    with pytest.raises(DatasetError, match="with another model"):
         predict(release, str(pictures), str(tmp_path), TWO)
 
 
@@ -268,6 +270,6 @@ def test_what_is_no_file_is_no_picture(pictures: Path) -> None:
 def test_a_picture_of_too_many_bytes_is_not_read(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_sources, "MAX_BYTES", 20)
+    monkeypatch.setattr(image_sources, "MAX_FILE_BYTES", 20)
     bad = [data for data in everything(find_images(str(pictures))).values()]
     assert all(isinstance(data, ImageError) and "more than 20" in str(data) for data in bad[1:])

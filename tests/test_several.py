@@ -38,7 +38,7 @@ def judged(logits: Array, label: Array) -> ScoredImages:
     ids = np.arange(len(label))
     texts = {
         "path": [f"{i}.jpg" for i in ids],
-        "bad": [""] * len(ids),
+        "error": [""] * len(ids),
         "thumbnail": [""] * len(ids),
     }
     said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])
@@ -80,7 +80,7 @@ def everything(figures: MultilabelMetrics) -> list[Any]:
 @given(st.lists(st.integers(0, 200), max_size=6))
 def test_streaming_equals_all_at_once_to_the_last_digit(edges: list[int]) -> None:
     whole = judged(*drawn(200))
-    whole["bad"][[3, 77]] = "torn"
+    whole["error"][[3, 77]] = "torn"
     assert everything(added(*cut(whole, edges))) == everything(added(whole))
 
 
@@ -179,7 +179,7 @@ def test_suspected_labels_are_those_of_confident_learning_for_each_class() -> No
 def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> None:
     logits, label = drawn(20)
     whole, without = judged(logits, label), np.arange(20) != 4
-    whole["bad"][4] = "truncated"
+    whole["error"][4] = "truncated"
     figures, rest = added(whole), added(judged(logits[without], label[without]))
     assert figures.unreadable == {4: ("4.jpg", "truncated")}
     assert (figures.processed, figures.images) == (20, 19)

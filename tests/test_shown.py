@@ -16,7 +16,7 @@ from effnet_ray.data.decode import decode
 from effnet_ray.data.manifest import Manifest, Shard
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError
-from effnet_ray.inference.eval_inputs import EvalInputs, labels, preprocess
+from effnet_ray.inference.eval_inputs import EvalInputs, match_classes, preprocess
 from effnet_ray.variants import InputSpec
 
 SPEC = InputSpec(resolution=48, crop=0.875)
@@ -31,7 +31,7 @@ def test_pieces_hold_every_row_once(shards: list[list[int]], most: int) -> None:
     made = tuple(Shard(path=f"{at}", row_groups=tuple(rows), bytes=1, sha256="")
                  for at, rows in enumerate(shards))  # fmt: skip
     manifest = Manifest(classes=("a", "b"), splits={"eval": made})
-    groups = list(EvalInputs(manifest, "", "eval", SPEC, (0, 1)).pieces(most))
+    groups = list(EvalInputs(manifest, "", "eval", SPEC, (0, 1)).read_units(most))
     flat = [rows for shard in shards for rows in shard]
     found = [(p.group, row) for pieces in groups for p in pieces for row in range(p.first, p.end)]
     assert found == [(group, row) for group, rows in enumerate(flat) for row in range(rows)]
@@ -41,7 +41,7 @@ def test_pieces_hold_every_row_once(shards: list[list[int]], most: int) -> None:
 
 def test_an_image_is_shown_as_the_release_was_judged(packed: Path) -> None:
     shown = split(packed, thumbnails=True)
-    (pieces,) = shown.pieces(4)
+    (pieces,) = shown.read_units(4)
     rows = pq.read_table(packed / "eval/00000.parquet").to_pylist()
     at = 0
     for views, about in preprocess(shown, pieces):
@@ -63,15 +63,15 @@ def test_an_image_that_is_not_what_was_packed_is_named(packed: Path, tmp_path: P
     raw[raw.index(row["image"]["bytes"]) + 60] ^= 1
     shard.write_bytes(raw)
     shown = split(data)
-    (pieces,) = shown.pieces(64)
+    (pieces,) = shown.read_units(64)
     ((views, about),) = preprocess(shown, pieces)
-    assert [bool(why) for why in about["bad"]] == [False, False, True, False, False, False]
-    assert "SHA-256 differs" in about["bad"][2] and about["path"][2] == row["image"]["path"]
+    assert [bool(why) for why in about["error"]] == [False, False, True, False, False, False]
+    assert "SHA-256 differs" in about["error"][2] and about["path"][2] == row["image"]["path"]
     assert not views[2].any() and about["image"][2] == row["id"]
 
 
 def test_classes_are_matched_by_name() -> None:
-    assert labels(("a", "b", "c"), ("c", "a", "b"), "pets@v1") == (2, 0, 1)
-    assert labels(("a", "b", "c"), ("b",), "pets@v1") == (1,)
-    with pytest.raises(DatasetError, match=r"2 classes that pets@v1 does not know \('cat', 'x'\)"):
-        labels(("a", "b"), ("cat", "a", "x"), "pets@v1")
+    assert match_classes(("a", "b", "c"), ("c", "a", "b"), "pets@v1") == (2, 0, 1)
+    assert match_classes(("a", "b", "c"), ("b",), "pets@v1") == (1,)
+    with pytest.raises(DatasetError, match=r"2 classes that pets@v1 does not have \('cat', 'x'\)"):
+        match_classes(("a", "b"), ("cat", "a", "x"), "pets@v1")

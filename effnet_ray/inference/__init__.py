@@ -1,1 +1,1 @@
-"""Evaluating, predicting with, exporting and serving a release."""
+"""Evaluation, prediction, export and serving of a release."""

@@ -1,7 +1,7 @@
-"""What a release is shown of a split: pieces of row groups, as its own preprocessing makes them.
+"""Evaluation inputs: the images of a split, preprocessed as the release expects.
 
-A piece is the same images whoever makes it, so a network is given the same batches on any number
-of workers. No torch, no Ray.
+A read unit has the same images whichever worker reads it, so the network gets the same batches on
+any number of workers.
 """
 
 import base64
@@ -21,13 +21,15 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.variants import InputSpec
 
-THUMBNAIL = 128
-"""px of the longer side."""
+THUMBNAIL_PX = 128
+"""Longer side of a thumbnail."""
+MAX_NAMES = 5
+"""Class names in an error message."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadUnit:
-    """Some rows of one row group, which go through the network together."""
+    """Rows of one row group that go through the network together."""
 
     group: int
     """The row group's number in the split."""
@@ -37,96 +39,110 @@ class ReadUnit:
 
 @dataclass(frozen=True, slots=True)
 class EvalInputs:
-    """Images to be shown, and how; sent to the cluster once."""
+    """The images to evaluate and their preprocessing; sent to the cluster once."""
 
     manifest: Manifest
     data: str
     """URI of the manifest's folder."""
-    name: str
+    split: str
     """`eval`, `test` or `train`."""
     spec: InputSpec
-    labels: tuple[int, ...]
+    outputs: tuple[int, ...]
     """The network's output for each class of the data set."""
     thumbnails: bool = False
-    """Whether to make those."""
+    """Whether to make thumbnails."""
     limited: bool = False
-    """Whether the manifest has fewer images than there are."""
+    """Whether the manifest has fewer images than the shards."""
 
     @property
-    def several(self) -> bool:
-        """Whether an image may have several classes."""
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
         return self.manifest.task == MULTILABEL
 
     @property
     def images(self) -> int:
         """Images of the split."""
-        return self.manifest.images[self.name]
+        return self.manifest.images[self.split]
 
-    def pieces(self, most: int) -> Iterator[list[ReadUnit]]:
-        """All images once, row group by row group, in pieces of `most` images or fewer."""
-        for group, (*_, rows) in enumerate(self.manifest.row_groups(self.name)):
-            starts = range(0, rows, most)
-            yield [ReadUnit(group, first, min(first + most, rows)) for first in starts]
+    def read_units(self, max_images: int) -> Iterator[list[ReadUnit]]:
+        """The units of each row group, of up to `max_images` each; all images once."""
+        for group, (*_, rows) in enumerate(self.manifest.row_groups(self.split)):
+            starts = range(0, rows, max_images)
+            yield [ReadUnit(group, first, min(first + max_images, rows)) for first in starts]
 
 
-def labels(known: Sequence[str], classes: Sequence[str], whose: str) -> tuple[int, ...]:
-    """For each of a data set's `classes`, which of the network's `known` it is, by its name.
+def match_classes(
+    release_classes: Sequence[str], classes: Sequence[str], reference: str
+) -> tuple[int, ...]:
+    """The network's output for each of a data set's `classes`, matched by name.
 
-    The order may be another, and some may be missing. Raises DatasetError for others, naming them.
+    The data set may lack some of the release's classes or order them differently. Raises
+    DatasetError if it has classes that the release `reference` lacks.
     """
-    place = {name: index for index, name in enumerate(known)}
-    unknown = [name for name in classes if name not in place]
+    output = {name: index for index, name in enumerate(release_classes)}
+    unknown = [name for name in classes if name not in output]
     if unknown:
-        named = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-        have = ", ".join(map(repr, known[:5])) + (", …" if len(known) > 5 else "")
         raise DatasetError(
-            f"the data set has {len(unknown)} classes that {whose} does not know ({named}), which "
-            f"knows {have}: choose the data it was trained for, or train on these"
+            f"the data set has {len(unknown)} classes that {reference} does not have "
+            f"({_first_names(unknown)}); the release has {_first_names(release_classes)}: use the "
+            "data set it was trained on, or train on this one"
         )
-    return tuple(place[name] for name in classes)
+    return tuple(output[name] for name in classes)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:MAX_NAMES])) + (", …" if len(names) > MAX_NAMES else "")
 
 
 def preprocess(
-    split: EvalInputs, pieces: Sequence[ReadUnit]
-) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
-    """The pieces of one row group, which is read once.
+    inputs: EvalInputs, units: Sequence[ReadUnit]
+) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, list[Any]]]]:
+    """Views [n, R, R, 3] and metadata of each unit; all units are of one row group, read once.
 
-    Of each its views [n, R, R, 3] uint8, and about each image `label` (the network's, or a list
-    of these), `image`, `path`, `bad` and `thumbnail`, as `sums.Judged` has them; a view that
-    cannot be made is 0.
-    Raises DatasetError where the shard is not what was packed, StorageError where storage fails.
+    Metadata are lists of `label` (the network's output, or a list of them), `image`, `path`,
+    `error` and `thumbnail`, as in `metric_sums.ScoredImages`. The view of an unreadable image is
+    all zeros.
+    Raises DatasetError if the shard differs from the manifest, StorageError if it cannot be read.
     """
-    first = pieces[0].group
-    group = RowGroup(split.manifest, split.data, split.name, first, limited=split.limited)
-    size = split.spec.resolution
-    for piece in pieces:
-        views = np.zeros((piece.end - piece.first, size, size, 3), np.uint8)
-        about = list[dict[str, Any]]()
-        for slot, row in enumerate(range(piece.first, piece.end)):
+    group = RowGroup(
+        inputs.manifest, inputs.data, inputs.split, units[0].group, limited=inputs.limited
+    )
+    size = inputs.spec.resolution
+    for unit in units:
+        views = np.zeros((unit.end - unit.first, size, size, 3), np.uint8)
+        images = list[dict[str, Any]]()
+        for slot, row in enumerate(range(unit.first, unit.end)):
             record = group.record(row)
-            about.append({
-                "label": _known(split, record.label), "image": record.id,
-                "path": record.path, **_view(split, record, views[slot]),
-            })  # fmt: skip
-        yield views, {name: [each[name] for each in about] for name in about[0]}
+            error, thumbnail = _make_view(inputs, record, views[slot])
+            images.append(
+                {
+                    "label": _output_labels(inputs, record.label),
+                    "image": record.id,
+                    "path": record.path,
+                    "error": error,
+                    "thumbnail": thumbnail,
+                }
+            )
+        yield views, {name: [image[name] for image in images] for name in images[0]}
 
 
-def _known(split: EvalInputs, label: Label) -> Label:
-    """An image's label, or labels, as the network's outputs."""
-    own = [label] if isinstance(label, int) else label
-    if not all(0 <= each < len(split.labels) for each in own):
+def _output_labels(inputs: EvalInputs, label: Label) -> Label:
+    """An image's label or labels as outputs of the network."""
+    labels = [label] if isinstance(label, int) else label
+    if not all(0 <= index < len(inputs.outputs) for index in labels):
         raise DatasetError(
-            f"{split.data} has an image of class {label}, of {len(split.labels)} classes: pack "
-            "it again"
+            f"{inputs.data} has an image of class {label} but only {len(inputs.outputs)} "
+            "classes: pack it again"
         )
-    known = [split.labels[each] for each in own]
-    return known[0] if isinstance(label, int) else known
+    outputs = [inputs.outputs[index] for index in labels]
+    return outputs[0] if isinstance(label, int) else outputs
 
 
-def _view(split: EvalInputs, record: ImageRecord, view: npt.NDArray[np.uint8]) -> dict[str, str]:
-    """Make the image's view in place; what came of it, and its thumbnail."""
-    pixels, reason = write_eval_view(record.data, split.spec, view)
-    thumbnail = ""
-    if split.thumbnails and pixels is not None:
-        thumbnail = base64.b64encode(encode_jpeg(pixels, THUMBNAIL)).decode()
-    return {"bad": reason, "thumbnail": thumbnail}
+def _make_view(
+    inputs: EvalInputs, record: ImageRecord, view: npt.NDArray[np.uint8]
+) -> tuple[str, str]:
+    """Write the image's view into `view`; return the error, if any, and the thumbnail."""
+    pixels, error = write_eval_view(record.data, inputs.spec, view)
+    if pixels is None or not inputs.thumbnails:
+        return error, ""
+    return "", base64.b64encode(encode_jpeg(pixels, THUMBNAIL_PX)).decode()

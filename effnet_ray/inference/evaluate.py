@@ -1,15 +1,15 @@
-"""Evaluating a release on a split, over any number of workers, each image once.
+"""Evaluation of a release on a split, over any number of workers, each image once.
 
-Ray Data tasks make the views, actors that each hold the network judge them, and this process
-adds up what they say of each image, in the plan's order. Logits leave an actor only where images
-may have several classes.
+Ray Data tasks preprocess the images, actors that each hold the network score them, and this
+process adds up the scores in the order of the split. Logits leave an actor only for multilabel
+data.
 """
 
-import base64
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from effnet_ray.data.chunks import Block
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
-from effnet_ray.inference import eval_inputs, multiclass as figures, multilabel
+from effnet_ray.inference import eval_inputs, multiclass, multilabel
 from effnet_ray.inference.eval_inputs import EvalInputs, ReadUnit
-from effnet_ray.inference.metric_sums import EvalMetrics, ScoredImages
+from effnet_ray.inference.metric_sums import ScoredImages
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
 from effnet_ray.inference.scorer import Scorer
@@ -35,24 +35,27 @@ from effnet_ray.runtime.inference_actors import (
     ActorPool,
     MachineShare,
     as_evaluation_error,
-    as_single_row,
     batch_images,
+    decode_rows,
+    encode_row,
     execute,
 )
 
-IMAGES = {MULTICLASS: "one class each", MULTILABEL: "any number of classes"}
+TASK_NAMES = {MULTICLASS: "one class each", MULTILABEL: "any number of classes"}
+
+Metrics = MulticlassMetrics | MultilabelMetrics
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came of it."""
+    """A release's metrics on a split of a data set."""
 
     release: LoadedRelease
     manifest: Manifest
     data: str
     """URI of the data set."""
     split: str
-    metrics: MulticlassMetrics | MultilabelMetrics
+    metrics: Metrics
 
 
 def evaluate(
@@ -64,140 +67,143 @@ def evaluate(
     limit: int | None = None,
     examples: int = 24,
     thumbnails: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, images: None,
-    connect: Callable[[Placement], object] = lambda p: session.connect(
-        p, local=False, verbose=False
-    ),
+    on_progress: Callable[[int, int], None] | None = None,
+    connect: Callable[[Placement], object] | None = None,
 ) -> Evaluation:
-    """Judge every image of the split, or its first `limit`, once, on any number of workers.
+    """Evaluate a release on every image of a split, or on its first `limit` images.
 
-    The figures do not depend on that: they are equal to the last digit on GPUs, and on CPUs with
-    as many `cores` each; else but for float noise in the loss. Where images may have several
-    classes, this process holds 5 bytes for each image and class.
-    `examples` mistakes are kept for looking at, with `thumbnails` if wanted; `on_progress` is
-    called with (images done, all images); `connect` joins or starts Ray once everything else is
-    in order.
-    Raises InputError before anything is leased, EvaluationError where it fails later.
+    The metrics are the same to the last digit on any number of GPU workers, and of CPU workers
+    with the same number of `cores`; otherwise the loss differs by float noise. Multilabel data
+    takes 5 bytes of this process's memory for each image and class.
+    `examples`: mistakes to keep, with `thumbnails` if requested. `on_progress`: called with
+    (images done, all images). `connect`: joins or starts Ray, after all inputs were checked.
+    Raises InputError before it asks the cluster for resources, EvaluationError if it fails later.
     """
     data = storage.absolute(data)
-    images = _split(release, data, split, thumbnails, limit)
-    connect(placement)
-    lease = session.request_resources(placement, [data, release.uri])
-    kind = MultilabelMetrics if images.several else MulticlassMetrics
-    found: MulticlassMetrics | MultilabelMetrics = kind(len(release.classes), examples)
-    on_progress(0, images.images)
+    inputs = _open_inputs(release, data, split, thumbnails, limit)
+    (connect or partial(session.connect, local=False, verbose=False))(placement)
+    request = session.request_resources(placement, [data, release.uri])
+    new_metrics = MultilabelMetrics if inputs.multilabel else MulticlassMetrics
+    metrics: Metrics = new_metrics(len(release.classes), examples)
+    if on_progress:
+        on_progress(0, inputs.images)
     with as_evaluation_error("the evaluation"):
-        for judged in unwrap_errors(_judged(release, images, placement, lease)):
-            found.add(judged)
-            on_progress(found.processed, images.images)
-    _reconcile(release, found, images)
-    return Evaluation(release, images.manifest, data, split, found)
+        for scored in unwrap_errors(_score(release, inputs, placement, request)):
+            metrics.add(scored)
+            if on_progress:
+                on_progress(metrics.processed, inputs.images)
+    _check_metrics(release, metrics, inputs)
+    return Evaluation(release, inputs.manifest, data, split, metrics)
 
 
-def _split(
-    release: LoadedRelease, data: str, name: str, thumbnails: bool, limit: int | None = None
+def _open_inputs(
+    release: LoadedRelease, data: str, split: str, thumbnails: bool, limit: int | None = None
 ) -> EvalInputs:
-    """The images to be judged. Raises DatasetError where they cannot be, by this release."""
+    """The images of the split. Raises DatasetError if this release cannot be evaluated on them."""
     manifest = manifests.load(data).limited(limit)
     task = release.recipe.task or MULTICLASS
     if manifest.task != task:
         raise DatasetError(
-            f"{release.reference} knows images of {IMAGES[task]}, {data} has images of "
-            f"{IMAGES[manifest.task]}: choose data of its kind, or a release trained on these"
+            f"{release.reference} was trained on images with {TASK_NAMES[task]}, but {data} has "
+            f"images with {TASK_NAMES[manifest.task]}: use such data, or a release trained on this"
         )
-    if not manifest.images.get(name):
-        have = ", ".join(split for split, images in manifest.images.items() if images)
-        raise DatasetError(f"{data} has no {name} images: choose --split of {have}")
-    manifests.check_shards(manifest, data, name)
-    numbers = eval_inputs.labels(release.classes, manifest.classes, release.reference)
-    where = manifests.folder(data)
-    return EvalInputs(manifest, where, name, release.spec, numbers, thumbnails, limit is not None)
+    if not manifest.images.get(split):
+        available = ", ".join(name for name, images in manifest.images.items() if images)
+        raise DatasetError(f"{data} has no {split} images: choose --split from {available}")
+    manifests.check_shards(manifest, data, split)
+    return EvalInputs(
+        manifest=manifest,
+        data=manifests.folder(data),
+        split=split,
+        spec=release.spec,
+        outputs=eval_inputs.match_classes(release.classes, manifest.classes, release.reference),
+        thumbnails=thumbnails,
+        limited=limit is not None,
+    )
 
 
-def _reconcile(release: LoadedRelease, found: EvalMetrics, split: EvalInputs) -> None:
-    """Every image was counted once, and said something."""
-    if found.processed != split.images:
+def _check_metrics(release: LoadedRelease, metrics: Metrics, inputs: EvalInputs) -> None:
+    """Check that every image was counted once and that the metrics are finite."""
+    if metrics.processed != inputs.images:
         raise EvaluationError(
-            f"{found.processed:,} {split.name} images were judged, {split.data} has "
-            f"{split.images:,}: the data changed meanwhile, or this is a defect worth reporting"
+            f"{metrics.processed:,} {inputs.split} images were evaluated, but {inputs.data} has "
+            f"{inputs.images:,}: the data changed during the evaluation; if it did not, report "
+            "this as a bug"
         )
-    if not found.images:
+    if not metrics.images:
         raise DatasetError(
-            f"none of the {split.images:,} {split.name} images of {split.data} can be read "
-            f"({next(iter(found.unreadable.values()))[1]}): restore them or pack again"
+            f"none of the {inputs.images:,} {inputs.split} images of {inputs.data} can be read "
+            f"({next(iter(metrics.unreadable.values()))[1]}): restore the data set from a copy, "
+            "or pack it again"
         )
-    if not math.isfinite(found.loss):
+    if not math.isfinite(metrics.loss):
         raise ReleaseError(
-            f"{release.reference} says nothing finite of these images: use another version"
+            f"{release.reference} gives logits that are not finite for these images: use another "
+            "version"
         )
 
 
-def _judged(
-    release: LoadedRelease, split: EvalInputs, placement: Placement, lease: session.ResourceRequest
+def _score(
+    release: LoadedRelease,
+    inputs: EvalInputs,
+    placement: Placement,
+    request: session.ResourceRequest,
 ) -> Iterator[ScoredImages]:
-    """One Ray Data execution over the split; what is said of its images, in order."""
-    groups = list(split.pieces(batch_images(release.recipe, split.spec.resolution)))
-    actors = ActorPool.of(placement, lease, len(groups))
-    described = [{"pieces": json.dumps([asdict(p) for p in pieces])} for pieces in groups]
+    """Score the split in one Ray Data execution; the results in the order of the images."""
+    groups = list(inputs.read_units(batch_images(release.recipe, inputs.spec.resolution)))
+    actors = ActorPool.of(placement, request, len(groups))
+    work = [{"units": json.dumps([asdict(unit) for unit in units])} for units in groups]
 
-    def views(batch: Block) -> Iterator[Block]:
-        for pieces in batch["pieces"].tolist():
-            yield from _rows(split, [ReadUnit(**piece) for piece in json.loads(pieces)])
+    def preprocess(batch: Block) -> Iterator[Block]:
+        for units in batch["units"].tolist():
+            yield from _preprocessed_rows(inputs, [ReadUnit(**unit) for unit in json.loads(units)])
 
-    told = (release.uri, release.sha256, actors.share)
-    blocks = execute(described, views, ScoringActor, told, actors)
-    for block in blocks:
-        for said in block["judged"].tolist():
-            yield read(said)
+    arguments = (release.uri, release.sha256, actors.share)
+    for block in execute(work, preprocess, ScoringActor, arguments, actors):
+        yield from decode_scored(block)
 
 
-def _rows(split: EvalInputs, pieces: Sequence[ReadUnit]) -> Iterator[Block]:
-    """A piece as one row, whatever its size."""
-    for views, about in eval_inputs.preprocess(split, pieces):
-        yield {"image": as_single_row(views), "about": np.asarray([json.dumps(about)], object)}
+def _preprocessed_rows(inputs: EvalInputs, units: Sequence[ReadUnit]) -> Iterator[Block]:
+    """One row for each unit."""
+    for views, metadata in eval_inputs.preprocess(inputs, units):
+        yield encode_row(metadata, views=views)
 
 
 class ScoringActor:
-    """An actor with the network."""
+    """Scores preprocessed images with a release's network."""
 
-    def __init__(self, release: str, sha256: str, share: MachineShare) -> None:
-        """As of `Scorer`."""
-        self._sight = Scorer(release, sha256, share)
-        self._judge = multilabel.score_images if self._sight.several else figures.score_images
+    def __init__(self, uri: str, sha256: str, share: MachineShare) -> None:
+        """See `Scorer`."""
+        self._scorer = Scorer(uri, sha256, share)
+        task = multilabel if self._scorer.multilabel else multiclass
+        self._score_images = task.score_images
 
     def __call__(self, batch: Block) -> Iterator[Block]:
-        """What is said of every piece: JSON, which keeps every digit of a float64."""
-        for image, about in zip(batch["image"], batch["about"], strict=True):
-            _, logits = self._sight.features_and_logits(image)
-            told = json.loads(about)
-            found = self._judge(logits.cpu().numpy(), told["label"])
-            said = told | {name: _plain(column) for name, column in found.items()}
-            for slot, wrong in enumerate(said["wrong"]):
-                said["thumbnail"][slot] *= wrong  # of right ones nobody wants to see one
-            yield {"judged": np.asarray([json.dumps(said)], object)}
+        """One row of scores for each row of views."""
+        for metadata, arrays in decode_rows(batch):
+            _, logits = self._scorer.features_and_logits(arrays["views"])
+            scores = self._score_images(logits.cpu().numpy(), metadata["label"])
+            # Only mistakes are shown, so only they need their thumbnails.
+            metadata["thumbnail"] = [
+                thumbnail if wrong else ""
+                for thumbnail, wrong in zip(metadata["thumbnail"], scores["wrong"], strict=True)
+            ]
+            yield encode_scored(metadata, scores)
 
 
-def read(said: str) -> ScoredImages:
-    """What a `ScoringActor` has said of a piece, as arrays."""
-    return {name: _column(name, told) for name, told in json.loads(said).items()}
+def encode_scored(metadata: Mapping[str, Any], scores: ScoredImages) -> Block:
+    """One row of scored images. Columns [n] become JSON; columns [n, K] stay arrays."""
+    vectors = {name: column.tolist() for name, column in scores.items() if column.ndim == 1}
+    matrices = {name: column for name, column in scores.items() if column.ndim > 1}
+    texts = {name: column for name, column in metadata.items() if name not in matrices}
+    return encode_row(texts | vectors, **matrices)
 
 
-def _plain(column: npt.NDArray[Any]) -> Any:
-    """A column for JSON: a list, or where there is a value for every class, their bytes."""
-    if column.ndim == 1:
-        return column.tolist()
-    data = base64.b64encode(column.tobytes()).decode()
-    return {"kind": column.dtype.str, "shape": column.shape, "bytes": data}
+def decode_scored(block: Block) -> Iterator[ScoredImages]:
+    """The scored images of each row that `encode_scored` made."""
+    for metadata, matrices in decode_rows(block):
+        yield {name: _as_column(values) for name, values in metadata.items()} | matrices
 
 
-def _column(name: str, told: Any) -> npt.NDArray[Any]:
-    if not isinstance(told, dict):
-        return np.asarray(told, KINDS.get(name, np.float64))
-    values = np.frombuffer(base64.b64decode(told["bytes"]), told["kind"])
-    return values.reshape(told["shape"])
-
-
-KINDS = {
-    "label": np.int64, "predicted": np.int64, "rank": np.int64, "image": np.int64,
-    "wrong": np.bool_, "path": object, "bad": object, "thumbnail": object,
-}  # fmt: skip
+def _as_column(values: Sequence[Any]) -> npt.NDArray[Any]:
+    return np.asarray(values, object if isinstance(values[0], str) else None)

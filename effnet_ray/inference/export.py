@@ -1,12 +1,11 @@
-"""A release for those who have no effnet_ray: as ONNX, or as PyTorch's exported program.
+"""Export of a release as ONNX or as a PyTorch exported program, usable without effnet_ray.
 
     OUT/model.onnx or OUT/model.pt2   pixels in, logits and probabilities out
-    OUT/export.json                   what it expects and gives, its classes; written last
+    OUT/export.json                   inputs, outputs, preprocessing and classes; written last
 
-The batch may be of any size. Normalising is inside; resizing and cropping are the caller's, and
-are told in export.json, in ONNX also in the model's own metadata. What is written computes in
-float32, whatever precision the release was trained in and is judged in, and has been held against
-the release's network in float32.
+The batch may have any size. The model normalizes its input; the caller resizes and crops, as
+export.json and the ONNX metadata describe. The exported model computes in float32, whatever the
+precision of the release, and its logits are compared with those of the release in float32.
 """
 
 import hashlib
@@ -24,22 +23,23 @@ from torch.nn import functional as F
 
 from effnet_ray import storage
 from effnet_ray.errors import InputError, ReleaseError
+from effnet_ray.inference.logits import probabilities
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
 
 RECORD = "export.json"
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
-MOST = 4096
-"""Images of a batch; an exported program wants a bound."""
+MAX_BATCH = 4096
+"""Images of a batch; an exported program requires a bound."""
 TOLERANCE = 1e-4
-"""Largest difference to the release's logits, as a share of the largest of them, if above 1."""
-TRIED = (1, 3)
-"""Images of the batches that both are shown."""
+"""Largest accepted difference from the release's logits, relative to the largest logit above 1."""
+CHECK_BATCHES = (1, 3)
+"""Sizes of the batches on which the two models are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """The exported model. Field names are keys of `export.json`."""
 
     release: str
     format: str
@@ -49,9 +49,9 @@ class Exported:
     bytes: int
     sha256: str
     difference: float
-    """Largest difference of a logit to the release's in float32, on made-up images."""
+    """Largest difference of a logit from the release's in float32, on synthetic images."""
     precision: str
-    """What it computes in."""
+    """Precision in which the model computes."""
     input: dict[str, Any]
     outputs: dict[str, str]
     preprocessing: dict[str, Any]
@@ -59,137 +59,153 @@ class Exported:
 
 
 class ExportedNetwork(nn.Module):
-    """Pixels to logits and probabilities."""
+    """The network with its probabilities."""
 
     def __init__(self, release: LoadedRelease) -> None:
         super().__init__()
         self.network = release.network
-        self.several = release.recipe.task == MULTILABEL
+        self.multilabel = release.recipe.task == MULTILABEL
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, R, R] uint8 → twice [B, K]; where images may have several classes, the
-        probability of each by itself."""
+        """Logits and probabilities, [B, K] each, of images [B, 3, R, R] uint8."""
         logits = self.network(images)
-        return logits, logits.sigmoid() if self.several else logits.softmax(1)
+        return logits, probabilities(logits, multilabel=self.multilabel)
 
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+RunModel = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def export(release: LoadedRelease, out: str, kind: str = "onnx") -> Exported:
+def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
     """Write the release as `onnx` or `torch` into the folder `out`, local or s3://.
 
-    Raises InputError where the packages for it are not installed or `out` has an export already,
-    ReleaseError where what came out says something else than the release.
+    Raises InputError if required packages are missing or `out` has an export already, ReleaseError
+    if the exported model's outputs differ from the release's.
     """
-    make, name = {"onnx": (_onnx, "model.onnx"), "torch": (_torch, "model.pt2")}[kind]
+    convert, name = {"onnx": (_to_onnx, "model.onnx"), "torch": (_to_torch, "model.pt2")}[format]
     out = storage.absolute(out)
     if storage.exists(storage.join(out, RECORD)):
         raise InputError(f"{out} has an export already: choose another --out, or delete it")
-    whole = ExportedNetwork(release).eval()
-    pixels = _pixels(TRIED[-1], release.spec.resolution)
+    network = ExportedNetwork(release).eval()
+    images = _synthetic_images(CHECK_BATCHES[-1], release.spec.resolution)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own, about their insides
-        program = torch.export.export(
-            whole, (pixels,), dynamic_shapes={"images": {0: torch.export.Dim("batch", max=MOST)}}
-        )
-        data, run = make(program, release)
-    difference = _difference(whole, run, release)
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
+        batch = torch.export.Dim("batch", max=MAX_BATCH)
+        program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: batch}})
+        data, run_model = convert(program, release)
+    difference = _compare(network, run_model, release)
     storage.write_bytes(storage.join(out, name), data)
     exported = Exported(
         release=release.reference,
-        format=kind,
+        format=format,
         file=storage.join(out, name),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         difference=difference,
-        **_told(release),
+        **_interface(release),
     )
-    told = json.dumps(asdict(exported), indent=1, ensure_ascii=False)
-    storage.write_bytes(storage.join(out, RECORD), told.encode())
+    record = json.dumps(asdict(exported), indent=1, ensure_ascii=False)
+    storage.write_bytes(storage.join(out, RECORD), record.encode())
     return exported
 
 
-def _told(release: LoadedRelease) -> dict[str, Any]:
-    """What a caller must know."""
+def _interface(release: LoadedRelease) -> dict[str, Any]:
+    """What a caller needs to know: input, outputs, preprocessing and classes."""
     spec, size = release.spec, release.spec.resolution
-    several = release.recipe.task == MULTILABEL
+    activation = "a sigmoid for each class" if release.recipe.task == MULTILABEL else "softmax"
     return {
         "precision": "float32",
-        "input": {"name": INPUT, "shape": ["batch", 3, size, size], "dtype": "uint8",
-                  "layout": "NCHW", "colours": "RGB", "range": [0, 255]},
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", 3, size, size],
+            "dtype": "uint8",
+            "layout": "NCHW",
+            "colours": "RGB",
+            "range": [0, 255],
+        },
         "outputs": {
             OUTPUTS[0]: "float32 [batch, classes]",
-            OUTPUTS[1]: f"the same through {'a sigmoid each' if several else 'softmax'}",
+            OUTPUTS[1]: f"the logits after {activation}",
         },
         "preprocessing": {
-            "turn": "as EXIF's orientation says",
+            "turn": "by the EXIF orientation",
             "resize": f"the shorter side to {int(size / spec.crop)} px, {spec.interpolation}, "
             "antialiased",
             "crop": f"{size}×{size} px from the centre",
-            "normalise": f"inside: minus {list(spec.mean)}, by {list(spec.std)}, of 0 to 1",
+            "normalise": "done by the model: scale to 0–1, subtract "
+            f"{list(spec.mean)}, divide by {list(spec.std)}",
         },
         "classes": release.classes,
-    }  # fmt: skip
+    }
 
 
-def _onnx(program: torch.export.ExportedProgram, release: LoadedRelease) -> tuple[bytes, Run]:
+def _to_onnx(
+    program: torch.export.ExportedProgram, release: LoadedRelease
+) -> tuple[bytes, RunModel]:
+    """The model's bytes, and a function that runs it."""
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  # torch.onnx wants it
+        import onnxscript  # noqa: F401  # torch.onnx imports it
     except ImportError as error:
         raise InputError(
             f"{error.name} is not installed: pip install 'effnet-ray[onnx]'"
         ) from error
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
     )
-    assert made is not None
-    model = made.model_proto
-    for key, value in {"release": release.reference, **_told(release)}.items():
-        told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        model.metadata_props.add(key=key, value=told)
+    assert onnx_program is not None
+    model = onnx_program.model_proto
+    for key, value in {"release": release.reference, **_interface(release)}.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        model.metadata_props.add(key=key, value=text)
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = session.run(list(OUTPUTS), {INPUT: images.numpy()})
-        return torch.from_numpy(logits), torch.from_numpy(probabilities)
+    def run_model(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, probability = session.run(list(OUTPUTS), {INPUT: images.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(probability)
 
-    return data, run
+    return data, run_model
 
 
-def _torch(program: torch.export.ExportedProgram, release: LoadedRelease) -> tuple[bytes, Run]:
+def _to_torch(
+    program: torch.export.ExportedProgram, release: LoadedRelease
+) -> tuple[bytes, RunModel]:
+    """The model's bytes, and a function that runs it."""
     file = io.BytesIO()
-    told = json.dumps({"release": release.reference, **_told(release)}, ensure_ascii=False)
-    torch.export.save(program, file, extra_files={RECORD: told})
+    record = {"release": release.reference, **_interface(release)}
+    extra_files = {RECORD: json.dumps(record, ensure_ascii=False)}
+    torch.export.save(program, file, extra_files=extra_files)
     return file.getvalue(), program.module()
 
 
-def _pixels(images: int, size: int) -> Tensor:
-    """Soft patches of colour, [B, 3, R, R] uint8: noise would be like nothing that was learnt, and
-    its logits beyond all bounds."""
-    draws = np.random.default_rng(0).uniform(0, 255, (images, 3, 5, 5)).astype(np.float32)
+def _synthetic_images(count: int, size: int) -> Tensor:
+    """Soft patches of colour, [B, 3, R, R] uint8.
+
+    Noise would be unlike any training image, and its logits unbounded.
+    """
+    draws = np.random.default_rng(0).uniform(0, 255, (count, 3, 5, 5)).astype(np.float32)
     soft = F.interpolate(torch.from_numpy(draws), (size, size), mode="bicubic")
     return soft.clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
-def _difference(whole: ExportedNetwork, run: Run, release: LoadedRelease) -> float:
-    """Of the logits, at most. Raises ReleaseError where it is too large."""
-    worst = 0.0
-    for images in TRIED:
-        pixels = _pixels(images, release.spec.resolution)
-        (expected, share), (found, said) = whole(pixels), run(pixels)
-        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        apart = float((found - expected).abs().max())
-        if not (apart <= allowed and torch.allclose(said, share, atol=TOLERANCE)):
+def _compare(network: ExportedNetwork, run_model: RunModel, release: LoadedRelease) -> float:
+    """The largest difference of the logits. Raises ReleaseError if it is too large."""
+    largest = 0.0
+    for count in CHECK_BATCHES:
+        images = _synthetic_images(count, release.spec.resolution)
+        expected_logits, expected_probability = network(images)
+        logits, probability = run_model(images)
+        allowed = TOLERANCE * max(1.0, float(expected_logits.abs().max()))
+        difference = float((logits - expected_logits).abs().max())
+        same_probability = torch.allclose(probability, expected_probability, atol=TOLERANCE)
+        if not (difference <= allowed and same_probability):
             raise ReleaseError(
-                f"the export of {release.reference} says something else than the release (a logit "
-                f"differs by {apart:.2g}): nothing was written; report it with the versions of "
-                "torch, onnx and onnxruntime"
+                f"the exported model of {release.reference} gives other outputs than the release "
+                f"(a logit differs by {difference:.2g}): nothing was written; report this with "
+                "the versions of torch, onnx and onnxruntime"
             )
-        worst = max(worst, apart)
-    return worst
+        largest = max(largest, difference)
+    return largest

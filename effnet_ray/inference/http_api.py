@@ -1,4 +1,4 @@
-"""What is answered over HTTP, and how it is served. Knows nothing of Ray Serve."""
+"""The HTTP answers of a served release, without Ray Serve."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,62 +6,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.data.decode import decode
-from effnet_ray.data.views import eval_view
+from effnet_ray.data.views import write_eval_view
 from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.inference.scorer import Scorer, top_k
 from effnet_ray.runtime.inference_actors import MachineShare
 
-Pixels = npt.NDArray[np.uint8]
-Answer = dict[str, Any] | EvaluationError
+Answer = dict[str, Any] | EvaluationError | ImageError
+"""JSON of the answer, or why there is none."""
 
 
 class ServedRelease:
     """A release on the replica's device."""
 
     def __init__(self, uri: str, top: int) -> None:
-        """Load and verify it. Raises as `open_release` does."""
-        self._sight = Scorer(uri, None, MachineShare(cores=1))  # what a replica leases
-        self.release = self._sight.release
-        self.top = min(top, self._sight.classes)
+        """Load and verify the release; raises what `load_release` raises."""
+        self._scorer = Scorer(uri, None, MachineShare(cores=1))  # a replica has one core
+        self.release = self._scorer.release
+        self.top = min(top, self._scorer.classes)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What is served."""
-        release = self.release
-        return {"model": release.reference, "release_uri": release.uri,
-                "task": release.recipe.task, "classes": list(release.classes)}  # fmt: skip
+    def description(self) -> dict[str, Any]:
+        """JSON of `GET /`."""
+        return {
+            "model": self.release.reference,
+            "release_uri": self.release.uri,
+            "task": self.release.recipe.task,
+            "classes": list(self.release.classes),
+        }
 
-    def look(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
-        """What each shows, or why it cannot be read; EvaluationError where that is no number."""
-        views = [self._view(data) for data in images]
-        good = [view for view in views if not isinstance(view, ImageError)]
-        said = iter(self._said(np.stack(good)) if good else ())
-        return [view if isinstance(view, ImageError) else next(said) for view in views]
+    def predict(self, images: Sequence[bytes]) -> list[Answer]:
+        """The answer for each image.
 
-    def _view(self, data: bytes) -> Pixels | ImageError:
-        try:
-            return eval_view(decode(data), self.release.spec)
-        except ImageError as error:
-            return error
+        ImageError for an image that cannot be read, EvaluationError if its logits are not finite.
+        """
+        size = self.release.spec.resolution
+        views = np.zeros((len(images), size, size, 3), np.uint8)
+        errors = [
+            write_eval_view(data, self.release.spec, view)[1]
+            for data, view in zip(images, views, strict=True)
+        ]
+        readable = np.array([not error for error in errors])
+        predictions = iter(self._predict_views(views[readable]) if readable.any() else ())
+        return [ImageError(error) if error else next(predictions) for error in errors]
 
-    def _said(self, views: Pixels) -> list[Answer]:
-        _, logits = self._sight.features_and_logits(views)
-        labels, shares = top_k(logits, several=self._sight.several, top=self.top)
+    def _predict_views(self, views: npt.NDArray[np.uint8]) -> list[Answer]:
+        _, logits = self._scorer.features_and_logits(views)
+        classes, probabilities = top_k(logits, multilabel=self._scorer.multilabel, k=self.top)
         finite = logits.isfinite().all(1)
-        wrong = EvaluationError(
-            f"what {self.release.reference} makes of this image is no finite number: serve "
-            "another release"
+        not_finite = EvaluationError(
+            f"{self.release.reference} gives logits that are not finite numbers for this image: "
+            "serve another release"
         )
-        rows = zip(labels.tolist(), shares.tolist(), strict=True)
         return [
-            self._answer(*row) if fine else wrong
-            for row, fine in zip(rows, finite.tolist(), strict=True)
+            self._answer(*row) if is_finite else not_finite
+            for *row, is_finite in zip(
+                classes.tolist(), probabilities.tolist(), finite.tolist(), strict=True
+            )
         ]
 
-    def _answer(self, labels: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:
-        named = [
-            {"label": self.release.classes[label], "probability": share}
-            for label, share in zip(labels, shares, strict=True)
+    def _answer(self, classes: Sequence[int], probabilities: Sequence[float]) -> dict[str, Any]:
+        labels = [
+            {"label": self.release.classes[index], "probability": probability}
+            for index, probability in zip(classes, probabilities, strict=True)
         ]
-        return {"model": self.release.reference, "label": named[0]["label"], "labels": named}
+        return {"model": self.release.reference, "label": labels[0]["label"], "labels": labels}

@@ -1,10 +1,10 @@
-"""Images to be predicted, wherever they lie: what there is, and their bytes.
+"""Images to predict: finding them in storage, and reading their bytes.
 
-    a folder of pictures, of any depth; or one picture
-    a data set of ours                     its manifest names the shards
-    Parquet with an `image` column         Hugging Face's layout
+    a folder of image files, at any depth, or one file
+    a packed data set                                     its manifest lists the shards
+    Parquet with an `image` column                        Hugging Face's layout
 
-A *unit* is what is read at once: some pictures, or a row group. Labels are not looked at.
+A *unit* is what a task reads at once: some files, or a row group. Labels are ignored.
 """
 
 import hashlib
@@ -25,120 +25,132 @@ from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError
+from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, one_line
 from effnet_ray.storage import parquet
 
-MAX_BYTES = 200_000_000
-"""Of a picture: 89 million pixels, the most that are decoded, in an uncompressed file."""
-AT_ONCE = 64
-"""Pictures of a unit, and of what is read at a time."""
-READERS = 16
-"""Pictures read at a time by one task: each waits for a round trip most of it."""
+MAX_FILE_BYTES = 200_000_000
+"""Largest image file read: 89 million pixels, the largest image decoded, uncompressed."""
+UNIT_FILES = 64
+"""Image files in a unit."""
+READ_THREADS = 16
+"""Image files that one task reads at a time; reading is mostly waiting for storage."""
+MAX_REASON_CHARS = 200
+"""Characters of Arrow's message in an error."""
+
+ImageBytes = tuple[str, bytes | ImageError]
+"""An image's path, and its bytes or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageUnit:
-    """What one task reads at a time."""
+    """The images that one task reads at a time. Field names are part of `ImageSource.digest`."""
 
     images: int
     files: tuple[tuple[str, int], ...] = ()
-    """Of pictures: path below the source, and bytes."""
+    """Image files: path below the source, and bytes."""
     shard: str = ""
-    """Of Parquet: the file, below the source."""
+    """Parquet file: path below the source."""
     split: str = ""
-    """Of a data set of ours."""
+    """Split of a packed data set."""
     group: int = 0
-    """The row group's number in the shard; in the split, of a data set of ours."""
+    """Number of the row group: in the Parquet file, or in the split of a packed data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Images of one place."""
+    """The images at one URI."""
 
     uri: str
     units: tuple[ImageUnit, ...]
     manifest: Manifest | None = None
+    """Of a packed data set."""
 
     @property
     def images(self) -> int:
-        """Of all units."""
+        """Number of images."""
         return sum(unit.images for unit in self.units)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is to be read."""
-        told = [asdict(unit) for unit in self.units]
+        """SHA-256 of the list of units, and of a packed data set's fingerprint."""
+        content = [asdict(unit) for unit in self.units]
         if self.manifest:
-            told.append({"fingerprint": self.manifest.fingerprint})
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+            content.append({"fingerprint": self.manifest.fingerprint})
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def parts(self, most: int) -> list[list[ImageUnit]]:
-        """The units in their order, about `most` images at a time."""
-        found, held = list[list[ImageUnit]](), most
+    def parts(self, min_images: int) -> list[list[ImageUnit]]:
+        """The units in order, in groups that each end once they have `min_images`."""
+        parts, size = list[list[ImageUnit]](), min_images
         for unit in self.units:
-            if held >= most:
-                found.append([])
-                held = 0
-            found[-1].append(unit)
-            held += unit.images
-        return found
+            if size >= min_images:
+                parts.append([])
+                size = 0
+            parts[-1].append(unit)
+            size += unit.images
+        return parts
 
-    def read(self, unit: ImageUnit) -> Iterator[tuple[str, bytes | ImageError]]:
-        """Path and bytes of every image of a unit, or why there are none.
+    def read(self, unit: ImageUnit) -> Iterator[ImageBytes]:
+        """Path and bytes of every image of a unit.
 
-        Raises DatasetError where a shard is not what it was, StorageError where storage fails.
+        Raises DatasetError if a shard has changed, StorageError if storage fails.
         """
         if self.manifest:
-            return _packed(self.manifest, manifests.folder(self.uri), unit)
-        return _rows(self.uri, unit) if unit.shard else _pictures(self.uri, unit)
+            return _read_packed(self.manifest, manifests.folder(self.uri), unit)
+        return _read_parquet(self.uri, unit) if unit.shard else _read_files(self.uri, unit)
 
 
 def find_images(uri: str, split: str = "") -> ImageSource:
-    """What is at the URI; of a data set of ours one `split`, or all.
+    """The images at a URI; of a packed data set one `split`, or all of them.
 
-    Raises DatasetError where there are no images, or in a form that is not read.
+    Raises DatasetError if there are none, or none in a supported format.
     """
     uri = storage.absolute(uri)
     if uri.endswith(f"/{manifests.NAME}") or storage.exists(storage.join(uri, manifests.NAME)):
-        return _data_set(manifests.folder(uri), split)
+        return _packed_source(manifests.folder(uri), split)
     if split:
-        raise DatasetError(f"{uri} is no data set of ours, which alone has splits: leave --split")
-    folder, sizes = _files(uri)
-    shards = [path for path in sizes if path.lower().endswith(".parquet")]
-    pictures = {
-        path: size for path, size in sizes.items() if path.lower().endswith(IMAGE_SUFFIXES)
-    }
-    units = [unit for path in shards for unit in _shard(folder, path, alone=not pictures)]
-    files = list(pictures.items())
-    cut = (tuple(files[first : first + AT_ONCE]) for first in range(0, len(files), AT_ONCE))
-    units += [ImageUnit(len(some), some) for some in cut]
+        raise DatasetError(
+            f"{uri} is not a packed data set, and only those have splits: omit --split"
+        )
+    folder, sizes = _list_files(uri)
+    image_files = [
+        (path, size) for path, size in sizes.items() if path.lower().endswith(IMAGE_SUFFIXES)
+    ]
+    units = [
+        unit
+        for path in sizes
+        if path.lower().endswith(".parquet")
+        for unit in _parquet_units(folder, path, required=not image_files)
+    ]
+    for first in range(0, len(image_files), UNIT_FILES):
+        files = tuple(image_files[first : first + UNIT_FILES])
+        units.append(ImageUnit(len(files), files))
     if not units:
         raise DatasetError(
             f"no images at {uri} ({len(sizes)} files): expected "
-            f"{', '.join(DECODABLE_SUFFIXES)} files, a data set of "
-            "`jobs/pack.py`, or Parquet with an image column"
+            f"{', '.join(DECODABLE_SUFFIXES)} files, a data set packed by `jobs/pack.py`, or "
+            "Parquet with an image column"
         )
     return ImageSource(folder, tuple(units))
 
 
-def _files(uri: str) -> tuple[str, dict[str, int]]:
-    """A folder and its files' sizes, or a file's folder and its own."""
-    with suppress(StorageError):  # a file on a disk has no list; what else is wrong is told below
-        found = storage.sizes(uri)
-        if found:
-            return uri, found
+def _list_files(uri: str) -> tuple[str, dict[str, int]]:
+    """A folder and the sizes of its files; for the URI of a file, its folder and its size."""
+    with suppress(StorageError):  # a local file cannot be listed; other errors are raised below
+        sizes = storage.sizes(uri)
+        if sizes:
+            return uri, sizes
     if not storage.exists(uri):
         return uri, storage.sizes(uri)
-    folder, _, own = uri.rpartition("/")
-    whole = own.lower().endswith(".parquet")  # of which only parts are read
-    return folder, {own: 0 if whole else len(storage.read_bytes(uri))}
+    folder, _, name = uri.rpartition("/")
+    is_parquet = name.lower().endswith(".parquet")  # read in parts, so its size does not matter
+    return folder, {name: 0 if is_parquet else len(storage.read_bytes(uri))}
 
 
-def _data_set(folder: str, split: str) -> ImageSource:
+def _packed_source(folder: str, split: str) -> ImageSource:
     manifest = manifests.load(folder)
     if split and not manifest.images.get(split):
-        have = ", ".join(name for name, images in manifest.images.items() if images)
-        raise DatasetError(f"{folder} has no {split} images: choose --split of {have}")
+        available = ", ".join(name for name, images in manifest.images.items() if images)
+        raise DatasetError(f"{folder} has no {split} images: choose --split from {available}")
     units = (
         ImageUnit(rows, split=name, group=group)
         for name in ([split] if split else manifest.splits)
@@ -147,87 +159,89 @@ def _data_set(folder: str, split: str) -> ImageSource:
     return ImageSource(folder, tuple(units), manifest)
 
 
-def _shard(folder: str, path: str, *, alone: bool) -> Iterator[ImageUnit]:
-    """`alone`: no pictures lie beside it, so that it must hold some."""
-    footer = _footer(storage.join(folder, path))
+def _parquet_units(folder: str, path: str, *, required: bool) -> Iterator[ImageUnit]:
+    """The row groups of a Parquet file.
+
+    `required`: the folder has no image files, so a file without an image column is an error.
+    """
+    footer = _read_footer(storage.join(folder, path))
     if not hf_parquet.holds_images(footer.schema.to_arrow_schema()):
-        if not alone:
+        if not required:
             return
         raise DatasetError(
-            f"{path} of {folder} has no column `image` {{bytes, path}}: give pictures, or Parquet "
-            "in Hugging Face's image layout"
+            f"{path} of {folder} has no column `image` {{bytes, path}}: use image files, or "
+            "Parquet in Hugging Face's image layout"
         )
     for group in range(footer.num_row_groups):
-        told = footer.row_group(group)
-        if told.total_byte_size > LARGEST_GROUP:
+        row_group = footer.row_group(group)
+        if row_group.total_byte_size > LARGEST_GROUP:
             raise DatasetError(
-                f"{path} of {folder} has a row group of {told.total_byte_size / 1e6:,.0f} MB, "
-                "which would be read as a whole: write it with smaller ones, or pack it"
+                f"{path} of {folder} has a row group of {row_group.total_byte_size / 1e6:,.0f} "
+                f"MB; at most {LARGEST_GROUP / 1e6:,.0f} MB are supported: write the file with "
+                "smaller row groups, or pack it"
             )
-        if told.num_rows:
-            yield ImageUnit(told.num_rows, shard=path, group=group)
+        if row_group.num_rows:
+            yield ImageUnit(row_group.num_rows, shard=path, group=group)
 
 
-def _packed(
-    manifest: Manifest, data: str, unit: ImageUnit
-) -> Iterator[tuple[str, bytes | ImageError]]:
+def _read_packed(manifest: Manifest, data: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     group = RowGroup(manifest, data, unit.split, unit.group, limited=False)
     for row in range(unit.images):
         record = group.record(row)
         yield record.path, record.data
 
 
-def _rows(source: str, unit: ImageUnit) -> Iterator[tuple[str, bytes | ImageError]]:
+def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     uri = storage.join(source, unit.shard)
     filesystem, path = storage.arrow_filesystem(uri)
-    footer = _footer(uri)
+    footer = _read_footer(uri)
 
-    def fetch() -> Any:
+    def read_group() -> Any:
         with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
             return file.read_row_group(unit.group, columns=["image"])["image"].to_pylist()
 
-    with _readable(uri):
-        images = storage.read_with_retries(
-            uri, fetch, footer.row_group(unit.group).total_byte_size
-        )
-    for number, image in enumerate(images):
-        known = image or {}
-        name = "/".join(filter(None, (f"{unit.group}", f"{number}", known.get("path"))))
-        missing = ImageError("the row has no bytes")
-        yield f"{unit.shard}#{name}", known.get("bytes") or missing
+    with _parquet_errors(uri):
+        size = footer.row_group(unit.group).total_byte_size
+        images = storage.read_with_retries(uri, read_group, size)
+    for row, image in enumerate(images):
+        image = image or {}
+        name = "/".join(filter(None, (f"{unit.group}", f"{row}", image.get("path"))))
+        yield f"{unit.shard}#{name}", image.get("bytes") or ImageError("the row has no bytes")
 
 
-def _pictures(source: str, unit: ImageUnit) -> Iterator[tuple[str, bytes | ImageError]]:
-    def read(file: tuple[str, int]) -> bytes | ImageError:
-        uri = storage.join(source, file[0])
-        if file[1] > MAX_BYTES:
-            return ImageError(f"has {file[1]:,} bytes, more than {MAX_BYTES:,}")
+def _read_files(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
+    def read(file: tuple[str, int]) -> ImageBytes:
+        path, size = file
+        name = _as_text(path)
+        if size > MAX_FILE_BYTES:
+            return name, ImageError(f"has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
         try:
-            return storage.read_bytes(uri, file[1])
+            return name, storage.read_bytes(storage.join(source, path), size)
         except NotFoundError as error:
-            return ImageError(str(error))
+            return name, ImageError(str(error))
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, unit.files))
-    yield from zip((_shown(path) for path, _ in unit.files), found, strict=True)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        yield from list(pool.map(read, unit.files))
 
 
-def _shown(path: str) -> str:
-    """A file's name as text: on a disk it may be any bytes."""
+def _as_text(path: str) -> str:
+    """A file's path as valid text; on a disk it may be any bytes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @lru_cache(maxsize=64)
-def _footer(uri: str) -> pq.FileMetaData:
-    with _readable(uri):
+def _read_footer(uri: str) -> pq.FileMetaData:
+    with _parquet_errors(uri):
         return parquet.read_footer(uri)
 
 
 @contextmanager
-def _readable(uri: str) -> Iterator[None]:
-    """Raises DatasetError for Parquet that is none."""
+def _parquet_errors(uri: str) -> Iterator[None]:
+    """Raise Arrow's errors as DatasetError."""
     try:
         yield
     except pa.ArrowException as error:
-        why = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{uri} cannot be read ({why}): copy it there again") from error
+        reason = one_line(error)[:MAX_REASON_CHARS]
+        raise DatasetError(
+            f"{uri} is not readable Parquet ({reason}): replace it with an intact copy"
+        ) from error

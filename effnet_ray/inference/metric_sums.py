@@ -1,14 +1,14 @@
-"""What figures of an evaluation are made of: sums over images, a class's figures, the worst few.
+"""Evaluation metrics as sums over images, and the few images with the largest errors.
 
-Every sum is float64 and grows by one image at a time, so it does not depend on how the images
-were cut into batches or dealt to workers. Numpy alone.
+Every sum is float64 and grows by one image at a time, in the order of the split. The metrics are
+therefore the same however the images were batched or distributed over workers.
 """
 
 import heapq
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -17,76 +17,123 @@ import numpy.typing as npt
 from effnet_ray.train.class_metrics import ClassMetrics, macro_f1
 
 BINS = 15
-"""Of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
+"""Bins of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
 CANDIDATES = 10
-"""For one suspected label error that is shown, so many are kept until it is clear which are."""
+"""Candidates kept per suspected label error shown: which ones qualify is known at the end."""
 
 ScoredImages = dict[str, npt.NDArray[Any]]
-"""What was said of some images, a column each, [n, …]. Always among them: `image` its id, `path`,
-`bad` (why it could not be read, or empty), `wrong` (whether it was mistaken for something),
-`thumbnail` (JPEG as base64, or empty)."""
+"""Columns [n, …] about some images. Always present: `image` (id), `path`, `error` (why the image
+could not be read, or empty), `wrong` (whether the prediction differs from the label), `thumbnail`
+(JPEG as base64, or empty). The others are those of `score_images` in `multiclass` and
+`multilabel`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """What was said with a probability in one interval (low, high]."""
+    """The predictions whose probability is in one interval (low, high]."""
 
     low: float
     high: float
     count: int
     probability: float
-    """Mean; 0 where nothing was said."""
-    true: float
-    """Share of it that is so; 0 where nothing was said."""
+    """Mean; 0 in an empty bin."""
+    accuracy: float
+    """Share of correct predictions; 0 in an empty bin."""
 
 
 class Calibration:
-    """How often what is said with a probability is so: 15 bins of equal width."""
+    """Counts correct predictions by their probability, in 15 bins of equal width."""
 
     def __init__(self) -> None:
-        self._sums = np.zeros((3, BINS))  # count, probability, true
+        self._sums = np.zeros((3, BINS))  # count, probability, correct
 
-    def add(self, probability: npt.NDArray[Any], true: npt.NDArray[Any]) -> None:
-        """What was said next, [n]: with this probability, and whether it is so."""
-        at = np.nan_to_num(np.ceil(probability * BINS) - 1).clip(0, BINS - 1).astype(np.int64)
-        columns = (np.ones_like(probability), probability, true)
+    def add(self, probability: npt.NDArray[Any], correct: npt.NDArray[Any]) -> None:
+        """Add predictions [n]: their probabilities, and whether they are correct."""
+        bins = np.nan_to_num(np.ceil(probability * BINS) - 1).clip(0, BINS - 1).astype(np.int64)
+        columns = (np.ones_like(probability), probability, correct)
         for sums, values in zip(self._sums, columns, strict=True):
-            np.add.at(sums, at, values)  # unbuffered, and so one by one
+            np.add.at(sums, bins, values)  # unbuffered: adds one by one
 
     @property
     def bins(self) -> tuple[Bin, ...]:
         """The reliability diagram."""
         return tuple(
-            Bin(at / BINS, (at + 1) / BINS, int(count), probability / max(1, count),
-                true / max(1, count))
-            for at, (count, probability, true) in enumerate(self._sums.T.tolist())
-        )  # fmt: skip
+            Bin(
+                low=index / BINS,
+                high=(index + 1) / BINS,
+                count=int(count),
+                probability=probability / max(1, count),
+                accuracy=correct / max(1, count),
+            )
+            for index, (count, probability, correct) in enumerate(self._sums.T.tolist())
+        )
 
     @property
     def error(self) -> float:
-        """Expected calibration error, 0 to 1: |true − probability| of the bins, by counts."""
-        gaps = (one.count * abs(one.true - one.probability) for one in self.bins)
-        return math.fsum(gaps) / max(1, sum(one.count for one in self.bins))
+        """Expected calibration error, 0 to 1: mean of |accuracy − probability|, by counts."""
+        gaps = (bin_.count * abs(bin_.accuracy - bin_.probability) for bin_ in self.bins)
+        return math.fsum(gaps) / max(1, sum(bin_.count for bin_ in self.bins))
 
 
-@dataclass
-class EvalMetrics(ABC):
-    """What is told of images whether they have one class or several."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mistake(ABC):
+    """An image whose prediction differs from its label."""
 
-    classes: int
-    examples: int = 24
-    """How many mistakes and suspected label errors to keep."""
-    processed: int = 0
-    """Images, the quarantined ones included."""
-    unreadable: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Quarantined images: id → (path, reason)."""
-    calibration: Calibration = field(default_factory=Calibration)
-    _sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    """loss, top-1, top-5."""
+    image: int
+    """Its id."""
+    path: str
+    """Path in the source that was packed."""
+    loss: float
+    """Nats."""
+    thumbnail: str
+    """A JPEG as base64; empty if none was requested."""
+
+    @property
+    @abstractmethod
+    def margin(self) -> float:
+        """How much more probable the prediction is than the label, 0 to 1."""
+
+
+class WithMargin(Protocol):
+    """A mistake, or a suspected label error."""
+
+    @property
+    def image(self) -> int:
+        """The image's id."""
+        ...
+
+    @property
+    def margin(self) -> float:
+        """How much more probable the prediction is than the label, 0 to 1."""
+        ...
+
+
+M = TypeVar("M", bound=Mistake)
+E = TypeVar("E", bound=WithMargin)
+
+
+class EvalMetrics(ABC, Generic[M, E]):
+    """The metrics that multiclass and multilabel evaluation share.
+
+    M: a mistake; E: a suspected label error.
+    """
+
+    def __init__(self, classes: int, examples: int = 24) -> None:
+        """`examples`: how many mistakes, and how many suspected label errors, to keep."""
+        self.classes = classes
+        self.examples = examples
+        self.processed = 0
+        """Images, the unreadable ones included."""
+        self.unreadable: dict[int, tuple[str, str]] = {}
+        """Images that could not be read: id → (path, reason)."""
+        self._calibration = Calibration()
+        self._sums = np.zeros(3)  # loss, top-1, top-5
+        self._worst = TopK[M](examples)
+        self._candidates = TopK[M](CANDIDATES * examples)
 
     @abstractmethod
-    def add(self, judged: ScoredImages) -> None:
-        """Add some images, the next ones of the plan."""
+    def add(self, scored: ScoredImages) -> None:
+        """Add some images, the next ones of the split."""
 
     @property
     @abstractmethod
@@ -94,52 +141,82 @@ class EvalMetrics(ABC):
         """All classes, in their own order."""
 
     @property
-    def present(self) -> list[ClassMetrics]:
-        """Classes of which there is something to tell."""
-        return [one for one in self.per_class if one.support or one.predicted]
-
-    @property
     @abstractmethod
     def worst_classes(self) -> Sequence[ClassMetrics]:
-        """Those, the worst recognised first."""
+        """The classes of `present`, the worst first."""
 
     @property
     @abstractmethod
     def label_error_count(self) -> int:
-        """Images whose label may be wrong."""
+        """Number of images with a suspected label error, by confident learning.
 
-    def _readable(self, judged: ScoredImages) -> npt.NDArray[np.bool_]:
-        """Count images as seen and name those that could not be read; [n] which could."""
-        read: npt.NDArray[np.bool_] = judged["bad"] == ""
-        self.processed += len(read)
-        for image, path, why in rows(judged, ~read, "image", "path", "bad"):
-            self.unreadable[image] = path, why
-        return read
+        Source: Northcutt et al. 2021 (JAIR 70), eq. 1 and 2.
+        """
 
-    def _score(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
-        """Add losses [n], and as hits the images that fewer than 1 and 5 other classes precede."""
+    @abstractmethod
+    def _as_label_error(self, mistake: M) -> E | None:
+        """The suspected label error in a mistake, if there is one."""
+
+    @property
+    def present(self) -> list[ClassMetrics]:
+        """Classes with images or predictions."""
+        return [row for row in self.per_class if row.support or row.predicted]
+
+    @property
+    def worst_mistakes(self) -> list[M]:
+        """The mistakes with the highest loss, the highest first."""
+        return self._worst.best()
+
+    @property
+    def label_errors(self) -> list[E]:
+        """The suspected label errors with the largest margin, the largest first.
+
+        Ranked by normalized margin (Northcutt et al. 2021, §3.2), among the mistakes of the
+        largest margin: ten times as many as are returned.
+        """
+        errors = [
+            error
+            for mistake in self._candidates.best()
+            if (error := self._as_label_error(mistake)) is not None
+        ]
+        return sorted(errors, key=lambda error: (-error.margin, error.image))[: self.examples]
+
+    def _count_images(self, scored: ScoredImages) -> npt.NDArray[np.bool_]:
+        """Count images as processed and record the unreadable ones; [n] whether readable."""
+        readable: npt.NDArray[np.bool_] = scored["error"] == ""
+        self.processed += len(readable)
+        for image, path, error in rows(scored, ~readable, "image", "path", "error"):
+            self.unreadable[image] = path, error
+        return readable
+
+    def _add_loss_and_rank(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
+        """Add losses [n], and top-1 and top-5 hits by the number of classes before the label."""
         columns = np.stack([loss, rank < 1, rank < 5], 1)
-        # Unbuffered, and so image by image: any other cut into blocks gives the same sums.
+        # Unbuffered, and so image by image: any other batching gives the same sums.
         np.add.at(self._sums, np.tile(np.arange(3), len(loss)), columns.ravel())
+
+    def _add_mistake(self, mistake: M) -> None:
+        self._worst.push(mistake.loss, mistake)
+        self._candidates.push(mistake.margin, mistake)
 
     @property
     def images(self) -> int:
-        """Images that could be read: what every share is of."""
+        """Readable images: the denominator of every share."""
         return self.processed - len(self.unreadable)
 
     @property
     def loss(self) -> float:
-        """Mean, nats: cross-entropy, or binary cross-entropy where there are several classes."""
+        """Mean, nats: cross-entropy; with several labels per image binary cross-entropy."""
         return self._mean(0)
 
     @property
     def top1(self) -> float:
-        """Share of images whose highest score is of a class of their own, 0 to 1."""
+        """Share of images whose highest score is for one of their labels, 0 to 1."""
         return self._mean(1)
 
     @property
     def top5(self) -> float:
-        """Share of images with a class of their own among the five highest scores, 0 to 1."""
+        """Share of images with one of their labels among the five highest scores, 0 to 1."""
         return self._mean(2)
 
     def _mean(self, index: int) -> float:
@@ -147,19 +224,19 @@ class EvalMetrics(ABC):
 
     @property
     def bins(self) -> tuple[Bin, ...]:
-        """The reliability diagram: of the confidence, or of the probability of every class."""
-        return self.calibration.bins
+        """The reliability diagram of the predictions that `ece` counts."""
+        return self._calibration.bins
 
     @property
     def ece(self) -> float:
         """Expected calibration error, 0 to 1.
 
-        Of one class: of the confidence, over images (Guo et al. 2017, "On Calibration of Modern
-        Neural Networks", eq. 3). Of several: of the probability of being of a class, over images
-        and classes (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian
+        Multiclass: of the confidence, over images (Guo et al. 2017, "On Calibration of Modern
+        Neural Networks", eq. 3). Multilabel: of the probability of each class, over images and
+        classes (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian
         Binning").
         """
-        return self.calibration.error
+        return self._calibration.error
 
     @property
     def macro_f1(self) -> float:
@@ -168,39 +245,27 @@ class EvalMetrics(ABC):
 
 
 def rows(
-    judged: ScoredImages, which: npt.NDArray[np.bool_], *names: str
+    scored: ScoredImages, mask: npt.NDArray[np.bool_], *columns: str
 ) -> Iterable[Sequence[Any]]:
-    """Some columns of some images, image by image."""
-    return zip(*(judged[name][which].tolist() for name in names), strict=True)
-
-
-class Numbered(Protocol):
-    """Something said of one image."""
-
-    @property
-    def image(self) -> int:
-        """Its id."""
-        ...
-
-
-M = TypeVar("M", bound=Numbered)
+    """Values of these columns for each image in `mask`."""
+    return zip(*(scored[name][mask].tolist() for name in columns), strict=True)
 
 
 class TopK(Generic[M]):
-    """The mistakes with the highest scores; of equal ones the lower id."""
+    """Keeps the `k` mistakes with the highest scores; of equal scores the lower image id."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, k: int) -> None:
+        self._k = k
         self._heap: list[tuple[float, int, M]] = []
 
     def push(self, score: float, mistake: M) -> None:
-        """Keep it while it is among them."""
+        """Keep the mistake while it is among the best."""
         entry = (score, -mistake.image, mistake)
-        if len(self._heap) < self._most:
+        if len(self._heap) < self._k:
             heapq.heappush(self._heap, entry)
-        elif self._most:
+        elif self._k:
             heapq.heappushpop(self._heap, entry)
 
     def best(self) -> list[M]:
-        """Highest first."""
+        """The mistakes kept, the highest score first."""
         return [mistake for *_, mistake in sorted(self._heap, key=lambda entry: entry[:2])[::-1]]

@@ -1,152 +1,145 @@
-"""The figures of an evaluation where every image has one class.
+"""Evaluation metrics where every image has one class.
 
-Per image, then added up image by image, in the plan's order (see `sums`). Nothing is kept of an
-image but its numbers, and a few examples. Numpy alone.
+Of an image only its numbers are kept, and of a few the mistakes (see `metric_sums`).
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.inference.metric_sums import CANDIDATES, EvalMetrics, ScoredImages, TopK, rows
+from effnet_ray.inference.logits import label_rank, log_probabilities, predicted_class
+from effnet_ray.inference.metric_sums import EvalMetrics, Mistake, ScoredImages, rows
 from effnet_ray.train.class_metrics import ClassMetrics
 
 
 def score_images(logits: npt.NDArray[Any], label: npt.ArrayLike) -> ScoredImages:
-    """What the logits [n, K] say of images of these labels [n].
+    """Columns about images with logits [n, K] and labels [n].
 
-    `label`, `predicted` int64; `wrong`, whether they differ; `rank`, classes before the label's,
-    int64; `loss`, `confidence` (the probability of `predicted`), `own` (of `label`) float64.
-    Ties go to the lower class and NaN stands above all, as in training (`train/metrics`).
+    `label`, `predicted`: int64. `wrong`: whether they differ. `rank`: classes before the label,
+    int64. `loss`, `confidence` (the probability of `predicted`), `label_probability`: float64.
     """
-    logits, label = logits.astype(np.float64), np.asarray(label, np.int64)
-    each = np.arange(len(label))
-    with np.errstate(invalid="ignore"):
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    order = np.nan_to_num(logits, nan=np.inf, posinf=np.inf, neginf=-np.inf)
-    predicted, truth = order.argmax(axis=1), order[each, label][:, None]
-    lower = np.arange(order.shape[1]) < label[:, None]
-    before = (order > truth) | ((order == truth) & lower)
+    label = np.asarray(label, np.int64)
+    image = np.arange(len(label))
+    log_probability = log_probabilities(logits, multilabel=False)
+    predicted = predicted_class(logits)
     return {
         "label": label,
         "predicted": predicted,
         "wrong": predicted != label,
-        "rank": before.sum(axis=1),
-        "loss": -logs[each, label],
-        "confidence": np.exp(logs[each, predicted]),
-        "own": np.exp(logs[each, label]),
+        "rank": label_rank(logits, label),
+        "loss": -log_probability[image, label],
+        "confidence": np.exp(log_probability[image, predicted]),
+        "label_probability": np.exp(log_probability[image, label]),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """An image whose label is not what the network says."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MulticlassMistake(Mistake):
+    """An image whose predicted class is not its label."""
 
-    image: int
-    """Its id."""
-    path: str
-    """In the source that was packed."""
     label: int
     predicted: int
     confidence: float
     """Probability of `predicted`, 0 to 1."""
     label_probability: float
     """Probability of `label`, 0 to 1."""
-    loss: float
-    """Nats."""
-    thumbnail: str
-    """A JPEG as base64; empty where none was asked for."""
+
+    @property
+    def margin(self) -> float:
+        """How much more probable the prediction is than the label, 0 to 1."""
+        return self.confidence - self.label_probability
 
 
-@dataclass
-class MulticlassMetrics(EvalMetrics):
-    """Sums over images, and the examples worth a look."""
+MISTAKE_COLUMNS = (
+    "image",
+    "path",
+    "loss",
+    "thumbnail",
+    "label",
+    "predicted",
+    "confidence",
+    "label_probability",
+)
+"""Columns of ScoredImages that make a mistake."""
 
-    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(label, predicted) → images: the confusion matrix, as far as it is not 0."""
-    _own: npt.NDArray[np.float64] = field(init=False)
-    """[K]: of a class's images, the probability that they are of it."""
-    _sure: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = field(default_factory=list)
-    """(predicted, confidence) of all mistakes."""
-    _worst: TopK[Mistake] = field(init=False)
-    _suspects: TopK[Mistake] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._own = np.zeros(self.classes)
-        self._worst, self._suspects = TopK(self.examples), TopK(CANDIDATES * self.examples)
+class MulticlassMetrics(EvalMetrics[MulticlassMistake, MulticlassMistake]):
+    """Metrics of images with one class each; a suspected label error is one of the mistakes."""
 
-    def add(self, judged: ScoredImages) -> None:
-        """Add some images, the next ones of the plan."""
-        read = self._readable(judged)
-        label, predicted, wrong = (judged[n][read] for n in ("label", "predicted", "wrong"))
-        confidence = judged["confidence"][read]
-        self._score(judged["loss"][read], judged["rank"][read])
-        self.calibration.add(confidence, ~wrong)
-        np.add.at(self._own, label, judged["own"][read])  # unbuffered, and so image by image
+    def __init__(self, classes: int, examples: int = 24) -> None:
+        """`examples`: how many mistakes, and how many suspected label errors, to keep."""
+        super().__init__(classes, examples)
+        self.confusion = Counter[tuple[int, int]]()
+        """The confusion matrix: (label, predicted) → images, if any."""
+        self._label_probability = np.zeros(classes)  # [K], summed over each class's images
+        self._wrong: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        """(predicted, confidence) of all mistakes, an array for each `add`."""
+
+    def add(self, scored: ScoredImages) -> None:
+        """Add some images, the next ones of the split."""
+        readable = self._count_images(scored)
+        label, predicted = scored["label"][readable], scored["predicted"][readable]
+        confidence, wrong = scored["confidence"][readable], scored["wrong"][readable]
+        self._add_loss_and_rank(scored["loss"][readable], scored["rank"][readable])
+        self._calibration.add(confidence, ~wrong)
+        # Unbuffered, and so image by image.
+        np.add.at(self._label_probability, label, scored["label_probability"][readable])
         self.confusion.update(zip(label.tolist(), predicted.tolist(), strict=True))
-        self._sure.append((predicted[wrong], confidence[wrong]))
-        names = ("image", "path", "label", "predicted", "confidence", "own", "loss", "thumbnail")
-        for row in rows(judged, read & judged["wrong"], *names):
-            mistake = Mistake(*row)
-            self._worst.push(mistake.loss, mistake)
-            self._suspects.push(mistake.confidence - mistake.label_probability, mistake)
+        self._wrong.append((predicted[wrong], confidence[wrong]))
+        for row in rows(scored, readable & scored["wrong"], *MISTAKE_COLUMNS):
+            self._add_mistake(MulticlassMistake(**dict(zip(MISTAKE_COLUMNS, row, strict=True))))
 
     @cached_property
     def per_class(self) -> tuple[ClassMetrics, ...]:
         """All classes, in their own order."""
-        support, predicted, right = (Counter[int]() for _ in range(3))
-        for (label, taken), images in self.confusion.items():
-            support[label] += images
-            predicted[taken] += images
-            right[label] += images * (label == taken)
+        support, predicted, correct = Counter[int](), Counter[int](), Counter[int]()
+        for (label, prediction), count in self.confusion.items():
+            support[label] += count
+            predicted[prediction] += count
+            if label == prediction:
+                correct[label] += count
         return tuple(
-            ClassMetrics(k, support[k], predicted[k], right[k]) for k in range(self.classes)
+            ClassMetrics(k, support[k], predicted[k], correct[k]) for k in range(self.classes)
         )
 
     @property
     def worst_classes(self) -> list[ClassMetrics]:
-        """Classes of which there is something to tell, lowest F1 first."""
-        return sorted(self.present, key=lambda one: (one.f1, -one.support, one.index))
+        """The classes of `present`, the lowest F1 first."""
+        return sorted(self.present, key=lambda row: (row.f1, -row.support, row.index))
 
     @property
     def confused_pairs(self) -> list[tuple[int, int, int]]:
-        """(label, predicted, images) of wrong pairs, the most frequent first."""
-        wrong = ((*pair, images) for pair, images in self.confusion.items() if pair[0] != pair[1])
+        """(label, predicted, images) of wrong predictions, the most frequent first."""
+        wrong = [
+            (label, predicted, count)
+            for (label, predicted), count in self.confusion.items()
+            if label != predicted
+        ]
         return sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
-    @property
-    def worst_mistakes(self) -> list[Mistake]:
-        """Those with the highest loss, the worst first."""
-        return self._worst.best()
-
-    @property
+    @cached_property
     def thresholds(self) -> npt.NDArray[np.float64]:
-        """[K]: a class's mean probability among its own images; infinite where it has none."""
-        support = np.asarray([one.support for one in self.per_class], np.float64)
-        return np.where(support > 0, self._own / support.clip(min=1), np.inf)
+        """[K]: a class's mean probability over its own images; infinite if it has none."""
+        support = np.asarray([row.support for row in self.per_class], np.float64)
+        return np.where(support > 0, self._label_probability / support.clip(min=1), np.inf)
 
     @property
     def label_error_count(self) -> int:
-        """Mistakes that may be the label's.
+        """Number of mistakes whose confidence reaches the threshold of the predicted class.
 
-        The network takes the image for another class with at least the mean probability that
-        this class's own images have. Source: confident learning, Northcutt et al. 2021 (JAIR 70),
-        eq. 1 and 2, as far as the other class is what the network says.
+        Source: confident learning, Northcutt et al. 2021 (JAIR 70), eq. 1 and 2, restricted to
+        the predicted class.
         """
-        limits = self.thresholds
-        return sum(int((sure >= limits[of]).sum()) for of, sure in self._sure)
+        thresholds = self.thresholds
+        return sum(
+            int((confidence >= thresholds[predicted]).sum())
+            for predicted, confidence in self._wrong
+        )
 
-    @property
-    def label_errors(self) -> list[Mistake]:
-        """Of those, the ones whose predicted class leads by most, first (normalized margin, §3.2).
-
-        Chosen among ten times as many mistakes of the largest lead.
-        """
-        limits = self.thresholds
-        found = [m for m in self._suspects.best() if m.confidence >= limits[m.predicted]]
-        return found[: self.examples]
+    def _as_label_error(self, mistake: MulticlassMistake) -> MulticlassMistake | None:
+        reached = mistake.confidence >= self.thresholds[mistake.predicted]
+        return mistake if reached else None

@@ -1,246 +1,220 @@
-"""The figures of an evaluation where an image may have several classes.
+"""Evaluation metrics where an image may have any number of classes.
 
-Every class is a question by itself: is it there, yes (a probability of 0.5 or more) or no. Sums
-grow image by image, in the plan's order (see `sums`). Average precision is no sum: scores and
-labels of all images are held, 5 bytes for each image and class, as in training's evaluation
-(`train/ranking`). Numpy alone.
+Each class is a decision of its own: predicted if its probability is 0.5 or more. Average precision
+is not a sum over images, so labels and scores of all images are kept: 5 bytes for each image and
+class, as in training's evaluation (`train.ranking`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.inference.metric_sums import CANDIDATES, EvalMetrics, ScoredImages, TopK, rows
+from effnet_ray.inference.logits import first_label_rank, numpy_probabilities
+from effnet_ray.inference.metric_sums import EvalMetrics, Mistake, ScoredImages, rows
 from effnet_ray.train.average_precision import average_precisions, mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 
-Told = tuple[int, float]
+THRESHOLD = 0.5
+"""Probability at which a class is predicted."""
+
+ClassProbability = tuple[int, float]
 """A class, and its probability, 0 to 1."""
 
 
-def score_images(logits: npt.NDArray[Any], label: Sequence[Sequence[int]]) -> ScoredImages:
-    """What the logits [n, K] say of images, each of any number of classes.
+def score_images(logits: npt.NDArray[Any], labels: Sequence[Sequence[int]]) -> ScoredImages:
+    """Columns about images with logits [n, K], each with any number of labels.
 
-    `label` [n, K] uint8, 0 or 1; `scores` [n, K] float32, the logits; `wrong` [n], whether what
-    is said of any class is not so.
+    `label` [n, K]: uint8, 0 or 1. `scores` [n, K]: the logits, float32. `wrong` [n]: whether the
+    prediction of any class is wrong.
     """
-    known = np.zeros(logits.shape, np.uint8)
-    for row, own in zip(known, label, strict=True):
-        row[list(own)] = 1
+    targets = np.zeros(logits.shape, np.uint8)
+    for row, classes in zip(targets, labels, strict=True):
+        row[list(classes)] = 1
     scores = logits.astype(np.float32)
-    wrong = (_probability(scores) >= 0.5) != known
-    return {"label": known, "scores": scores, "wrong": wrong.any(axis=1)}
+    wrong = (_probabilities(scores) >= THRESHOLD) != targets
+    return {"label": targets, "scores": scores, "wrong": wrong.any(axis=1)}
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """An image of which something is said that its labels do not, or the reverse."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultilabelMistake(Mistake):
+    """An image with a wrong prediction for at least one class."""
 
-    image: int
-    """Its id."""
-    path: str
-    """In the source that was packed."""
-    label: tuple[Told, ...]
-    """Its classes, the likeliest first."""
-    predicted: tuple[Told, ...]
-    """Classes of a probability of 0.5 or more, the likeliest first."""
-    loss: float
-    """Nats."""
-    thumbnail: str
-    """A JPEG as base64; empty where none was asked for."""
+    label: tuple[ClassProbability, ...]
+    """Its labels, the most probable first."""
+    predicted: tuple[ClassProbability, ...]
+    """The predicted classes, the most probable first."""
 
     @property
-    def false_positives(self) -> tuple[Told, ...]:
-        """Said, and no label."""
-        own = {index for index, _ in self.label}
-        return tuple(told for told in self.predicted if told[0] not in own)
+    def false_positives(self) -> tuple[ClassProbability, ...]:
+        """Predicted classes that are not labels."""
+        labels = {index for index, _ in self.label}
+        return tuple(item for item in self.predicted if item[0] not in labels)
 
     @property
-    def false_negatives(self) -> tuple[Told, ...]:
-        """A label, and not said."""
-        return tuple(told for told in self.label if told[1] < 0.5)
+    def false_negatives(self) -> tuple[ClassProbability, ...]:
+        """Labels that are not predicted."""
+        return tuple(item for item in self.label if item[1] < THRESHOLD)
 
     @property
-    def lead(self) -> float:
-        """How much likelier than its opposite is the surest of what is wrong, 0 to 1."""
-        return max(
-            (abs(2 * share - 1) for _, share in (*self.false_positives, *self.false_negatives)),
-            default=0.0,
-        )
+    def margin(self) -> float:
+        """How much more probable the surest wrong decision is than its opposite, 0 to 1."""
+        return _margin((*self.false_positives, *self.false_negatives))
 
 
 @dataclass(frozen=True, slots=True)
 class LabelError:
-    """An image whose labels may be wrong: the classes in doubt."""
+    """An image whose labels may be wrong."""
 
-    mistake: Mistake
-    missing_labels: tuple[Told, ...]
-    """That it seems to have."""
-    wrong_labels: tuple[Told, ...]
-    """Labels that it seems not to have."""
+    mistake: MultilabelMistake
+    missing_labels: tuple[ClassProbability, ...]
+    """Classes that the image may have, besides its labels."""
+    wrong_labels: tuple[ClassProbability, ...]
+    """Labels that the image may not have."""
 
     @property
-    def lead(self) -> float:
-        """Of the surest, 0 to 1: see `Mistake.lead`."""
-        return max(abs(2 * share - 1) for _, share in (*self.missing_labels, *self.wrong_labels))
+    def image(self) -> int:
+        """The image's id."""
+        return self.mistake.image
+
+    @property
+    def margin(self) -> float:
+        """Margin of the surest of these classes, 0 to 1: see `MultilabelMistake.margin`."""
+        return _margin((*self.missing_labels, *self.wrong_labels))
 
 
-@dataclass
-class MultilabelMetrics(EvalMetrics):
-    """Sums over images, the scores of all of them, and the examples worth a look."""
+class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
+    """Metrics of images with any number of classes."""
 
-    _counts: npt.NDArray[np.int64] = field(init=False)
-    """[3, K]: images of a class, images said to be, and both."""
-    _agreed: npt.NDArray[np.float64] = field(init=False)
-    """[2, K]: summed probability that a class is not there, where it is not; that it is, where it
-    is."""
-    _labels: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    _scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    """[n, K] each."""
-    _worst: TopK[Mistake] = field(init=False)
-    _suspects: TopK[Mistake] = field(init=False)
+    def __init__(self, classes: int, examples: int = 24) -> None:
+        """`examples`: how many mistakes, and how many suspected label errors, to keep."""
+        super().__init__(classes, examples)
+        self._counts = np.zeros((3, classes), np.int64)
+        """[3, K]: images with the label, with the prediction, and with both."""
+        self._agreement = np.zeros((2, classes))
+        """[2, K]: summed probability that the class is absent, over images without it; and that
+        it is present, over images with it."""
+        self._labels: list[npt.NDArray[np.uint8]] = []
+        self._scores: list[npt.NDArray[np.float32]] = []
+        """[n, K] for each `add`."""
 
-    def __post_init__(self) -> None:
-        self._counts = np.zeros((3, self.classes), np.int64)
-        self._agreed = np.zeros((2, self.classes))
-        self._worst, self._suspects = TopK(self.examples), TopK(CANDIDATES * self.examples)
-
-    def add(self, judged: ScoredImages) -> None:
-        """Add some images, the next ones of the plan."""
-        read = self._readable(judged)
-        label, scores = judged["label"][read], judged["scores"][read]
-        share, said = _probability(scores), _probability(scores) >= 0.5
+    def add(self, scored: ScoredImages) -> None:
+        """Add some images, the next ones of the split."""
+        readable = self._count_images(scored)
+        label, scores = scored["label"][readable], scored["scores"][readable]
+        probability = _probabilities(scores)
+        predicted = probability >= THRESHOLD
         loss = _losses(scores, label)
-        self._score(loss, _best_rank(scores, label))
-        self.calibration.add(share.ravel(), label.ravel())
-        self._counts += np.stack([label, said, label & said]).sum(axis=1, dtype=np.int64)
-        for agreed in np.stack([(1 - share) * (1 - label), share * label], 1):
-            self._agreed += agreed  # image by image
+        self._add_loss_and_rank(loss, first_label_rank(scores, label))
+        self._calibration.add(probability.ravel(), label.ravel())
+        self._counts += np.stack([label, predicted, label & predicted]).sum(axis=1, dtype=np.int64)
+        agreement = np.stack([(1 - probability) * (1 - label), probability * label], 1)
+        for image_agreement in agreement:  # image by image
+            self._agreement += image_agreement
         self._labels.append(label)
         self._scores.append(scores)
-        about = rows(judged, read, "wrong", "image", "path", "thumbnail")
-        for at, (wrong, image, path, thumbnail) in enumerate(about):
+        columns = rows(scored, readable, "wrong", "image", "path", "thumbnail")
+        for row, (wrong, image, path, thumbnail) in enumerate(columns):
             if wrong:
-                own, taken = (_told(share[at], which[at]) for which in (label, said))
-                self._keep(Mistake(image, path, own, taken, float(loss[at]), thumbnail))
-
-    def _keep(self, mistake: Mistake) -> None:
-        self._worst.push(mistake.loss, mistake)
-        self._suspects.push(mistake.lead, mistake)
+                mistake = MultilabelMistake(
+                    image=image,
+                    path=path,
+                    loss=float(loss[row]),
+                    thumbnail=thumbnail,
+                    label=_by_probability(probability[row], label[row]),
+                    predicted=_by_probability(probability[row], predicted[row]),
+                )
+                self._add_mistake(mistake)
 
     @cached_property
     def per_class(self) -> tuple[ClassMetrics, ...]:
-        """All classes, in their own order; at a probability of 0.5, but for `ap`."""
-        columns = (*self._counts.tolist(), average_precisions(*self._all()))
+        """All classes, in their own order; all but `ap` at a probability of 0.5."""
+        columns = (*self._counts.tolist(), average_precisions(*self._all_images()))
         return class_metrics(zip(*columns, strict=True))
 
     @property
     def worst_classes(self) -> list[ClassMetrics]:
-        """Classes of which there is something to tell: lowest AP first, those without any last."""
-        present = [one for one in self.per_class if one.support or one.predicted]
-        return sorted(present, key=lambda one: (2 if one.ap is None else one.ap, one.index))
+        """The classes of `present`, the lowest AP first, those without AP last."""
+        return sorted(self.present, key=lambda row: (2 if row.ap is None else row.ap, row.index))
 
-    def _all(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """Labels and scores [n, K] of all images that could be read, in the plan's order."""
-        nothing = np.empty((0, self.classes), np.uint8)
-        self._labels = [np.concatenate([nothing, *self._labels])]  # held once
-        self._scores = [np.concatenate([nothing.astype(np.float32), *self._scores])]
+    def _all_images(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Labels and scores [n, K] of all readable images, in the order of the split."""
+        empty = np.empty((0, self.classes), np.uint8)
+        # The joined arrays replace the parts, so memory holds them once.
+        self._labels = [np.concatenate([empty, *self._labels])]
+        self._scores = [np.concatenate([empty.astype(np.float32), *self._scores])]
         return self._labels[0], self._scores[0]
 
     @property
     def mean_ap(self) -> float:
         """Mean average precision over the classes that have images, 0 to 1.
 
-        As in training, whose batches are others: which of two equal pictures stands first is
-        float noise.
+        Training uses other batches, so its value may differ: float noise decides which of two
+        equal images ranks first.
         """
-        return mean_average_precision([one.ap for one in self.per_class])
+        return mean_average_precision([row.ap for row in self.per_class])
 
     @property
     def micro_f1(self) -> float:
-        """F1 of all decisions, whatever their class."""
-        support, said, right = self._counts.sum(axis=1).tolist()
-        return float(2 * right / max(1, support + said))
+        """F1 over all decisions, whatever their class."""
+        support, predicted, correct = self._counts.sum(axis=1).tolist()
+        return float(2 * correct / max(1, support + predicted))
 
-    @property
-    def worst_mistakes(self) -> list[Mistake]:
-        """Those with the highest loss, the worst first."""
-        return self._worst.best()
-
-    @property
+    @cached_property
     def thresholds(self) -> npt.NDArray[np.float64]:
-        """[2, K]: how sure the network is, in the mean, that a class is not there where it is not.
-
-        And that it is there where it is; infinite where there are no such images.
-        """
+        """[2, K]: mean probability that a class is absent, over images without it; and that it is
+        present, over images with it. Infinite if there are no such images."""
         support = self._counts[0]
         images = np.stack([self.images - support, support])
-        return np.where(images > 0, self._agreed / images.clip(min=1), np.inf)
+        return np.where(images > 0, self._agreement / images.clip(min=1), np.inf)
 
     @property
     def label_error_count(self) -> int:
-        """Images with a label that may be wrong, or lacking.
+        """Number of images where a wrong decision reaches the threshold of the class.
 
-        Of a class something else is said than the label, with at least the mean probability
-        that this has where the label says it, too. Source: confident learning, Northcutt et al.
-        2021 (JAIR 70), eq. 1 and 2, for each class against the rest, as in Thyagarajan et al.
-        2022, "Identifying Incorrect Annotations in Multi-Label Classification Data".
+        Source: confident learning, Northcutt et al. 2021 (JAIR 70), eq. 1 and 2, for each class
+        against the rest, as in Thyagarajan et al. 2022, "Identifying Incorrect Annotations in
+        Multi-Label Classification Data".
         """
         absent, present = self.thresholds
-        labels, scores = self._all()
-        found = np.zeros(len(labels), bool)
-        for k, (own, score) in enumerate(zip(labels.T == 1, scores.T, strict=True)):
-            share = _probability(score)
-            found |= ~own & (share >= max(0.5, present[k]))
-            found |= own & (share < 0.5) & (1 - share >= absent[k])
-        return int(found.sum())
+        labels, scores = self._all_images()
+        suspected = np.zeros(len(labels), bool)
+        for k, (label, score) in enumerate(zip(labels.T == 1, scores.T, strict=True)):
+            probability = _probabilities(score)
+            suspected |= ~label & (probability >= max(THRESHOLD, present[k]))
+            suspected |= label & (probability < THRESHOLD) & (1 - probability >= absent[k])
+        return int(suspected.sum())
 
-    @property
-    def label_errors(self) -> list[LabelError]:
-        """Of those, the ones of the largest lead.
-
-        Chosen among ten times as many mistakes of the largest lead.
-        """
-        found = [suspect for m in self._suspects.best() if (suspect := self._doubted(m))]
-        ordered = sorted(found, key=lambda suspect: (-suspect.lead, suspect.mistake.image))
-        return ordered[: self.examples]
-
-    def _doubted(self, mistake: Mistake) -> LabelError | None:
+    def _as_label_error(self, mistake: MultilabelMistake) -> LabelError | None:
         absent, present = self.thresholds
-        lacking = tuple(told for told in mistake.false_positives if told[1] >= present[told[0]])
-        doubtful = tuple(
-            told for told in mistake.false_negatives if 1 - told[1] >= absent[told[0]]
-        )
-        return LabelError(mistake, lacking, doubtful) if lacking or doubtful else None
+        missing = tuple(item for item in mistake.false_positives if item[1] >= present[item[0]])
+        wrong = tuple(item for item in mistake.false_negatives if 1 - item[1] >= absent[item[0]])
+        return LabelError(mistake, missing, wrong) if missing or wrong else None
 
 
-def _probability(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The logistic function, without overflow."""
-    shares: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -scores.astype(np.float64)))
-    return shares
+def _probabilities(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return numpy_probabilities(scores, multilabel=True)
 
 
 def _losses(scores: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """[n]: binary cross-entropy, nats, the mean over the classes, as in `train/metrics`."""
-    each = scores.astype(np.float64)
+    """[n]: binary cross-entropy, nats, mean over the classes, as in `train.metrics`."""
+    logits = scores.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        found: npt.NDArray[np.float64] = (np.logaddexp(0.0, each) - each * label).mean(axis=1)
-    return found
+        losses: npt.NDArray[np.float64] = (np.logaddexp(0.0, logits) - logits * label).mean(axis=1)
+    return losses
 
 
-def _best_rank(scores: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """[n]: classes before the first of the image's own, or all; ties as in `train/metrics`."""
-    known = np.nan_to_num(scores, nan=np.inf, posinf=np.inf, neginf=-np.inf)
-    own = np.take_along_axis(label, np.argsort(-known, axis=1, kind="stable"), axis=1)
-    found: npt.NDArray[np.int64] = np.where(own.any(axis=1), own.argmax(axis=1), label.shape[1])
-    return found
+def _margin(classes: Sequence[ClassProbability]) -> float:
+    """The largest difference between the probability of a class and that of its absence."""
+    return max((abs(2 * probability - 1) for _, probability in classes), default=0.0)
 
 
-def _told(share: npt.NDArray[Any], which: npt.NDArray[Any]) -> tuple[Told, ...]:
-    """Some classes of an image, the likeliest first."""
-    some = [(int(k), float(share[k])) for k in np.flatnonzero(which)]
-    return tuple(sorted(some, key=lambda told: (-told[1], told[0])))
+def _by_probability(
+    probability: npt.NDArray[Any], mask: npt.NDArray[Any]
+) -> tuple[ClassProbability, ...]:
+    """The classes in `mask` with their probabilities, the most probable first."""
+    classes = [(int(k), float(probability[k])) for k in np.flatnonzero(mask)]
+    return tuple(sorted(classes, key=lambda item: (-item[1], item[0])))

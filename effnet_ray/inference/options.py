@@ -1,4 +1,4 @@
-"""Options of predicting and serving."""
+"""Options of prediction and serving, and the checks of their values."""
 
 import math
 from dataclasses import dataclass
@@ -8,51 +8,51 @@ from effnet_ray.schema import require
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What is written of each image."""
+    """What to predict for each image."""
 
     top: int = 5
-    """Classes named for each image, the likeliest first; 0: all of them."""
+    """Classes per image, the most probable first. 0: all classes."""
     embeddings: bool = False
-    """Also what the network's head sees: float16, 1,280 numbers of a b0."""
+    """Also write the features that the network's head reads: float16, 1,280 numbers for a b0."""
     split: str = ""
-    """Of a data set of `jobs/pack.py`: train, eval or test; not given: all images."""
+    """Split of a packed data set: train, eval or test. Default: all images."""
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for what cannot be."""
+        """Raise RecipeError if a value is out of range."""
         require(self.top >= 0, "top", self.top, "1 or more, or 0 for all classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How it is served."""
+    """The HTTP server and its replicas."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: every one of this machine. There are no passwords: put a
-    proxy before it, which also bounds how many may ask at once."""
+    """Address to listen on; 0.0.0.0 means every address of this machine. There is no
+    authentication: put a reverse proxy in front, which also limits the number of clients."""
     port: int = 8000
-    """To listen at."""
+    """Port to listen on."""
     replicas: int = 1
-    """Processes that each hold the network."""
+    """Replicas: processes that each hold the network."""
     gpus_per_replica: float = 0
-    """GPUs of each; 0: it computes on CPUs."""
+    """GPUs per replica. 0: replicas use the CPU."""
     max_batch: int = 16
-    """Images that go through the network together, at most."""
+    """Maximum batch size: images that go through the network together."""
     max_wait_ms: float = 5
-    """Milliseconds that an image waits for others."""
+    """Milliseconds that an image waits for a batch to fill."""
     max_megabytes: float = 20
-    """MB of a request, at most: larger ones are answered 413."""
+    """Maximum size of a request in MB. Larger requests get status 413."""
     max_waiting: int = 200
-    """Requests that may wait for a replica, at most: others are answered 503."""
+    """Maximum number of requests that wait for a replica. Further ones get status 503."""
     top: int = 5
-    """Classes named in an answer, the likeliest first."""
+    """Classes in an answer, the most probable first."""
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for what cannot be."""
+        """Raise RecipeError if a value is out of range."""
         require(0 < self.port < 65536, "port", self.port, "1 to 65535")
         for name in ("replicas", "max_batch", "max_waiting", "top"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gpus_per_replica", "max_wait_ms"):
             value = getattr(self, name)
             require(0 <= value < math.inf, name, value, "0 or more")
-        most = self.max_megabytes
-        require(0.001 <= most <= 1024, "max_megabytes", most, "0.001 to 1024")
+        size = self.max_megabytes
+        require(0.001 <= size <= 1024, "max_megabytes", size, "0.001 to 1024")

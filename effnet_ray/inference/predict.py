@@ -1,28 +1,29 @@
-"""From images to Parquet, by a release; what is interrupted goes on from the last whole part.
+"""Prediction of all images of a source into Parquet; a repeated call completes the missing parts.
 
     OUT/part-00000.parquet …             path, label, labels, probabilities, (embedding)
     OUT/_quarantine/part-00000.parquet   path, reason: images that could not be read
-    OUT/_begun.json, OUT/_done.json      of what; written first, and last
+    OUT/_begun.json, OUT/_done.json      the options, written first; the result, written last
 
-This process writes a part whenever all of it has been said. Readers of Parquet folders pass over
-names that begin with an underscore.
+This process writes each part once all of its predictions have arrived. Readers of Parquet folders
+skip names that begin with an underscore.
 """
 
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from effnet_ray import storage
 from effnet_ray.data.ray_executor import unwrap_errors
-from effnet_ray.errors import DatasetError, EvaluationError
+from effnet_ray.errors import DatasetError, EvaluationError, one_line
 from effnet_ray.inference import image_sources
-from effnet_ray.inference.image_sources import ImageSource, ImageUnit
+from effnet_ray.inference.image_sources import MAX_REASON_CHARS, ImageSource
 from effnet_ray.inference.options import PredictOptions
-from effnet_ray.inference.predictor import Predictions, predict_parts
+from effnet_ray.inference.predictor import Part, Predictions, predict_parts
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime import session
@@ -30,16 +31,13 @@ from effnet_ray.runtime.inference_actors import as_evaluation_error
 from effnet_ray.storage import parquet
 
 PART_IMAGES = 4096
-"""About so many rows in a file of predictions: what an interruption may cost."""
-BEGUN, DONE, QUARANTINE = "_begun.json", "_done.json", "_quarantine"
-
-Part = tuple[int, Sequence[ImageUnit]]
-"""Its number, and what it is of."""
+"""Approximate rows of a part; an interruption loses at most the parts in progress."""
+STARTED, DONE, QUARANTINE = "_begun.json", "_done.json", "_quarantine"
 
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What came of it."""
+    """The result of a prediction job. Field names are keys of `_done.json`."""
 
     images: int
     rows: int
@@ -52,130 +50,146 @@ def predict(
     source: str,
     out: str,
     placement: Placement,
-    wanted: PredictOptions = PredictOptions(),  # noqa: B008  # frozen
+    options: PredictOptions = PredictOptions(),  # noqa: B008  # frozen
     *,
-    on_progress: Callable[[int, int], None] = lambda done, images: None,
-    connect: Callable[[Placement], object] = lambda p: session.connect(
-        p, local=False, verbose=False
-    ),
+    on_progress: Callable[[int, int], None] | None = None,
+    connect: Callable[[Placement], object] | None = None,
 ) -> PredictResult:
-    """Say of every image of `source` what it shows; go on where an earlier call stopped.
+    """Predict every image of `source` into the folder `out`; completes an interrupted call.
 
-    `on_progress` hears how many images are done, of how many; `connect` joins or starts Ray once
-    everything else is in order. Raises DatasetError for a source without images, or an `out` that
-    holds something else, before anything is leased; EvaluationError where it fails later.
+    `on_progress`: called with (images done, all images). `connect`: joins or starts Ray, after all
+    inputs were checked. Raises DatasetError for a source without images or an `out` with other
+    content, before it asks the cluster for resources; EvaluationError if it fails later.
     """
     out = storage.absolute(out)
-    images = image_sources.find_images(source, wanted.split)
-    _begin(release, images, wanted, out)
+    images = image_sources.find_images(source, options.split)
+    _start(release, images, options, out)
     parts = list[Part](enumerate(images.parts(PART_IMAGES)))
-    there = storage.sizes(out)
-    lacking = [part for part in parts if _name(part[0]) not in there]
-    if lacking:
-        connect(placement)
-        lease = session.request_resources(placement, [images.uri, release.uri])
-        said = unwrap_errors(predict_parts(release, images, lacking, wanted, placement, lease))
-        before = images.images - sum(unit.images for _, units in lacking for unit in units)
-        heard = _telling(said, before, images.images, on_progress)
+    existing = storage.sizes(out)
+    missing = [part for part in parts if _file_name(part[0]) not in existing]
+    if missing:
+        (connect or partial(session.connect, local=False, verbose=False))(placement)
+        request = session.request_resources(placement, [images.uri, release.uri])
+        predictions = unwrap_errors(
+            predict_parts(release, images, missing, options, placement, request)
+        )
+        if on_progress:
+            done = images.images - sum(unit.images for _, units in missing for unit in units)
+            predictions = _report_progress(predictions, done, images.images, on_progress)
         with as_evaluation_error("predicting"):
-            for number, rows in itertools.groupby(heard, lambda row: row.part):
-                _write(list(rows), number, release.classes, out)
-    return _conclude(parts, images, out)
+            for number, batches in itertools.groupby(predictions, lambda batch: batch.part):
+                _write_part(list(batches), number, release.classes, out)
+    return _finish(parts, images, out)
 
 
-def _telling(
-    said: Iterator[Predictions], done: int, images: int, on_progress: Callable[[int, int], None]
+def _report_progress(
+    predictions: Iterator[Predictions],
+    done: int,
+    images: int,
+    on_progress: Callable[[int, int], None],
 ) -> Iterator[Predictions]:
     on_progress(done, images)
-    for row in said:
-        yield row
-        done += len(row.path)
+    for batch in predictions:
+        yield batch
+        done += len(batch.path)
         on_progress(done, images)
 
 
-def _name(part: int) -> str:
+def _file_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
-def _begin(release: LoadedRelease, source: ImageSource, wanted: PredictOptions, out: str) -> None:
-    """Say what will be here. Raises DatasetError where something else is."""
-    told = {"model": release.reference, "weights": release.sha256, "source": source.digest,
-            **asdict(wanted)}  # fmt: skip
-    uri = storage.join(out, BEGUN)
+def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions, out: str) -> None:
+    """Record what is predicted into `out`. Raises DatasetError if `out` has other content."""
+    record = {
+        "model": release.reference,
+        "weights": release.sha256,
+        "source": source.digest,
+        **asdict(options),
+    }
+    uri = storage.join(out, STARTED)
     if not storage.exists(uri):
         if storage.sizes(out):
-            raise DatasetError(f"{out} has files that are no predictions: choose another --out")
-        storage.write_bytes(uri, json.dumps(told, indent=1).encode())
+            raise DatasetError(f"{out} has files that are not predictions: choose another --out")
+        storage.write_bytes(uri, json.dumps(record, indent=1).encode())
         return
     try:
-        there = json.loads(storage.read_bytes(uri))
+        existing = json.loads(storage.read_bytes(uri))
     except ValueError:
-        there = None
-    there = there if isinstance(there, dict) else {}
-    if there != told:
-        other = ", ".join(name for name in told if there.get(name) != told[name])
+        existing = None
+    existing = existing if isinstance(existing, dict) else {}
+    if existing != record:
+        different = ", ".join(name for name in record if existing.get(name) != record[name])
         raise DatasetError(
-            f"{out} has predictions of another {other}: choose another --out, or delete them"
+            f"{out} has predictions with another {different}: choose another --out, or delete them"
         )
 
 
-def _write(said: Sequence[Predictions], part: int, classes: Sequence[str], out: str) -> None:
-    """Write a part, and before it what could not be read: so all of it is there, or nothing."""
-    bad = [row for some in said for row in some.bad_rows]
-    quarantine = storage.join(out, QUARANTINE, _name(part))
-    if bad:
-        table = pa.table({"path": [path for path, _ in bad], "reason": [why for _, why in bad]})
-        parquet.write_table(quarantine, table)
+def _write_part(
+    predictions: Sequence[Predictions], part: int, classes: Sequence[str], out: str
+) -> None:
+    """Write a part, its unreadable images first: if the part exists, it is complete."""
+    unreadable = [row for batch in predictions for row in batch.unreadable_rows]
+    quarantine = storage.join(out, QUARANTINE, _file_name(part))
+    if unreadable:
+        paths, reasons = zip(*unreadable, strict=True)
+        parquet.write_table(quarantine, pa.table({"path": paths, "reason": reasons}))
     else:
-        storage.delete(quarantine)  # of a call that was killed before it wrote the part
-    parquet.write_table(storage.join(out, _name(part)), _table(said, classes))
+        storage.delete(quarantine)  # left by a call that was killed before it wrote the part
+    parquet.write_table(storage.join(out, _file_name(part)), _as_table(predictions, classes))
 
 
-def _table(said: Sequence[Predictions], classes: Sequence[str]) -> pa.Table:
+def _as_table(predictions: Sequence[Predictions], classes: Sequence[str]) -> pa.Table:
     """The rows of a part."""
-    rows = [row for some in said for row in some.good_rows]
-    labels = [[classes[number] for number in label] for _, label, _ in rows]
+    rows = [row for batch in predictions for row in batch.readable_rows]
+    labels = [[classes[index] for index in indices] for _, indices, _ in rows]
     columns = {
         "path": pa.array([path for path, _, _ in rows], pa.string()),
-        "label": pa.array([own[0] for own in labels], pa.string()),
+        "label": pa.array([names[0] for names in labels], pa.string()),
         "labels": pa.array(labels, pa.list_(pa.string())),
-        "probabilities": pa.array([share for _, _, share in rows], pa.list_(pa.float32())),
+        "probabilities": pa.array([values for _, _, values in rows], pa.list_(pa.float32())),
     }
-    parts = [some.embedding for some in said if some.embedding is not None]
-    if parts:
-        whole = np.ascontiguousarray(np.concatenate(parts))
-        flat = pa.array(whole.reshape(-1))
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, whole.shape[1])
+    embeddings = [batch.embedding for batch in predictions if batch.embedding is not None]
+    if embeddings:
+        matrix = np.ascontiguousarray(np.concatenate(embeddings))
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(matrix.reshape(-1)), matrix.shape[1]
+        )
     return pa.table(columns)
 
 
-def _conclude(
-    parts: Sequence[tuple[int, Sequence[ImageUnit]]], source: ImageSource, out: str
-) -> PredictResult:
-    """Count what is there. Raises EvaluationError where it is not one row for each image."""
-    names = [_name(number) for number, _ in parts]
-    rows = sum(_rows(storage.join(out, name)) for name in names)
-    bad = storage.sizes(storage.join(out, QUARANTINE))
-    quarantined = sum(_rows(storage.join(out, QUARANTINE, name)) for name in names if name in bad)
+def _finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResult:
+    """Count the rows and record the result.
+
+    Raises EvaluationError if there is not one row or quarantined image for each image.
+    """
+    names = [_file_name(number) for number, _ in parts]
+    rows = sum(_count_rows(storage.join(out, name)) for name in names)
+    quarantine = storage.join(out, QUARANTINE)
+    existing = storage.sizes(quarantine)
+    quarantined = sum(
+        _count_rows(storage.join(quarantine, name)) for name in names if name in existing
+    )
     if rows + quarantined != source.images:
         raise EvaluationError(
-            f"{out} has {rows:,} rows and {quarantined:,} quarantined images, {source.uri} has "
-            f"{source.images:,} images: it changed meanwhile; predict again into another --out"
+            f"{out} has {rows:,} rows and {quarantined:,} quarantined images, but {source.uri} "
+            f"has {source.images:,} images: it changed meanwhile; predict into another --out"
         )
     if not rows:
         raise DatasetError(
-            f"none of the {source.images:,} images of {source.uri} can be read: see {QUARANTINE} "
-            f"of {out} for the reasons"
+            f"none of the {source.images:,} images of {source.uri} can be read: the reasons are "
+            f"in {quarantine}"
         )
-    predicted = PredictResult(source.images, rows, quarantined, out)
-    storage.write_bytes(storage.join(out, DONE), json.dumps(asdict(predicted), indent=1).encode())
-    return predicted
+    result = PredictResult(source.images, rows, quarantined, out)
+    storage.write_bytes(storage.join(out, DONE), json.dumps(asdict(result), indent=1).encode())
+    return result
 
 
-def _rows(uri: str) -> int:
+def _count_rows(uri: str) -> int:
     try:
-        footer = parquet.read_footer(uri)
+        return int(parquet.read_footer(uri).num_rows)
     except pa.ArrowException as error:
-        why = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{uri} is damaged ({why}): delete it and predict again") from error
-    return int(footer.num_rows)
+        reason = one_line(error)[:MAX_REASON_CHARS]
+        raise DatasetError(
+            f"{uri} is damaged ({reason}): delete it and run the same command again"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a release says of images: tasks make views, actors with its network look at them."""
+"""Predictions of a release: Ray Data tasks preprocess images, actors with the network predict."""
 
 import itertools
 import json
@@ -10,9 +10,7 @@ import numpy.typing as npt
 import ray
 
 from effnet_ray.data.chunks import Block
-from effnet_ray.data.decode import decode
-from effnet_ray.data.views import eval_view
-from effnet_ray.errors import ImageError
+from effnet_ray.data.views import write_eval_view
 from effnet_ray.inference.image_sources import ImageSource, ImageUnit
 from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.scorer import Scorer, top_k
@@ -22,114 +20,108 @@ from effnet_ray.runtime import session
 from effnet_ray.runtime.inference_actors import (
     ActorPool,
     MachineShare,
-    as_single_row,
     batch_images,
+    decode_rows,
+    encode_row,
     execute,
 )
 from effnet_ray.variants import InputSpec
 
+Part = tuple[int, Sequence[ImageUnit]]
+"""A file of predictions: its number, and the units whose images it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What was said of some images of a part."""
+    """Predictions for some images of a part."""
 
     part: int
     path: list[str]
-    bad: list[str]
-    """Why an image could not be read; else empty."""
+    error: list[str]
+    """Why an image could not be read; empty if it could."""
     label: list[list[int]]
+    """[n, top]: the most probable outputs of the network, for unreadable images too."""
     probability: list[list[float]]
-    """[n, top]: outputs of the network, and how likely each is."""
+    """[n, top]: their probabilities."""
     embedding: npt.NDArray[np.float16] | None = None
-    """[m, F] of those that could be read."""
+    """[m, F]: features of the readable images."""
 
     @property
-    def good_rows(self) -> list[tuple[str, list[int], list[float]]]:
-        """(path, labels, probabilities) of what could be read."""
-        every = zip(self.path, self.label, self.probability, strict=True)
-        return [row for row, why in zip(every, self.bad, strict=True) if not why]
+    def readable_rows(self) -> list[tuple[str, list[int], list[float]]]:
+        """(path, labels, probabilities) of readable images."""
+        rows = zip(self.path, self.label, self.probability, strict=True)
+        return [row for row, error in zip(rows, self.error, strict=True) if not error]
 
     @property
-    def bad_rows(self) -> list[tuple[str, str]]:
-        """(path, reason) of what could not."""
-        return [(path, why) for path, why in zip(self.path, self.bad, strict=True) if why]
+    def unreadable_rows(self) -> list[tuple[str, str]]:
+        """(path, reason) of images that could not be read."""
+        return [row for row in zip(self.path, self.error, strict=True) if row[1]]
 
 
 def predict_parts(
     release: LoadedRelease,
     source: ImageSource,
-    parts: Sequence[tuple[int, Sequence[ImageUnit]]],
-    wanted: PredictOptions,
+    parts: Sequence[Part],
+    options: PredictOptions,
     placement: Placement,
-    lease: session.ResourceRequest,
+    request: session.ResourceRequest,
 ) -> Iterator[Predictions]:
-    """What is said of the images of these parts, in order: one Ray Data execution."""
-    work = [(number, unit) for number, units in parts for unit in units]
-    actors = ActorPool.of(placement, lease, len(work))
-    most = batch_images(release.recipe, release.spec.resolution)
-    spec, shared = release.spec, ray.put(source)
+    """Predict the images of these parts in one Ray Data execution; the results in their order."""
+    spec, max_images = release.spec, batch_images(release.recipe, release.spec.resolution)
+    unit_index = {unit: index for index, unit in enumerate(source.units)}
+    work = [
+        {"unit": json.dumps([part, unit_index[unit]])} for part, units in parts for unit in units
+    ]
+    actors = ActorPool.of(placement, request, len(work))
+    shared_source = ray.put(source)
 
-    def views(batch: Block) -> Iterator[Block]:
-        here: ImageSource = ray.get(shared)
-        for described in batch["unit"].tolist():
-            part, place = json.loads(described)
-            yield from _views(here, here.units[place], part, spec, most)
+    def preprocess(batch: Block) -> Iterator[Block]:
+        source: ImageSource = ray.get(shared_source)
+        for encoded in batch["unit"].tolist():
+            part, index = json.loads(encoded)
+            yield from _preprocessed_rows(source, source.units[index], part, spec, max_images)
 
-    place = {unit: number for number, unit in enumerate(source.units)}
-    described = [{"unit": json.dumps([part, place[unit]])} for part, unit in work]
-    told = (wanted, release.uri, release.sha256, actors.share)
-    blocks = execute(described, views, PredictingActor, told, actors)
-    for block in blocks:
-        for about, embedding in zip(block["said"].tolist(), block["embedding"], strict=True):
-            said = json.loads(about)
-            good = [not why for why in said["bad"]]
-            rows = np.asarray(embedding)[good] if wanted.embeddings else None
-            yield Predictions(**said, embedding=rows)
+    arguments = (options, release.uri, release.sha256, actors.share)
+    for block in execute(work, preprocess, PredictingActor, arguments, actors):
+        for metadata, arrays in decode_rows(block):
+            readable = [not error for error in metadata["error"]]
+            embedding = np.asarray(arrays["embedding"])[readable] if options.embeddings else None
+            yield Predictions(**metadata, embedding=embedding)
 
 
-def _views(
-    source: ImageSource, unit: ImageUnit, part: int, spec: InputSpec, most: int
+def _preprocessed_rows(
+    source: ImageSource, unit: ImageUnit, part: int, spec: InputSpec, max_images: int
 ) -> Iterator[Block]:
-    """A unit's views, `most` at a time, each time as one row."""
+    """One row for up to `max_images` images of a unit."""
     images = source.read(unit)
-    while some := list(itertools.islice(images, most)):
-        views = np.zeros((len(some), spec.resolution, spec.resolution, 3), np.uint8)
-        bad = [_view(data, spec, view) for (_, data), view in zip(some, views, strict=True)]
-        about = {"part": part, "path": [path for path, _ in some], "bad": bad}
-        yield {"image": as_single_row(views), "about": np.asarray([json.dumps(about)], object)}
-
-
-def _view(data: bytes | ImageError, spec: InputSpec, view: npt.NDArray[np.uint8]) -> str:
-    """Make the view in place; why it could not be made, else nothing."""
-    try:
-        if isinstance(data, ImageError):
-            raise data
-        view[:] = eval_view(decode(data), spec)
-    except ImageError as error:
-        return str(error)
-    return ""
+    while batch := list(itertools.islice(images, max_images)):
+        views = np.zeros((len(batch), spec.resolution, spec.resolution, 3), np.uint8)
+        errors = [
+            write_eval_view(data, spec, view)[1]
+            for (_, data), view in zip(batch, views, strict=True)
+        ]
+        metadata = {"part": part, "path": [path for path, _ in batch], "error": errors}
+        yield encode_row(metadata, views=views)
 
 
 class PredictingActor:
-    """An actor with the network."""
+    """Predicts preprocessed images with a release's network."""
 
     def __init__(
-        self, wanted: PredictOptions, release: str, sha256: str, share: MachineShare
+        self, options: PredictOptions, uri: str, sha256: str, share: MachineShare
     ) -> None:
-        """As of `Scorer`."""
-        self._sight = Scorer(release, sha256, share)
-        self._top = min(wanted.top or self._sight.classes, self._sight.classes)
-        self._embeds = wanted.embeddings
+        """See `Scorer`."""
+        self._scorer = Scorer(uri, sha256, share)
+        self._top = min(options.top or self._scorer.classes, self._scorer.classes)
+        self._embeddings = options.embeddings
 
     def __call__(self, batch: Block) -> Iterator[Block]:
-        """What every row of views shows."""
-        for image, about in zip(batch["image"], batch["about"], strict=True):
-            features, logits = self._sight.features_and_logits(image)
-            labels, shares = top_k(logits, several=self._sight.several, top=self._top)
-            told = {"label": labels.tolist(), "probability": shares.tolist()}
-            said = json.loads(about) | told
-            rows = features.half().cpu().numpy() if self._embeds else np.empty(0, np.float16)
-            yield {
-                "said": np.asarray([json.dumps(said)], object),
-                "embedding": as_single_row(rows),
-            }
+        """One row of predictions for each row of views."""
+        for metadata, arrays in decode_rows(batch):
+            features, logits = self._scorer.features_and_logits(arrays["views"])
+            labels, probabilities = top_k(logits, multilabel=self._scorer.multilabel, k=self._top)
+            metadata |= {"label": labels.tolist(), "probability": probabilities.tolist()}
+            embedding = np.empty(0, np.float16)
+            if self._embeddings:
+                embedding = features.half().cpu().numpy()
+            yield encode_row(metadata, embedding=embedding)

@@ -1,122 +1,102 @@
-"""An evaluation as one HTML page: no scripts, nothing loaded from elsewhere.
-
-Names of classes and files are anyone's: the template escapes them, and the page's own policy
-forbids whatever else could run.
-"""
+"""The HTML page of an evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
-
-import jinja2
 
 from effnet_ray.inference import plots
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
+from effnet_ray.reporting.page import render
+from effnet_ray.reporting.training_curves import training_curves_svg
 from effnet_ray.train.class_metrics import ClassMetrics
 
-CELLS = 16
-"""Up to so many classes the confusion matrix is a table of numbers; beyond, a picture."""
-CONFUSED = 15
-"""Pairs of confused classes that are named."""
-QUARANTINED = 200
-"""Images that could not be read and are named."""
+MAX_TABLE_CLASSES = 16
+"""Classes up to which the confusion matrix is a table of numbers; with more it is a picture."""
+MAX_CONFUSED_PAIRS = 15
+MAX_UNREADABLE = 200
+"""Unreadable images that are listed."""
 
 
-def html(found: Evaluation) -> bytes:
-    """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.2f}\u00a0%"
-    figures, release = found.metrics, found.release
-    several = isinstance(figures, MultilabelMetrics)
-    told = _of_several(figures) if isinstance(figures, MultilabelMetrics) else _of_one(figures)
-    page = environment.get_template("several.html.j2" if several else "one.html.j2").render(
-        found=found,
-        figures=figures,
+def html(evaluation: Evaluation) -> bytes:
+    """The page: metrics, plots, worst mistakes and suspected label errors."""
+    metrics, release = evaluation.metrics, evaluation.release
+    if isinstance(metrics, MultilabelMetrics):
+        template, details = "inference/multilabel.html.j2", _multilabel_details(metrics)
+    else:
+        template, details = "inference/multiclass.html.j2", _multiclass_details(metrics)
+    return render(
+        template,
+        evaluation=evaluation,
+        metrics=metrics,
         release=release,
         names=release.classes,
-        present=figures.present,
-        curves=plots.curves(release.history) if release.history else "",
-        quarantined=list(figures.unreadable.items())[:QUARANTINED],
+        present=metrics.present,
+        training_curves=training_curves_svg(release.history) if release.history else "",
+        unreadable=list(metrics.unreadable.items())[:MAX_UNREADABLE],
         recipe={
             name: value for name, value in asdict(release.recipe).items() if value is not None
         },
-        facts=_facts(found),
-        **told,
+        facts=_facts(evaluation),
+        **details,
     )
-    return page.encode()
 
 
-def _source(name: str) -> str:
-    """A template beside this file."""
-    return files("effnet_ray.inference").joinpath(name).read_text()
-
-
-def _of_one(figures: MulticlassMetrics) -> dict[str, Any]:
-    """What the page has where every image has one class."""
-    present = figures.present
-    few = len(present) <= CELLS
+def _multiclass_details(metrics: MulticlassMetrics) -> dict[str, Any]:
+    present = metrics.present
+    as_table = len(present) <= MAX_TABLE_CLASSES
     return {
-        "cells": _cells(figures, present) if few else None,
-        "picture": None if few else plots.matrix(figures, present),
-        "confused": figures.confused_pairs[:CONFUSED],
-        "reliability": plots.reliability(figures.bins),
+        "confusion_cells": _confusion_cells(metrics, present) if as_table else None,
+        "confusion_picture": None if as_table else plots.confusion_picture(metrics, present),
+        "confused_pairs": metrics.confused_pairs[:MAX_CONFUSED_PAIRS],
+        "reliability_diagram": plots.reliability_diagram(metrics.bins),
     }
 
 
-def _of_several(figures: MultilabelMetrics) -> dict[str, Any]:
-    """What it has where an image may have several."""
+def _multilabel_details(metrics: MultilabelMetrics) -> dict[str, Any]:
     return {
-        "worst": figures.worst_mistakes,
-        "suspects": figures.label_errors,
-        "reliability": plots.reliability(figures.bins, plots.OF_SEVERAL),
+        "label_errors": metrics.label_errors,
+        "reliability_diagram": plots.reliability_diagram(metrics.bins, plots.MULTILABEL_LABELS),
     }
 
 
-def _cells(
+def _confusion_cells(
     metrics: MulticlassMetrics, classes: Sequence[ClassMetrics]
 ) -> list[list[tuple[int, float, bool]]]:
-    """(images, their share of the label's, right) of every pair, row by row."""
-    return [
-        [
-            (
-                count := metrics.confusion[row.index, column.index],
-                count / max(1, row.support),
-                column is row,
-            )
-            for column in classes
-        ]
-        for row in classes
-    ]
+    """(images, share of the label's images, whether correct) of each cell, row by row."""
+    cells = []
+    for row in classes:
+        counts = [metrics.confusion[row.index, column.index] for column in classes]
+        support = max(1, row.support)
+        cells.append(
+            [
+                (count, count / support, column is row)
+                for column, count in zip(classes, counts, strict=True)
+            ]
+        )
+    return cells
 
 
-def _facts(found: Evaluation) -> dict[str, Any]:
-    """The data set and where the release comes from."""
-    release, spec = found.release, found.release.spec
+def _facts(evaluation: Evaluation) -> dict[str, Any]:
+    """The data set, and how the release was made."""
+    release, spec, manifest = evaluation.release, evaluation.release.spec, evaluation.manifest
     trained_on = release.provenance.get("fingerprint")
-    same = trained_on == found.manifest.fingerprint
-    splits = ", ".join(f"{images:,} {split}" for split, images in found.manifest.images.items())
+    same = trained_on == manifest.fingerprint
+    splits = ", ".join(f"{images:,} {split}" for split, images in manifest.images.items())
     facts = {
-        "data": found.data,
+        "data": evaluation.data,
         "images": splits,
-        "fingerprint": found.manifest.fingerprint[:16],
+        "fingerprint": manifest.fingerprint[:16],
         "trained on": "this data set" if same else f"another ({str(trained_on)[:16]})",
         "release": release.uri,
         "run": release.provenance.get("run"),
         "started from": release.provenance.get("weights"),
         "preprocessing": f"{spec.resolution}×{spec.resolution} px, {spec.interpolation}, "
-        f"centre crop {spec.crop:g}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
+        f"centre crop {spec.crop:g}, mean {_format_rgb(spec.mean)}, std {_format_rgb(spec.std)}",
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _numbers(three: Sequence[float]) -> str:
-    return " ".join(f"{each:g}" for each in three)
+def _format_rgb(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,8 +1,8 @@
-"""A bound on a request's size, in Ray Serve's proxies, before a replica hears of it.
+"""A size limit on HTTP requests, in Ray Serve's proxies, before a replica receives them.
 
-A proxy takes in whatever is sent, for a replica to read, and has no option that bounds it. What it
-does have is a hook for middleware, named by environment (ray 2.60 `serve/_private/http_util.py`,
-`configure_http_middlewares`), which its processes inherit from Ray Serve's controller.
+A proxy reads a request of any size before it forwards it, and has no option that limits the size.
+It does load middleware that an environment variable names (ray 2.60 `serve/_private/http_util.py`,
+`configure_http_middlewares`); proxies inherit the environment of Ray Serve's controller.
 """
 
 import os
@@ -11,61 +11,63 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOOK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-MOST = "EFFNET_REQUEST_BYTES"
-PATIENCE = 10
-"""A request so many times too large is broken off, without an answer that anybody hears."""
+HOOK_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+MAX_BYTES_ENV = "EFFNET_REQUEST_BYTES"
+DRAIN_FACTOR = 10
+"""A request larger than this many times the limit is aborted while the client still sends, so the
+client sees no answer."""
 
 
-def environment(most: int) -> dict[str, str]:
-    """What a proxy must find in its environment, to refuse requests of more bytes."""
-    return {HOOK: f"{__name__}:middlewares", MOST: str(most)}
+def environment(max_bytes: int) -> dict[str, str]:
+    """Environment variables that make a proxy refuse requests of more than `max_bytes`."""
+    return {HOOK_ENV: f"{__name__}:middlewares", MAX_BYTES_ENV: str(max_bytes)}
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve calls in each proxy."""
-    return [Middleware(RequestLimit, most=int(os.environ[MOST]))]
+    """The middleware; Ray Serve calls this in each proxy."""
+    return [Middleware(RequestLimit, max_bytes=int(os.environ[MAX_BYTES_ENV]))]
 
 
 class RequestLimit:
-    """Passes on the requests that are not too large, each once all of it is there."""
+    """ASGI middleware that forwards complete requests and answers 413 to those too large."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        """`most`: bytes."""
-        self._app, self._most = app, most
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI request."""
+        """Handle an ASGI request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        whole = await _whole(receive, self._most)
-        if whole is None:
-            why = f"the request is larger than {self._most / 1e6:g} MB: send a smaller image"
-            return await JSONResponse({"error": why}, status_code=413)(scope, receive, send)
-        first = [whole]
+        request = await _read_request(receive, self._max_bytes)
+        if request is None:
+            limit = f"{self._max_bytes / 1e6:g} MB"
+            body = {"error": f"the request is larger than {limit}: send a smaller image"}
+            return await JSONResponse(body, status_code=413)(scope, receive, send)
+        unread = [request]
 
-        async def again() -> Message:
-            return first.pop() if first else await receive()
+        async def receive_again() -> Message:
+            return unread.pop() if unread else await receive()
 
-        await self._app(scope, again, send)
+        await self._app(scope, receive_again, send)
 
 
-async def _whole(receive: Receive, most: int) -> Message | None:
-    """The request in one message, or that its sender left; None where it is too large.
+async def _read_request(receive: Receive, max_bytes: int) -> Message | None:
+    """The whole request as one message, or the client's disconnect; None if it is too large.
 
-    A sender listens only when it has sent all, so some more is read, and forgotten.
+    A client reads the answer only after it has sent everything, so up to `DRAIN_FACTOR` times the
+    limit is read and discarded.
     """
     parts, size = list[bytes](), 0
-    while size <= PATIENCE * most:
+    while size <= DRAIN_FACTOR * max_bytes:
         message = await receive()
         if message["type"] != "http.request":
             return message
         part = message.get("body", b"")
         size += len(part)
-        if size <= most:
+        if size <= max_bytes:
             parts.append(part)
         if not message.get("more_body", False):
             break
-    if size > most:
+    if size > max_bytes:
         return None
     return {"type": "http.request", "body": b"".join(parts), "more_body": False}

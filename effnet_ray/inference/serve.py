@@ -1,19 +1,20 @@
 """A release behind HTTP, by Ray Serve: an image in, labels out.
 
     POST /          the bytes of an image          200 {"model", "label", "labels": [{…}]}
-    GET  /          what is served, its classes
+    GET  /          the release and its classes
     GET  /healthz   200 once a release is loaded
 
-Each replica holds the network; requests that come together go through it together. When another
-release is to be served, a replica loads it beside the one it has, and changes over between two
-batches: no request is dropped. One that cannot be opened is not changed to, and whoever asked for
-it is told. What is too large never comes to a replica (`bound`).
+Each replica holds the network and batches requests that arrive together. To change the release, a
+replica loads the new one beside the old one and switches between two batches, so no request is
+dropped. If the new release cannot be loaded, the replica keeps the old one and reports the error.
+Requests that are too large never reach a replica (`request_limit`).
 """
 
 import asyncio
 import io
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -31,159 +32,176 @@ from effnet_ray.errors import (
     ImageError,
     ReplicaStorageError,
     StorageError,
+    one_line,
 )
 from effnet_ray.inference import request_limit
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.load import load_release
+from effnet_ray.runtime.inference_actors import MAX_REASON_CHARS
 
 APP = "effnet_ray"
 PAUSES_S = (1.0, 4.0, 0.0)
-"""Seconds after each time that a release is asked for, until it is asked for again."""
-TELLING_S = 60
-"""Seconds in which replicas must tell what they serve: they may have images to look at."""
-FAILURES = (RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError)
-"""Ray Serve's own."""
+"""Seconds after each attempt to deploy a release, before its result counts as final."""
+STATUS_TIMEOUT_S = 60
+"""Replicas answer a status request within this time; they may be busy with images."""
+SERVE_ERRORS = (RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError)
+"""What Ray Serve raises."""
+
+ReplicaStatus = tuple[str, EffnetRayError | None]
+"""URI of the release that a replica serves, and why it does not serve the one requested last."""
 
 
 class Replica:
-    """One process with the network."""
+    """A Ray Serve replica: one process with the network."""
 
-    def __init__(self, serving: ServeOptions) -> None:
-        self._serving = serving
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
         self._served: ServedRelease | None = None
-        self._failed: EffnetRayError | None = None
-        # As many images at once as are asked for, not as many as when the class was decorated.
-        self.look.set_max_batch_size(serving.max_batch)
-        self.look.set_batch_wait_timeout_s(serving.max_wait_ms / 1000)
+        self._load_error: EffnetRayError | None = None
+        # The decorator's own batch size applies to every deployment of the class.
+        self.predict.set_max_batch_size(options.max_batch)
+        self.predict.set_batch_wait_timeout_s(options.max_wait_ms / 1000)
 
     async def reconfigure(self, config: dict[str, str]) -> None:
-        """Serve the release at `uri` from now on: at the start, and whenever it is asked for."""
-        self._failed, uri = None, config["uri"]
+        """Serve the release at `uri`; Ray Serve calls this at the start and at each deployment."""
+        self._load_error, uri = None, config["uri"]
         if self._served and self._served.release.uri == uri:
             return
         try:
-            self._served = await asyncio.to_thread(ServedRelease, uri, self._serving.top)
+            self._served = await asyncio.to_thread(ServedRelease, uri, self._options.top)
         except Exception as error:
             if not self._served:
                 raise
-            # Ray Serve would end the replica for it, and with it what is served.
-            logging.getLogger("ray.serve").error("%s: serving on what was", error)
+            # If this raised, Ray Serve would stop the replica and with it the current release.
+            logging.getLogger("ray.serve").error("%s: the previous release stays", error)
             kind = type(error) if isinstance(error, EffnetRayError) else EvaluationError
-            self._failed = kind(_short(error))  # without what its traceback holds
+            self._load_error = kind(_last_chars(error))  # a copy, without the traceback's objects
 
-    async def serves(self) -> tuple[str, EffnetRayError | None]:
-        """URI of what is served; why what was asked for last is not."""
+    async def status(self) -> ReplicaStatus:
+        """What this replica serves, and why not the release requested last."""
         assert self._served
-        return self._served.release.uri, self._failed
+        return self._served.release.uri, self._load_error
 
     async def __call__(self, request: Request) -> JSONResponse:
-        """Answer."""
+        """Answer an HTTP request."""
         served = self._served
-        assert served  # reconfigured before the first request
+        assert served  # `reconfigure` runs before the first request
         if request.url.path == "/healthz":
             return JSONResponse({"ok": True, "model": served.release.reference})
         if request.url.path != "/":
-            return _refused(404, "there is nothing here: POST an image to /")
+            return _error_response(404, "not found: POST an image to /")
         if request.method == "GET":
             replica = serve.get_replica_context().replica_id.unique_id
-            return JSONResponse({**served.told, "replica": replica})
+            return JSONResponse({**served.description, "replica": replica})
         if request.method != "POST":
-            return _refused(405, "expected POST with the bytes of an image, or GET")
-        said = await self.look(await request.body())
-        if isinstance(said, ImageError):
-            return _refused(415, f"this is no image that can be read ({said}): send JPEG or PNG")
-        if isinstance(said, EvaluationError):
-            return _refused(500, str(said))
-        return JSONResponse(said)
+            return _error_response(405, "expected POST with the bytes of an image, or GET")
+        answer = await self.predict(await request.body())
+        if isinstance(answer, ImageError):
+            message = f"the body is not a readable image ({answer}): send JPEG or PNG"
+            return _error_response(415, message)
+        if isinstance(answer, EvaluationError):
+            return _error_response(500, str(answer))
+        return JSONResponse(answer)
 
     @serve.batch  # type: ignore[untyped-decorator]  # Ray Serve has no types
-    async def look(self, images: list[bytes]) -> list[Answer | ImageError]:
-        """What each shows, or why it cannot be read."""
+    async def predict(self, images: list[bytes]) -> list[Answer]:
+        """The answer for each image of a batch."""
         served = self._served
         assert served
-        return await asyncio.to_thread(served.look, images)
+        return await asyncio.to_thread(served.predict, images)
 
 
-def _refused(status: int, why: str) -> JSONResponse:
-    return JSONResponse({"error": why}, status_code=status)
+def _error_response(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status_code=status)
 
 
-def start(serving: ServeOptions) -> None:
-    """Start Ray Serve. Raises ClusterError where it runs already, or the port is taken."""
+def start(options: ServeOptions) -> None:
+    """Start Ray Serve. Raises ClusterError if it already runs or the port is taken."""
     running = serve.status()
     if running.applications or running.proxies:
         raise ClusterError(
-            "Ray Serve runs on this cluster already, with applications that would end with ours: "
-            "use another cluster, or `serve shutdown` first"
+            "Ray Serve already runs on this cluster, and stopping this job would stop its "
+            "applications too: use another cluster, or run `serve shutdown` first"
         )
-    proxies = request_limit.environment(int(serving.max_megabytes * 1e6))
+    proxy_environment = request_limit.environment(int(options.max_megabytes * 1e6))
     try:
         serve.start(
-            http_options={"host": serving.host, "port": serving.port},
-            controller_options={"runtime_env": {"env_vars": proxies}},
+            http_options={"host": options.host, "port": options.port},
+            controller_options={"runtime_env": {"env_vars": proxy_environment}},
         )
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()
         raise ClusterError(
-            f"nothing can listen at {serving.host}:{serving.port} "
-            f"({_short(error)}): choose another --port"
+            f"cannot listen on {options.host}:{options.port} ({_last_chars(error)}): choose "
+            "another --port"
         ) from error
 
 
-def deploy(uri: str, serving: ServeOptions) -> None:
-    """Serve the release at `uri`, verified; in place of another, once it is loaded.
+def deploy(uri: str, options: ServeOptions) -> None:
+    """Serve the release at `uri`; it replaces the current one after every replica has loaded it.
 
-    Raises ReleaseError for one that cannot be opened, EvaluationError where it cannot be served or
-    a replica goes on with another; that replica's own error is its cause.
+    Raises ReleaseError if the release cannot be loaded, EvaluationError if Ray Serve fails or a
+    replica keeps another release; that replica's error is the cause (ReplicaStorageError if it
+    comes from storage).
     """
     uri = load_release(uri, "").uri
-    told = list[tuple[str, EffnetRayError | None]]()
+    statuses = list[ReplicaStatus]()
     for pause in PAUSES_S:
         try:
-            asked = _roll(uri, serving).broadcast("serves")
-            answers = asked.results(timeout_s=TELLING_S, return_exceptions=True)
-        except FAILURES as error:
-            raise EvaluationError(f"{uri} cannot be served: {_short(error)}") from error
-        told = [each for each in answers if not isinstance(each, Exception)]  # of one that died
-        if [served for served, _ in told] == [uri] * serving.replicas:
+            responses = _deploy_version(uri, options).broadcast("status")
+            results = responses.results(timeout_s=STATUS_TIMEOUT_S, return_exceptions=True)
+        except SERVE_ERRORS as error:
+            raise EvaluationError(f"{uri} cannot be served: {_last_chars(error)}") from error
+        statuses = [result for result in results if not isinstance(result, Exception)]
+        if [served for served, _ in statuses] == [uri] * options.replicas:
             return
         time.sleep(pause)
-    others = sorted({served for served, _ in told} - {uri})
-    why = next((failed for _, failed in told if failed), None)
-    kind = ReplicaStorageError if isinstance(why, StorageError) else EvaluationError
-    raise kind(
-        f"{uri} is not served by all of {serving.replicas} replicas ({why or 'some are silent'}); "
-        f"served still: {', '.join(others) or 'no other'}"
-    ) from why
+    raise _deployment_error(uri, options.replicas, statuses)
 
 
-def _roll(uri: str, serving: ServeOptions) -> DeploymentHandle[Any]:
-    """Ask every replica for the release; they have loaded it, or failed to."""
-    deployed = serve.deployment(
+def _deployment_error(
+    uri: str, replicas: int, statuses: Sequence[ReplicaStatus]
+) -> EvaluationError:
+    """The error of a deployment that did not reach all replicas, with the first cause."""
+    others = sorted({served for served, _ in statuses} - {uri})
+    cause = next((error for _, error in statuses if error), None)
+    kind = ReplicaStorageError if isinstance(cause, StorageError) else EvaluationError
+    error = kind(
+        f"{uri} is not served by all {replicas} replicas "
+        f"({cause or 'some replicas do not answer'}); still served: "
+        f"{', '.join(others) or 'no other release'}"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _deploy_version(uri: str, options: ServeOptions) -> DeploymentHandle[Any]:
+    """Make every replica load the release; returns when they have loaded it or failed to."""
+    deployment = serve.deployment(
         Replica,
         name="effnet",
-        num_replicas=serving.replicas,
-        max_ongoing_requests=2 * serving.max_batch,
-        max_queued_requests=serving.max_waiting,
-        # Replicas are not called again for what they have been called for.
-        user_config={"uri": uri, "asked": str(time.time_ns())},
-        ray_actor_options={"num_gpus": serving.gpus_per_replica, "num_cpus": 1},
+        num_replicas=options.replicas,
+        max_ongoing_requests=2 * options.max_batch,
+        max_queued_requests=options.max_waiting,
+        # Ray Serve calls `reconfigure` only if this has changed: the time makes it call again.
+        user_config={"uri": uri, "requested": str(time.time_ns())},
+        ray_actor_options={"num_gpus": options.gpus_per_replica, "num_cpus": 1},
         health_check_period_s=10,
         graceful_shutdown_timeout_s=30,
     )
-    # Without a version Ray Serve takes every call for new code, and ends replicas to begin others
-    # (2.60 `serve/_private/client.py`); with one it calls `reconfigure`.
-    same = deployed.options(version="1", _internal=True)
-    return serve.run(same.bind(serving), name=APP, route_prefix="/")
+    # Without a version Ray Serve treats every deployment as new code and replaces the replicas
+    # (2.60 `serve/_private/client.py`); with an unchanged one it calls `reconfigure`.
+    versioned = deployment.options(version="1", _internal=True)
+    return serve.run(versioned.bind(options), name=APP, route_prefix="/")
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:]
+def _last_chars(error: BaseException) -> str:
+    return one_line(error)[-MAX_REASON_CHARS:]
 
 
 def stop() -> None:
-    """Serve no more."""
-    # Ray prints that calls fail whose controller it has ended, as if that were to be mended.
+    """Stop Ray Serve."""
+    # Ray prints failed calls to the controller that it has just stopped, as if they were errors.
     with redirect_stdout(io.StringIO()):
         serve.shutdown()

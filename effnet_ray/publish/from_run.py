@@ -7,7 +7,6 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, ReleaseError
-from effnet_ray.inference import plots
 from effnet_ray.model import network, pretrained
 from effnet_ray.publish.card import model_card
 from effnet_ray.publish.provenance import provenance
@@ -15,6 +14,7 @@ from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release import layout
 from effnet_ray.release.names import Release
 from effnet_ray.release.store import ModelStore
+from effnet_ray.reporting.training_curves import training_curves_png
 from effnet_ray.storage.checksummed_json import to_json
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.checkpoint import Checkpoint
@@ -106,7 +106,7 @@ def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -
     }
     return {
         layout.WEIGHTS: source.weights,
-        layout.CURVES: plots.picture(source.history),
+        layout.CURVES: training_curves_png(source.history),
         layout.CARD: model_card(name, run, source.history, per_class, test).encode(),
         layout.CONFIG: to_json(pretrained.hub_config(built, run.spec, run.classes)),
         layout.RECIPE: to_json(asdict(run.recipe)),

@@ -1,116 +1,115 @@
-"""A sweep as one HTML page: outcome, learning curves, Pareto front, compute spent."""
+"""The HTML page of a sweep: leaderboard, learning curves, Pareto front and compute."""
 
-import io
-from collections.abc import Callable
-from importlib.resources import files
-
-import jinja2
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from effnet_ray.reporting.page import render
+from effnet_ray.reporting.svg import INK, new_figure, plot_style, to_svg
 from effnet_ray.sweep import results, sweep_record
 from effnet_ray.sweep.asha import RUNGS
 from effnet_ray.sweep.results import Outcome
 
-COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#5c5f66")
-"""One per variant; distinguishable for colour-blind readers, and labelled as well."""
+COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#868e96")
+"""One per variant: distinguishable with colour blindness, on white and on black."""
 END_MARKERS = {
     sweep_record.FINISHED: "o",
     sweep_record.STOPPED: "x",
     sweep_record.FAILED: "X",
     sweep_record.RUNNING: ".",
 }
-"""State → marker at the end of a trial's curve."""
+"""Marker at the end of a trial's curve, by its state."""
+WIDTH, HEIGHT = 5.4, 3.4
+"""Inches."""
 
 
 def html(outcome: Outcome) -> bytes:
-    """The page: self-contained, without scripts."""
-    source = files("effnet_ray.sweep").joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(source).render(
+    """The page."""
+    with plot_style():
+        plots = {
+            "learning_curves": _learning_curves(outcome),
+            "pareto_front": _pareto_front(outcome),
+            "compute": _compute(outcome),
+        }
+    return render(
+        "sweep/report.html.j2",
         outcome=outcome,
         sweep=outcome.sweep,
         pareto=[row.trial.number for row in outcome.pareto],
-        cost={row.trial.number: row.cost for row in outcome.board},
+        costs={row.trial.number: row.cost for row in outcome.board},
         trials=sorted(outcome.trials, key=lambda t: (-t.progress, -t.eval_top1, t.number)),
-        fields=list(outcome.sweep.space),
-        counts=results.counts(outcome.trials),
+        hyperparameters=list(outcome.sweep.space),
+        state_counts=results.counts(outcome.trials),
         spent=sum(trial.device_seconds for trial in outcome.trials),
         saved=results.seconds_saved(outcome.trials),
-        curves=_svg(outcome, _curves),
-        front=_svg(outcome, _front),
-        compute=_svg(outcome, _compute),
+        **plots,
     )
-    return page.encode()
-
-
-def _svg(outcome: Outcome, draw: Callable[[Outcome, Axes], None]) -> str:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(outcome, axes)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def _colour(outcome: Outcome, variant: str) -> str:
     return COLOURS[outcome.sweep.variants.index(variant) % len(COLOURS)]
 
 
-def _curves(outcome: Outcome, axes: Axes) -> None:
-    """Plot eval top-1 over each trial's progress, and how each trial ended."""
-    labelled: set[str] = set()
+def _learning_curves(outcome: Outcome) -> str:
+    """Eval top-1 over the fraction of a trial's epochs, and how each trial ended."""
+    figure = new_figure(HEIGHT, WIDTH)
+    axes = figure.add_subplot()
+    variants_in_legend: set[str] = set()
     for trial in outcome.trials:
         if not trial.curve:
             continue
-        new = trial.variant not in labelled
-        labelled.add(trial.variant)
+        label = None if trial.variant in variants_in_legend else trial.variant.upper()
+        variants_in_legend.add(trial.variant)
         progress = [100 * point.reached for point in trial.curve]
         top1 = [100 * point.eval_top1 for point in trial.curve]
         colour = _colour(outcome, trial.variant)
-        label = trial.variant.upper() if new else None
         axes.plot(progress, top1, color=colour, lw=1.2, alpha=0.8, label=label)
-        axes.plot(progress[-1], top1[-1], END_MARKERS.get(trial.state, "."), color=colour, ms=5)
+        marker = END_MARKERS.get(trial.state, ".")
+        axes.plot(progress[-1], top1[-1], marker, color=colour, ms=5)
     for rung in RUNGS:
-        axes.axvline(100 * rung, color="#868e96", lw=0.8, ls=":")
-    axes.set(xlabel="% of the trial's epochs (dotted: rungs)", ylabel="eval top-1, %")
+        axes.axvline(100 * rung, color=INK, alpha=0.5, lw=0.8, ls=":")
+    axes.set(xlabel="% of the trial's epochs", ylabel="eval top-1, %")
     axes.set_xlim(0, 104)
     axes.legend(frameon=False)
+    return to_svg(figure, "Eval top-1 of each trial over its epochs")
 
 
-def _front(outcome: Outcome, axes: Axes) -> None:
-    """Plot every finished model by its cost; the line is the Pareto front."""
+def _pareto_front(outcome: Outcome) -> str:
+    """Eval top-1 of every finished trial over its multiply-adds, and the Pareto front."""
+    figure = new_figure(HEIGHT, WIDTH)
+    axes = figure.add_subplot()
     for row in outcome.board:
         colour = _colour(outcome, row.trial.variant)
         axes.plot(row.cost.gmacs, 100 * row.trial.eval_top1, "o", color=colour, alpha=0.7)
-    costs = [row.cost.gmacs for row in outcome.pareto]
-    top1 = [100 * row.trial.eval_top1 for row in outcome.pareto]
-    axes.plot(costs, top1, color="#495057", lw=1, zorder=0)
-    for row, cost, value in zip(outcome.pareto, costs, top1, strict=True):
-        axes.annotate(
-            f"{row.trial.variant.upper()} #{row.trial.number}",
-            (cost, value),
-            xytext=(4, 5),
-            textcoords="offset points",
-            fontsize=9,
-        )
-    axes.set(xscale="log", xlabel="GMACs per image", ylabel="eval top-1, %")
+    front = [(row.cost.gmacs, 100 * row.trial.eval_top1) for row in outcome.pareto]
+    axes.plot(*zip(*front, strict=True), color=INK, alpha=0.7, lw=1, zorder=0)
+    for row, point in zip(outcome.pareto, front, strict=True):
+        _annotate(axes, f"{row.trial.variant.upper()} #{row.trial.number}", point)
+    axes.set(xscale="log", xlabel="multiply-adds per image, billions", ylabel="eval top-1, %")
     axes.minorticks_off()
     ticks = sorted({row.cost.gmacs for row in outcome.board})
     axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    return to_svg(figure, "Eval top-1 of finished trials over multiply-adds per image")
 
 
-def _compute(outcome: Outcome, axes: Axes) -> None:
-    """Plot each variant's device-seconds, spent and saved by early stopping."""
-    variants = [v for v in outcome.sweep.variants if any(t.variant == v for t in outcome.trials)]
-    trials = {v: [trial for trial in outcome.trials if trial.variant == v] for v in variants}
-    spent = [sum(trial.device_seconds for trial in trials[v]) for v in variants]
-    saved = [results.seconds_saved(trials[v]) for v in variants]
-    names = [variant.upper() for variant in variants]
-    axes.bar(names, spent, color=[_colour(outcome, v) for v in variants], label="spent")
+def _annotate(axes: Axes, text: str, point: tuple[float, float]) -> None:
+    axes.annotate(text, point, xytext=(4, 5), textcoords="offset points", fontsize=9)
+
+
+def _compute(outcome: Outcome) -> str:
+    """Device-seconds of each variant: spent, and saved by early stopping."""
+    figure = new_figure(HEIGHT, WIDTH)
+    axes = figure.add_subplot()
+    trials = {
+        variant: [trial for trial in outcome.trials if trial.variant == variant]
+        for variant in outcome.sweep.variants
+    }
+    trials = {variant: tried for variant, tried in trials.items() if tried}
+    names = [variant.upper() for variant in trials]
+    spent = [sum(trial.device_seconds for trial in tried) for tried in trials.values()]
+    saved = [results.seconds_saved(tried) for tried in trials.values()]
+    colours = [_colour(outcome, variant) for variant in trials]
+    axes.bar(names, spent, color=colours, label="spent")
     label = "saved by early stopping"
-    axes.bar(names, saved, bottom=spent, color="none", edgecolor="#868e96", ls="--", label=label)
+    axes.bar(names, saved, bottom=spent, color="none", edgecolor=INK, ls="--", label=label)
     axes.set(ylabel="device-seconds")
     axes.legend(frameon=False)
+    return to_svg(figure, "Device-seconds spent and saved by each variant")

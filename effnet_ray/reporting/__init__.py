@@ -1,0 +1,1 @@
+"""HTML pages and the plots in them, for evaluations and sweeps."""
