@@ -306,14 +306,14 @@ def test_releases_of_several_classes_are_compared_by_mean_ap(tmp_path: Path) -> 
         files = {"metrics.json": json.dumps(metrics).encode(), "model.safetensors": run.encode()}
         store.publish("tags", files, {"run": run})
     assert [move.version for move in store.history("tags", "best")] == [1, 2]
-    with pytest.raises(ReleaseError, match=r"precision is 55.00%, that of v2 60"):
+    with pytest.raises(ReleaseError, match=r"eval mAP is 55.00%, that of v2 is 60"):
         store.promote("tags@v3", "best")
     one = {"metrics.json": b'{"best": {"eval_top1": 1.0}}', "model.safetensors": b"d"}
     store.publish("tags", one, {"run": "d"})
     later = {"metrics.json": b'{"best": {"eval_map": 0.9}}', "model.safetensors": b"e"}
     store.publish("tags", later, {"run": "e"})
     assert [move.version for move in store.history("tags", "best")] == [1, 2, 5]
-    with pytest.raises(ReleaseError, match="it has no mean average precision"):
+    with pytest.raises(ReleaseError, match="it has no eval mAP"):
         store.promote("tags@v4", "best")
 
 

@@ -97,7 +97,7 @@ def _read_run(result: Result) -> _FinishedRun:
 def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -> dict[str, bytes]:
     """The files of the release; `test` holds the metrics on the test split, if it was scored."""
     run, per_class = source.run, source.checkpoint.progress.per_class
-    built = network.build(run.recipe, run.spec, len(run.classes))
+    model = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
         "best": asdict(source.best),
         **({"test": dict(test)} if test else {}),
@@ -108,7 +108,7 @@ def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -
         layout.WEIGHTS: source.weights,
         layout.CURVES: training_curves_png(source.history),
         layout.CARD: model_card(name, run, source.history, per_class, test).encode(),
-        layout.CONFIG: to_json(pretrained.hub_config(built, run.spec, run.classes)),
+        layout.CONFIG: to_json(pretrained.hub_config(model, run.spec, run.classes)),
         layout.RECIPE: to_json(asdict(run.recipe)),
         layout.METRICS: to_json(metrics),
     }

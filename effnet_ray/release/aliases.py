@@ -21,6 +21,7 @@ from effnet_ray.release.publish import now
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json, conditional, local
 from effnet_ray.storage.checksummed_json import RESTORE
+from effnet_ray.train.metric_definitions import Metric, ranking_metric
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +59,17 @@ class Move:
 class Score:
     """The metric by which releases of one task are compared, and its value."""
 
-    metric: str
+    metric: Metric
     value: float
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Score | None":
         """The score in a release's record or a move; None if there is none."""
-        mean_ap, top1 = record.get("eval_map"), record.get("eval_top1")
-        if mean_ap is not None:
-            return cls("mean average precision", mean_ap)
-        return None if top1 is None else cls("eval top-1", top1)
+        metric = ranking_metric(record)
+        return cls(metric, record[metric.key]) if metric else None
+
+    def __str__(self) -> str:
+        return self.metric.format(self.value)
 
 
 def history(folder: ModelFolder, alias: str) -> list[Move]:
@@ -278,11 +280,9 @@ def _objection(
     if not last or not held or storage.exists(folder.tombstone_uri(last.version)):
         return ""
     if score is None or score.metric != held.metric:
-        return f"it has no {held.metric}, and v{last.version} has {held.value:.2%}"
+        return f"it has no {held.metric.label}, and v{last.version} has {held}"
     if score.value < held.value or (strictly and score.value == held.value):
-        return (
-            f"its {held.metric} is {score.value:.2%}, that of v{last.version} is {held.value:.2%}"
-        )
+        return f"its {held.metric.label} is {score}, that of v{last.version} is {held}"
     return ""
 
 

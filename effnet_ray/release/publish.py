@@ -26,8 +26,9 @@ from effnet_ray.release import layout
 from effnet_ray.release.model_folder import ModelFolder, list_model
 from effnet_ray.release.record import check_record, is_release, record_uri
 from effnet_ray.storage import checksummed_json
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1
 
-SCORES = ("eval_top1", "eval_map")
+SCORES = (EVAL_TOP1.key, EVAL_MAP.key)
 """Scores of the best epoch that release.json repeats; the second for multi-label releases only."""
 CLAIM_WAIT_S = 2.0
 """How long a publisher waits for another one's claimed release before it completes it.
@@ -79,7 +80,7 @@ def write_unpublished(uri: str, files: Mapping[str, bytes], provenance: Mapping[
 
 
 def find_published(folder: ModelFolder, run: str, weights_sha256: str = "") -> int | None:
-    """The complete version of this run that has these weights; of any weights if not given."""
+    """The complete version of this run with these weights; with any weights by default."""
     for version in folder.versions:
         with suppress(ReleaseError):  # damaged: `models.py verify` reports it
             record = folder.record(version)
@@ -111,13 +112,13 @@ def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
     """Scores of the best epoch in metrics.json. `eval_top1` is None if it has none."""
     metrics = checksummed_json.parse(files.get(layout.METRICS, b"{}"), layout.METRICS)
     best = metrics.get("best")
-    found = {name: best.get(name) for name in SCORES} if isinstance(best, dict) else {}
+    scores = {name: best.get(name) for name in SCORES} if isinstance(best, dict) else {}
     valid = {
         name: score
-        for name, score in found.items()
+        for name, score in scores.items()
         if isinstance(score, int | float) and 0 <= score <= 1
     }
-    return {SCORES[0]: None, **valid}
+    return {EVAL_TOP1.key: None, **valid}
 
 
 def _find_claimed(folder: ModelFolder, content: Mapping[str, Any]) -> int | None:

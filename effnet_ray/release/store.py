@@ -62,7 +62,7 @@ class ModelStore:
         return folder.release(version)
 
     def find_published(self, name: str, *, run: str, weights_sha256: str = "") -> Release | None:
-        """The complete release of this run with these weights; with any weights if not given."""
+        """The complete release of this run with these weights; with any weights by default."""
         self._require_conditional_writes()
         folder = list_model(self.uri, check_model_name(name))
         version = publish.find_published(folder, run, weights_sha256)
