@@ -1,4 +1,4 @@
-"""What is written down is a frozen dataclass: checked on construction, and whole after JSON."""
+"""Validated dataclasses from JSON."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,35 +12,40 @@ Record = TypeVar("Record")
 
 
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """Build a dataclass from its JSON form, refusing unknown names and saying the nearest one."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass type
+    """Build a dataclass from its JSON form.
+
+    Raises RecipeError for an unknown field, with the most similar name, and for a wrong type.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass type
     for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}"
+        if name not in names:
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = (
+                f": did you mean {similar[0]!r}?" if similar else f": known are {', '.join(names)}"
+            )
             raise RecipeError(f"{kind.__name__} has no field {name!r}{hint}")
     hints = get_type_hints(kind)
     for name, value in values.items():
         _check_type(f"{kind.__name__}.{name}", value, hints[name])
-    return kind(**{name: _tuples(value) for name, value in values.items()})
+    return kind(**{name: _list_as_tuple(value) for name, value in values.items()})
 
 
-def _tuples(value: Any) -> Any:
+def _list_as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
-    """Refuse a JSON value of another type than a plain field's; containers are left alone."""
+    """Raise RecipeError if a plain field has a value of another type; skip containers."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if not all(isinstance(kind, type) for kind in kinds):
         return
     allowed = {*kinds, int} if float in kinds else set(kinds)
     if type(value) not in allowed:
-        names = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise RecipeError(f"{name} is {value!r}: expected {names}")
+        expected = " or ".join(sorted(kind.__name__ for kind in kinds))
+        raise RecipeError(f"{name} is {value!r}: expected {expected}")
 
 
 def require(ok: bool, field: str, value: object, expected: str) -> None:
-    """Raises RecipeError, saying what was found and expected, where it is not ok."""
+    """Raise RecipeError, with the value and what was expected, unless `ok`."""
     if not ok:
         raise RecipeError(f"{field} is {value!r}: expected {expected}")

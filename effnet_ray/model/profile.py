@@ -1,4 +1,4 @@
-"""What using a network costs: parameters, multiply-adds and milliseconds an image."""
+"""The cost of a network: parameters, multiply-adds and latency."""
 
 import statistics
 import time
@@ -11,16 +11,15 @@ from effnet_ray.model import network
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
 
-WARM_UP, TIMED = 2, 7
-"""Forward passes before and during the measurement."""
+WARM_UP_PASSES, TIMED_PASSES = 2, 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Of one image through one network."""
+    """The cost of one image through one network."""
 
     params_m: float
-    """Parameters, millions, with the head of these classes."""
+    """Parameters, millions, including the head for the data set's classes."""
     gmacs: float
     """Multiply-adds of convolutions and matrix products, billions, at this image size."""
     latency_ms: float
@@ -31,22 +30,22 @@ class Cost:
 
 @torch.inference_mode()
 def measure(recipe: Recipe, spec: InputSpec, classes: int) -> Cost:
-    """Measured on this machine's GPU where the process has one, else on its CPU."""
+    """Measure the cost on this process's GPU, or on the CPU if it has none."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    built = network.build(recipe, spec, classes).to(device).eval()
+    model = network.build(recipe, spec, classes).to(device).eval()
     size = spec.resolution
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
     with FlopCounterMode(display=False) as counter:
-        built(image)
-    times = []
-    for _ in range(WARM_UP + TIMED):
+        model(image)
+    seconds = []
+    for _ in range(WARM_UP_PASSES + TIMED_PASSES):
         begin = time.perf_counter()
-        built(image).cpu()  # on a GPU this waits for the result
-        times.append(time.perf_counter() - begin)
+        model(image).cpu()  # on a GPU this waits for the result
+        seconds.append(time.perf_counter() - begin)
     return Cost(
-        params_m=sum(p.numel() for p in built.parameters()) / 1e6,
-        gmacs=counter.get_total_flops() / 2e9,  # two operations each
-        latency_ms=1000 * statistics.median(times[WARM_UP:]),
+        params_m=sum(p.numel() for p in model.parameters()) / 1e6,
+        gmacs=counter.get_total_flops() / 2e9,  # a multiply-add counts as two operations
+        latency_ms=1000 * statistics.median(seconds[WARM_UP_PASSES:]),
         device=torch.cuda.get_device_name() if gpu else "cpu",
     )
