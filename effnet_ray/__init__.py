@@ -1,7 +1,7 @@
 """Fine-tune EfficientNet B0–B7 on a Ray cluster, from images in object storage to a release.
 
-The straight line as a Python API: `pack` → `finetune` or `tune` → `ModelStore`. Importing this
-package loads neither Ray nor torch; the names below load their modules when first used.
+The Python API: `pack` → `finetune` or `tune` → `ModelStore`. Importing this package imports
+neither Ray nor torch; each name below imports its module when it is first used.
 """
 
 from importlib import import_module
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["ModelStore", "Packing", "Placement", "Recipe", "finetune", "pack", "tune"]
 
-_HOMES = {
+_MODULES = {
     "ModelStore": "effnet_ray.release.store",
     "Packing": "effnet_ray.packing.options",
     "finetune": "effnet_ray.train.finetune",
@@ -30,6 +30,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'effnet_ray' has no attribute {name!r}")

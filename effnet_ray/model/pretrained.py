@@ -1,8 +1,9 @@
-"""Pretrained weights: what they are, where they come from, and what they expect of an image.
+"""Pretrained weights: their names, where they are fetched from, and their input spec.
 
 The driver resolves and fetches them once; workers read them from the run's storage and never
-download. Sources, in order: a mirror (a folder or prefix of `<timm name>.safetensors`), the hub,
-or a release of ours. There is no fall-back to random weights.
+download. The sources are a release of ours, a mirror (a folder or prefix with
+`<timm name>.safetensors`) if one is given, or else the Hugging Face hub. There is no fallback to
+random weights.
 """
 
 import json
@@ -26,64 +27,66 @@ from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
 from effnet_ray.release.record import is_release, read_file
-from effnet_ray.variants import FAMILIES, InputSpec
+from effnet_ray.variants import InputSpec
 
 HUB_OWNER = "timm"
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where a run starts from."""
+    """The initial weights of a run."""
 
     name: str
     """`none`, timm's name of the checkpoint, or the URI of a release."""
     spec: InputSpec
-    """What they expect of an image."""
+    """How images must be preprocessed for them."""
     classes: tuple[str, ...] | None = None
-    """Class names of a release's head; None for ImageNet's or no head."""
+    """Class names of a release's head; None for ImageNet's head or no head."""
     num_classes: int = 1000
+    """Outputs of the checkpoint's head."""
 
 
 def resolve(recipe: Recipe) -> Weights:
-    """Name the weights a recipe asks for. A release's config.json is read; nothing is fetched.
+    """The weights that a recipe names. Reads a release's config.json, but fetches no weights.
 
-    Raises WeightsError for a family this variant does not have, or an unsuitable release.
+    Raises WeightsError for a family that the variant does not have, or an unsuitable release.
     """
-    wanted = recipe.weights
-    if wanted == "none":
-        return Weights("none", recipe.variant_spec.input_spec())
-    if wanted in FAMILIES or wanted == "best":
-        return Weights(
-            recipe.variant_spec.weights_tag(wanted), recipe.variant_spec.input_spec(wanted)
-        )
-    if "/" in wanted:
-        return _release(storage.absolute(wanted), recipe)
-    recipe.variant_spec.weights_tag(wanted)  # raises, naming what there is
-    raise AssertionError("unreachable")
+    name, row = recipe.weights, recipe.variant_spec
+    if name == "none":
+        return Weights("none", row.input_spec())
+    if "/" in name:
+        return _resolve_release(storage.absolute(name), recipe)
+    tag = row.weights_tag(name)  # raises WeightsError for an unknown name
+    return Weights(tag, row.input_spec(name))
 
 
-def _release(uri: str, recipe: Recipe) -> Weights:
+def _resolve_release(uri: str, recipe: Recipe) -> Weights:
     try:
-        config: dict[str, Any] = json.loads(_vouched(uri, layout.CONFIG, storage.RECORD_BYTES))
-        seen = config["pretrained_cfg"]
-        spec = InputSpec(
-            resolution=int(seen["input_size"][-1]),
-            crop=float(seen["crop_pct"]),
-            interpolation=str(seen["interpolation"]),
-            mean=_triple(seen["mean"]),
-            std=_triple(seen["std"]),
+        config: dict[str, Any] = json.loads(
+            _read_verified(uri, layout.CONFIG, storage.RECORD_BYTES)
         )
-        found, names = config["architecture"], tuple(map(str, config.get("label_names", ())))
+        preprocessing = config["pretrained_cfg"]
+        spec = InputSpec(
+            resolution=int(preprocessing["input_size"][-1]),
+            crop=float(preprocessing["crop_pct"]),
+            interpolation=str(preprocessing["interpolation"]),
+            mean=_triple(preprocessing["mean"]),
+            std=_triple(preprocessing["std"]),
+        )
+        architecture, names = (
+            config["architecture"],
+            tuple(map(str, config.get("label_names", ()))),
+        )
         outputs = _outputs(config, names)
     except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
             "folder with model.safetensors and config.json"
         ) from error
-    if found != recipe.variant_spec.architecture:
+    if architecture != recipe.variant_spec.architecture:
         raise WeightsError(
-            f"weights {uri} are a {found}, the recipe wants {recipe.variant_spec.architecture}: "
-            "choose the variant of the release"
+            f"weights {uri} are a {architecture}, the recipe wants "
+            f"{recipe.variant_spec.architecture}: choose the variant of the release"
         )
     return Weights(uri, spec, names or None, outputs)
 
@@ -100,20 +103,20 @@ def _outputs(config: dict[str, Any], names: tuple[str, ...]) -> int:
     return outputs
 
 
-def _vouched(uri: str, file: str, most: int | None = None) -> bytes:
-    """A file of a folder, held against the folder's release.json where it has one.
+def _read_verified(uri: str, file: str, max_bytes: int | None = None) -> bytes:
+    """A file of a folder, verified against the folder's release.json if it has one.
 
-    Raises ReleaseError where it was altered, StorageError where it has more than `most` bytes.
+    Raises ReleaseError if it was altered, StorageError if it has more than `max_bytes`.
     """
     if is_release(uri):
         return read_file(uri, file)
-    return storage.read_bytes(storage.join(uri, file), max_bytes=most)
+    return storage.read_bytes(storage.join(uri, file), max_bytes=max_bytes)
 
 
 def fetch(weights: Weights, mirror: str | None) -> bytes | None:
-    """The checkpoint's safetensors bytes; None from scratch. Runs on the driver, once.
+    """The checkpoint's safetensors bytes; None for training from scratch.
 
-    Raises WeightsError, saying what to do, where they cannot be had or are damaged.
+    Called once, on the driver. Raises WeightsError if they are unavailable or damaged.
     """
     if weights.name == "none":
         return None
@@ -126,17 +129,17 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
 
 def _from_release(uri: str) -> bytes:
     try:
-        return _checked(_vouched(uri, layout.WEIGHTS), uri)
+        return _validated(_read_verified(uri, layout.WEIGHTS), uri)
     except StorageError as error:
         raise WeightsError(
-            f"release {uri} has no weights ({error}): restore it, or use another"
+            f"release {uri} has no weights ({error}): restore it from a copy, or use another one"
         ) from error
 
 
 def _from_mirror(name: str, mirror: str) -> bytes:
     uri = storage.join(mirror, f"{name}.safetensors")
     try:
-        return _checked(storage.read_bytes(uri), uri)
+        return _validated(storage.read_bytes(uri), uri)
     except StorageError as error:
         raise WeightsError(
             f"weights {name} are not in the mirror ({error}): put {name}.safetensors there, or "
@@ -147,27 +150,27 @@ def _from_mirror(name: str, mirror: str) -> bytes:
 def _from_hub(name: str) -> bytes:
     repository = f"{HUB_OWNER}/{name}"
     try:
-        if not _cached(repository):
-            _answers(hf_hub_url(repository, layout.WEIGHTS))
+        if not _is_cached(repository):
+            _check_reachable(hf_hub_url(repository, layout.WEIGHTS))
         path = Path(hf_hub_download(repository, layout.WEIGHTS))
     except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
-        raise _unfetchable(name, error) from error
-    return _checked(path.read_bytes(), f"of {name} from the hub")
+        raise _fetch_error(name, error) from error
+    return _validated(path.read_bytes(), f"of {name} from the hub")
 
 
-def _cached(repository: str) -> bool:
+def _is_cached(repository: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, layout.WEIGHTS), str)
 
 
-def _answers(url: str) -> None:
-    """Raise at once where no server is reached: the download alone retries for 25 s then."""
+def _check_reachable(url: str) -> None:
+    """Raise at once if the server is unreachable: the download would retry for 25 s first."""
     try:
         get_hf_file_metadata(url)
     except HfHubHTTPError:
-        pass  # it answers: the download retries a busy server, and names what is absent
+        pass  # the server answers: the download retries if it is busy, and names a missing file
 
 
-def _unfetchable(name: str, error: Exception) -> WeightsError:
+def _fetch_error(name: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
         f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that holds "
@@ -176,27 +179,31 @@ def _unfetchable(name: str, error: Exception) -> WeightsError:
 
 
 def weights_source(weights: Weights, mirror: str | None) -> str:
-    """Where `fetch` would take them from; only looked for. Raises WeightsError."""
+    """Where `fetch` would get the weights, in words, without fetching them.
+
+    Raises WeightsError if they are not there.
+    """
     if weights.name == "none":
         return "none: from scratch"
-    if "/" not in weights.name and not mirror:
-        return _on_the_hub(weights.name)
-    uri = storage.join(weights.name, layout.WEIGHTS)
-    if "/" not in weights.name:
-        uri = storage.join(storage.absolute(mirror or ""), f"{weights.name}.safetensors")
+    if "/" in weights.name:
+        uri = storage.join(weights.name, layout.WEIGHTS)
+    elif mirror:
+        uri = storage.join(storage.absolute(mirror), f"{weights.name}.safetensors")
+    else:
+        return _hub_source(weights.name)
     if not storage.exists(uri):
         raise WeightsError(f"there are no weights at {uri}: put them there")
     return uri
 
 
-def _on_the_hub(name: str) -> str:
+def _hub_source(name: str) -> str:
     repository = f"{HUB_OWNER}/{name}"
-    if _cached(repository):
-        return f"{name}, from the hub, in its cache already"
+    if _is_cached(repository):
+        return f"{name}, from the hub, already in its cache"
     try:
         size = get_hf_file_metadata(hf_hub_url(repository, layout.WEIGHTS)).size or 0
-    except Exception as error:  # as above
-        raise _unfetchable(name, error) from error
+    except Exception as error:  # as in `_from_hub`
+        raise _fetch_error(name, error) from error
     return f"{name}, from the hub, {size / 1e6:,.0f} MB"
 
 
@@ -204,8 +211,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _checked(data: bytes, where: str) -> bytes:
-    """The bytes, if they are a whole safetensors file."""
+def _validated(data: bytes, source: str) -> bytes:
+    """The bytes. Raises WeightsError if they are not a complete safetensors file."""
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
         file.write(data)
         file.flush()
@@ -214,16 +221,16 @@ def _checked(data: bytes, where: str) -> bytes:
                 tensors.keys()
         except SafetensorError as error:
             raise WeightsError(
-                f"weights {where} are damaged ({error}): fetch them again"
+                f"weights {source} are damaged ({error}): fetch them again"
             ) from error
     return data
 
 
 def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
-    """Outputs of the checkpoint's head, as timm should see it.
+    """The number of the checkpoint's classes to pass to timm, which decides if the head is loaded.
 
-    Where the class names differ (the hub's are unknown) the head must be new, also when their
-    number is the same: a count that matches nothing makes timm leave it out.
+    If the class names differ (the hub's are unknown), the head must be new even if their number
+    is the same; then this is -1, which makes timm leave the checkpoint's head out.
     """
     if weights.classes != classes and weights.num_classes == len(classes):
         return -1
@@ -231,9 +238,9 @@ def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
 
 
 def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
-    """config.json in timm's hub format: architecture, labels and the exact preprocessing.
+    """config.json in timm's hub format: architecture, class names and preprocessing.
 
-    `spec` is what the network was shown in training.
+    `spec` is the input spec with which the network was trained.
     """
     from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name
 
@@ -254,11 +261,11 @@ def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> d
             data_config=data,
         )
         config: dict[str, Any] = json.loads(path.read_text())
-    # timm's tag of the variant's default checkpoint, which these weights are not.
+    # timm wrote the tag of the variant's default checkpoint, but these are other weights.
     config["pretrained_cfg"]["tag"] = "effnet_ray"
     return config
 
 
 def input_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
-    """The weights' spec at the recipe's resolution."""
+    """The weights' input spec, with the recipe's image size."""
     return replace(spec, resolution=recipe.image_size or spec.resolution)
