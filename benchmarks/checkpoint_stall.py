@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
     recipe = recipe_of(batches)
     worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     worker.warm_up()
-    network.train_mode(state.network, recipe, worker.phase.lowest)
+    network.train_mode(state.network, recipe, worker.phase.lowest_trainable)
 
     def steps() -> float:
         begin = time.perf_counter()

@@ -87,7 +87,7 @@ def our_round(settings: Settings) -> Callable[[], float]:
     recipe = recipe_of(settings)
     worker = PhaseTrainer(state, recipe, phases(recipe)[0])
     worker.warm_up()
-    network.train_mode(state.network, recipe, worker.phase.lowest)
+    network.train_mode(state.network, recipe, worker.phase.lowest_trainable)
 
     def run() -> float:
         begin = time.perf_counter()

@@ -39,7 +39,7 @@ class Phase:
     """The epoch after the last."""
     lr: float
     """Peak learning rate."""
-    lowest: int
+    lowest_trainable: int
     """The lowest trainable part; everything above it is trained too."""
     frozen: bool
     """Whether the whole backbone is frozen, so that only the head is trained."""
@@ -50,10 +50,10 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     head_epochs, lr, head_lr = recipe.head_epochs, recipe.lr, recipe.head_lr
     assert head_epochs is not None and lr is not None and head_lr is not None
     stages = recipe.variant_spec.stages
-    head, lowest = head_part(stages), lowest_trainable(recipe.unfreeze, stages)
+    head, lowest_part = head_part(stages), lowest_trainable(recipe.unfreeze, stages)
     both = (
         Phase(0, head_epochs, head_lr, head, frozen=True),
-        Phase(head_epochs, recipe.epochs, lr, lowest, frozen=lowest == head),
+        Phase(head_epochs, recipe.epochs, lr, lowest_part, frozen=lowest_part == head),
     )
     return tuple(phase for phase in both if phase.end > phase.first)
 
@@ -131,7 +131,7 @@ def describe(recipe: Recipe) -> str:
 def _describe_parts(phase: Phase) -> str:
     if phase.frozen:
         return "the head"
-    return "all" if phase.lowest == STEM else f"stage {phase.lowest} and above"
+    return "all" if phase.lowest_trainable == STEM else f"stage {phase.lowest_trainable} and above"
 
 
 def lowest_trainable(unfreeze: str, stages: int) -> int:

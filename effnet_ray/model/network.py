@@ -105,34 +105,36 @@ def build(
     if recipe.batchnorm == SYNC:
         backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; names stay the same
     network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)
-    lowest = lowest_trainable(recipe.unfreeze, recipe.variant_spec.stages)
-    set_trainable(network, recipe, lowest)
+    lowest_part = lowest_trainable(recipe.unfreeze, recipe.variant_spec.stages)
+    set_trainable(network, recipe, lowest_part)
     return network
 
 
-def trainable_parameters(network: Network, recipe: Recipe, lowest: int) -> dict[str, nn.Parameter]:
-    """The parameters, by timm's names, that are trained from part `lowest` up."""
+def trainable_parameters(
+    network: Network, recipe: Recipe, lowest_part: int
+) -> dict[str, nn.Parameter]:
+    """The parameters, by timm's names, that are trained from part `lowest_part` up."""
     stages = recipe.variant_spec.stages
     frozen_layers = batchnorms(network) if recipe.batchnorm == "frozen" else []
     frozen = {id(parameter) for layer in frozen_layers for parameter in layer.parameters()}
     return {
         name: parameter
         for name, parameter in network.backbone.named_parameters()
-        if part_of(name, stages) >= lowest and id(parameter) not in frozen
+        if part_of(name, stages) >= lowest_part and id(parameter) not in frozen
     }
 
 
-def set_trainable(network: Network, recipe: Recipe, lowest: int) -> list[nn.Parameter]:
-    """Make exactly the parts from `lowest` up require gradients; return their parameters."""
+def set_trainable(network: Network, recipe: Recipe, lowest_part: int) -> list[nn.Parameter]:
+    """Make exactly the parts from `lowest_part` up require gradients; return their parameters."""
     network.requires_grad_(False)
-    parameters = list(trainable_parameters(network, recipe, lowest).values())
+    parameters = list(trainable_parameters(network, recipe, lowest_part).values())
     for parameter in parameters:
         parameter.requires_grad_()
     return parameters
 
 
-def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
-    """Set training mode for the parts from `lowest` up and evaluation mode below.
+def train_mode(network: Network, recipe: Recipe, lowest_part: int) -> None:
+    """Set training mode for the parts from `lowest_part` up and evaluation mode below.
 
     This concerns dropout, drop path, and BatchNorm unless the recipe freezes it.
     """
@@ -141,6 +143,6 @@ def train_mode(network: Network, recipe: Recipe, lowest: int) -> None:
     for name, module in network.backbone.named_modules():
         if name in MODELESS or name.startswith("global_pool."):
             continue
-        below = part_of(f"{name}.", stages) < lowest
+        below = part_of(f"{name}.", stages) < lowest_part
         if below or (recipe.batchnorm == "frozen" and isinstance(module, nn.BatchNorm2d)):
             module.training = False  # only this module's flag, not its children's

@@ -32,9 +32,9 @@ def optimizer(network: Network, recipe: Recipe) -> Optimizer:
     from timm.optim import create_optimizer_v2  # as in `network.build`
 
     stages = recipe.variant_spec.stages
-    lowest, head = lowest_trainable(recipe.unfreeze, stages), head_part(stages)
+    lowest_part, head = lowest_trainable(recipe.unfreeze, stages), head_part(stages)
     groups = defaultdict[tuple[int, bool], list[nn.Parameter]](list)
-    for name, parameter in trainable_parameters(network, recipe, lowest).items():
+    for name, parameter in trainable_parameters(network, recipe, lowest_part).items():
         groups[part_of(name, stages), parameter.ndim > 1].append(parameter)
     layer_decay = recipe.layer_decay or 1.0
     result: Optimizer = create_optimizer_v2(

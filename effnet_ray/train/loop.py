@@ -75,7 +75,7 @@ def fit(
         if trainer is None or trainer.phase != phase:
             trainer = None  # frees DDP's hooks: the next phase trains the same parameters
             trainer = _start_phase(state, recipe, phase, sizes)
-        train_mode(state.network, recipe, phase.lowest)
+        train_mode(state.network, recipe, phase.lowest_trainable)
         for lanes in batches.train(step):
             count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
             if stop:

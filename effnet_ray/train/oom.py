@@ -91,7 +91,7 @@ def _fits(trainer: PhaseTrainer, splits: int) -> bool:
 
 def _run_empty_lane(trainer: PhaseTrainer) -> None:
     """Compute a lane of weight 0 on this worker alone, with the optimizer's memory reserved."""
-    train_mode(trainer.network, trainer.recipe, trainer.phase.lowest)
+    train_mode(trainer.network, trainer.recipe, trainer.phase.lowest_trainable)
     new = [p for p in trainer.trainable if p not in trainer.optimizer.state]
     reserved = [torch.empty_like(parameter) for parameter in new for _ in range(MOMENTS)]
     lane = trainer.empty_batch(trainer.recipe.micro_batch or 1)

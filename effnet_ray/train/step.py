@@ -40,7 +40,7 @@ class PhaseTrainer:
         self.state, self.recipe = state, recipe
         self.network, self.optimizer = state.network, state.optimizer
         self.phase = phase
-        self.trainable = set_trainable(state.network, recipe, phase.lowest)
+        self.trainable = set_trainable(state.network, recipe, phase.lowest_trainable)
         begin_phase(state.optimizer)
         self.device = next(state.network.parameters()).device
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
@@ -52,7 +52,7 @@ class PhaseTrainer:
             self.model = DistributedDataParallel(
                 self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
-        train_mode(state.network, recipe, phase.lowest)
+        train_mode(state.network, recipe, phase.lowest_trainable)
         updating = [layer for layer in batchnorms(state.network) if layer.training]
         self.running_statistics = RunningStatistics(updating) if updating else None
         self.moving_average = (
@@ -137,7 +137,7 @@ class PhaseTrainer:
         DDP rebuilds its buckets after the first backward pass. Without this, a resumed run would
         add up its first step's gradients in another order than the original run (3 workers).
         """
-        train_mode(self.network, self.recipe, self.phase.lowest)
+        train_mode(self.network, self.recipe, self.phase.lowest_trainable)
         accumulate_gradients(self, [self.empty_batch()], 0, torch.ones(1))
         self.optimizer.zero_grad()
 
