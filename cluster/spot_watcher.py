@@ -144,7 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--address", required=True, help="HOST:PORT of the Ray head")
     parser.add_argument(
-        "--node-id", help="hex id of the Ray node, for a machine with several; default: found by IP"
+        "--node-id",
+        help="hex id of the Ray node, for a machine with several; default: found by IP",
     )
     parser.add_argument("--metadata", default=METADATA, help="URL of the metadata service")
     arguments = parser.parse_args()

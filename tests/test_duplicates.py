@@ -79,7 +79,7 @@ def test_nothing_to_compare_is_no_pair(count: int) -> None:
 def test_many_equal_images_leave_room_for_the_nearly_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(duplicates, "LISTED", 6)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 6)
     hashes = hashed(tiles(2))
     digests = ["same"] * 20 + ["other"]
     seen = pa.table(

@@ -140,7 +140,7 @@ def test_an_image_is_divided_by_its_rarest_class_and_nothing_is_too_small(
     unit = np.arange(len(sets))
     classes = tuple("abcdef")
     given = np.full(len(sets), splits.UNASSIGNED)
-    number, names = splits.strata([sorted(s) for s in sets], unit, given, classes, least=3)
+    number, names = splits.strata([sorted(s) for s in sets], unit, given, classes, min_units=3)
     counts = [sum(k in own for own in sets) for k in range(6)]
     for own, stratum in zip(sets, number.tolist(), strict=True):
         rarest = min(own, key=lambda k: (counts[k], k), default=6)
@@ -184,7 +184,7 @@ def test_equal_images_with_other_labels_are_told_by_name() -> None:
         (SEVERAL, "folders", "class folders, where each image has one class"),
         (Packing(), "parquet", "several labels for one image: pack with --task multilabel"),
         (Packing(), "tar", "several labels for one image: pack with --task multilabel"),
-        (replace(SEVERAL, in_place=True), "parquet", "not read in place"),
+        (replace(SEVERAL, in_place=True), "parquet", "--in-place does not support"),
         (replace(SEVERAL, label_separator=";"), "table", None),
     ],
 )

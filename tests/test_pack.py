@@ -19,9 +19,9 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import ray_map, report
+from effnet_ray.packing.listing import WORK_FOLDER
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import DUPLICATES, QUARANTINE, pack
-from effnet_ray.packing.sources import WORK
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_hidden_files_change_nothing(images: Path, packed: Path, tmp_path: Path)
 
 def test_progress_counts_every_file(photographs: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    pack(str(photographs), str(tmp_path), progress=lambda done, total: seen.append((done, total)))
+    pack(
+        str(photographs), str(tmp_path), on_progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == sorted(seen) and seen[-1] == (24, 24)
 
 
@@ -189,13 +191,30 @@ def test_equal_images_across_splits_are_refused_on_request_and_can_be_moved_then
     for file in sorted(images.glob("*/*.*")):
         shutil.copy(file, file.with_stem(f"again {file.stem}"))
     out, reads = str(tmp_path / "out"), len(list(images.glob("*/*.*")))
-    with pytest.raises(DatasetError, match=r"have an equal one in another split, among them .*"
-                       r"--duplicates move"):  # fmt: skip
+    with pytest.raises(
+        DatasetError,
+        match=r"have an identical image in another split, for example .*--duplicates move",
+    ):
         pack(str(images), out, Packing(duplicates="refuse"))
     assert not (tmp_path / "out" / manifests.NAME).exists()
     manifest = pack(str(images), out)
     assert sum(manifest.images.values()) == reads
     assert manifest.fingerprint == pack(str(images), str(tmp_path / "other")).fingerprint
+
+
+def test_refused_duplicates_are_named_even_if_their_group_moves_first(
+    images: Path, tmp_path: Path
+) -> None:
+    first, second = sorted(images.glob("roof/*.*"))[:2]
+    twin = second.with_stem("z twin")
+    shutil.copy(second, twin)
+    rows = [(first, "roof", 1, "eval"), (second, "roof", 1, "eval"), (twin, "garden", 2, "train")]
+    lines = [f"{path},{label},{group},{split}" for path, label, group, split in rows]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,group,split", *lines]) + "\n")
+    packing = Packing(group_column="group", split_column="split", duplicates="refuse")
+    with pytest.raises(DatasetError, match=rf"1 images .*{second.name} \(eval\) and .*z twin"):
+        pack(str(table), str(tmp_path / "out"), packing)
 
 
 def test_nearly_equal_images_across_splits_are_told(tmp_path: Path) -> None:
@@ -275,13 +294,13 @@ def test_an_interrupted_packing_is_continued(
 
     out = tmp_path / "out"
     with pytest.raises(Killed):
-        pack(str(images), str(out), progress=dies)
+        pack(str(images), str(out), on_progress=dies)
     assert not (out / manifests.NAME).exists()
     before = {file: file.stat().st_mtime_ns for file in out.glob("*/*.parquet")}
     assert before
     assert pack(str(images), str(out)).fingerprint == whole.fingerprint
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert not (out / WORK).exists()
+    assert not (out / WORK_FOLDER).exists()
     assert {f.relative_to(out) for f in out.rglob("*")} == {
         f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*")
     }
@@ -293,7 +312,7 @@ def test_what_another_packing_left_behind_does_not_mix_in(images: Path, tmp_path
 
     out = tmp_path / "out"
     with pytest.raises(Killed):
-        pack(str(images), str(out), Packing(seed=1), progress=dies)
+        pack(str(images), str(out), Packing(seed=1), on_progress=dies)
     assert list(out.glob("*/*.parquet"))
     clean = pack(str(images), str(tmp_path / "clean"))
     assert pack(str(images), str(out)) == clean
@@ -305,7 +324,7 @@ def test_what_another_packing_left_behind_does_not_mix_in(images: Path, tmp_path
 def test_files_of_unknown_origin_are_in_the_way(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/mine.parquet").write_bytes(b"precious")
-    with pytest.raises(DatasetError, match=r"files in the way \(train/mine.parquet\)"):
+    with pytest.raises(DatasetError, match=r"files of another origin \(train/mine.parquet\)"):
         pack(str(images), str(tmp_path / "out"))
     assert (tmp_path / "out/train/mine.parquet").read_bytes() == b"precious"
 
@@ -315,7 +334,7 @@ def test_packing_on_a_cluster_is_the_same_data_set(
     images: Path, packed: Path, tmp_path: Path, cluster: None
 ) -> None:
     manifest = pack(str(images), str(tmp_path / "out"), Packing(eval_fraction=0.25),
-                    each=ray_map.ray_map)  # fmt: skip
+                    map_function=ray_map.ray_map)  # fmt: skip
     assert manifest.fingerprint == manifests.load(str(packed)).fingerprint
 
 
@@ -323,7 +342,7 @@ def test_packing_on_a_cluster_is_the_same_data_set(
 def test_a_mistake_found_on_a_cluster_is_told_as_here(tmp_path: Path, cluster: None) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(DatasetError, match=r"a.tar is damaged"):
-        pack(str(tmp_path), str(tmp_path / "out"), each=ray_map.ray_map)
+        pack(str(tmp_path), str(tmp_path / "out"), map_function=ray_map.ray_map)
 
 
 # --- what is set aside, reported or refused
@@ -350,7 +369,7 @@ def test_nothing_unreadable_is_an_empty_quarantine(packed: Path) -> None:
 
 def test_packing_again_is_reported_not_redone(images: Path, tmp_path: Path) -> None:
     def again() -> Manifest:
-        return pack(str(images), str(tmp_path / "out"), progress=lambda *_: done.append(1))
+        return pack(str(images), str(tmp_path / "out"), on_progress=lambda *_: done.append(1))
 
     done: list[int] = []
     first = again()

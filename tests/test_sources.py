@@ -19,9 +19,10 @@ import pytest
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import sources
+from effnet_ray.packing.listing import Listing
 from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.pack import pack
-from effnet_ray.packing.sources import Listing, find
+from effnet_ray.packing.sources import list_images
 
 Write = Callable[[Path, Path], str]
 """(class folders, empty folder) → URI of the same images in another form."""
@@ -122,14 +123,14 @@ def out(tmp_path: Path) -> Path:
 
 
 def listed(source: str, out: Path, columns: SourceColumns | None = None) -> Listing:
-    return find(source, columns or SourceColumns(), str(out.parent / "data"), map)
+    return list_images(source, columns or SourceColumns(), str(out.parent / "data"), map)
 
 
 def contents(listing: Listing) -> Counter[tuple[str, bytes]]:
     """(class, bytes) of every image, read as the index says."""
     rows = listing.images.to_pylist()
     return Counter(
-        (listing.classes[r["label"]], sources.read(r["file"], r["offset"], r["bytes"]))
+        (listing.classes[r["label"]], sources.read_image(r["file"], r["offset"], r["bytes"]))
         for r in rows
     )
 
@@ -195,7 +196,7 @@ def test_a_sample_whose_name_has_dots_is_refused_not_lost(images: Path, out: Pat
             info = tarfile.TarInfo(f"shard/im{suffix}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(DatasetError, match=r"im.007.jpg but no picture named shard/im"):
+    with pytest.raises(DatasetError, match=r"im.007.jpg but no image named shard/im"):
         listed(str(out), out)
 
 
@@ -274,7 +275,9 @@ def test_an_index_is_made_once(images: Path, out: Path, monkeypatch: pytest.Monk
 
 
 def test_pickles_are_never_opened(images: Path, out: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no label for shard/00000 \(beside the image: pkl"):
+    with pytest.raises(
+        DatasetError, match=r"no label for shard/00000 \(files beside the image: pkl"
+    ):
         listed(write_tar(images, out, kind="pkl"), out)
 
 
@@ -296,10 +299,10 @@ def test_a_table_that_names_absent_images_is_refused(images: Path, out: Path) ->
     ("table", "message"),
     [
         ("path,label\nroof/0.jpg,\nroof/1.jpg,a\n", "rows without a value in 'label'"),
-        ("path,label\nroof/0.jpg,a\nroof/0.jpg,b\n", "names roof/0.jpg twice"),
-        ("path,label,split\nroof/0.jpg,a,x\nroof/1.jpg,b,train\n", "names the split 'x'"),
+        ("path,label\nroof/0.jpg,a\nroof/0.jpg,b\n", "lists roof/0.jpg twice"),
+        ("path,label,split\nroof/0.jpg,a,x\nroof/1.jpg,b,train\n", "has the split 'x'"),
         ("path,label\nroof/0.jpg,a\nroof/1.jpg,a\n", "has one class"),
-        ("path,label\nroof/0.jpg\n", "is no CSV table"),
+        ("path,label\nroof/0.jpg\n", "is not a valid CSV table"),
     ],
 )
 def test_a_table_that_says_nothing_clear_is_refused(
@@ -337,7 +340,9 @@ def test_a_tables_labels_are_text_as_they_stand(images: Path, tmp_path: Path) ->
     """01 and 1 are two classes."""
     names = itertools.cycle(["01", "1", "02"])
     source = write_csv(images, tmp_path, number=lambda n, path: next(names))
-    listing = find(source, SourceColumns(label_column="number"), str(tmp_path / "data"), map)
+    listing = list_images(
+        source, SourceColumns(label_column="number"), str(tmp_path / "data"), map
+    )
     assert listing.classes == ("01", "02", "1")
 
 
@@ -351,7 +356,7 @@ def test_an_image_outside_of_class_folders_is_refused(
         shutil.copytree(images, source / split)
     shutil.copy(files(images)[0], source / place)
     with pytest.raises(DatasetError, match=f"outside of class folders.*{place}"):
-        find(str(source), SourceColumns(), str(tmp_path / "data"), map)
+        list_images(str(source), SourceColumns(), str(tmp_path / "data"), map)
 
 
 def test_other_class_names_are_another_listing(images: Path, tmp_path: Path) -> None:
@@ -361,5 +366,5 @@ def test_other_class_names_are_another_listing(images: Path, tmp_path: Path) -> 
     for letters in ("abcdefgh", "hgfedcba"):
         (tmp_path / "names.txt").write_text("\n".join(letters[: len(folders)]))
         columns = SourceColumns(label_column="number", classes=str(tmp_path / "names.txt"))
-        digests.add(find(source, columns, str(tmp_path / "data"), map).digest)
+        digests.add(list_images(source, columns, str(tmp_path / "data"), map).digest)
     assert len(digests) == 2

@@ -108,7 +108,7 @@ def test_parts_hold_every_image_once_in_order_and_about_the_limit(
     sizes: Sequence[int], limit: int
 ) -> None:
     ids = np.random.default_rng(0).permutation(len(sizes))
-    cut = splits.parts(ids, np.asarray(sizes), limit)
+    cut = splits.cut_shards(ids, np.asarray(sizes), limit)
     assert np.array_equal(np.concatenate(cut), ids)
     assert all(np.asarray(sizes)[part].sum() < limit + 50 for part in cut)
 

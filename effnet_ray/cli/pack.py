@@ -14,8 +14,8 @@ from effnet_ray.placement import Placement
 
 if TYPE_CHECKING:
     from effnet_ray.data.manifest import Manifest
+    from effnet_ray.packing.listing import Map
     from effnet_ray.packing.report import Report
-    from effnet_ray.packing.sources import Map
 
 MAX_CLASS_ROWS = 20
 """Classes in the table, half of them the largest and half the smallest; report.json has all."""
@@ -56,7 +56,11 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
             [storage.absolute(flags.source), out], terminal, verbose=flags.verbose
         )
         manifest = pack(
-            flags.source, out, flags.packing, progress=terminal.packing_progress, each=map_function
+            flags.source,
+            out,
+            flags.packing,
+            on_progress=terminal.packing_progress,
+            map_function=map_function,
         )
         if flags.packing.in_place:
             terminal.print(f"wrote {manifest_uri}; the shards are unchanged")

@@ -1,18 +1,14 @@
-"""Images inside larger files: Parquet rows in Hugging Face's layout, and WebDataset tars.
+"""The index of images inside larger files: Parquet in Hugging Face's layout, WebDataset tars.
 
 A tar is indexed in one sequential read; its images are later read by range. Parquet cells and
-compressed tars have no range of their own: their images are copied once into a *spool*, a plain
-file of all of them end to end, so that packing can shuffle globally without holding them.
-Pickled members are never opened.
+members of compressed tars cannot be read by range. Their images are copied once into a *spool*,
+one plain file per archive with all its images, so that packing can shuffle globally without
+holding them in memory.
 """
 
-import hashlib
 import json
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,274 +16,117 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import classes, hf_parquet
-from effnet_ray.data.decode import IMAGE_SUFFIXES
+from effnet_ray.data import hf_parquet
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text
+from effnet_ray.packing.listing import INDEX_SCHEMA, make_index
+from effnet_ray.packing.webdataset import read_samples
 from effnet_ray.storage import parquet
 
-TARS = (".tar", ".tar.gz", ".tgz")
-SUFFIXES = (".parquet", *TARS)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".parquet", *TAR_SUFFIXES)
+BATCH_ROWS = 16
+"""Rows of a Parquet file that are in memory at a time."""
 
 
-def schema(**types: Any) -> pa.Schema:
-    """Columns and their types."""
-    return pa.schema(list(types.items()))
-
-
-SCHEMA = schema(
-    path=pa.string(),
-    file=pa.string(),
-    offset=pa.int64(),
-    bytes=pa.int64(),
-    label=pa.string(),
-    group=pa.string(),
-    split=pa.string(),
-)
-"""`offset` is -1 where the image is the whole file."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveJob:
-    """One archive to index."""
-
-    source: str
-    path: str
-    bytes: int
-    label: str
-    separator: str
-    """Between the labels of one image; empty where each has one."""
-    group: str
-    split: str
-    """Names of the columns or JSON keys, as is `label`; these may be empty."""
-    classes: Sequence[str] | None
-    """Names of numbered labels, where the archive tells them."""
-    spool: str
-    """Folder for what cannot be read by range, and for the index."""
-
-    @property
-    def uri(self) -> str:
-        """Where the archive lies."""
-        return storage.join(self.source, self.path)
-
-    @property
-    def key(self) -> str:
-        """A file name of its own."""
-        told = {k: v for k, v in asdict(self).items() if k != "spool"}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
-
-
-def table(columns: dict[str, Any]) -> pa.Table:
-    """An index from some of its columns; the others are null, offsets -1."""
-    count = len(columns["path"])
-    columns = {"offset": [-1] * count, **columns}
-    arrays = []
-    for field in SCHEMA:
-        values = columns.get(field.name)
-        if isinstance(values, pa.ChunkedArray):
-            arrays.append(values)
-        else:
-            arrays.append(pa.array([None] * count if values is None else values, field.type))
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] | None:
-    """Names of a ClassLabel column, from the first Parquet file; None where it tells none."""
+def read_class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] | None:
+    """Return the names of a ClassLabel column from the first Parquet file; None without any."""
     files = [path for path in paths if path.lower().endswith(".parquet")]
     if not files:
         return None
-    filesystem, path = storage.arrow_filesystem(storage.join(source, files[0]))
-    schema = storage.read_with_retries(path, lambda: pq.read_schema(path, filesystem=filesystem))
-    metadata = schema.metadata or {}
+    metadata = parquet.read_schema(storage.join(source, files[0])).metadata or {}
     try:
-        found = json.loads(metadata[b"huggingface"])["info"]["features"][label]
-        if isinstance(found, list):  # a list of labels, in the older of two ways to say so
-            found = found[0]
-        return list(map(str, found.get("feature", found)["names"]))
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        if isinstance(feature, list):  # the older of two notations for a list of labels
+            feature = feature[0]
+        return list(map(str, feature.get("feature", feature)["names"]))
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
 
 
-def index(job: ArchiveJob) -> pa.Table:
-    """The archive's index; made once, then found again in the spool."""
-    kept = storage.join(job.spool, f"{job.key}.parquet")
-    if storage.exists(kept):
-        return parquet.read_table(kept)
-    found = storage.read_with_retries(job.uri, lambda: _index(job), 3 * job.bytes)
-    parquet.write_table(kept, found)
-    return found
+def index_archive(job: ArchiveJob) -> pa.Table:
+    """Return the archive's index, from the spool if an earlier call has stored it."""
+    uri = storage.join(job.spool, f"{job.key}.parquet")
+    if storage.exists(uri):
+        return parquet.read_table(uri)
+    index = storage.read_with_retries(job.uri, lambda: _read_index(job), 3 * job.bytes)
+    parquet.write_table(uri, index)
+    return index
 
 
-def _index(job: ArchiveJob) -> pa.Table:
+def _read_index(job: ArchiveJob) -> pa.Table:
     """Read the archive once, from its beginning to its end."""
-    kind = job.path.lower()
-    if kind.endswith(".tar"):
-        return _table(job, _samples(job, "r|"), job.uri)
+    path = job.path.lower()
+    if path.endswith(".tar"):
+        return _to_index(job, read_samples(job, "r|"), job.uri)
     with tempfile.TemporaryDirectory(prefix="effnet-spool-") as folder:
         local = Path(folder) / "images"
-        spooled = storage.join(job.spool, f"{job.key}.images")
+        spool_uri = storage.join(job.spool, f"{job.key}.images")
         with local.open("wb") as spool:
-            images = _cells(job) if kind.endswith(".parquet") else _samples(job, "r|gz")
-            found = _table(job, _spooled(images, spool), spooled)
-        storage.upload(local, spooled)
-        return found
+            samples = _read_rows(job) if path.endswith(".parquet") else read_samples(job, "r|gz")
+            index = _to_index(job, _copy_to_spool(samples, spool), spool_uri)
+        storage.upload(local, spool_uri)
+        return index
 
 
-Sample = dict[str, Any]
-"""`path`, `offset`, `data` (bytes, or their count), `label`, `group`, `split`."""
-
-
-def _table(job: ArchiveJob, samples: Iterator[Sample], file: str) -> pa.Table:
-    """The index of some samples whose bytes lie in `file`."""
-    found: dict[str, list[Any]] = {name: [] for name in SCHEMA.names if name != "file"}
+def _to_index(job: ArchiveJob, samples: Iterator[Sample], file: str) -> pa.Table:
+    """Return the index of samples whose bytes are in `file`."""
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names if name != "file"}
     for sample in samples:
-        size = sample.pop("data")
-        found["bytes"].append(size if isinstance(size, int) else len(size))
-        found["path"].append(f"{job.path}#{sample.pop('path')}")
-        for name, value in sample.items():
-            found[name].append(value)
-    return table({**found, "file": [file] * len(found["path"])})
+        data = sample["data"]
+        columns["path"].append(f"{job.path}#{sample['path']}")
+        columns["bytes"].append(data if isinstance(data, int) else len(data))
+        for name in ("offset", "label", "group", "split"):
+            columns[name].append(sample[name])
+    return make_index({**columns, "file": [file] * len(columns["path"])})
 
 
-def _spooled(samples: Iterator[Sample], spool: BinaryIO) -> Iterator[Sample]:
-    """The samples, their bytes appended to the spool."""
+def _copy_to_spool(samples: Iterator[Sample], spool: BinaryIO) -> Iterator[Sample]:
+    """Append the samples' images to the spool; yield the samples with their offsets in it."""
     for sample in samples:
         yield {**sample, "offset": spool.tell()}
         spool.write(sample["data"])
 
 
-def _cells(job: ArchiveJob) -> Iterator[Sample]:
-    """Rows of a Parquet file, a few at a time."""
+def _read_rows(job: ArchiveJob) -> Iterator[Sample]:
+    """Yield a sample for each row of a Parquet file."""
     filesystem, path = storage.arrow_filesystem(job.uri)
-    wanted = [name for name in ("image", job.label, job.group, job.split) if name]
+    columns = job.columns
+    names = ["image", columns.label_column, columns.group_column, columns.split_column]
+    names = list(filter(None, names))
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        _check_columns(job, file.schema_arrow, wanted)
+        _check_columns(job, file.schema_arrow, names)
         number = 0
-        for batch in file.iter_batches(batch_size=16, columns=wanted):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
             for row in batch.to_pylist():
-                yield _cell(job, number, row)
+                yield _to_sample(job, number, row)
                 number += 1
 
 
-def _check_columns(job: ArchiveJob, schema: pa.Schema, wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in schema.names]
+def _check_columns(job: ArchiveJob, schema: pa.Schema, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in schema.names]
     if missing or not hf_parquet.holds_images(schema):
         raise DatasetError(
             f"{job.uri} has the columns {', '.join(schema.names)}: expected `image` "
-            f"{{bytes, path}} and {', '.join(n for n in wanted if n != 'image')} "
-            "(--label-column, --group-column and --split-column name others)"
+            f"{{bytes, path}} and {', '.join(name for name in names if name != 'image')}; name "
+            "other columns with --label-column, --group-column or --split-column"
         )
 
 
-def _cell(job: ArchiveJob, number: int, row: dict[str, Any]) -> Sample:
-    image = row["image"] or {}
+def _to_sample(job: ArchiveJob, number: int, row: dict[str, Any]) -> Sample:
+    columns, image = job.columns, row["image"] or {}
     if image.get("bytes") is None:
         raise DatasetError(f"{job.uri} has no image bytes in row {number}: embed the images")
-    label = _label(job, row[job.label])
+    label = job.parse_label(row[columns.label_column])
     if label is None:
-        raise DatasetError(f"{job.uri} has no {job.label} in row {number}: every image needs one")
+        raise DatasetError(
+            f"{job.uri} has no {columns.label_column} in row {number}: give every image a label"
+        )
     return {
         "path": "/".join(filter(None, (f"{number}", image.get("path")))),
         "offset": 0,
         "data": image["bytes"],
         "label": label,
-        "group": _text(row.get(job.group)),
-        "split": _text(row.get(job.split)),
+        "group": optional_text(row.get(columns.group_column)),
+        "split": optional_text(row.get(columns.split_column)),
     }
-
-
-def _label(job: ArchiveJob, value: Any) -> str | None:
-    """Raises DatasetError for several where one is expected."""
-    try:
-        return classes.normalize_label(value, job.separator, job.classes)
-    except ValueError as error:
-        raise DatasetError(f"{job.uri} has {error}") from error
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
-
-
-def _samples(job: ArchiveJob, mode: str) -> Iterator[Sample]:
-    """WebDataset's samples: members in a row that share their name up to its first dot."""
-    sample: dict[str, Any] = {}
-    for key, kind, offset, data in _members(job, mode):
-        if sample and sample["key"] != key:
-            yield from _sample(job, sample)
-            sample = {}
-        sample = sample or {"key": key, "beside": {}}
-        if f".{kind}" in IMAGE_SUFFIXES:
-            sample |= {"image": (offset, data), "kind": kind}
-        else:
-            sample["beside"][kind] = data
-    if sample:
-        yield from _sample(job, sample)
-
-
-def _members(job: ArchiveJob, mode: str) -> Iterator[tuple[str, str, int, Any]]:
-    """(key, kind, offset, bytes) of a tar's files; of a plain tar's images only the size."""
-    filesystem, path = storage.arrow_filesystem(job.uri)
-    stream = filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20)
-    try:
-        with stream, tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, kind = name.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                kind, data = kind.lower(), None
-                if f".{kind}" in IMAGE_SUFFIXES and mode == "r|":
-                    data = member.size
-                elif f".{kind}" in IMAGE_SUFFIXES or kind in ("cls", "txt", "json"):
-                    file = tar.extractfile(member)
-                    data = file.read() if file else b""
-                yield f"{folder}/{stem}".lstrip("/"), kind, member.offset_data, data
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{job.uri} is damaged ({error}): copy it there again") from error
-
-
-def _sample(job: ArchiveJob, sample: dict[str, Any]) -> Iterator[Sample]:
-    """One sample with its label from .json, .cls or .txt; none where there is no image."""
-    if "image" not in sample:
-        _check_dots(job, sample)
-        return
-    told, beside = _json(job, sample), sample["beside"]
-    label = told.get(job.label, beside.get("cls", beside.get("txt")))
-    if label is not None:  # else it is forgotten, not empty
-        label = _label(job, label.decode().strip() if isinstance(label, bytes) else label)
-    if label is None:
-        kinds = ", ".join(sorted(beside))
-        raise DatasetError(
-            f"{job.uri} has no label for {sample['key']} (beside the image: "
-            f"{kinds or 'nothing'}): expected .cls, or .json with the key {job.label!r}"
-        )
-    offset, data = sample["image"]
-    yield {
-        "path": f"{sample['key']}.{sample['kind']}",
-        "offset": offset,
-        "data": data,
-        "label": label,
-        "group": _text(told.get(job.group)),
-        "split": _text(told.get(job.split)),
-    }
-
-
-def _check_dots(job: ArchiveJob, sample: dict[str, Any]) -> None:
-    """WebDataset ends a sample's name at its first dot: a picture with more of them is refused."""
-    for kind in sample["beside"]:
-        if kind.endswith(IMAGE_SUFFIXES):
-            raise DatasetError(
-                f"{job.uri} has {sample['key']}.{kind} but no picture named {sample['key']}: take "
-                "the dots out of the samples' names"
-            )
-
-
-def _json(job: ArchiveJob, sample: dict[str, Any]) -> dict[str, Any]:
-    if "json" not in sample["beside"]:
-        return {}
-    try:
-        told = json.loads(sample["beside"]["json"])
-    except ValueError as error:
-        raise DatasetError(
-            f"{job.uri} has broken JSON beside {sample['key']} ({error})"
-        ) from error
-    return told if isinstance(told, dict) else {}

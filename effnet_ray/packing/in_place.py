@@ -1,8 +1,8 @@
-"""Parquet shards of somebody else's, trained from where they are: only a manifest is written.
+"""Uses existing Parquet shards where they are: writes only a manifest beside them.
 
-They must be in Hugging Face's image layout, with numbered labels, and named by split
-(`train-00000-of-00004.parquet`, `validation-…`). They know no ids and no digests: ids are
-positions, and the manifest keeps a digest of every row group.
+The shards must have Hugging Face's image layout, numeric labels, and names that start with their
+split (`train-00000-of-00004.parquet`, `validation-…`). They contain neither ids nor digests: ids
+are positions, and the manifest stores a digest of every row group.
 """
 
 import hashlib
@@ -15,62 +15,69 @@ from effnet_ray import storage
 from effnet_ray.data import classes, hf_parquet, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import archives, sources
+from effnet_ray.packing import archives
+from effnet_ray.packing.listing import Map, split_of
 from effnet_ray.packing.options import SourceColumns
-from effnet_ray.packing.sources import Map
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
-MIXED = 0.5
-"""With fewer of the classes in a row group than this share of what chance would give, the rows
-are sorted by class."""
+MIN_DIVERSITY = 0.5
+"""Rows count as sorted by class if the median row group has fewer distinct classes than this
+fraction of what random rows would have."""
 
 
 @dataclass(frozen=True, slots=True)
-class ShardCheck:
-    """One shard to look at."""
+class CheckJob:
+    """One shard to check."""
 
     source: str
     path: str
-    label: str
+    label_column: str
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedShard:
-    """What a shard holds."""
+    """A shard's manifest entry and labels."""
 
     shard: Shard
     labels: list[list[int]]
-    """Of every row group."""
+    """Per row group."""
 
 
-def index(source: str, columns: SourceColumns, each: Map) -> Manifest:
+def write_manifest(source: str, columns: SourceColumns, map_function: Map) -> Manifest:
     """Write a manifest beside the shards of `source` and return it.
 
-    Raises DatasetError where they cannot be trained from as they are; then `pack` rewrites them.
+    Raises DatasetError if they cannot be used for training as they are. Packing without
+    `in_place` rewrites them.
     """
     if columns.task == MULTILABEL:
-        raise DatasetError("--task multilabel is not read in place: pack without --in-place")
+        raise DatasetError(
+            "--in-place does not support --task multilabel: pack without --in-place"
+        )
     paths = [path for path in storage.sizes(source) if path.lower().endswith(".parquet")]
-    by_split = _by_split(source, paths)
-    known = (
+    paths_of = _group_by_split(source, paths)
+    names = (
         classes.read_class_names(columns.classes)
         if columns.classes
-        else archives.class_names(source, paths, columns.label_column)
+        else archives.read_class_names(source, paths, columns.label_column)
     )
-    checks = [ShardCheck(source, path, columns.label_column) for path in paths]
-    seen = dict(zip(paths, each(check_shard, checks), strict=True))
-    labels = [group for found in seen.values() for group in found.labels]
-    _check_mixed(source, labels)
-    highest = max(max(group, default=0) for group in labels)
-    names = tuple(known or map(str, range(highest + 1)))
-    if highest >= len(names):
-        raise DatasetError(f"{source} has the label {highest}, but only {len(names)} class names")
+    jobs = [CheckJob(source, path, columns.label_column) for path in paths]
+    checked = dict(zip(paths, map_function(check_shard, jobs), strict=True))
+    labels = [group for shard in checked.values() for group in shard.labels]
+    _check_shuffled(source, labels)
+    max_label = max(max(group, default=0) for group in labels)
+    class_names = tuple(names or map(str, range(max_label + 1)))
+    if max_label >= len(class_names):
+        raise DatasetError(
+            f"{source} has the label {max_label}, but only {len(class_names)} class names: "
+            "correct the labels or the file of class names"
+        )
     manifest = Manifest(
-        classes=names,
+        classes=class_names,
         splits={
-            split: tuple(seen[path].shard for path in found) for split, found in by_split.items()
+            split: tuple(checked[path].shard for path in shard_paths)
+            for split, shard_paths in paths_of.items()
         },
         label_column=columns.label_column,
         made_from={"source": source, "in_place": 1},
@@ -79,61 +86,64 @@ def index(source: str, columns: SourceColumns, each: Map) -> Manifest:
     return manifest
 
 
-def _by_split(source: str, paths: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+def _group_by_split(source: str, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return the shard paths of each split; no empty split."""
+    paths_of: dict[str, list[str]] = {split: [] for split in SPLITS}
     for path in paths:
-        split = sources.split_of(path)
+        split = split_of(path)
         if split is None:
             raise DatasetError(
                 f"{path} of {source} is not named by its split: rename it (train-…, "
                 "validation-…, test-…), or pack without --in-place"
             )
-        found[split].append(path)
-    if not found["train"] or not found["eval"]:
+        paths_of[split].append(path)
+    if not paths_of["train"] or not paths_of["eval"]:
         raise DatasetError(
-            f"{source} needs train-*.parquet and validation-*.parquet to be used in place: pack "
-            "without --in-place, which makes the split"
+            f"{source} needs train-*.parquet and validation-*.parquet for --in-place: pack "
+            "without --in-place, which makes an eval split"
         )
-    return {split: these for split, these in found.items() if these}
+    return {split: shard_paths for split, shard_paths in paths_of.items() if shard_paths}
 
 
-def check_shard(job: ShardCheck) -> CheckedShard:
-    """Read a shard once, a row group at a time."""
+def check_shard(job: CheckJob) -> CheckedShard:
+    """Read a shard once, one row group at a time."""
     uri = storage.join(job.source, job.path)
     footer = parquet.read_footer(uri)
-    groups, labels, digests = [], [], []
+    rows, labels, digests = [], [], []
     for number in range(footer.num_row_groups):
         size = footer.row_group(number).total_byte_size
         if size > hf_parquet.LARGEST_GROUP:
             raise DatasetError(
-                f"{uri} has a row group of {size / 1e6:,.0f} MB, which every read of one of its "
-                "images would fetch: pack without --in-place"
+                f"{uri} has a row group of {size / 1e6:,.0f} MB, all of which would be fetched "
+                "for each of its images: pack without --in-place"
             )
-        table = hf_parquet.read_row_group(uri, number, job.label, footer)
-        groups.append(table.num_rows)
+        table = hf_parquet.read_row_group(uri, number, job.label_column, footer)
+        rows.append(table.num_rows)
         labels.append(column_values(table, "label"))
         digests.append(hf_parquet.digest(table))
-    sha = hashlib.sha256("".join(digests).encode()).hexdigest()
     shard = Shard(
         path=job.path,
-        row_groups=tuple(groups),
+        row_groups=tuple(rows),
         bytes=storage.sizes(job.source)[job.path],
-        sha256=sha,
+        sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),
         digests=tuple(digests),
     )
     return CheckedShard(shard, labels)
 
 
-def _check_mixed(source: str, labels: Sequence[Sequence[int]]) -> None:
-    """Packing shuffles; here the rows stay in their order, and a batch comes from few groups."""
-    every = np.concatenate([np.asarray(group, np.int64) for group in labels])
-    share = np.bincount(every) / len(every)
-    shares = []
+def _check_shuffled(source: str, labels: Sequence[Sequence[int]]) -> None:
+    """Raise DatasetError for rows sorted by class.
+
+    Rows keep their order without packing, and a batch comes from few row groups.
+    """
+    all_labels = np.concatenate([np.asarray(group, np.int64) for group in labels])
+    frequency = np.bincount(all_labels) / len(all_labels)
+    diversity = []
     for group in labels:
-        expected = np.sum(1 - (1 - share) ** len(group))  # distinct classes, were they drawn
-        shares.append(len(set(group)) / expected)
-    if np.median(shares) < MIXED:
+        expected = np.sum(1 - (1 - frequency) ** len(group))  # distinct classes of random rows
+        diversity.append(len(set(group)) / expected)
+    if np.median(diversity) < MIN_DIVERSITY:
         raise DatasetError(
-            f"{source} is sorted by class, and batches of one class do not train: pack without "
+            f"{source} is sorted by class, so a batch would contain few classes: pack without "
             "--in-place, which shuffles"
         )

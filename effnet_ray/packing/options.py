@@ -1,4 +1,4 @@
-"""Options of packing: how a source is read and what is made of it."""
+"""Options of packing: how a source is read, and how the data set is made."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,71 +6,77 @@ from typing import Literal
 from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import MULTILABEL, TASKS
 
+MIN_SIDE = 32
+"""px: the smallest `max_side`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceColumns:
-    """What the columns of a table, the features of Parquet rows or the keys of a WebDataset's
-    JSON are called."""
+    """Names of a table's columns, of Parquet columns, or of keys in a WebDataset's JSON."""
 
     path_column: str = "path"
-    """Column of a table with each image's path, relative to the table, or URI."""
+    """Column of a table with each image's URI, or its path relative to the table."""
     label_column: str = "label"
-    """Column with the class: a name, or a number."""
+    """Column with the class, as a name or a number."""
     group_column: str = ""
-    """Column whose equal values stay in one split: the patient, the product, the camera trap."""
+    """Column with a group, such as the patient, product or camera. Images of one group stay in
+    one split. Default: no groups."""
     split_column: str = ""
-    """Column that says train, eval (val, validation) or test. Default: as folders or files are
-    named, where they are named so."""
+    """Column with the split: train, eval (or val, validation) or test. Default: the split in the
+    names of folders or files, if they contain one."""
     task: Literal["multiclass", "multilabel"] = "multiclass"
-    """`multilabel`: an image may have any number of classes, none too. Its label is then a list
-    (Parquet, JSON) or a text of several."""
+    """`multiclass`: each image has one class. `multilabel`: each image has any number of classes,
+    as a list (Parquet, JSON) or as text with separators."""
     label_separator: str = "|"
-    """What stands between the labels of such a text."""
+    """Separator between the labels in a multilabel text."""
     classes: str = ""
-    """URI of a file with one class name per line, in the order of the labels. Default: the names
-    found, sorted."""
+    """URI of a file with one class name per line; the line number is the class index. Default:
+    the class names of the source, sorted."""
 
     @property
     def separator(self) -> str:
-        """Between the labels of one image; empty where each has one."""
+        """Separator between the labels of one image; empty if each has one label."""
         return self.label_separator if self.task == MULTILABEL else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(SourceColumns):
-    """How a source is read and what is made of it."""
+    """How a source is read, and how the data set is made."""
 
     eval_fraction: float = 0.2
-    """Share of every class for the eval split, 0 to 1. Not used where the source has one."""
+    """Fraction of each class for the eval split, 0 to 1. Ignored if the source has an eval
+    split."""
     test_fraction: float = 0.0
-    """Share of every class for the test split, 0 to 1. Not used where the source has one."""
+    """Fraction of each class for the test split, 0 to 1. Ignored if the source has a test
+    split."""
     seed: int = 0
-    """Seeds the split and the shuffle."""
+    """Random seed of the split and the shuffle."""
     max_side: int | None = None
-    """px: larger photographs are encoded again (JPEG, quality 92) with this longer side."""
+    """Downscale larger images to this longer side, px (JPEG, quality 92). Default: keep the
+    original files."""
     duplicates: Literal["move", "refuse"] = "move"
-    """Images equal byte for byte that would be in different splits: `move` them to the same one
-    (the first of train, eval, test), or `refuse`."""
+    """For byte-identical images in different splits: `move` all of them to one split (the first
+    of train, eval, test), or `refuse` to pack."""
     in_place: bool = False
-    """Leave Parquet shards in Hugging Face's layout where they are and write only a manifest
-    beside them. Nothing is shuffled, split, looked at or set aside."""
+    """Write only a manifest beside Parquet shards in Hugging Face's image layout, without copying
+    them. Images are not shuffled, split, checked or quarantined."""
 
     def __post_init__(self) -> None:
-        """Raises DatasetError for values that cannot be."""
-        low, high = self.eval_fraction, self.test_fraction
-        if not (0 < low < 1 and 0 <= high and low + high < 1):
+        """Raise DatasetError for invalid values."""
+        for_eval, for_test = self.eval_fraction, self.test_fraction
+        if not (0 < for_eval < 1 and 0 <= for_test and for_eval + for_test < 1):
             raise DatasetError(
-                f"eval-fraction {low:g} and test-fraction {high:g} leave no train images: "
-                "expected 0 < eval-fraction, and a sum below 1"
+                f"eval-fraction {for_eval:g} and test-fraction {for_test:g} leave no train "
+                "images: expected eval-fraction above 0, and a sum below 1"
             )
-        if self.max_side is not None and self.max_side < 32:
-            raise DatasetError(f"max-side is {self.max_side} px: expected 32 or more")
+        if self.max_side is not None and self.max_side < MIN_SIDE:
+            raise DatasetError(f"max-side is {self.max_side} px: expected {MIN_SIDE} or more")
         if self.task not in TASKS:
             raise DatasetError(f"task is {self.task!r}: expected {' or '.join(TASKS)}")
         if self.task == MULTILABEL and not self.label_separator:
             raise DatasetError(
-                "label-separator is empty: expected what stands between the labels of a text; "
-                "lists of labels need none, so leave it as it is"
+                "label-separator is empty: expected the separator between labels in a text; if "
+                "labels are lists, omit the flag"
             )
         if self.duplicates not in ("move", "refuse"):
             raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")

@@ -1,9 +1,9 @@
 """Labelled images in any common form → Parquet shards and, last of all, manifest.json.
 
-Packing shuffles globally, so that every row group is a fair sample of the classes, and is
-deterministic: the same source and seed give the same ids, shards and fingerprint, for any
-parallelism and destination. Every shard is a job of its own that any machine can do; what was
-done is found again when packing is run again.
+Packing shuffles globally, so every row group is a random sample of the classes. It is
+deterministic: the same source and seed give the same ids, shards and fingerprint, whatever the
+parallelism and destination. Every shard is an independent job that any machine can run. Packing
+again after an interruption reuses the completed shards.
 """
 
 import json
@@ -17,10 +17,10 @@ from effnet_ray import storage
 from effnet_ray.data import classes, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import duplicates, in_place, report, shards, sources, splits
+from effnet_ray.packing import duplicates, in_place, report, sources, splits
+from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
-from effnet_ray.packing.shards import ShardJob, WrittenShard
-from effnet_ray.packing.sources import WORK, Listing, Map
+from effnet_ray.packing.shards import WriteJob, WrittenShard, write_shard
 from effnet_ray.packing.splits import Ints
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
@@ -30,10 +30,13 @@ SHARD_BYTES = 128 * 1024**2
 
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"
-BEGUN = "begun.json"
+STARTED = "begun.json"
+"""In the work folder: what the shards beside it are made from."""
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of packed images and of all images."""
+
+MadeFrom = dict[str, str | int | float]
 
 
 def pack(
@@ -41,81 +44,86 @@ def pack(
     out: str,
     packing: Packing | None = None,
     *,
-    progress: Progress = lambda done, total: None,
-    each: Map = map,
+    on_progress: OnProgress | None = None,
+    map_function: Map = map,
 ) -> Manifest:
     """Pack the images of `source` (local or s3://) into shards and a manifest under `out`.
 
-    Unreadable images are left out and named, with the reason, in `out`/quarantine.parquet;
-    equal and nearly equal ones in duplicates.parquet; counts are in report.json. `each` runs the
-    shards' jobs: here, or all over a cluster. An interrupted packing is continued; a finished one
-    is reported, not redone. Raises DatasetError for a source that cannot be packed, or another
-    data set at `out`; StorageError where a URI cannot be used.
+    Unreadable images are left out and listed, with the reason, in `out`/quarantine.parquet;
+    identical and nearly identical ones in duplicates.parquet; counts are in report.json.
+    `map_function` runs the jobs of archives and shards: here, or all over a cluster. An
+    interrupted packing is continued; a complete one is returned as it is. Raises DatasetError for
+    a source that cannot be packed, or another data set at `out`; StorageError if a URI cannot be
+    used.
     """
     packing = packing or Packing()
     source, out = storage.absolute(source), storage.absolute(out)
-    work = storage.join(out, WORK)
     if packing.in_place:
         if out != source:
             raise DatasetError(f"--in-place leaves the shards where they are: use --out {source}")
-        return in_place.index(source, packing, each)
+        return in_place.write_manifest(source, packing, map_function)
     if out == source:
         raise DatasetError(f"--out {out} is the source itself: choose another folder")
-    listing = sources.find(source, packing, out, each)
+    listing = sources.list_images(source, packing, out, map_function)
     made_from = _made_from(source, listing, packing)
-    done = _already_packed(out, made_from)
-    if done:
-        return done
-    split = _assigned(listing, packing)
-    _begin(out, made_from)
-    job = _Packer(listing, packing, out, progress, each)
-    written = job.write(split, splits.shuffled(split, packing.seed))
-    final = _together(written, listing, split, packing, source)
-    if (final != split).any():
-        written = job.rewrite(split, final)
-    manifest = _conclude(listing, written, split, final, made_from, out)
-    storage.delete(work)
+    existing = _load_existing(out, made_from)
+    if existing:
+        return existing
+    split = _assign_splits(listing, packing)
+    _prepare_folder(out, made_from)
+    writer = _ShardWriter(listing, packing, out, on_progress, map_function)
+    written = writer.write(splits.shuffled(split, packing.seed))
+    final_split = _merge_duplicates(written, listing, split, packing, source)
+    if (final_split != split).any():
+        written = writer.rewrite(split, final_split)
+    manifest = _write_results(listing, written, split, final_split, made_from, out)
+    storage.delete(storage.join(out, WORK_FOLDER))
     return manifest
 
 
-def _made_from(source: str, listing: Listing, packing: Packing) -> dict[str, str | int | float]:
-    """What decides the data set, for people and for packing again."""
-    told: dict[str, str | int | float] = {"source": source, "listing": listing.digest}
-    named = {field.name for field in fields(SourceColumns)}  # their outcome is in the listing
-    return told | {
+def _made_from(source: str, listing: Listing, packing: Packing) -> MadeFrom:
+    """Return what determines the data set, for the manifest and for packing again."""
+    # The columns' names are left out: the listing's digest covers what they contain.
+    columns = {field.name for field in fields(SourceColumns)}
+    options = {
         name: value
         for name, value in asdict(packing).items()
-        if name not in named and value is not None
+        if name not in columns and value is not None
     }
+    return {"source": source, "listing": listing.digest, **options}
 
 
-def _already_packed(out: str, made_from: dict[str, str | int | float]) -> Manifest | None:
-    """The manifest at `out` if it has the same listing and choices; None if none is there."""
+def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
+    """Return the manifest at `out`, None if there is none.
+
+    Raises DatasetError if it has another listing or other options.
+    """
     if not storage.exists(storage.join(out, manifests.NAME)):
         return None
-    there = manifests.load(out)
-    defaults = {k: v for k, v in asdict(Packing()).items() if v is not None}
-    if _choices(made_from) == _choices(defaults | there.made_from):
-        return there
+    existing = manifests.load(out)
+    defaults = {name: value for name, value in asdict(Packing()).items() if value is not None}
+    if _comparable(made_from) == _comparable(defaults | existing.made_from):
+        return existing
     raise DatasetError(
-        f"{out} holds another data set (from {there.made_from.get('source', 'elsewhere')}, seed "
-        f"{there.made_from.get('seed', '?')}): choose another --out, or delete it first"
+        f"{out} holds another data set (from {existing.made_from.get('source', 'elsewhere')}, "
+        f"seed {existing.made_from.get('seed', '?')}): choose another --out, or delete it first"
     )
 
 
-def _choices(made_from: dict[str, str | int | float]) -> dict[str, str | int | float]:
-    """What must agree: everything but where the source lies and how it was read."""
-    without = {"source", *(field.name for field in fields(SourceColumns))}
-    return {name: value for name, value in made_from.items() if name not in without}
+def _comparable(made_from: MadeFrom) -> MadeFrom:
+    """Leave out where the source is and how it is read: the same listing is the same source."""
+    ignored = {"source", *(field.name for field in fields(SourceColumns))}
+    return {name: value for name, value in made_from.items() if name not in ignored}
 
 
-def _begin(out: str, made_from: dict[str, str | int | float]) -> None:
-    """Make room: what another, interrupted packing left goes; anything else is refused."""
-    uri = storage.join(out, WORK, BEGUN)
-    # What is done about duplicates comes after the shards: it may change in between.
-    begun = json.dumps({k: v for k, v in made_from.items() if k != "duplicates"}).encode()
+def _prepare_folder(out: str, made_from: MadeFrom) -> None:
+    """Delete the shards of another, interrupted packing. Raises DatasetError for other files."""
+    uri = storage.join(out, WORK_FOLDER, STARTED)
+    # `duplicates` takes effect after the shards are written, so it may change in between.
+    content = {name: value for name, value in made_from.items() if name != "duplicates"}
+    started = json.dumps(content).encode()
     if storage.exists(uri):
-        if storage.read_bytes(uri) == begun:
+        if storage.read_bytes(uri) == started:
             return
         for split in SPLITS:
             storage.delete(storage.join(out, split))
@@ -123,141 +131,160 @@ def _begin(out: str, made_from: dict[str, str | int | float]) -> None:
         foreign = [path for path in storage.sizes(out) if path.split("/")[0] in SPLITS]
         if foreign:
             raise DatasetError(
-                f"{out} has files in the way ({foreign[0]}) that are no data set of ours: choose "
-                "another --out, or delete them"
+                f"{out} contains files of another origin ({foreign[0]}): choose another --out, or "
+                "delete them"
             )
-    storage.write_bytes(uri, begun)
+    storage.write_bytes(uri, started)
 
 
-def _assigned(listing: Listing, packing: Packing) -> Ints:
-    """Every image's split before anything is known of its bytes."""
-    given = [splits.UNASSIGNED if name is None else SPLITS.index(name)
-             for name in column_values(listing.images, "split")]  # fmt: skip
+def _assign_splits(listing: Listing, packing: Packing) -> Ints:
+    """Return the split of every image, before duplicates are known."""
+    names_in_source = column_values(listing.images, "split")
+    given = np.asarray(
+        [splits.UNASSIGNED if name is None else SPLITS.index(name) for name in names_in_source],
+        np.int64,
+    )
     unit = splits.factorize(column_values(listing.images, "group"))
     fractions = {"eval": packing.eval_fraction, "test": packing.test_fraction}
-    label, names = listing.images["label"], listing.classes
+    labels, names = listing.images["label"], listing.classes
     if packing.task == MULTILABEL:
-        number, names = splits.strata(
-            label.to_pylist(), unit, np.asarray(given, np.int64), names, least=len(fractions) + 1
+        stratum, names = splits.strata(
+            labels.to_pylist(), unit, given, names, min_units=len(fractions) + 1
         )
     else:
-        number = label.to_numpy()
-    return splits.assign(number, unit, np.asarray(given, np.int64), names, fractions, packing.seed)
+        stratum = labels.to_numpy()
+    return splits.assign(stratum, unit, given, names, fractions, packing.seed)
 
 
-class _Packer:
-    """Plans shards and has them written."""
+class _ShardWriter:
+    """Plans shards and runs the jobs that write them."""
 
     def __init__(
-        self, listing: Listing, packing: Packing, out: str, progress: Progress, each: Map
+        self,
+        listing: Listing,
+        packing: Packing,
+        out: str,
+        on_progress: OnProgress | None,
+        map_function: Map,
     ) -> None:
         ids = pa.array(range(len(listing.images)), pa.int64())
         self._images = listing.images.append_column("id", ids)
+        self._sizes = self._images["bytes"].to_numpy()
         self._classes, self._packing, self._out = listing.classes, packing, out
-        self._progress, self._each = progress, each
+        self._on_progress, self._map = on_progress, map_function
         self._planned: dict[str, Ints] = {}
 
-    def write(self, split: Ints, order: dict[str, Ints]) -> dict[str, WrittenShard]:
-        """Write every shard; its path → what was written."""
-        sizes = self._images["bytes"].to_numpy()
+    def write(self, order: dict[str, Ints]) -> dict[str, WrittenShard]:
+        """Write every shard; return the written shards by path."""
         self._planned = {
             f"{name}/{index:05d}.parquet": ids
             for name in order
-            for index, ids in enumerate(splits.parts(order[name], sizes, SHARD_BYTES))
+            for index, ids in enumerate(splits.cut_shards(order[name], self._sizes, SHARD_BYTES))
         }
-        return self._written(self._planned)
+        return self._run(self._planned)
 
     def rewrite(self, before: Ints, after: Ints) -> dict[str, WrittenShard]:
-        """Write again the shards that lose images; those go to further shards, at the end."""
+        """Write the shards that lose images again; append shards with the moved images."""
         moved = np.flatnonzero(before != after)
-        kept = {path: ids[~np.isin(ids, moved)] for path, ids in self._planned.items()}
-        sizes = self._images["bytes"].to_numpy()
+        planned = {path: ids[~np.isin(ids, moved)] for path, ids in self._planned.items()}
         for index, name in enumerate(SPLITS):
-            taken = sum(path.startswith(f"{name}/") for path in kept)
-            here = moved[after[moved] == index]
-            for number, ids in enumerate(splits.parts(here, sizes, SHARD_BYTES), start=taken):
-                kept[f"{name}/{number:05d}.parquet"] = ids
-        return self._written(kept)
+            count = sum(path.startswith(f"{name}/") for path in planned)
+            arriving = moved[after[moved] == index]
+            shards = splits.cut_shards(arriving, self._sizes, SHARD_BYTES)
+            for number, ids in enumerate(shards, start=count):
+                planned[f"{name}/{number:05d}.parquet"] = ids
+        return self._run(planned)
 
-    def _written(self, planned: dict[str, Ints]) -> dict[str, WrittenShard]:
+    def _run(self, planned: dict[str, Ints]) -> dict[str, WrittenShard]:
         jobs = [self._job(path, ids) for path, ids in planned.items()]
         done, total, written = 0, sum(map(len, planned.values())), {}
-        for job, result in zip(jobs, self._each(shards.write, jobs), strict=True):
+        for job, result in zip(jobs, self._map(write_shard, jobs), strict=True):
             written[job.path] = result
             done += len(planned[job.path])
-            self._progress(done, total)
+            if self._on_progress:
+                self._on_progress(done, total)
         return written
 
-    def _job(self, path: str, ids: Ints) -> ShardJob:
-        return ShardJob(
+    def _job(self, path: str, ids: Ints) -> WriteJob:
+        return WriteJob(
             out=self._out,
             path=path,
             classes=self._classes,
             images=self._images.take(ids),
             max_side=self._packing.max_side,
-            records=storage.join(self._out, WORK, "shards"),
+            record_folder=storage.join(self._out, WORK_FOLDER, "shards"),
         )
 
 
-def _seen(written: dict[str, WrittenShard]) -> pa.Table:
-    """All that was seen, by id."""
-    return pa.concat_tables([w.seen for w in written.values()]).sort_by("id")
+def _all_records(written: dict[str, WrittenShard]) -> pa.Table:
+    """Return the records of all images, by id."""
+    return pa.concat_tables([shard.records for shard in written.values()]).sort_by("id")
 
 
-def _together(
+def _merge_duplicates(
     written: dict[str, WrittenShard], listing: Listing, split: Ints, packing: Packing, source: str
 ) -> Ints:
-    """The splits with equal images together. Raises DatasetError where that was not wanted."""
-    seen = _seen(written)
-    # An image that is left out, empty files above all, is nobody's duplicate.
-    pairs = zip(column_values(seen, "digest"), column_values(seen, "reason"), strict=True)
+    """Return the splits with identical images in one split.
+
+    Raises DatasetError if images would move and `packing.duplicates` is `refuse`.
+    """
+    records = _all_records(written)
+    # An unreadable image (mostly an empty file) is no duplicate of another.
+    pairs = zip(column_values(records, "digest"), column_values(records, "reason"), strict=True)
     digests = splits.factorize([None if reason else digest for digest, reason in pairs])
     unit = splits.factorize(column_values(listing.images, "group"))
-    final = splits.merge_groups(digests, unit, split)
-    if packing.duplicates == "refuse" and (final != split).any():
-        one = int(np.flatnonzero(final != split)[0])
-        other = int(np.flatnonzero((digests == digests[one]) & (split != split[one]))[0])
-        paths = seen["path"]
+    final_split = splits.merge_groups(digests, unit, split)
+    # Images of their groups move too, but have no identical image to name.
+    moved = np.flatnonzero((final_split != split) & splits.in_several_splits(digests, split))
+    if packing.duplicates == "refuse" and len(moved):
+        image = int(moved[0])
+        other = int(np.flatnonzero((digests == digests[image]) & (split != split[image]))[0])
+        paths = records["path"]
         raise DatasetError(
-            f"{int((final != split).sum()):,} images of {source} have an equal one in another "
-            f"split, among them {paths[one]} ({SPLITS[split[one]]}) and {paths[other]} "
+            f"{len(moved):,} images of {source} have an identical image in another split, for "
+            f"example {paths[image]} ({SPLITS[split[image]]}) and {paths[other]} "
             f"({SPLITS[split[other]]}): remove them, or run again with --duplicates move"
         )
-    return final
+    return final_split
 
 
-def _conclude(
+def _write_results(
     listing: Listing,
     written: dict[str, WrittenShard],
     before: Ints,
     split: Ints,
-    made_from: dict[str, str | int | float],
+    made_from: MadeFrom,
     out: str,
 ) -> Manifest:
-    """Write the lists, the report and, last, the manifest."""
-    seen = _seen(written)
-    bad = seen.take(np.flatnonzero([bool(reason) for reason in column_values(seen, "reason")]))
-    parquet.write_table(storage.join(out, QUARANTINE), bad.select(["path", "reason", "digest"]))
-    twice = duplicates.duplicates_table(seen, split, listing.classes)
-    parquet.write_table(storage.join(out, DUPLICATES), twice)
+    """Write the quarantine, the duplicates, the report and, last, the manifest."""
+    records = _all_records(written)
+    reasons = column_values(records, "reason")
+    unreadable = records.take(np.flatnonzero([bool(reason) for reason in reasons]))
+    quarantine = unreadable.select(["path", "reason", "digest"])
+    parquet.write_table(storage.join(out, QUARANTINE), quarantine)
+    pairs = duplicates.duplicates_table(records, split, listing.classes)
+    parquet.write_table(storage.join(out, DUPLICATES), pairs)
     manifest = Manifest(
         classes=listing.classes,
-        splits=_by_split(written),
-        quarantined=len(bad),
+        splits=_group_by_split(written),
+        quarantined=len(unreadable),
         task=classes.task_of(listing.images.schema.field("label").type),
         made_from=made_from,
     )
     moved = int((before != split).sum())
-    report.write(report.build_report(manifest, seen, split, twice, moved), out)
+    report.write(report.build_report(manifest, records, split, pairs, moved), out)
     manifests.write(manifest, out)
     return manifest
 
 
-def _by_split(written: dict[str, WrittenShard]) -> dict[str, tuple[Shard, ...]]:
-    found = {
+def _group_by_split(written: dict[str, WrittenShard]) -> dict[str, tuple[Shard, ...]]:
+    """Return the shards of each split; no empty shard or split."""
+    shards_of = {
         name: tuple(
-            w.shard for path, w in written.items() if path.startswith(f"{name}/") and w.shard.rows
+            result.shard
+            for path, result in written.items()
+            if path.startswith(f"{name}/") and result.shard.rows
         )
         for name in SPLITS
     }
-    return {name: there for name, there in found.items() if there}
+    return {name: shards for name, shards in shards_of.items() if shards}

@@ -1,4 +1,4 @@
-"""A function over items, in Ray tasks all over the cluster."""
+"""`map`, in Ray tasks all over the cluster."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -6,33 +6,35 @@ from typing import Any
 
 import ray
 
-AHEAD = 2
-"""Tasks under way per CPU of the cluster: enough to keep them busy, few enough to stop soon."""
+TASKS_PER_CPU = 2
+"""Concurrent tasks per CPU of the cluster: enough to keep the CPUs busy, few enough to cancel
+quickly."""
 
 
-def ray_map(apply: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Results in the items' order. A task's own exception is raised here as it was raised there.
+def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yield the results in the items' order; raise a task's exception as it was raised there.
 
-    A task that dies with its node is done again elsewhere.
+    A task whose node dies is retried elsewhere.
     """
-    remote = ray.remote(num_cpus=1, max_retries=3)(apply)
-    waiting: deque[Any] = deque()
-    left = iter(items)
+    remote = ray.remote(num_cpus=1, max_retries=3)(function)
+    running: deque[Any] = deque()
+    remaining = iter(items)
     try:
         while True:
-            for item in left:
-                waiting.append(remote.remote(item))
-                if len(waiting) >= AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))):
+            for item in remaining:
+                running.append(remote.remote(item))
+                cpus = int(ray.cluster_resources().get("CPU", 1))
+                if len(running) >= TASKS_PER_CPU * max(1, cpus):
                     break
-            if not waiting:
+            if not running:
                 return
-            yield _result(waiting.popleft())
+            yield _get_result(running.popleft())
     finally:
-        for task in waiting:
+        for task in running:
             ray.cancel(task)
 
 
-def _result(task: Any) -> Any:
+def _get_result(task: Any) -> Any:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:

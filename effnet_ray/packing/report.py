@@ -1,4 +1,4 @@
-"""What was packed, for people and for `report.json`: counts, sizes, and what deserves a look."""
+"""`report.json`: a packed data set in numbers, with what may need attention."""
 
 import json
 from collections import Counter
@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from effnet_ray import storage
 from effnet_ray.data.classes import task_of
-from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.recipe import MULTICLASS
 from effnet_ray.schema import from_dict
 from effnet_ray.storage.parquet import column_values
@@ -18,7 +19,9 @@ from effnet_ray.storage.parquet import column_values
 NAME = "report.json"
 
 TINY = 10
-"""A class with fewer train images is named."""
+"""A class with fewer train images is listed as tiny."""
+MAX_REASONS = 20
+"""Reasons for quarantine that are listed, the most frequent ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,55 +29,62 @@ class Report:
     """A data set in numbers."""
 
     images: dict[str, list[int]]
-    """Per split, the images of every class, in the order of the classes; one of several classes
-    counts for each."""
+    """Per split, the images of every class, in the order of the classes; a multilabel image
+    counts for each of its classes."""
     bytes: dict[str, list[int]]
     """Per split, the bytes of every class's images."""
     width: tuple[int, ...]
+    """Smallest, median and largest, px."""
     height: tuple[int, ...]
-    """px: the smallest, the median and the largest."""
+    """Smallest, median and largest, px."""
     quarantined: dict[str, int]
     """Reason → images."""
     duplicates: int
-    """Images that have an equal one, byte for byte."""
+    """Images that have a byte-identical one."""
     moved: int
-    """Images moved to the split of their equals."""
+    """Images moved to the split of an identical one."""
     near_duplicates: int
-    """Pairs of nearly equal images in different splits."""
+    """Pairs of nearly identical images in different splits."""
     contradictions: int
-    """Pairs of equal images with different labels."""
+    """Pairs of identical images with different labels."""
     tiny: dict[str, int]
-    """Classes with fewer than TINY train images → how many."""
+    """Classes with fewer than TINY train images → their train images."""
 
 
 def build_report(
-    manifest: Manifest, seen: pa.Table, split: np.ndarray[Any, Any], found: pa.Table, moved: int
+    manifest: Manifest,
+    records: pa.Table,
+    split: npt.NDArray[np.int64],
+    pairs: pa.Table,
+    moved: int,
 ) -> Report:
-    """The report from all that was seen; `found` are the duplicates."""
-    good = np.asarray([not reason for reason in column_values(seen, "reason")], bool)
-    image, label = _labels(seen.take(np.flatnonzero(good)))
-    size = seen["bytes"].to_numpy()[good][image]
-    of = {n: (split[good] == i)[image] for i, n in enumerate(("train", "eval", "test"))}
-    many = len(manifest.classes)
-    exact = np.asarray(column_values(found, "distance"), np.int64) == 0
-    other = np.asarray(found["label"]) != np.asarray(found["other_label"])
-    kinds = np.asarray(found["split"]) != np.asarray(found["other_split"])
-    reasons = Counter(reason for reason in column_values(seen, "reason") if reason)
-    digests = Counter(column_values(seen.take(np.flatnonzero(good)), "digest"))
-    images = {n: np.bincount(label[of[n]], minlength=many).tolist() for n in manifest.splits}
+    """Return the report of all images' records; `pairs` is the table of duplicates."""
+    readable = np.asarray([not reason for reason in column_values(records, "reason")], bool)
+    packed = records.take(np.flatnonzero(readable))
+    image, label = _flat_labels(packed)
+    size = packed["bytes"].to_numpy()[image]
+    label_split = split[readable][image]
+    classes = len(manifest.classes)
+    images, sizes = {}, {}
+    for name in manifest.splits:
+        inside = label_split == SPLITS.index(name)
+        images[name] = np.bincount(label[inside], minlength=classes).tolist()
+        sizes[name] = np.bincount(label[inside], size[inside], classes).astype(int).tolist()
+    exact = np.asarray(column_values(pairs, "distance"), np.int64) == 0
+    labels_differ = np.asarray(pairs["label"]) != np.asarray(pairs["other_label"])
+    splits_differ = np.asarray(pairs["split"]) != np.asarray(pairs["other_split"])
+    reasons = Counter(reason for reason in column_values(records, "reason") if reason)
+    digests = Counter(column_values(packed, "digest"))
     return Report(
         images=images,
-        bytes={
-            n: np.bincount(label[of[n]], size[of[n]], many).astype(int).tolist()
-            for n in manifest.splits
-        },
-        width=_spread(seen["width"].to_numpy()[good]),
-        height=_spread(seen["height"].to_numpy()[good]),
-        quarantined=dict(reasons.most_common(20)),
+        bytes=sizes,
+        width=_range(packed["width"].to_numpy()),
+        height=_range(packed["height"].to_numpy()),
+        quarantined=dict(reasons.most_common(MAX_REASONS)),
         duplicates=sum(count for count in digests.values() if count > 1),
         moved=moved,
-        near_duplicates=int((~exact & kinds).sum()),
-        contradictions=int((exact & other).sum()),
+        near_duplicates=int((~exact & splits_differ).sum()),
+        contradictions=int((exact & labels_differ).sum()),
         tiny={
             name: count
             for name, count in zip(manifest.classes, images["train"], strict=True)
@@ -83,15 +93,16 @@ def build_report(
     )
 
 
-def _labels(seen: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Every label of every image: the image's place, and the class."""
-    label = seen["label"].combine_chunks()
+def _flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return every label of every image: the image's row, and the class."""
+    label = records["label"].combine_chunks()
     if task_of(label.type) == MULTICLASS:
-        return np.arange(len(seen)), label.to_numpy()
+        return np.arange(len(records)), label.to_numpy()
     return label.value_parent_indices().to_numpy(), label.flatten().to_numpy()
 
 
-def _spread(values: np.ndarray[Any, Any]) -> tuple[int, ...]:
+def _range(values: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Return the smallest, median and largest value; zeros without values."""
     if not len(values):
         return (0, 0, 0)
     return int(values.min()), int(np.median(values)), int(values.max())
@@ -104,6 +115,6 @@ def write(report: Report, data: str) -> None:
 
 
 def load(data: str) -> Report:
-    """Read it back."""
+    """Read `data`/report.json."""
     report: Report = from_dict(Report, json.loads(storage.read_bytes(storage.join(data, NAME))))
     return report

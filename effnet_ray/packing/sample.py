@@ -1,8 +1,8 @@
-"""The built-in sample data: 1,797 scans of handwritten digits that scikit-learn ships.
+"""The built-in sample data set: 1,797 scans of handwritten digits that scikit-learn ships.
 
 Real images without a download (E. Alpaydin and C. Kaynak, UCI Optical Recognition of Handwritten
-Digits; 8×8 px, 17 grey levels). They are written as PNGs into class folders, then packed as
-anybody's photographs are.
+Digits; 8×8 px, 17 grey levels). They are written as PNGs into class folders and packed like any
+other images.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from effnet_ray.packing.pack import pack
 
 def write_images(folder: Path) -> None:
     """Write the digits as `folder`/<digit>/<number>.png."""
-    from sklearn.datasets import load_digits  # takes a second to import; used once
+    from sklearn.datasets import load_digits  # the import takes a second
 
     digits = load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
@@ -28,7 +28,7 @@ def write_images(folder: Path) -> None:
 
 
 def pack_sample(out: str) -> Manifest:
-    """Pack the digits into `out`, one in five into the eval split."""
+    """Pack the digits into `out`, a fifth of them into the eval split."""
     with tempfile.TemporaryDirectory(prefix="effnet-digits-") as folder:
         write_images(Path(folder))
         return pack(folder, out, Packing(eval_fraction=0.2))

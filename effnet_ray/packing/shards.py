@@ -1,8 +1,8 @@
-"""One shard: read its images, look at each, write Parquet; then, last, a record of all that was
-seen. A shard whose record fits the plan is finished and never written again.
+"""Writes one shard: reads and checks its images, writes Parquet, and then a record of all images.
 
-Shards follow the Hugging Face image layout: `image` (struct of `bytes` and `path`), `label`,
-beside our `id` and the SHA-256 `digest` of the bytes.
+A shard whose record matches its plan is complete and is not written again. Shards have Hugging
+Face's image layout, `image` (struct of `bytes` and `path`) and `label`, with our `id` and the
+SHA-256 `digest` of the bytes.
 """
 
 import hashlib
@@ -24,37 +24,38 @@ from effnet_ray.data.classes import LABEL, task_of
 from effnet_ray.data.decode import decode, encode_jpeg
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
-from effnet_ray.packing import sources
-from effnet_ray.packing.archives import schema
 from effnet_ray.packing.duplicates import phash
+from effnet_ray.packing.sources import read_image
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import parquet
 
 ROW_GROUP_IMAGES = 64
 ROW_GROUP_BYTES = 16 * 1024**2
-"""A row group is the unit of a range read: ≤ 64 images and about ≤ 16 MB."""
+"""A row group is the unit of a range read: at most 64 images and about 16 MB."""
 
 READERS = max(8, os.cpu_count() or 1)
-"""Parallel reads of source images per shard; decoders and S3 clients release the GIL."""
+"""Source images that are read in parallel per shard; decoders and S3 clients release the GIL."""
 
-SEEN = schema(
-    id=pa.int64(),
-    label=LABEL,
-    path=pa.string(),
-    digest=pa.string(),
-    phash=pa.uint64(),
-    bytes=pa.int64(),
-    width=pa.int32(),
-    height=pa.int32(),
-    reason=pa.string(),
+RECORD_SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),
+        "label": LABEL,
+        "path": pa.string(),
+        "digest": pa.string(),
+        "phash": pa.uint64(),
+        "bytes": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "reason": pa.string(),
+    }
 )
-"""What is remembered of every source image of a shard; `reason` is empty where it was packed, and
-`label` a list where an image may have several."""
+"""The record of every source image of a shard. `reason` says why an image was not packed and is
+empty otherwise; `label` is a list in a multilabel data set."""
 
 
 @dataclass(frozen=True, slots=True)
-class ShardJob:
+class WriteJob:
     """One shard to write."""
 
     out: str
@@ -64,58 +65,65 @@ class ShardJob:
     images: pa.Table
     """Rows of the listing, with `id`, in the shard's order."""
     max_side: int | None
-    records: str
-    """Folder of the shards' records."""
+    record_folder: str
 
     @property
     def plan(self) -> str:
-        """SHA-256 of what the shard is to hold."""
-        told = [self.path, self.classes, self.max_side, self.images.select(
-            ["id", "label", "path", "bytes"]).to_pydict()]  # fmt: skip
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        """SHA-256 of everything that determines the shard's content."""
+        columns = self.images.select(["id", "label", "path", "bytes"]).to_pydict()
+        content = [self.path, self.classes, self.max_side, columns]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
-    def label(self) -> pa.DataType:
-        """Of the images: LABEL or LABELS."""
+    def label_type(self) -> pa.DataType:
+        """Type of the images' labels: LABEL or LABELS."""
         return self.images.schema.field("label").type
 
     @property
-    def record(self) -> str:
+    def record_schema(self) -> pa.Schema:
+        """RECORD_SCHEMA with this data set's type of label."""
+        column = RECORD_SCHEMA.get_field_index("label")
+        return RECORD_SCHEMA.set(column, RECORD_SCHEMA.field(column).with_type(self.label_type))
+
+    @property
+    def record_uri(self) -> str:
         """URI of the shard's record."""
-        return storage.join(self.records, self.path.replace("/", "-"))
+        return storage.join(self.record_folder, self.path.replace("/", "-"))
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A finished shard."""
+    """A complete shard and the records of its images."""
 
     shard: Shard
-    seen: pa.Table
+    records: pa.Table
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One source image as it will be packed, or why it will not."""
+    """One source image and its record."""
 
     row: dict[str, Any]
     data: bytes
-    seen: dict[str, Any]
+    record: dict[str, Any]
 
 
-def write(job: ShardJob) -> WrittenShard:
-    """Write the shard and its record, unless that was done; runs anywhere on the cluster."""
-    done = _finished(job)
-    if done:
-        return done
-    seen: list[dict[str, Any]] = []
+def write_shard(job: WriteJob) -> WrittenShard:
+    """Write the shard and its record, unless complete already. Runs anywhere on the cluster."""
+    existing = _load_existing(job)
+    if existing:
+        return existing
+    records: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="effnet-pack-") as folder,
         ThreadPoolExecutor(READERS) as pool,
     ):
         local = Path(folder) / "shard.parquet"
-        images = _ahead(pool, lambda row: _look(row, job.max_side), job.images.to_pylist())
-        columns = _schema(job.classes, job.label)
-        row_groups = _write_rows(local, _remembering(images, seen), columns)
+        images = _prefetch(
+            pool, lambda row: _read_image(row, job.max_side), job.images.to_pylist()
+        )
+        schema = _shard_schema(job.classes, job.label_type)
+        row_groups = _write_rows(local, _readable(images, records), schema)
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(
@@ -126,78 +134,76 @@ def write(job: ShardJob) -> WrittenShard:
         )
         if shard.rows:
             storage.upload(local, storage.join(job.out, job.path))
-    place = SEEN.get_field_index("label")
-    remembered = SEEN.set(place, SEEN.field(place).with_type(job.label))
-    table = pa.Table.from_pylist(seen, schema=remembered)
+    table = pa.Table.from_pylist(records, schema=job.record_schema)
     _write_record(job, shard, table)
     return WrittenShard(shard, table)
 
 
-def _finished(job: ShardJob) -> WrittenShard | None:
-    """The shard as its record tells, if that is of the same plan and the shard is still there."""
-    if not storage.exists(job.record):
+def _load_existing(job: WriteJob) -> WrittenShard | None:
+    """Return the shard from its record, if that matches the plan and the shard exists."""
+    if not storage.exists(job.record_uri):
         return None
-    table = parquet.read_table(job.record)
-    told = table.schema.metadata or {}
-    if told.get(b"plan") != job.plan.encode():
+    table = parquet.read_table(job.record_uri)
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"plan") != job.plan.encode():
         return None
-    shard: Shard = from_dict(Shard, json.loads(told[b"shard"]))
+    shard: Shard = from_dict(Shard, json.loads(metadata[b"shard"]))
     if shard.rows and not storage.exists(storage.join(job.out, job.path)):
         return None
     return WrittenShard(shard, table.replace_schema_metadata(None))
 
 
-def _write_record(job: ShardJob, shard: Shard, seen: pa.Table) -> None:
-    told = {"plan": job.plan, "shard": json.dumps(asdict(shard))}
-    parquet.write_table(job.record, seen.replace_schema_metadata(told))
+def _write_record(job: WriteJob, shard: Shard, records: pa.Table) -> None:
+    metadata = {"plan": job.plan, "shard": json.dumps(asdict(shard))}
+    parquet.write_table(job.record_uri, records.replace_schema_metadata(metadata))
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, apply: Callable[[Any], Image], items: Sequence[Any]
+def _prefetch(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Image], items: Sequence[Any]
 ) -> Iterator[Image]:
-    """Results in order, with a row group's worth of them under way."""
-    waiting: deque[Future[Image]] = deque()
+    """Yield results in order while a row group's worth of them is being computed."""
+    pending: deque[Future[Image]] = deque()
     for item in items:
-        waiting.append(pool.submit(apply, item))
-        if len(waiting) > ROW_GROUP_IMAGES:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(function, item))
+        if len(pending) > ROW_GROUP_IMAGES:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
-def _look(row: dict[str, Any], max_side: int | None) -> Image:
-    """Read and decode one image."""
-    data = sources.read(row["file"], row["offset"], row["bytes"])
-    seen = {"id": row["id"], "label": row["label"], "path": row["path"]}
-    seen |= {"digest": hashlib.sha256(data).hexdigest(), "phash": 0, "width": 0, "height": 0}
+def _read_image(row: dict[str, Any], max_side: int | None) -> Image:
+    """Read, decode and, if it is too large, downscale one image."""
+    data = read_image(row["file"], row["offset"], row["bytes"])
+    record = {"id": row["id"], "label": row["label"], "path": row["path"]}
+    record |= {"digest": hashlib.sha256(data).hexdigest(), "phash": 0, "width": 0, "height": 0}
     try:
         pixels = decode(data)
     except ImageError as error:
-        return Image(row, data, {**seen, "bytes": len(data), "reason": str(error)})
+        return Image(row, data, {**record, "bytes": len(data), "reason": str(error)})
     if max_side and max(pixels.shape[:2]) > max_side:
         data = encode_jpeg(pixels, max_side)
-        seen["digest"] = hashlib.sha256(data).hexdigest()
+        record["digest"] = hashlib.sha256(data).hexdigest()
     height, width = pixels.shape[:2]
-    seen |= {"phash": phash(pixels), "width": width, "height": height}
-    return Image(row, data, {**seen, "bytes": len(data), "reason": ""})
+    record |= {"phash": phash(pixels), "width": width, "height": height}
+    return Image(row, data, {**record, "bytes": len(data), "reason": ""})
 
 
-def _remembering(images: Iterable[Image], seen: list[dict[str, Any]]) -> Iterator[Image]:
-    """The images that can be packed; all are remembered."""
+def _readable(images: Iterable[Image], records: list[dict[str, Any]]) -> Iterator[Image]:
+    """Yield the readable images; append the records of all."""
     for image in images:
-        seen.append(image.seen)
-        if not image.seen["reason"]:
+        records.append(image.record)
+        if not image.record["reason"]:
             yield image
 
 
-def _write_rows(local: Path, images: Iterable[Image], columns: pa.Schema) -> list[int]:
-    """Write Parquet, a row group at a time; returns the images of each."""
+def _write_rows(local: Path, images: Iterable[Image], schema: pa.Schema) -> list[int]:
+    """Write Parquet, one row group at a time; return the number of images in each."""
     counts = []
-    # Images are compressed already; page checksums let any Parquet reader find bit flips.
+    # Images are already compressed. With page checksums any Parquet reader detects bit flips.
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
-    with pq.ParquetWriter(local, columns, write_page_checksum=True, **options) as writer:
+    with pq.ParquetWriter(local, schema, write_page_checksum=True, **options) as writer:
         for group in _row_groups(images):
-            writer.write_table(_table(group, columns), row_group_size=len(group))
+            writer.write_table(_to_table(group, schema), row_group_size=len(group))
             counts.append(len(group))
     return counts
 
@@ -215,22 +221,22 @@ def _row_groups(images: Iterable[Image]) -> Iterator[list[Image]]:
         yield group
 
 
-def _schema(classes: Sequence[str], label: pa.DataType) -> pa.Schema:
-    """Our columns, with class names where Hugging Face's `datasets` looks for them."""
-    told: dict[str, Any] = {"names": list(classes), "_type": "ClassLabel"}
-    if task_of(label) == MULTILABEL:
-        told = {"feature": told, "_type": "Sequence"}
+def _shard_schema(classes: Sequence[str], label_type: pa.DataType) -> pa.Schema:
+    """Return the columns, with class names in the format of Hugging Face's `datasets`."""
+    label: dict[str, Any] = {"names": list(classes), "_type": "ClassLabel"}
+    if task_of(label_type) == MULTILABEL:
+        label = {"feature": label, "_type": "Sequence"}
     features = {
         "id": {"dtype": "int64", "_type": "Value"},
         "image": {"_type": "Image"},
-        "label": told,
+        "label": label,
         "digest": {"dtype": "string", "_type": "Value"},
     }
     return pa.schema(
         [
             ("id", pa.int64()),
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("label", label),
+            ("label", label_type),
             ("digest", pa.string()),
         ],
         metadata={
@@ -240,16 +246,16 @@ def _schema(classes: Sequence[str], label: pa.DataType) -> pa.Schema:
     )
 
 
-def _table(images: Sequence[Image], columns: pa.Schema) -> pa.Table:
+def _to_table(images: Sequence[Image], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(
         [
             {
                 "id": image.row["id"],
                 "image": {"bytes": image.data, "path": image.row["path"]},
                 "label": image.row["label"],
-                "digest": image.seen["digest"],
+                "digest": image.record["digest"],
             }
             for image in images
         ],
-        schema=columns,
+        schema=schema,
     )

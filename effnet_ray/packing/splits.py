@@ -1,7 +1,7 @@
-"""Which image goes to which split and shard: pure functions of the listing and a seed.
+"""Assigns images to splits and shards: pure functions of the listing and a seed.
 
-An image's *unit* is what must not be divided: itself, or its group, or, once digests are known,
-all that hangs together by group or by equal bytes.
+A *unit* is a set of images that must stay in one split: one image, or its group, or, once digests
+are known, all images that are connected by groups or identical bytes.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ UNASSIGNED = -1
 
 
 def factorize(values: Sequence[object]) -> Ints:
-    """A number for each distinct value; a null is distinct from all others."""
+    """Return a number for each distinct value; a null is distinct from all others."""
     numbers: dict[object, int] = {}
-    found = [
-        numbers.setdefault(("null", place) if value is None else value, len(numbers))
-        for place, value in enumerate(values)
+    codes = [
+        numbers.setdefault(("null", index) if value is None else value, len(numbers))
+        for index, value in enumerate(values)
     ]
-    return np.asarray(found, np.int64)
+    return np.asarray(codes, np.int64)
 
 
 def assign(
@@ -38,84 +38,94 @@ def assign(
     fractions: dict[str, float],
     seed: int,
 ) -> Ints:
-    """Each image's split as an index into SPLITS.
+    """Return each image's split as an index into SPLITS.
 
-    `given` holds splits that the source decides, UNASSIGNED elsewhere. Where it decides no image
-    of a split, that split's fraction of every class is taken from the images that are unassigned
-    or train, whole units at a time. Raises DatasetError for a class too small for that.
+    `given` are the source's own splits, UNASSIGNED for images without one. If the source has no
+    image of a split, that split's fraction of every class is taken from the unassigned and train
+    images, in whole units. Raises DatasetError for a class that is too small for that.
     """
     split = np.where(given == UNASSIGNED, 0, given)
-    wanted = {n: f for n, f in fractions.items() if f and not np.any(given == SPLITS.index(n))}
-    first = np.unique(unit, return_index=True)[1]  # a unit's class is its first image's
+    missing = {n: f for n, f in fractions.items() if f and not np.any(given == SPLITS.index(n))}
+    first = np.unique(unit, return_index=True)[1]  # a unit has its first image's class
     sizes = np.bincount(unit)[unit[first]]
-    units_split = split[first]
-    open_units = units_split == 0
+    unit_split = split[first]
+    movable = unit_split == 0
     for number, name in enumerate(classes):
-        mine = np.flatnonzero(open_units & (label[first] == number))
-        order = mine[np.random.default_rng([seed, number]).permutation(len(mine))]
-        if 0 < len(mine) <= len(wanted):
+        units = np.flatnonzero(movable & (label[first] == number))
+        order = units[np.random.default_rng([seed, number]).permutation(len(units))]
+        images = int(sizes[units].sum())
+        if 0 < len(units) <= len(missing):
             raise DatasetError(
-                f"class {name!r} has {int(sizes[mine].sum())} images, too few for every split: "
-                "add images or remove the class"
+                f"class {name!r} has {images} images, too few for every split: add images or "
+                "remove the class"
             )
-        for place, (wish, fraction) in enumerate(wanted.items()):
-            count = max(1, round(fraction * int(sizes[mine].sum())))
-            kept = len(wanted) - place  # one unit for each split that is still to come, and train
-            taken, order = _take(order, sizes, count, kept)
-            units_split[taken] = SPLITS.index(wish)
-    return np.where(split == 0, units_split[unit], split)
+        for index, (target, fraction) in enumerate(missing.items()):
+            count = max(1, round(fraction * images))
+            reserved = len(missing) - index  # one unit for each later split, and one for train
+            chosen, order = _take(order, sizes, count, reserved)
+            unit_split[chosen] = SPLITS.index(target)
+    return np.where(split == 0, unit_split[unit], split)
 
 
 def strata(
-    labels: Sequence[Sequence[int]], unit: Ints, given: Ints, classes: Sequence[str], least: int
+    labels: Sequence[Sequence[int]],
+    unit: Ints,
+    given: Ints,
+    classes: Sequence[str],
+    min_units: int,
 ) -> tuple[Ints, tuple[str, ...]]:
-    """For images of several classes one to divide each by, [N], and the names of these.
+    """Return the class by which each multilabel image is split, [N], and the strata's names.
 
-    An image's is its rarest, since that is where splits would differ most (so begins Sechidis et
-    al. 2011, "On the stratification of multi-label data"). Those that fewer than `least` units are
-    left to, and images without any, are divided together; units whose split is `given` as another
-    than train do not count, since they are not divided.
+    That is the image's rarest class, since splits would differ most there (the first step of
+    Sechidis et al. 2011, "On the stratification of multi-label data"). Images without a class, or
+    of classes with fewer than `min_units` units, form one stratum. Units whose `given` split is
+    not train do not count, because they are not split.
     """
     counts = np.bincount(
         np.fromiter(chain.from_iterable(labels), np.int64), minlength=len(classes)
     )
     rest = len(classes)
-    found = np.asarray([min(own, key=lambda k: (counts[k], k), default=rest) for own in labels])
+    stratum = np.asarray(
+        [min(indices, key=lambda k: (counts[k], k), default=rest) for indices in labels]
+    )
     first = np.unique(unit, return_index=True)[1]
     first = first[given[first] <= 0]
-    units = np.bincount(found[first], minlength=rest + 1)
-    found[(units < least)[found]] = rest
-    if 0 < np.count_nonzero(found[first] == rest) < least:
-        found[found == rest] = int(units[:rest].argmax())
-    return found, (*classes, "images of rare classes or none")
+    units = np.bincount(stratum[first], minlength=rest + 1)
+    stratum[(units < min_units)[stratum]] = rest
+    if 0 < np.count_nonzero(stratum[first] == rest) < min_units:
+        stratum[stratum == rest] = int(units[:rest].argmax())
+    return stratum, (*classes, "images of rare classes or none")
 
 
-def _take(order: Ints, sizes: Ints, count: int, kept: int) -> tuple[Ints, Ints]:
-    """Units from the front until they hold about `count` images, and the rest.
+def _take(order: Ints, sizes: Ints, count: int, reserved: int) -> tuple[Ints, Ints]:
+    """Return units from the front that contain about `count` images, and the other units.
 
-    At least one, where there is one, and never one of the last `kept`.
+    At least one unit if there is one, and none of the last `reserved` units.
     """
-    held = np.cumsum(sizes[order])
-    number = int(np.searchsorted(held - sizes[order] / 2, count, side="left"))
-    number = min(max(1, number), len(order) - kept)
+    images = np.cumsum(sizes[order])
+    number = int(np.searchsorted(images - sizes[order] / 2, count, side="left"))
+    number = min(max(1, number), len(order) - reserved)
     return order[:number], order[number:]
 
 
 def shuffled(split: Ints, seed: int) -> dict[str, Ints]:
-    """The ids of every split in an order of their own; no empty split."""
-    found = {}
+    """Return the shuffled ids of every split; no empty split."""
+    orders = {}
     for index, name in enumerate(SPLITS):
         ids = np.flatnonzero(split == index)
         if len(ids):
             random = np.random.default_rng([seed, len(SPLITS), index])
-            found[name] = ids[random.permutation(len(ids))]
-    return found
+            orders[name] = ids[random.permutation(len(ids))]
+    return orders
 
 
 def merge_groups(digest: Ints, unit: Ints, split: Ints) -> Ints:
-    """The splits after moving equal images together: all that hangs together by digest or by
-    unit goes to the first of train, eval and test that has any of it."""
-    across = _in_several(digest, split)
+    """Return the splits after moving identical images to one split.
+
+    All images connected by digests or units go to the first of train, eval and test that has any
+    of them. Without identical images in different splits nothing moves.
+    """
+    across = in_several_splits(digest, split)
     if not across.any():
         return split
     keys, units = int(digest.max()) + 1, int(unit.max()) + 1
@@ -129,8 +139,8 @@ def merge_groups(digest: Ints, unit: Ints, split: Ints) -> Ints:
     return np.where(moving, target[component], split)
 
 
-def _in_several(key: Ints, split: Ints) -> npt.NDArray[np.bool_]:
-    """Whether an image's key occurs in more than one split."""
+def in_several_splits(key: Ints, split: Ints) -> npt.NDArray[np.bool_]:
+    """Whether each image's key occurs in more than one split."""
     lowest = np.full(int(key.max()) + 1, len(SPLITS))
     highest = np.full(int(key.max()) + 1, UNASSIGNED)
     np.minimum.at(lowest, key, split)
@@ -139,8 +149,8 @@ def _in_several(key: Ints, split: Ints) -> npt.NDArray[np.bool_]:
     return across
 
 
-def parts(ids: Ints, sizes: Ints, limit: int) -> list[Ints]:
-    """Ids of one shard at a time, each of about `limit` bytes, cut by listed sizes."""
-    begins = np.cumsum(sizes[ids]) - sizes[ids]
-    shard = begins // limit
+def cut_shards(ids: Ints, sizes: Ints, shard_bytes: int) -> list[Ints]:
+    """Cut ids into shards of about `shard_bytes`, by the listed sizes of their images."""
+    offsets = np.cumsum(sizes[ids]) - sizes[ids]
+    shard = offsets // shard_bytes
     return [ids[shard == number] for number in np.unique(shard)]

@@ -1,0 +1,109 @@
+"""The listing of a source: its class names, and an index with one row per image."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from effnet_ray.errors import DatasetError
+from effnet_ray.storage.parquet import column_values
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Applies a function to items, here or all over a cluster; results are in the items' order."""
+
+WORK_FOLDER = "packing"
+"""Folder of a data set with the files that packing needs until the manifest is written."""
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("eval", "val", "valid", "validation", "dev"), "eval"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Common names of the splits."""
+
+INDEX_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "file": pa.string(),
+        "offset": pa.int64(),
+        "bytes": pa.int64(),
+        "label": pa.string(),
+        "group": pa.string(),
+        "split": pa.string(),
+    }
+)
+"""`offset` is -1 if the image is the whole file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The class names and the index of a source."""
+
+    classes: tuple[str, ...]
+    images: pa.Table
+    """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class, or a list
+    of them), `group` and `split` (null if the source has none). A row's number is its image's
+    id."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the classes and the images; independent of where the files are."""
+        sha = hashlib.sha256(json.dumps(self.classes).encode())
+        for name in ("path", "bytes", "label", "group", "split"):
+            sha.update(json.dumps(column_values(self.images, name)).encode())
+        return sha.hexdigest()
+
+
+def make_index(columns: Mapping[str, Any]) -> pa.Table:
+    """Return an index from some of its columns; the others are null, offsets -1."""
+    count = len(columns["path"])
+    columns = {"offset": [-1] * count, **columns}
+    arrays = []
+    for field in INDEX_SCHEMA:
+        values = columns.get(field.name)
+        if isinstance(values, pa.ChunkedArray):
+            arrays.append(values)
+        else:
+            arrays.append(pa.array([None] * count if values is None else values, field.type))
+    return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+
+
+def replace_column(images: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return the table with another column of this name."""
+    return images.set_column(images.schema.get_field_index(name), name, values)
+
+
+def split_of(path: str) -> str | None:
+    """Return the split in a file's name, or else in its folder's; None if there is none."""
+    names = re.findall(rf"(?:^|[/_.-])({'|'.join(SPLIT_NAMES)})(?=[/_.-])", path.lower())
+    return SPLIT_NAMES[names[-1]] if names else None
+
+
+def split_by_file_name(images: pa.Table) -> pa.Table:
+    """Set the splits from the archives' names, as train-00000.parquet, if all have one."""
+    names = [split_of(path.partition("#")[0]) for path in column_values(images, "path")]
+    return replace_column(images, "split", pa.array(names, pa.string())) if all(names) else images
+
+
+def normalize_splits(values: Sequence[str | None], source: str) -> pa.Array:
+    """Return train, eval or test for each split name. Raises DatasetError for other names."""
+    names = [value and value.strip().lower() for value in values]
+    unknown = sorted({name for name in names if name and name not in SPLIT_NAMES})
+    if unknown:
+        raise DatasetError(
+            f"{source} has the split {unknown[0]!r}: expected train, eval (val, validation) or "
+            "test"
+        )
+    return pa.array([SPLIT_NAMES[name] if name else None for name in names], pa.string())
+
+
+def check_unique(paths: Sequence[str], source: str) -> None:
+    """Raise DatasetError if one of the sorted paths occurs twice."""
+    for path, following in itertools.pairwise(paths):
+        if path == following:
+            raise DatasetError(f"{source} lists {path} twice: list each image once")

@@ -1,0 +1,116 @@
+"""The index of a table (CSV, TSV or Parquet) of image paths and labels."""
+
+import io
+import posixpath
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from effnet_ray import storage
+from effnet_ray.data import classes
+from effnet_ray.errors import DatasetError
+from effnet_ray.packing.listing import make_index
+from effnet_ray.packing.options import SourceColumns
+from effnet_ray.storage.parquet import column_values
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+TABLE_BYTES = 256 * 1024**2
+"""Size for which reading a Parquet table may take its time."""
+
+
+def index_table(source: str, columns: SourceColumns) -> pa.Table:
+    """Return the index of the table at `source`.
+
+    Raises DatasetError if a column, a value or an image is missing.
+    """
+    rows = _read_csv(source) if not source.lower().endswith(".parquet") else _read_parquet(source)
+    names = {
+        "path": columns.path_column,
+        "label": columns.label_column,
+        "group": columns.group_column,
+        "split": columns.split_column,
+    }
+    for name in filter(None, names.values()):
+        if name not in rows.column_names:
+            raise DatasetError(
+                f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: name the "
+                "right one with --path-column, --label-column, --group-column or --split-column"
+            )
+    values = {key: _texts(rows, name) for key, name in names.items() if name and key != "label"}
+    values["label"] = _labels(rows, columns, source)
+    for key, column in values.items():
+        if not all(column) and key != "group":
+            raise DatasetError(
+                f"{source} has rows without a value in {names[key]!r}: fill in the values"
+            )
+    paths = values["path"]
+    folder = source.rpartition("/")[0]
+    files = [p if "://" in p or p.startswith("/") else storage.join(folder, p) for p in paths]
+    return make_index({**values, "file": files, "bytes": file_sizes(files, source)})
+
+
+def _texts(rows: pa.Table, name: str) -> list[Any]:
+    """Return a column's values as text; empty ones are None."""
+    return [None if v is None or v == "" else str(v) for v in column_values(rows, name)]
+
+
+def _labels(rows: pa.Table, columns: SourceColumns, source: str) -> list[str | None]:
+    try:
+        return [
+            classes.normalize_label(value, columns.separator)
+            for value in column_values(rows, columns.label_column)
+        ]
+    except ValueError as error:
+        raise DatasetError(f"{source} has {error}") from error
+
+
+def _read_parquet(source: str) -> pa.Table:
+    filesystem, path = storage.arrow_filesystem(source)
+    return storage.read_with_retries(
+        source, lambda: pq.read_table(path, filesystem=filesystem), TABLE_BYTES
+    )
+
+
+def _read_csv(source: str) -> pa.Table:
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if source.lower().endswith(".tsv") else ",")
+    data = storage.read_bytes(source)
+    try:
+        names = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+        # All columns as text: the label 01 is not the label 1.
+        texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
+    except pa.ArrowInvalid as error:
+        action = "save it as UTF-8" if "UTF8" in str(error) else "check its first lines"
+        raise DatasetError(f"{source} is not a valid CSV table ({error}): {action}") from error
+
+
+def file_sizes(files: Sequence[str], source: str) -> list[int]:
+    """Return the size of each file, from listings of the folders that contain them.
+
+    Raises DatasetError if files do not exist.
+    """
+    sizes: dict[str, int] = {}
+    for root in _common_folders(files):
+        sizes |= {storage.join(root, path): size for path, size in storage.sizes(root).items()}
+    missing = [file for file in files if file not in sizes]
+    if missing:
+        raise DatasetError(
+            f"{len(missing):,} of the {len(files):,} images in {source} do not exist, for "
+            f"example {', '.join(missing[:3])}: correct the table"
+        )
+    return [sizes[file] for file in files]
+
+
+def _common_folders(files: Sequence[str]) -> list[str]:
+    """Return the deepest common folder of all local files, and of the files of each bucket."""
+    folders_of: dict[str, set[str]] = {}
+    for file in files:
+        folder = file.rpartition("/")[0]
+        bucket = "/".join(folder.split("/")[:3]) if "://" in folder else ""
+        folders_of.setdefault(bucket, set()).add(f"{folder}/")
+    return [
+        posixpath.commonprefix(list(folders)).rpartition("/")[0] for folders in folders_of.values()
+    ]
