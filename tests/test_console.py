@@ -58,3 +58,27 @@ def test_a_file_name_moves_no_cursor() -> None:
     with Terminal(log) as people:
         people.print("quarantined \x1b[2J\x9b1m\rcat.jpg, caf\ud8e9.jpg, é stays")
     assert log.getvalue() == "quarantined �[2J�1m�cat.jpg, caf�.jpg, é stays\n"
+
+
+def test_the_remaining_time_is_estimated_from_the_first_step_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    log = io.StringIO()
+    with Terminal(log) as people:
+        people.on_event(WorkersStarted(workers=2, step=0, steps=30, device="cpu"))
+        for step, now in [(1, 100.0), (2, 100.2), (11, 110.0), (21, 120.0)]:  # noqa: B007
+            people.on_event(StepDone(step=step, loss=0.75, images_per_s=150.0))
+    etas = [line.rpartition("ETA ")[2] for line in log.getvalue().splitlines() if "ETA" in line]
+    assert etas == ["–", "–", "0:00:19", "0:00:09"]  # 100 s of warm-up do not count
+
+
+def test_a_resumed_run_counts_only_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    eta = console.Eta(1000)
+    assert eta.update(900) == "–"
+    now = 50.0
+    assert eta.update(950) == "0:00:50"
