@@ -124,7 +124,7 @@ def test_any_other_json_is_no_manifest(tmp_path: Path, content: object) -> None:
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"<html>"])
 def test_what_is_no_json_is_no_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / manifests.NAME).write_bytes(content)
-    with pytest.raises(DatasetError, match=r"not a manifest of ours .*pack again"):
+    with pytest.raises(DatasetError, match=r"not an effnet_ray manifest .*pack again"):
         manifests.load(str(tmp_path))
 
 

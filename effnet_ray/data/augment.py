@@ -1,7 +1,7 @@
-"""AutoAugment, RandAugment and TrivialAugment of a view, drawn for each image by itself.
+"""AutoAugment, RandAugment and TrivialAugment, drawn from a generator per image.
 
-Operations (Pillow's) and ranges are torchvision's. Its classes draw from torch's global generator,
-which would make an image's view depend on which others a process has seen.
+The operations and ranges are torchvision's. Its own classes draw from torch's global generator, so
+an image's view would depend on the images before it.
 """
 
 import math
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 Pixels = npt.NDArray[np.uint8]
 Step = tuple[str, float]
-"""An operation, and how much of it: in its own unit."""
+"""An operation, and its amount in the operation's unit."""
 Color = tuple[int, ...]
 
 RAND = re.compile(r"rand(?:-m(\d+))?(?:-n(\d+))?")
@@ -56,12 +56,12 @@ AUTO: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
     (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
     (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
 )
-"""Found for ImageNet: pairs of (operation, probability, magnitude of 0 to 9). Cubuk et al. 2018
-(arXiv 1805.09501), table 9."""
+"""The policy for ImageNet: pairs of (operation, probability, magnitude of 0 to 9). Cubuk et al.
+2018 (arXiv 1805.09501), table 9."""
 
 
 def augmented(view: Pixels, policy: str, random: Random, fill: Color) -> Pixels:
-    """The view [R, R, 3] after a policy's operations; `fill` is what shifts in from outside."""
+    """The view [R, R, 3] after a policy's operations; `fill` is the colour outside the image."""
     image = Image.fromarray(view)
     for name, amount in steps(policy, random, len(view)):
         image = OPERATIONS[name](image, amount, fill)
@@ -69,7 +69,7 @@ def augmented(view: Pixels, policy: str, random: Random, fill: Color) -> Pixels:
 
 
 def steps(policy: str, random: Random, size: int) -> list[Step]:
-    """What a policy does to one image of `size` px."""
+    """The operations that a policy draws for one image of `size` px."""
     if policy == "none":
         return []
     if policy == "auto":
@@ -77,10 +77,10 @@ def steps(policy: str, random: Random, size: int) -> list[Step]:
     if policy == "trivial":  # Müller and Hutter 2021 (arXiv 2103.10158): the wide space
         share = random.randint(0, RAND_BINS) / RAND_BINS
         return [_step(random.choice(DRAWN), share, random, size, wide=True)]
-    found = RAND.fullmatch(policy)
-    assert found is not None  # a Recipe checks it
-    share = int(found[1] or RAND_MAGNITUDE) / RAND_BINS
-    names = [random.choice(DRAWN) for _ in range(int(found[2] or RAND_OPERATIONS))]
+    match = RAND.fullmatch(policy)
+    assert match is not None  # a Recipe checks it
+    share = int(match[1] or RAND_MAGNITUDE) / RAND_BINS
+    names = [random.choice(DRAWN) for _ in range(int(match[2] or RAND_OPERATIONS))]
     return [_step(name, share, random, size) for name in names]
 
 
@@ -93,7 +93,7 @@ def _auto(random: Random, size: int) -> list[Step]:
 
 
 def _step(name: str, share: float, random: Random, size: int, wide: bool = False) -> Step:
-    """An operation at a share (0 to 1) of its range, to either side where it has two."""
+    """An operation at a share (0 to 1) of its range, with a random sign if the range has two."""
     sign = random.choice((-1, 1))
     if name.startswith("Shear"):
         return name, sign * share * (0.99 if wide else 0.3)
@@ -109,7 +109,7 @@ def _step(name: str, share: float, random: Random, size: int, wide: bool = False
 
 
 def _affine(image: Image.Image, matrix: Sequence[float], fill: Color) -> Image.Image:
-    """Each pixel from where the matrix (a, b, c, d, e, f) says: x' = ax + by + c, y' = dx + …"""
+    """The image with each pixel (x, y) taken from (ax + by + c, dx + ey + f)."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,

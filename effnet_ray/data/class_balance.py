@@ -1,9 +1,9 @@
-"""Classes of different sizes: what the loss of one weighs, and how far an epoch is levelled. Pure.
+"""Class imbalance: class weights of the loss, and class-balanced sampling. Pure functions.
 
-A levelled epoch has as many images as the train split, but uses those of small classes several
-times and only some of large ones. A row group is then read on several *visits*, so that the uses
-of an image stand apart; the visits are shuffled and laid end to end, as `order` does with row
-groups.
+A balanced epoch has as many images as the train split, but uses those of small classes several
+times and only some of large ones. A row group is then read several times (*reads*), so that the
+uses of an image are spread over the epoch. The reads are shuffled and concatenated as `plan` does
+with row groups.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-READS = 3
-"""A row group is visited at most so many times for as many uses as it has rows, and once at
-least: more visits spread an image's uses better, but each is a read of the whole group."""
+READS_PER_PASS = 3
+"""Reads of a row group per as many uses as it has rows, at most; at least one read. More reads
+spread an image's uses better, but each reads the whole group."""
 POWERS = {"balanced": 1.0, "sqrt": 0.5}
-"""Of the images of a class, by which its weight falls."""
+"""Exponents p: the weight of a class of n images is proportional to n^-p."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of a train split; equal where classes and digest are."""
+    """The labels of a train split. Compared by class count and digest."""
 
     values: npt.NDArray[Any] = field(compare=False, repr=False)
-    """[N] unsigned integers, in file order, of as few bytes as hold the classes."""
+    """[N] in file order: the smallest unsigned integer type that holds the classes."""
     classes: int
     digest: str
     """SHA-256 of the values."""
@@ -47,9 +47,9 @@ class Labels:
 
 
 def class_weights(counts: Ints, kind: str) -> tuple[float, ...]:
-    """What an image's loss is multiplied by, for each class; nothing where `kind` is none.
+    """The loss weight of each class; empty if `kind` is "none".
 
-    The mean over all images (`counts` of each class) is 1.
+    The mean over all images is 1. `counts` are the images of each class.
     """
     if kind == "none":
         return ()
@@ -58,38 +58,39 @@ def class_weights(counts: Ints, kind: str) -> tuple[float, ...]:
 
 
 def class_draws(counts: Ints, balance: float) -> Ints:
-    """How often an epoch uses the images of each class, all together: [K], ∝ n^(1 - balance).
+    """How many images of each class an epoch draws: [K], proportional to n^(1 - balance).
 
-    Their sum is that of `counts`; what is lost by rounding down goes to the largest remainders.
+    The sum is that of `counts`: classes with the largest remainders are rounded up.
     """
     images = counts.sum()
     shares = np.where(counts > 0, counts.clip(min=1) ** (1 - balance), 0.0)
-    # CPUs may differ in a power's last bit, and two machines must not in the plan.
-    wanted = np.round(images * shares / shares.sum(), 6)
-    uses: Ints = np.floor(wanted).astype(np.int64)
-    uses[np.argsort(uses - wanted, kind="stable")[: images - uses.sum()]] += 1
-    return uses
+    # CPUs may differ in the last bit of a power, but the plan must be the same on all machines.
+    exact = np.round(images * shares / shares.sum(), 6)
+    draws: Ints = np.floor(exact).astype(np.int64)
+    draws[np.argsort(draws - exact, kind="stable")[: images - draws.sum()]] += 1
+    return draws
 
 
 def image_draws(labels: Labels, balance: float, seed: int, epoch: int) -> Ints:
-    """How often an epoch uses each image, [N]: within a class as evenly as whole numbers can be.
+    """How often an epoch uses each image, [N]. Within a class the numbers differ by at most one.
 
-    Those used once more than others are the next of the class's shuffled order, round and round,
-    so that they are even over the epochs, too.
+    The images used once more rotate through the class's shuffled order from epoch to epoch, so
+    that uses are also even over the epochs.
     """
     order, counts = _by_class(labels, seed), labels.counts
-    each, more = np.divmod(class_draws(counts, balance), counts.clip(min=1))
+    base, extra = np.divmod(class_draws(counts, balance), counts.clip(min=1))
     label = labels.values[order]
     place = np.arange(len(label)) - (np.cumsum(counts) - counts)[label]
     uses = np.empty(len(label), np.int64)
-    uses[order] = each[label] + ((place - epoch * more[label]) % counts[label] < more[label])
+    gets_extra = (place - epoch * extra[label]) % counts[label] < extra[label]
+    uses[order] = base[label] + gets_extra
     return uses
 
 
 @lru_cache(maxsize=2)
 def _by_class(labels: Labels, seed: int) -> Ints:
     """The images class by class, shuffled within each."""
-    # [seed, epoch, lane, chunk] seed the plan's other draws.
+    # The plan's other draws are seeded by [seed, epoch, lane, chunk].
     order: Ints = np.random.default_rng([seed, 0, 0, 0, 1]).permutation(len(labels.values))
     return order[np.argsort(labels.values[order], kind="stable")]
 
@@ -98,32 +99,32 @@ def _by_class(labels: Labels, seed: int) -> Ints:
 def balanced_epoch(
     row_groups: tuple[int, ...], labels: Labels, balance: float, seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """An epoch laid end to end: each image's place in the split [N], and which use of it [N].
+    """The order of a balanced epoch: images by their place in the split [N], and their use [N].
 
-    A third of a second for a million images, then remembered by this process. Where every image
-    is used once this is the order of an epoch that is not levelled.
+    Takes a third of a second for a million images; the process caches it. If every image is used
+    once, this is the order of an epoch without balancing.
     """
     uses = image_draws(labels, balance, seed, epoch)
     image = np.repeat(np.arange(len(uses)), uses)
     use = np.arange(len(image)) - np.repeat(np.cumsum(uses) - uses, uses)
-    visit, visits = _visits(np.asarray(row_groups, np.int64), uses)
-    place = np.empty(visits, np.int64)
-    place[np.random.default_rng([seed, epoch]).permutation(visits)] = np.arange(visits)
-    laid = np.argsort(place[visit], kind="stable")
-    return image[laid].astype(np.int32), use[laid].astype(np.int32)
+    read, reads = _assign_reads(np.asarray(row_groups, np.int64), uses)
+    position = np.empty(reads, np.int64)
+    position[np.random.default_rng([seed, epoch]).permutation(reads)] = np.arange(reads)
+    order = np.argsort(position[read], kind="stable")
+    return image[order].astype(np.int32), use[order].astype(np.int32)
 
 
-def _visits(row_groups: Ints, uses: Ints) -> tuple[Ints, int]:
-    """On which visit each use falls [N], uses in file order; and how many visits there are.
+def _assign_reads(row_groups: Ints, uses: Ints) -> tuple[Ints, int]:
+    """The read of each use [N], uses in file order; and the number of reads.
 
-    A group's uses are dealt to its visits in turn: so an image's fall on different ones where
-    there are as many, and all visits are of the same size.
+    A group's uses are assigned to its reads in turn: an image's uses fall on different reads if
+    there are enough of them, and all reads have about the same size.
     """
     group = np.repeat(np.arange(len(row_groups)), row_groups)
     total = np.bincount(group, weights=uses, minlength=len(row_groups)).astype(np.int64)
-    most = np.zeros_like(total)
-    np.maximum.at(most, group, uses)
-    visits = np.minimum(most, np.maximum(1, READS * total // row_groups.clip(min=1)))
+    max_uses = np.zeros_like(total)
+    np.maximum.at(max_uses, group, uses)
+    reads = np.minimum(max_uses, np.maximum(1, READS_PER_PASS * total // row_groups.clip(min=1)))
     owner = np.repeat(np.arange(len(row_groups)), total)
     turn = np.arange(len(owner)) - (np.cumsum(total) - total)[owner]
-    return (np.cumsum(visits) - visits)[owner] + turn % visits[owner], int(visits.sum())
+    return (np.cumsum(reads) - reads)[owner] + turn % reads[owner], int(reads.sum())

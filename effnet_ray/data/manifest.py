@@ -1,7 +1,7 @@
-"""The Manifest: what a data set is, in one JSON written after every shard it names.
+"""The manifest: one JSON that describes a data set, written after all its shards.
 
-It holds class names, splits and, per shard, row groups, bytes and SHA-256. Its fingerprint knows
-no URI and no time: the same images packed anywhere are the same data set.
+It holds class names, splits and, per shard, row groups, bytes and SHA-256. Its fingerprint depends
+on no URI and no time: the same images packed anywhere are the same data set.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ NAME = "manifest.json"
 SPLITS = ("train", "eval", "test")
 
 FULL_CHECK_BYTES = 256 * 1024**2
-"""Data sets up to this size have every shard's SHA-256 verified before a run; larger ones have
-their sizes verified then, and every image's digest when it is read."""
+"""Up to this size, every shard's SHA-256 is verified before a run. Of larger data sets only the
+shards' sizes are; every image's digest is verified when it is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +32,9 @@ class Shard:
     """Images per Parquet row group, in file order."""
     bytes: int
     sha256: str
-    """Of the file; of `digests` where there are some."""
+    """Of the file; of `digests` if there are any."""
     digests: tuple[str, ...] = ()
-    """Per row group, for shards that are not ours: see `in_place`."""
+    """Per row group, for shards that `pack --in-place` indexed: see `packing.in_place`."""
 
     @property
     def rows(self) -> int:
@@ -44,20 +44,20 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a data set is."""
+    """Description of a data set."""
 
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
     splits: dict[str, tuple[Shard, ...]]
-    """`train`, `eval` and, where packed with one, `test`."""
+    """`train`, `eval` and, if packed with one, `test`."""
     task: str = "multiclass"
-    """`multilabel` where an image has any number of classes, and its label is a list of them."""
+    """`multiclass`, or `multilabel`: an image has any number of classes, its label is a list."""
     label_column: str = "label"
-    """Another name where the shards are not ours."""
+    """Name of the label column; other than the default only in shards indexed in place."""
     quarantined: int = 0
-    """Files of the source that are no readable image, named in quarantine.parquet."""
+    """Files of the source that could not be read as images; quarantine.parquet lists them."""
     made_from: dict[str, str | int | float] = field(default_factory=dict)
-    """Provenance for people; not part of the fingerprint."""
+    """Provenance; not part of the fingerprint."""
 
     @property
     def images(self) -> dict[str, int]:
@@ -77,7 +77,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def row_groups(self, split: str) -> list[tuple[Shard, int, int]]:
-        """Every row group of a split, in file order: (shard, its index in it, its images)."""
+        """Every row group of a split, in file order: (shard, index in the shard, images)."""
         return [
             (shard, index, rows)
             for shard in self.splits.get(split, ())
@@ -85,7 +85,7 @@ class Manifest:
         ]
 
     def limited(self, limit: int | None) -> Self:
-        """The first `limit` images of each split. Row counts shrink; shards stay as they are."""
+        """The manifest with the first `limit` images of each split; the shards are the same."""
         if limit is None:
             return self
         splits = {name: _first(shards, limit) for name, shards in self.splits.items()}
@@ -98,18 +98,18 @@ class Manifest:
 
 
 def _first(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
-    kept, left = [], limit
+    first, rows_left = [], limit
     for shard in shards:
         groups = []
         for rows in shard.row_groups:
-            groups.append(min(rows, left))
-            left -= groups[-1]
-        kept.append(replace(shard, row_groups=tuple(rows for rows in groups if rows)))
-    return tuple(shard for shard in kept if shard.row_groups)
+            groups.append(min(rows, rows_left))
+            rows_left -= groups[-1]
+        first.append(replace(shard, row_groups=tuple(rows for rows in groups if rows)))
+    return tuple(shard for shard in first if shard.row_groups)
 
 
 def write(manifest: Manifest, data: str) -> str:
-    """Write `data`/manifest.json, last of all, and return its URI."""
+    """Write `data`/manifest.json and return its URI. Call it after all shards are written."""
     uri = storage.join(data, NAME)
     storage.write_bytes(uri, manifest.to_json())
     return uri
@@ -118,7 +118,7 @@ def write(manifest: Manifest, data: str) -> str:
 def load(data: str) -> Manifest:
     """Read the manifest of the data set in folder `data` (or a manifest.json itself).
 
-    Raises DatasetError where it is missing, not ours, or does not match its own fingerprint.
+    Raises DatasetError if it is missing, not a manifest, or does not match its own fingerprint.
     """
     uri = data if data.endswith(".json") else storage.join(data, NAME)
     try:
@@ -127,7 +127,7 @@ def load(data: str) -> Manifest:
         raise
     except NotFoundError as error:
         raise DatasetError(
-            f"no data set at {data}: expected {NAME} there: make one with "
+            f"no data set at {data}: {NAME} is missing: create it with "
             f"`python jobs/pack.py --source IMAGES --out {data}`"
         ) from error
     try:
@@ -139,7 +139,7 @@ def load(data: str) -> Manifest:
         }
         manifest = from_dict(Manifest, record)
     except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
-        raise DatasetError(f"{uri} is not a manifest of ours ({error}): pack again") from error
+        raise DatasetError(f"{uri} is not an effnet_ray manifest ({error}): pack again") from error
     if recorded != (manifest.fingerprint, VERSION):
         raise DatasetError(
             f"{uri} was altered: its content does not match its fingerprint: pack again"
@@ -148,7 +148,7 @@ def load(data: str) -> Manifest:
 
 
 def check_trainable(manifest: Manifest, data: str) -> None:
-    """Whether a run can be trained on this, as far as can be seen before anything is leased.
+    """Check that a run can train on the data set, before it requests machines.
 
     Raises DatasetError for an empty split, fewer than two classes, and as `check_shards` does.
     """
@@ -163,27 +163,27 @@ def check_trainable(manifest: Manifest, data: str) -> None:
 
 
 def check_shards(manifest: Manifest, data: str, split: str = "") -> None:
-    """Hold what is stored, of one split or all, against the manifest.
+    """Check the stored shards of one split or all against the manifest.
 
-    Raises DatasetError for a shard that is missing, has another size or (in small data sets)
-    another digest.
+    Raises DatasetError for a shard that is missing, or whose size or (in small data sets) digest
+    differs.
     """
-    found = storage.sizes(folder(data))
+    sizes = storage.sizes(folder(data))
     splits = [manifest.splits[split]] if split else manifest.splits.values()
-    shards = [shard for each in splits for shard in each]
+    shards = [shard for split_shards in splits for shard in split_shards]
     for shard in shards:
-        if shard.path not in found:
+        if shard.path not in sizes:
             raise DatasetError(
-                f"shard {shard.path} of {data} is missing: restore it or pack again"
+                f"shard {shard.path} of {data} is missing: restore it from a copy, or pack again"
             )
-        if found[shard.path] != shard.bytes:
+        if sizes[shard.path] != shard.bytes:
             raise DatasetError(
-                f"shard {shard.path} of {data} was altered: {found[shard.path]:,} bytes, the "
-                f"manifest says {shard.bytes:,}: restore it or pack again"
+                f"shard {shard.path} of {data} was altered: {sizes[shard.path]:,} bytes, the "
+                f"manifest says {shard.bytes:,}: restore it from a copy, or pack again"
             )
-    ours = [shard for shard in shards if not shard.digests]
-    if sum(shard.bytes for shard in ours) <= FULL_CHECK_BYTES:
-        _check_digests(ours, data)
+    packed = [shard for shard in shards if not shard.digests]
+    if sum(shard.bytes for shard in packed) <= FULL_CHECK_BYTES:
+        _check_digests(packed, data)
 
 
 def _check_digests(shards: list[Shard], data: str) -> None:
@@ -192,10 +192,10 @@ def _check_digests(shards: list[Shard], data: str) -> None:
         if hashlib.sha256(raw).hexdigest() != shard.sha256:
             raise DatasetError(
                 f"shard {shard.path} of {data} was altered: its SHA-256 is not the manifest's: "
-                "restore it or pack again"
+                "restore it from a copy, or pack again"
             )
 
 
 def folder(data: str) -> str:
-    """The folder of a data set given as folder or as manifest URI."""
+    """The folder of a data set that is given as a folder or as the URI of its manifest."""
     return data.removesuffix(f"/{NAME}")

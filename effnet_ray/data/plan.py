@@ -1,11 +1,11 @@
-"""The plan of an epoch: which image stands where, as a pure function. No Ray, no storage.
+"""The plan of an epoch: the order of its images, as a pure function. No Ray, no storage.
 
-The train split's row groups are shuffled, laid end to end, and cut into `batch_size /
-micro_batch` *lanes* of equal length. A global batch takes one micro-batch from every lane. A lane
-is read in *chunks* of a few hundred images, whose rows are shuffled among themselves: reads stay
-range reads of row groups, and the neighbours of one row group still part ways. Because a lane
-belongs to whichever worker happens to run it, the order does not know how many workers there are.
-A levelled epoch is laid out by `balance`, and cut in the same way.
+The train split's row groups are shuffled, concatenated, and cut into `batch_size / micro_batch`
+*lanes* of equal length. A global batch takes one micro-batch from every lane. A lane is read in
+*chunks* of a few hundred images, and the rows of a chunk are shuffled: storage is still read in
+ranges of row groups, yet neighbours in a row group are spread over the chunk's steps. Any worker
+can run any lane, so the order does not depend on the number of workers. With class-balanced
+sampling `class_balance` orders the epoch, which is then cut in the same way.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ import numpy.typing as npt
 from effnet_ray.data.class_balance import Labels, balanced_epoch, class_draws
 
 Rows = npt.NDArray[np.int64]
-"""[n, 3]: (index of the row group in its split, row in it, which use of it in the epoch, from 0),
-in planned order."""
+"""[n, 3], in planned order: (index of the row group in its split, row in it, number of the image's
+use in the epoch, from 0)."""
 
 CHUNK_IMAGES = 256
-"""A range read costs a round trip to storage, so a chunk should be some hundreds."""
-WINDOW_IMAGES = 2048
-"""With many lanes chunks shrink, so that one chunk of every lane stays within this many images…"""
-SMALLEST_CHUNK = 64
-"""…but not below a row group as `pack` writes them, or every read would be mostly waste."""
+"""Images per chunk. A range read costs a round trip to storage, so it should fetch hundreds."""
+MAX_CHUNKS_IMAGES = 2048
+"""With many lanes chunks are smaller: one chunk of every lane has at most this many images."""
+MIN_CHUNK_IMAGES = 64
+"""Smallest chunk: a row group as `pack` writes it. Of a smaller read most would be wasted."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Plan:
     batch_size: int
     micro_batch: int
     labels: Labels | None = None
-    """Of the train split; needed where `balance` is not 0."""
+    """Labels of the train split; required if `balance` is not 0."""
     balance: float = 0.0
-    """How far epochs are levelled, 0 to 1; 0: every image once."""
+    """Strength of class-balanced sampling, 0 to 1; 0: every image once."""
 
     @cached_property
     def images(self) -> int:
-        """Images per epoch, each as often as it is used."""
+        """Images per epoch, counted as often as they are used."""
         return sum(self.row_groups)
 
     @property
     def max_uses(self) -> int:
-        """How often an epoch uses one image, at most."""
+        """Largest number of uses of one image in an epoch."""
         if not self.balance:
             return 1
         assert self.labels
@@ -69,8 +69,8 @@ class Plan:
 
     @property
     def chunk_steps(self) -> int:
-        """Steps that one chunk of a lane lasts."""
-        images = max(SMALLEST_CHUNK, min(CHUNK_IMAGES, WINDOW_IMAGES // self.lanes))
+        """Steps of an epoch per chunk of a lane."""
+        images = max(MIN_CHUNK_IMAGES, min(CHUNK_IMAGES, MAX_CHUNKS_IMAGES // self.lanes))
         return max(1, images // self.micro_batch)
 
     @property
@@ -79,19 +79,19 @@ class Plan:
         return -(-self.steps_per_epoch // self.chunk_steps)
 
     def lane_rows(self, step: int, lane: int) -> int:
-        """Images the lane gives to a step of an epoch (`step` from 0)."""
+        """Images of the lane in a step of an epoch (`step` from 0)."""
         if step < self.images // self.batch_size:
             return self.micro_batch
         rest = self.images - step * self.batch_size
         return max(0, rest // self.lanes + (lane < rest % self.lanes))
 
     def lane_length(self, lane: int) -> int:
-        """Images of the lane per epoch; lanes differ by at most one."""
+        """Images of the lane per epoch; the lanes' lengths differ by at most one."""
         whole = self.images // self.batch_size
         return whole * self.micro_batch + self.lane_rows(whole, lane)
 
     def chunk_rows(self, lane: int, index: int, *, skip_steps: int = 0) -> int:
-        """Images in what `chunk` returns."""
+        """Number of rows that `chunk` returns."""
         size = self.chunk_steps * self.micro_batch
         size = min(size, self.lane_length(lane) - index * size)
         return max(0, size - skip_steps * self.micro_batch)
@@ -99,7 +99,7 @@ class Plan:
     def chunk(self, epoch: int, lane: int, index: int, *, skip_steps: int = 0) -> Rows:
         """Rows of chunk `index` of a lane in planned order, without its first `skip_steps` steps.
 
-        May be empty at an epoch's end.
+        May be empty at the end of an epoch.
         """
         size = self.chunk_steps * self.micro_batch
         first = index * size
@@ -112,11 +112,11 @@ class Plan:
         return rows[random.permutation(len(rows))][skip_steps * self.micro_batch :]
 
     def _rows(self, epoch: int, first: int, last: int) -> Rows:
-        """Rows first…last of the epoch's shuffled row groups, or visits, laid end to end."""
+        """Rows from `first` to before `last` of the epoch, before its chunks are shuffled."""
         if self.balance:
             assert self.labels
-            laid = balanced_epoch(self.row_groups, self.labels, self.balance, self.seed, epoch)
-            images, uses = (part[first:last].astype(np.int64) for part in laid)
+            balanced = balanced_epoch(self.row_groups, self.labels, self.balance, self.seed, epoch)
+            images, uses = (part[first:last].astype(np.int64) for part in balanced)
             return _rows_of(self.row_groups, images, uses)
         order, ends = _shuffled(self.row_groups, self.seed, epoch)
         positions = np.arange(first, last)
@@ -133,7 +133,7 @@ class Plan:
 def _shuffled(
     row_groups: tuple[int, ...], seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The epoch's order of row groups, and where each ends when laid end to end."""
+    """The epoch's order of row groups, and the end of each when they are concatenated."""
     order = np.random.default_rng([seed, epoch]).permutation(len(row_groups))
     return order, np.cumsum(np.asarray(row_groups, dtype=np.int64)[order])
 
@@ -141,7 +141,7 @@ def _shuffled(
 def _rows_of(
     row_groups: tuple[int, ...], images: npt.NDArray[np.int64], uses: npt.NDArray[np.int64]
 ) -> Rows:
-    """Where images are, given by their place in the split."""
+    """Rows of images that are given by their place in the split."""
     sizes = np.asarray(row_groups, dtype=np.int64)
     ends = np.cumsum(sizes)
     group = np.searchsorted(ends, images, side="right")
@@ -149,17 +149,18 @@ def _rows_of(
 
 
 def image_random(seed: int, epoch: int, image_id: int, use: int = 0) -> Random:
-    """The draws of one image's view in one epoch, or in one use of it, whoever computes it.
+    """The random generator for an image's view in an epoch, the same on every worker.
 
-    Python's own generator: seeding and few draws cost a quarter of numpy's.
+    `use` counts the image's uses in the epoch, from 0. Python's generator: seeding it and a few
+    draws take a quarter of numpy's time.
     """
-    again = f" {use}" if use else ""
-    return Random(f"{seed} {epoch} {image_id}{again}")
+    suffix = f" {use}" if use else ""
+    return Random(f"{seed} {epoch} {image_id}{suffix}")
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """The eval split in file order, cut into chunks that are dealt to the workers in turn."""
+    """The eval split in file order, cut into chunks that are assigned to the workers in turn."""
 
     row_groups: tuple[int, ...]
     """Images per row group of the split, in manifest order."""
