@@ -1,6 +1,5 @@
 """A run's record: the same command means the same run, and another is refused by name."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -55,19 +54,6 @@ def test_best_and_what_it_stands_for_have_one_default_name() -> None:
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
     run_record.create(RUN, str(tmp_path))
     assert run_record.load(str(tmp_path)) == RUN
-
-
-def test_a_run_recorded_before_layout_and_compile_did_as_all_did_then(tmp_path: Path) -> None:
-    content = asdict(RUN)
-    del content["recipe"]["layout"], content["recipe"]["compile"]
-    (tmp_path / run_record.RUN).write_text(json.dumps(content))
-    found = run_record.load(str(tmp_path))
-    assert found and (found.recipe.layout, found.recipe.compile) == ("channels_last", False)
-    for asked in (GIVEN, replace(GIVEN, layout="channels_last", compile=False)):
-        run_record.check_same(found, asked, RUN.fingerprint)
-    for other in (replace(GIVEN, layout="contiguous"), replace(GIVEN, compile=True)):
-        with pytest.raises(RunExistsError, match="another recipe"):
-            run_record.check_same(found, other, RUN.fingerprint)
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
