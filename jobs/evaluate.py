@@ -1,4 +1,4 @@
-"""Evaluate a release on a split of a packed data set. `--help` lists the flags."""
+"""Judge a release by a split's images, and look at its mistakes. `--help` says how."""
 
 from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.cli.main import main
