@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from effnet_ray.train import audit
+from effnet_ray.train import step_log
 
 STEPS, RANKS = range(12), range(3)
 
@@ -14,7 +14,7 @@ def fill(folder: Path) -> None:
     for step in STEPS:
         for rank in RANKS:
             images = [(100 * step + rank, 1.0), (100 * step + 50 + rank, 0.0)]
-            audit.write(str(folder), epoch=step // 5, step=step, rank=rank, images=images)
+            step_log.write_audit(str(folder), images, epoch=step // 5, step=step, rank=rank)
 
 
 def places(folder: Path) -> set[tuple[int, int]]:
@@ -24,9 +24,9 @@ def places(folder: Path) -> set[tuple[int, int]]:
 
 
 def test_a_row_is_an_image_in_a_step(tmp_path: Path) -> None:
-    audit.write(str(tmp_path), epoch=2, step=11, rank=1, images=[(70, 1.0), (3, 0.0)])
+    step_log.write_audit(str(tmp_path), [(70, 1.0), (3, 0.0)], epoch=2, step=11, rank=1)
     table = pq.read_table(tmp_path)
-    assert table.schema.equals(audit.SCHEMA)
+    assert table.schema.equals(step_log.AUDIT_SCHEMA)
     assert table.to_pylist() == [
         {"epoch": 2, "step": 11, "rank": 1, "id": 70, "weight": 1.0},
         {"epoch": 2, "step": 11, "rank": 1, "id": 3, "weight": 0.0},
@@ -34,18 +34,18 @@ def test_a_row_is_an_image_in_a_step(tmp_path: Path) -> None:
 
 
 def test_an_image_that_a_step_uses_twice_is_there_twice(tmp_path: Path) -> None:
-    audit.write(str(tmp_path), epoch=0, step=0, rank=0, images=[(7, 1.0), (3, 1.0), (7, 1.0)])
+    step_log.write_audit(str(tmp_path), [(7, 1.0), (3, 1.0), (7, 1.0)], epoch=0, step=0, rank=0)
     assert pq.read_table(tmp_path)["id"].to_pylist() == [7, 3, 7]
 
 
 def test_a_worker_without_images_leaves_no_row(tmp_path: Path) -> None:
-    audit.write(str(tmp_path), epoch=0, step=0, rank=2, images=[])
+    step_log.write_audit(str(tmp_path), [], epoch=0, step=0, rank=2)
     assert pq.read_table(tmp_path).num_rows == 0
 
 
 def test_a_step_taken_again_replaces_its_rows(tmp_path: Path) -> None:
     for weight in (0.0, 1.0):
-        audit.write(str(tmp_path), epoch=0, step=3, rank=0, images=[(5, weight)])
+        step_log.write_audit(str(tmp_path), [(5, weight)], epoch=0, step=3, rank=0)
     assert pq.read_table(tmp_path).column("weight").to_pylist() == [1.0]
 
 
@@ -54,7 +54,7 @@ def test_everything_at_or_after_a_step_is_removed_for_every_rank(
     tmp_path: Path, step: int
 ) -> None:
     fill(tmp_path)
-    audit.remove_from(str(tmp_path), step)
+    step_log.delete_from(str(tmp_path), step)
     assert places(tmp_path) == {(s, rank) for s in STEPS if s < step for rank in RANKS}
 
 
@@ -62,9 +62,9 @@ def test_files_that_are_not_the_audits_are_left_alone(tmp_path: Path) -> None:
     fill(tmp_path)
     for name in ("notes.txt", "step-notes.parquet", "step-00000003-rank-0000.parquet.bak"):
         (tmp_path / name).touch()
-    audit.remove_from(str(tmp_path), 0)
+    step_log.delete_from(str(tmp_path), 0)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_where_no_audit_is_there_is_nothing_to_remove(tmp_path: Path) -> None:
-    audit.remove_from(str(tmp_path / "absent"), 0)
+    step_log.delete_from(str(tmp_path / "absent"), 0)

@@ -30,13 +30,13 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
             WorkersStarted(workers=2, step=10, steps=30, device="cpu", phases="3 of x")
         )
         people.on_event(StepDone(step=12, loss=0.75, images_per_s=150.0))
-        people.on_event(EpochDone(REPORT, seconds=4.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(EpochDone(REPORT, seconds=4.0, train_images=300, train_s=2.0,
                               data_wait_s=0.1))  # fmt: skip
         unevaluated = replace(REPORT, epoch=2, eval_loss=None, eval_top1=None, eval_top5=None)
-        people.on_event(EpochDone(unevaluated, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(EpochDone(unevaluated, seconds=3.0, train_images=300, train_s=2.0,
                               data_wait_s=0.1))  # fmt: skip
         several = replace(REPORT, epoch=3, eval_map=0.625)
-        people.on_event(EpochDone(several, seconds=3.0, images_per_s=150.0, first_batch_s=0.01,
+        people.on_event(EpochDone(several, seconds=3.0, train_images=300, train_s=2.0,
                               data_wait_s=0.1))  # fmt: skip
         people.on_event(MicroBatchSplit(2))
         people.on_event(ImagesQuarantined({7: "cat/7.jpg: truncated"}))

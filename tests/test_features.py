@@ -25,7 +25,7 @@ from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
 from effnet_ray.train import events
-from effnet_ray.train.precompute_features import missing, wanted
+from effnet_ray.train.feature_tasks import missing_shards, required_views
 from effnet_ray.train.run_record import Result
 
 HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
@@ -181,11 +181,11 @@ def test_the_key_of_a_recipe_never_changes() -> None:
 
 
 def test_a_run_wants_each_of_its_views_once() -> None:
-    assert wanted(settled(epochs=3)) == [("train", None), ("eval", None)]
+    assert required_views(settled(epochs=3)) == [("train", None), ("eval", None)]
     three = [("train", None), ("train", 1), ("train", 2), ("eval", None)]
-    assert wanted(settled(epochs=3, head_views=8)) == three
-    assert wanted(settled(head_cache=False)) == []
-    assert wanted(replace(settled(), unfreeze="all", head_epochs=0)) == []
+    assert required_views(settled(epochs=3, head_views=8)) == three
+    assert required_views(settled(head_cache=False)) == []
+    assert required_views(replace(settled(), unfreeze="all", head_epochs=0)) == []
 
 
 def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
@@ -193,17 +193,19 @@ def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
 ) -> None:
     asked = dataset(digits, tmp_path)
     both = [("train", None), ("eval", None)]
-    assert missing(asked, heal=False) == {key: [0] for key in both}
+    assert missing_shards(asked, retry_bad=False) == {key: [0] for key in both}
     for split, view in both:
         uri = asked.features_uri(split, view)
         feature_cache.write(
             storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)]
         )
-    assert missing(asked, heal=False) == {key: [] for key in both}  # but for the record
+    assert missing_shards(asked, retry_bad=False) == {
+        key: [] for key in both
+    }  # but for the record
     for split, view in both:
         feature_cache.write_record(asked.features_uri(split, view), ["00000.parquet"])
-    assert missing(asked, heal=False) == {}
-    assert missing(asked, heal=True) == {("train", None): [0]}
+    assert missing_shards(asked, retry_bad=False) == {}
+    assert missing_shards(asked, retry_bad=True) == {("train", None): [0]}
 
 
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ thread.join()
 train("undisturbed", {EPOCHS}, lambda event: None, workers="2")
 told["begun"] = [event.step for event in heard if isinstance(event, WorkersStarted)]
 told["left"] = [event.step for event in heard if isinstance(event, Preempted)]
-told["lost"] = [event.why for event in heard if isinstance(event, WorkerDied)]
+told["lost"] = [event.reason for event in heard if isinstance(event, WorkerDied)]
 """
 KILLED = f"""
-from effnet_ray.train import events
+from effnet_ray.train.finetune import start_event_channel
 nodes = machines(3)
-boards = [events.start_event_channel() for _ in range(8)]
-ray.get([board.failed.remote() for board in boards])
+boards = [start_event_channel() for _ in range(8)]
+ray.get([board.has_failed.remote() for board in boards])
 told["boards"] = [ray._private.state.actors(board._actor_id.hex())["Address"]["NodeID"]
                   == cluster.head_node.node_id for board in boards]
 del boards

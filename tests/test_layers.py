@@ -28,8 +28,9 @@ ORDER = (
     "train.metric_definitions train.epoch_report train.class_metrics train.average_precision "
     "train.mixup train.loss train.metrics train.loss_scale train.run_record train.state "
     "train.evaluation train.step train.oom train.loop train.checkpoint train.checkpoint_writer "
-    "train.audit train.quarantine train.events "
-    "train.worker train.precompute_features train.finetune "
+    "train.throughput train.step_log train.events train.worker_job train.device_batches "
+    "train.worker_loop train.run_setup train.run_monitor "
+    "train.worker train.feature_tasks train.precompute_features train.ray_trainer train.finetune "
     "release.names release.model_folder release.publish release.aliases release.maintenance "
     "release.store release.catalog release.load "
     "inference.options reporting.page reporting.svg reporting.training_curves "
@@ -55,7 +56,7 @@ ORDER = (
 
 DOORS = {
     "ray": "packing.ray_map data.ray_executor runtime. train.worker "
-    "train.precompute_features train.finetune "
+    "train.precompute_features train.ray_trainer train.finetune "
     "sweep.asha sweep.costs sweep.scheduled_search sweep.searchers "
     "sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",

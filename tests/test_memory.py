@@ -204,10 +204,10 @@ def test_the_parts_are_kept_in_a_checkpoint(tmp_path: Path) -> None:
 
 def test_the_board_remembers_the_most_parts() -> None:
     board = EventChannel()
-    assert board.pieces() == 1
+    assert board.required_splits() == 1
     for pieces in (2, 4, 2):
-        board.divide(pieces)
-    assert board.pieces() == 4
+        board.require_splits(pieces)
+    assert board.required_splits() == 4
 
 
 # --- on several workers

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray.data.chunks import BadImage
 from effnet_ray.packing.pack import QUARANTINE
-from effnet_ray.train import quarantine
+from effnet_ray.train import step_log
 
 ONE, OTHER = (
     BadImage("cat/1.jpg", "truncated", "ab" * 32),
@@ -21,7 +21,7 @@ def named(folder: Path) -> list[tuple[int, int, str]]:
 
 
 def test_a_row_names_path_reason_digest_and_where_it_was_met(tmp_path: Path) -> None:
-    quarantine.write(str(tmp_path), {7: ONE}, split="train", epoch=1, step=9, rank=0)
+    step_log.write_quarantine(str(tmp_path), {7: ONE}, split="train", epoch=1, step=9, rank=0)
     assert pq.read_table(tmp_path).to_pylist() == [
         {
             "path": "cat/1.jpg", "reason": "truncated", "digest": "ab" * 32, "split": "train",
@@ -32,17 +32,19 @@ def test_a_row_names_path_reason_digest_and_where_it_was_met(tmp_path: Path) -> 
 
 def test_the_columns_begin_as_those_of_packing(packed: Path) -> None:
     packing = pq.read_schema(packed / QUARANTINE).names
-    assert quarantine.SCHEMA.names[: len(packing)] == packing
+    assert step_log.QUARANTINE_SCHEMA.names[: len(packing)] == packing
 
 
 def test_a_resumed_run_counts_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
     """Killed after step 4, resumed from the checkpoint after step 2 on another worker."""
     folder = str(tmp_path)
     for step, rank in ((1, 0), (2, 1), (4, 0)):
-        quarantine.write(folder, {step: ONE}, split="train", epoch=0, step=step, rank=rank)
-    quarantine.write(folder, {8: OTHER}, split="eval", epoch=0, step=1, rank=0)
-    quarantine.remove_from(folder, 2)
+        step_log.write_quarantine(
+            folder, {step: ONE}, split="train", epoch=0, step=step, rank=rank
+        )
+    step_log.write_quarantine(folder, {8: OTHER}, split="eval", epoch=0, step=1, rank=0)
+    step_log.delete_from(folder, 2)
     assert named(tmp_path) == [(1, 1, "train"), (1, 8, "eval")]
     for step in (2, 4):
-        quarantine.write(folder, {step: ONE}, split="train", epoch=0, step=step, rank=0)
+        step_log.write_quarantine(folder, {step: ONE}, split="train", epoch=0, step=step, rank=0)
     assert named(tmp_path) == [(1, 1, "train"), (1, 8, "eval"), (2, 2, "train"), (4, 4, "train")]

@@ -11,7 +11,7 @@ import pytest
 from effnet_ray import Placement
 from effnet_ray.errors import ClusterError
 from effnet_ray.runtime import session
-from effnet_ray.train.finetune import POLL_EVERY, poll_interval
+from effnet_ray.train.ray_trainer import POLL_EVERY, poll_interval
 
 BEFORE = os.environ.get(session.DASHBOARD_ENV)
 pytestmark = pytest.mark.ray

@@ -105,7 +105,7 @@ def epoch(number: int, loss: float = 0.5) -> EpochReport:
 
 
 def done(report: EpochReport) -> EpochDone:
-    return EpochDone(report, seconds=4.0, images_per_s=100.0, first_batch_s=0.01, data_wait_s=0.1)
+    return EpochDone(report, seconds=4.0, train_images=200, train_s=2.0, data_wait_s=0.1)
 
 
 def begun(uri: str, name: str) -> RunStarted:

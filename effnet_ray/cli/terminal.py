@@ -131,14 +131,14 @@ class Terminal:
             case events.StepDone():
                 self._show_step(event)
             case events.MicroBatchSplit():
-                self.print(f"out of memory: each micro-batch is now split into {event.pieces}")
+                self.print(f"out of memory: each micro-batch is now split into {event.parts}")
             case events.EpochDone():
                 self._show_epoch(event)
             case events.ImagesQuarantined():
                 self._show_quarantined(event)
             case events.WorkerDied():
                 if not self._failed:  # else the job ends with the error
-                    self.print(f"workers died: {event.why}")
+                    self.print(f"workers died: {event.reason}")
             case events.Preempted():
                 self.print(f"a node is being preempted: saved at step {event.step}, continuing")
             case WaitingForWorkers():

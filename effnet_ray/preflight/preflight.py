@@ -16,7 +16,7 @@ from effnet_ray.preflight.permissions import check_places
 from effnet_ray.preflight.working_dir import check_working_dir
 from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.tracking import trackers as track
-from effnet_ray.train.finetune import check_sync
+from effnet_ray.train.run_setup import check_sync
 from effnet_ray.variants import InputSpec
 
 

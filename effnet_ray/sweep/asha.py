@@ -7,10 +7,11 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-PROGRESS = "reached"
-"""Report key: share of the trial's own full cost that it has taken, 0 to 1."""
-TOP1, SPENT = "eval_top1", "device_seconds"
-"""Report keys: eval top-1, and device-seconds so far."""
+from effnet_ray.train import metric_definitions
+
+PROGRESS, SPENT = metric_definitions.PROGRESS, metric_definitions.DEVICE_SECONDS
+"""Report keys: share of the trial's own full cost that it has taken, and device-seconds so far."""
+TOP1 = metric_definitions.EVAL_TOP1.key
 KEEP = 2 / 3
 """Share of a variant's trials that continue past a rung."""
 FIRST_RUNG = 0.6

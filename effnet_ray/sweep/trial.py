@@ -21,7 +21,8 @@ from effnet_ray.sweep.asha import Brackets
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.sweep_record import Sweep
 from effnet_ray.sweep.trial_log import FAILURE
-from effnet_ray.train.finetune import finetune, poll_interval
+from effnet_ray.train.finetune import finetune
+from effnet_ray.train.ray_trainer import poll_interval
 
 MAX_CRASHES = 2
 """Restarts of a trial's driver after its process died."""

@@ -28,7 +28,7 @@ from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_reg
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.train import run_record
-from effnet_ray.train.finetune import check_run_name
+from effnet_ray.train.run_setup import check_run_name
 from effnet_ray.variants import VARIANTS
 
 

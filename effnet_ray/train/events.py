@@ -1,9 +1,8 @@
-"""What a run says while it goes: small events from workers to the driver, through one actor."""
+"""Events of a run, which its workers send to the driver. Imports neither Ray nor torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.events import EventQueue, WaitingForWorkers
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.run_record import Run
@@ -11,7 +10,7 @@ from effnet_ray.train.run_record import Run
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The driver knows what will run, and it stands in storage: no event comes before this."""
+    """The run is recorded in storage; always the first event."""
 
     run: Run
     run_uri: str
@@ -23,60 +22,66 @@ class ComputingFeatures:
 
     done: int
     images: int
-    """All that are to be."""
+    """Images whose features are computed in total."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkersStarted:
-    """A worker group begins, or begins again."""
+    """A worker group starts, or starts again."""
 
     workers: int
     step: int
-    """The step it resumes from; 0 for a fresh run."""
+    """The step it resumes from; 0 for a new run."""
     steps: int
     """Steps of the whole run."""
     device: str
     phases: str = ""
-    """What learns when, in words."""
+    """Description of the recipe's phases."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Training goes on."""
+    """Progress within an epoch; not sent for every step."""
 
     step: int
     loss: float
     """Mean over the epoch so far."""
     images_per_s: float
-    """Over the epoch so far, all workers."""
+    """As in `Throughput`, of all workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchSplit:
     """A micro-batch does not fit into memory at once."""
 
-    pieces: int
-    """In how many parts it is computed."""
+    parts: int
+    """Number of parts that it is computed in."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochDone:
-    """An epoch was trained, and evaluated where it was to be."""
+    """An epoch was trained, and evaluated if the recipe does."""
 
     report: EpochReport
     seconds: float
-    """Wall time of the epoch, any evaluation included."""
-    images_per_s: float
-    """Train images over the time of the train steps, all workers."""
-    first_batch_s: float
-    """From the epoch's start to its first batch, on worker 0."""
+    """Wall time since the epoch began or the workers started in it, including evaluation."""
+    train_images: int
+    """Images that this worker group trained on in the epoch: fewer than the report's if the group
+    resumed in the middle of the epoch."""
+    train_s: float
+    """Time of these train steps; see `Throughput`."""
     data_wait_s: float
-    """Time that worker 0 waited for data, train and eval, the first batch included."""
+    """Time that worker 0 waited for train and eval data, including the first batch."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Train images per second of all workers."""
+        return self.train_images / max(1e-9, self.train_s)
 
 
 @dataclass(frozen=True, slots=True)
 class ImagesQuarantined:
-    """Images that could not be read."""
+    """Some images could not be read."""
 
     images: dict[int, str]
     """id → path and reason."""
@@ -84,26 +89,26 @@ class ImagesQuarantined:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """Workers died; Ray Train starts them anew, if it may."""
+    """A worker died; Ray Train restarts the workers unless `max_failures` is reached."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The workers saved their state and left, since a machine of theirs is being taken away."""
+    """The workers saved a checkpoint and stopped, because one of their machines is drained."""
 
     step: int
-    """At which they stopped: the next group begins with it."""
+    """The step that the next workers continue from."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """The run was given up, for a reason that trying again cannot mend."""
+    """The run failed for a reason that a retry cannot fix."""
 
     message: str
     bad_images: bool = False
-    """Whether too many images could not be read: `ImagesQuarantined` names some."""
+    """Whether too many images could not be read; `ImagesQuarantined` names some of them."""
 
 
 Event = (
@@ -121,39 +126,58 @@ Event = (
 )
 
 
+class Channel(Protocol):
+    """What workers see of an EventChannel, which is an actor in another process with Ray."""
+
+    def post(self, event: Event) -> None:
+        """Send an event to the driver."""
+        ...
+
+    def has_failed(self) -> bool:
+        """Whether a worker ended the run."""
+        ...
+
+    def failed_before(self, step: int) -> bool:
+        """Whether the run failed at this step before; remembers the step."""
+        ...
+
+    def require_splits(self, splits: int) -> None:
+        """Make the next workers split lanes into at least `splits` parts."""
+        ...
+
+    def required_splits(self) -> int:
+        """Number of parts that lanes must be split into at least."""
+        ...
+
+
 class EventChannel(EventQueue):
-    """The events of a run, and what its workers must remember when Ray starts them again."""
+    """Carries a run's events, and remembers what its workers need after a restart."""
 
     def __init__(self) -> None:
         super().__init__()
         self._failed = False
-        self._stumbled = set[int]()
-        self._pieces = 1
+        self._failed_steps = set[int]()
+        self._splits = 1
 
     def post(self, event: Event) -> None:
-        """Add an event. Called by workers."""
+        """Add an event; called by workers and by the driver."""
         super().post(event)
         self._failed |= isinstance(event, RunFailed)
 
-    def failed(self) -> bool:
-        """Whether a worker has given the run up."""
+    def has_failed(self) -> bool:
+        """Whether a worker ended the run."""
         return self._failed
 
-    def stumbles(self, step: int) -> bool:
-        """Whether the run has come to grief at this step before; remembered from now on."""
-        before = step in self._stumbled
-        self._stumbled.add(step)
+    def failed_before(self, step: int) -> bool:
+        """Whether the run failed at this step before; remembers the step."""
+        before = step in self._failed_steps
+        self._failed_steps.add(step)
         return before
 
-    def divide(self, pieces: int) -> None:
-        """The workers that come next begin with lanes in so many parts."""
-        self._pieces = max(self._pieces, pieces)
+    def require_splits(self, splits: int) -> None:
+        """Make the next workers split lanes into at least `splits` parts."""
+        self._splits = max(self._splits, splits)
 
-    def pieces(self) -> int:
-        """Into how many parts lanes are divided at least."""
-        return self._pieces
-
-
-def start_event_channel() -> Any:
-    """Start the actor that carries events."""
-    return start_local_actor(EventChannel)
+    def required_splits(self) -> int:
+        """Number of parts that lanes must be split into at least."""
+        return self._splits

@@ -76,3 +76,8 @@ def ranking_metric(
     Mean average precision where images may have several labels, top-1 otherwise.
     """
     return next((metric for metric in scores if values.get(metric.key) is not None), None)
+
+
+PROGRESS, DEVICE_SECONDS = "reached", "device_seconds"
+"""Keys of a report to Ray Train beside metrics: share of the run's cost that is spent, 0 to 1, and
+workers times the seconds since they started."""

@@ -1,8 +1,7 @@
-"""Computing a frozen backbone's features, once for all who need them, by Ray Data.
+"""Computes a frozen backbone's features with Ray Data, once for all runs that share them.
 
-Decode tasks make the views, actors that each hold the network on what a worker would lease turn
-them into features, and one process writes these, shard by shard; so what is interrupted goes on
-from the last whole shard. An image's batch is always the same: pieces of its row group.
+Decode tasks load the views, actors with the network compute the features, and one process writes
+them shard by shard. An interrupted computation continues after the last complete shard.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import EffnetRayError, TrainingError
-from effnet_ray.recipe import Recipe
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
     MAX_REASON_CHARS,
@@ -37,161 +35,157 @@ from effnet_ray.runtime.inference_actors import (
     execute,
 )
 from effnet_ray.runtime.session import ResourceRequest
-from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train import checkpoint
 from effnet_ray.train.events import ComputingFeatures
+from effnet_ray.train.feature_tasks import (
+    FeatureTask,
+    SplitView,
+    list_tasks,
+    missing_shards,
+    required_views,
+)
 from effnet_ray.train.run_record import Run
 from effnet_ray.train.state import initial_network
-from effnet_ray.train.worker import WorkerJob
+from effnet_ray.train.worker_job import WorkerJob
 
 POST_EVERY_S = 0.5
 ATTEMPTS = 5
-"""Another run's driver may compute what this one waits for, and end."""
+"""The features may be computed by another run's driver, which may end before they are complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureTask:
-    """Some rows of one row group, which go through the network together."""
+def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool) -> None:
+    """Make sure that the features a run needs exist; a single actor of the cluster computes them.
 
-    split: str
-    view: int | None
-    shard: int
-    """Its number in the split."""
-    group: int
-    """The row group's number in the split."""
-    first: int
-    end: int
-
-    @property
-    def file(self) -> tuple[str, int | None, int]:
-        """Whose features stand in one file."""
-        return self.split, self.view, self.shard
-
-
-def wanted(recipe: Recipe) -> list[tuple[str, int | None]]:
-    """(split, view) of all features that a run needs; none where no epoch goes by them."""
-    epochs = [epoch for epoch in range(recipe.epochs) if phases.uses_feature_cache(recipe, epoch)]
-    views = {phases.view_at(recipe, epoch) for epoch in epochs}
-    train = sorted(views, key=lambda view: -1 if view is None else view)
-    return [*(("train", view) for view in train), *([("eval", None)] if epochs else [])]
-
-
-def missing(dataset: Dataset, *, heal: bool) -> dict[tuple[str, int | None], list[int]]:
-    """Numbers of the shards whose features are not there, for each (split, view) that lacks some.
-
-    `heal`: those of shards with images that could not be read are missing too.
+    `new`: the run has no steps yet and retries images that earlier runs could not read. Raises
+    what reading the data set raises, and TrainingError if the computation dies.
     """
-    found = {}
-    for split, view in wanted(dataset.recipe):
-        uri = dataset.features_uri(split, view)
-        count = len(dataset.manifest.splits[split])
-        known = feature_cache.read_record(uri)
-        if known is None:
-            there = {
-                name: {"bad": feature_cache.bad_images(storage.join(uri, name)) if heal else 0}
-                for name in storage.sizes(uri)
-                if name.endswith(".parquet")
-            }
-        else:
-            there = known
-        good = {name for name, file in there.items() if not (heal and file["bad"])}
-        lacking = [n for n in range(count) if feature_cache.file_name(n) not in good]
-        if lacking or known is None:
-            found[split, view] = lacking
-    return found
+    for attempt in range(ATTEMPTS):
+        retry_bad = new and attempt == 0
+        if not missing_shards(job.dataset, retry_bad=retry_bad) or _needs_no_features(job):
+            return
+        computer = start_local_actor(_FeatureComputer, name=_actor_name(job.dataset))
+        try:
+            ray.get(computer.compute_missing.remote(job, request, channel, retry_bad))
+            return
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EffnetRayError):
+                raise error.cause from None
+            reason = " ".join(str(error.cause).split())[-MAX_REASON_CHARS:]
+            raise TrainingError(
+                f"run {job.run.name!r} failed: its features cannot be computed "
+                f"({type(error.cause).__name__}: {reason}): run the same command again to "
+                "continue, or use --no-head-cache"
+            ) from error
+        except ray.exceptions.RayActorError:
+            continue  # the actor of another run, which ended
+    raise TrainingError(
+        f"run {job.run.name!r} failed: computing its features was interrupted {ATTEMPTS} times "
+        "(killed, or out of memory?): run the same command again to continue, or use "
+        "--no-head-cache"
+    )
+
+
+def _actor_name(dataset: Dataset) -> str:
+    """Name of the actor that computes these features, shared by all runs that need them."""
+    folders = [dataset.features_uri(split, view) for split, view in required_views(dataset.recipe)]
+    return f"effnet-features-{hashlib.sha256(json.dumps(folders).encode()).hexdigest()[:16]}"
+
+
+def _needs_no_features(job: WorkerJob) -> bool:
+    """Whether the run resumes after all epochs that use the feature cache."""
+    newest = checkpoint.newest(job.checkpoints_uri)
+    first = newest.step // job.dataset.plan.steps_per_epoch if newest else 0
+    epochs = range(first, job.run.recipe.epochs)
+    return not any(phases.uses_feature_cache(job.run.recipe, epoch) for epoch in epochs)
+
+
+class _FeatureComputer:
+    """Actor that serves one caller at a time: the next one finds the features complete."""
+
+    def compute_missing(
+        self, job: WorkerJob, request: ResourceRequest, channel: Any, retry_bad: bool
+    ) -> None:
+        missing = missing_shards(job.dataset, retry_bad=retry_bad)
+        if missing:
+            compute(job, request, channel, missing)
 
 
 def compute(
-    job: WorkerJob, lease: ResourceRequest, lacking: dict[tuple[str, int | None], list[int]]
+    job: WorkerJob, request: ResourceRequest, channel: Any, missing: dict[SplitView, list[int]]
 ) -> None:
-    """Compute and write what is missing, and record that it is whole.
+    """Compute and write the missing features, then mark them as complete.
 
     Raises what reading the data set raises.
     """
-    pieces = list(_pieces(job.dataset, lacking))
-    tell = _telling(job.board, sum(piece.end - piece.first for piece in pieces))
-    found = unwrap_errors(_execute(job, lease, pieces)) if pieces else iter(())
+    dataset = job.dataset
+    max_images = batch_images(dataset.recipe, dataset.spec.resolution)
+    tasks = list(list_tasks(dataset, missing, max_images))
+    post_progress = _progress_poster(channel, sum(task.end - task.first for task in tasks))
+    blocks = unwrap_errors(_execute(job, request, tasks)) if tasks else iter(())
     done = 0
-    pairs = zip(pieces, found, strict=True)
-    for (split, view, shard), rows in itertools.groupby(pairs, lambda pair: pair[0].file):
+    pairs = zip(tasks, blocks, strict=True)
+    for (split, view, shard), shard_pairs in itertools.groupby(pairs, lambda pair: pair[0].file):
         parts = []
-        for _, block in rows:
-            parts.append(_group(block, split))
+        for _, block in shard_pairs:
+            parts.append(_feature_rows(block, split))
             done += len(parts[-1].label)
-            tell(done)
+            post_progress(done)
         name = feature_cache.file_name(shard)
-        feature_cache.write(storage.join(job.dataset.features_uri(split, view), name), parts)
-    for split, view in lacking:
-        shards = range(len(job.dataset.manifest.splits[split]))
-        feature_cache.write_record(
-            job.dataset.features_uri(split, view), map(feature_cache.file_name, shards)
-        )
+        feature_cache.write(storage.join(dataset.features_uri(split, view), name), parts)
+    for split, view in missing:
+        names = map(feature_cache.file_name, range(len(dataset.manifest.splits[split])))
+        feature_cache.write_record(dataset.features_uri(split, view), names)
 
 
-def _telling(board: Any, images: int) -> Callable[[int], None]:
-    """Tells the board how many are done, now and then."""
+def _progress_poster(channel: Any, images: int) -> Callable[[int], None]:
+    """A function that posts the number of finished images, at most every POST_EVERY_S."""
     last = -math.inf
 
-    def tell(done: int) -> None:
+    def post(done: int) -> None:
         nonlocal last
         if done == images or time.monotonic() - last >= POST_EVERY_S:
             last = time.monotonic()
-            board.post.remote(ComputingFeatures(done, images))
+            channel.post.remote(ComputingFeatures(done, images))
 
-    if images:  # else only the record was missing
-        tell(0)
-    return tell
-
-
-def _pieces(
-    dataset: Dataset, lacking: dict[tuple[str, int | None], list[int]]
-) -> Iterator[FeatureTask]:
-    most = batch_images(dataset.recipe, dataset.spec.resolution)
-    for (split, view), shards in lacking.items():
-        rows = [count for _, _, count in dataset.manifest.row_groups(split)]
-        for group, (shard, _) in enumerate(
-            feature_cache.row_group_places(dataset.manifest, split).tolist()
-        ):
-            if shard in shards:
-                for first in range(0, rows[group], most):
-                    end = min(first + most, rows[group])
-                    yield FeatureTask(split, view, shard, group, first, end)
+    if images:  # otherwise only the record was missing
+        post(0)
+    return post
 
 
-def _group(block: Block, split: str) -> FeatureRows:
-    """A piece as it is kept."""
-    kind = np.float16 if split == "train" else np.float32
+def _feature_rows(block: Block, split: str) -> FeatureRows:
+    """A block as the cache stores it."""
+    dtype = np.float16 if split == "train" else np.float32
     return FeatureRows(
-        block["feature"].astype(kind), block["label"], block["id"], block["bad"].tolist()
+        block["feature"].astype(dtype), block["label"], block["id"], block["bad"].tolist()
     )
 
 
 def _execute(
-    job: WorkerJob, lease: ResourceRequest, pieces: Sequence[FeatureTask]
+    job: WorkerJob, request: ResourceRequest, tasks: Sequence[FeatureTask]
 ) -> Iterator[Block]:
-    """One Ray Data execution over all pieces; their features, in order."""
-    dataset, actors = job.dataset, ActorPool.of(job.placement, lease, len(pieces))
+    """Run all tasks in one Ray Data execution; yields their features in order."""
+    dataset, actors = job.dataset, ActorPool.of(job.placement, request, len(tasks))
 
-    def views(batch: Block) -> Iterator[Block]:
-        for described in batch["pieces"].tolist():
+    def load_views(batch: Block) -> Iterator[Block]:
+        for encoded in batch["tasks"].tolist():
             groups: dict[int, RowGroup] = {}
-            for piece in json.loads(described):
-                yield _views(dataset, FeatureTask(**piece), groups)
+            for task in json.loads(encoded):
+                yield _load_views(dataset, FeatureTask(**task), groups)
 
-    # A row group is read once, whatever the number of its pieces.
-    alike = itertools.groupby(pieces, lambda piece: (*piece.file, piece.group))
-    described = [{"pieces": json.dumps([asdict(p) for p in some])} for _, some in alike]
-    told = (job.run, job.weights_uri, actors.share)
-    blocks = execute(described, views, _Backbone, told, actors)
-    for block in blocks:
+    # A row group's tasks are one row, so that it is read only once.
+    grouped = itertools.groupby(tasks, lambda task: task.row_group)
+    rows = [{"tasks": json.dumps([asdict(task) for task in group])} for _, group in grouped]
+    arguments = (job.run, job.weights_uri, actors.share)
+    for block in execute(rows, load_views, _Backbone, arguments, actors):
         for metadata, arrays in decode_rows(block):
             yield arrays | _columns(metadata)
 
 
-def _views(dataset: Dataset, piece: FeatureTask, groups: dict[int, RowGroup]) -> Block:
-    """A piece as one row, whatever its size: Ray Data cuts blocks between rows."""
-    rows = np.asarray([(piece.group, row, 0) for row in range(piece.first, piece.end)], np.int64)
-    task = ChunkTask(piece.split, 0, 0, 0, 0, view=piece.view)
-    block = load_rows(dataset, task, rows, groups)
+def _load_views(dataset: Dataset, task: FeatureTask, groups: dict[int, RowGroup]) -> Block:
+    """A task's images as a single row: Ray Data splits blocks between rows."""
+    rows = np.asarray([(task.group, row, 0) for row in range(task.first, task.end)], np.int64)
+    chunk = ChunkTask(task.split, 0, 0, 0, 0, view=task.view)
+    block = load_rows(dataset, chunk, rows, groups)
     metadata = {name: block[name].tolist() for name in ("label", "id", "bad")}
     return encode_row(metadata, image=block["image"])
 
@@ -207,7 +201,7 @@ def _columns(metadata: dict[str, Any]) -> Block:
 
 
 class _Backbone:
-    """An actor with the network, on a worker's share of a machine."""
+    """Actor with the network, on a worker's share of a machine."""
 
     def __init__(self, run: Run, weights_uri: str | None, share: MachineShare) -> None:
         self._device = share.device()
@@ -216,69 +210,10 @@ class _Backbone:
 
     @torch.no_grad()
     def __call__(self, batch: Block) -> Iterator[Block]:
-        """The features of every piece."""
+        """The features of each row's images."""
         for metadata, arrays in decode_rows(batch):
-            pixels = (
-                torch.from_numpy(np.asarray(arrays["image"])).permute(0, 3, 1, 2).to(self._device)
-            )
+            images = torch.from_numpy(np.asarray(arrays["image"])).permute(0, 3, 1, 2)
             half = self._precision != torch.float32
             with torch.autocast(self._device.type, self._precision if half else None, half):
-                found = self._network.features(pixels)
-            yield encode_row(metadata, feature=found.float().cpu().numpy())
-
-
-class _Once:
-    """Computes features for whoever asks, one after the other: the next finds them there."""
-
-    def prepare(self, job: WorkerJob, lease: ResourceRequest, heal: bool) -> None:
-        """Compute what is missing."""
-        lacking = missing(job.dataset, heal=heal)
-        if lacking:
-            compute(job, lease, lacking)
-
-
-def prepare(job: WorkerJob, lease: ResourceRequest, *, new: bool) -> None:
-    """See to it that the features are there that the run needs; one driver computes them.
-
-    `new`: the run has not begun, and may look again at images that earlier ones could not read.
-    Raises what reading the data set raises, TrainingError where those who compute die.
-    """
-    for attempt in range(ATTEMPTS):
-        heal = new and attempt == 0
-        if not missing(job.dataset, heal=heal) or _past_the_head(job):
-            return
-        once = start_local_actor(_Once, name=_name(job.dataset))
-        try:
-            ray.get(once.prepare.remote(job, lease, heal))
-            return
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, EffnetRayError):
-                raise error.cause from None
-            why = " ".join(str(error.cause).split())[-MAX_REASON_CHARS:]
-            raise TrainingError(
-                f"run {job.run.name!r} failed: its features cannot be computed "
-                f"({type(error.cause).__name__}: {why}): run the same command again to go on, or "
-                "use --no-head-cache"
-            ) from error
-        except ray.exceptions.RayActorError:
-            continue  # another run's, which has ended
-    raise TrainingError(
-        f"run {job.run.name!r} failed: computing its features was broken off {ATTEMPTS} times "
-        "(killed, or out of memory?): run the same command again to go on, or use --no-head-cache"
-    )
-
-
-def _name(dataset: Dataset) -> str:
-    """Of the actor that computes what such a run needs: one for all that need the same."""
-    folders = [dataset.features_uri(split, view) for split, view in wanted(dataset.recipe)]
-    return f"effnet-features-{hashlib.sha256(json.dumps(folders).encode()).hexdigest()[:16]}"
-
-
-def _past_the_head(job: WorkerJob) -> bool:
-    """Whether the run will resume after all epochs that go by features."""
-    found = checkpoint.newest(storage.join(job.run_uri, run_record.CHECKPOINTS))
-    epoch = found.step // job.dataset.plan.steps_per_epoch if found else 0
-    return not any(
-        phases.uses_feature_cache(job.run.recipe, later)
-        for later in range(epoch, job.run.recipe.epochs)
-    )
+                features = self._network.features(images.to(self._device))
+            yield encode_row(metadata, feature=features.float().cpu().numpy())

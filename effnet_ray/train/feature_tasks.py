@@ -1,0 +1,91 @@
+"""Which features of a frozen backbone a run needs, and the tasks that compute missing ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from effnet_ray import phases, storage
+from effnet_ray.data import feature_cache
+from effnet_ray.data.chunks import Dataset
+from effnet_ray.recipe import Recipe
+
+SplitView = tuple[str, int | None]
+"""A split and the number of a view of its images; None is the eval view."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTask:
+    """Rows of one row group that the network processes as one batch."""
+
+    split: str
+    view: int | None
+    shard: int
+    """Index of the shard in the split."""
+    group: int
+    """Index of the row group in the split."""
+    first: int
+    end: int
+
+    @property
+    def file(self) -> tuple[str, int | None, int]:
+        """Identifies the file that the features are written to."""
+        return self.split, self.view, self.shard
+
+    @property
+    def row_group(self) -> tuple[str, int | None, int, int]:
+        """Identifies the row group that the images are read from."""
+        return *self.file, self.group
+
+
+def required_views(recipe: Recipe) -> list[SplitView]:
+    """All features that a run needs; empty if no epoch uses the feature cache."""
+    epochs = [epoch for epoch in range(recipe.epochs) if phases.uses_feature_cache(recipe, epoch)]
+    views = {phases.view_at(recipe, epoch) for epoch in epochs}
+    train = sorted(views, key=lambda view: -1 if view is None else view)
+    return [*(("train", view) for view in train), *([("eval", None)] if epochs else [])]
+
+
+def missing_shards(dataset: Dataset, *, retry_bad: bool) -> dict[SplitView, list[int]]:
+    """Indexes of the shards without features, for each split and view that is incomplete.
+
+    With `retry_bad`, shards with images that could not be read count as missing, too.
+    """
+    missing = {}
+    for split, view in required_views(dataset.recipe):
+        uri = dataset.features_uri(split, view)
+        record = feature_cache.read_record(uri)
+        files = _unrecorded_files(uri, retry_bad) if record is None else record
+        good = {name for name, file in files.items() if not (retry_bad and file["bad"])}
+        shards = [
+            shard
+            for shard in range(len(dataset.manifest.splits[split]))
+            if feature_cache.file_name(shard) not in good
+        ]
+        if shards or record is None:
+            missing[split, view] = shards
+    return missing
+
+
+def _unrecorded_files(uri: str, count_bad: bool) -> dict[str, dict[str, int]]:
+    """The files of a folder that is not complete, in the form of a record."""
+    return {
+        name: {"bad": feature_cache.bad_images(storage.join(uri, name)) if count_bad else 0}
+        for name in storage.sizes(uri)
+        if name.endswith(".parquet")
+    }
+
+
+def list_tasks(
+    dataset: Dataset, missing: dict[SplitView, list[int]], max_images: int
+) -> Iterator[FeatureTask]:
+    """Tasks of at most `max_images` images for the missing shards, in file order.
+
+    The batches of a row group are always the same, so features do not depend on interruptions.
+    """
+    for (split, view), shards in missing.items():
+        rows = [count for _, _, count in dataset.manifest.row_groups(split)]
+        places = feature_cache.row_group_places(dataset.manifest, split).tolist()
+        for group, (shard, _) in enumerate(places):
+            if shard in shards:
+                for first in range(0, rows[group], max_images):
+                    end = min(first + max_images, rows[group])
+                    yield FeatureTask(split, view, shard, group, first, end)

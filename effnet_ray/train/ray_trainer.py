@@ -1,0 +1,122 @@
+"""Runs the workers of a run with Ray Train."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from effnet_ray.errors import ControllerDiedError, TrainingError
+from effnet_ray.runtime import session
+from effnet_ray.train import events
+from effnet_ray.train.worker import RayWorkerConfig, train
+
+POLL_EVERY, POLLS_PER_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", 64
+"""Environment variable with the seconds between Ray Train's polls of its workers, and the most
+workers that are polled per second here."""
+
+
+def run_trainer(
+    config: RayWorkerConfig, request: session.ResourceRequest, callbacks: Sequence[UserCallback]
+) -> None:
+    """Train with Ray Train until the workers return. Raises TrainingError.
+
+    Ray Train's own state goes to a temporary folder: a run resumes from its own checkpoints.
+    """
+    run, placement = config.job.run, config.job.placement
+    with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"worker": config},
+            scaling_config=ScalingConfig(
+                num_workers=request.workers,
+                use_gpu=request.use_gpu,
+                resources_per_worker=request.resources_per_worker,
+                label_selector=request.labels or None,
+            ),
+            torch_config=TorchConfig(backend=request.backend),
+            run_config=RunConfig(
+                name=run.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=placement.max_failures),
+                callbacks=[*callbacks, DeathReporter(config.channel)],
+            ),
+        )
+        try:
+            with _interruptible(), poll_interval(placement.worker_range[1]):
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(
+                f"run {run.name!r} failed: {_cause(error)}: run the same command again to "
+                "resume it from its newest checkpoint"
+            ) from error
+        except ray.exceptions.RayActorError as error:
+            raise ControllerDiedError(
+                f"run {run.name!r} failed: the process that controls its workers died (killed, "
+                "or out of memory?): run the same command again to resume it from its newest "
+                "checkpoint"
+            ) from error
+
+
+@contextmanager
+def poll_interval(workers: int) -> Iterator[None]:
+    """Make Ray Train poll so many workers often, unless the environment sets an interval.
+
+    The end of a run, its reports to callbacks and a worker's death wait for the next poll, which
+    takes 2 s by default (ray 2.60 `controller.py`, `worker.py`).
+    """
+    seconds = max(0.2, workers / POLLS_PER_S)
+    value = os.environ.get(POLL_EVERY) or f"{seconds:g}"
+    with session.environment_variable(POLL_EVERY, value):
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into a KeyboardInterrupt.
+
+    Ray Train handles SIGINT itself: it aborts its workers and raises SystemExit.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit_error:
+        raise KeyboardInterrupt from exit_error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """The innermost exception in one line: a worker's own, if there is one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    return _innermost(
+        next(iter(failures.values()), None) or getattr(error, "controller_failure", error)
+    )
+
+
+def _innermost(error: Any) -> str:
+    while getattr(error, "cause", None):
+        error = error.cause
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+class DeathReporter(UserCallback):  # type: ignore[misc]  # Ray Train has no types
+    """Posts an event when a worker dies."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def after_exception(
+        self, run_context: object, worker_exceptions: dict[int, Exception]
+    ) -> None:
+        """Called in the process of Ray Train's controller."""
+        reason = next(map(_innermost, worker_exceptions.values()), "no reason given")
+        self._channel.post.remote(events.WorkerDied(reason))

@@ -1,0 +1,131 @@
+"""Sets up a run: checks its inputs, finds its record or makes one, and fetches its weights."""
+
+import hashlib
+from dataclasses import dataclass
+
+from effnet_ray import storage
+from effnet_ray.data import feature_cache, manifest as manifests, train_labels
+from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.errors import RecipeError
+from effnet_ray.model import pretrained
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import SYNC, Recipe
+from effnet_ray.storage.names import check_name
+from effnet_ray.train import run_record
+from effnet_ray.train.run_record import Result, Run
+from effnet_ray.train.worker_job import WorkerJob
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """A run that is ready to train."""
+
+    job: WorkerJob
+    new: bool
+    """Whether the run is not recorded yet."""
+
+
+def set_up_run(
+    recipe: Recipe,
+    placement: Placement,
+    data: str,
+    runs: str,
+    *,
+    name: str | None = None,
+    mirror: str | None = None,
+    features_in: str | None = None,
+) -> RunSetup | Result:
+    """Check and prepare a run; return its result if it is finished. See `finetune`.
+
+    Writes nothing but the pretrained weights, shared by runs. Raises InputError.
+    """
+    data, runs = storage.absolute(data), storage.absolute(runs)
+    manifest = manifests.load(data)
+    name = check_run_name(name or run_record.default_name(recipe, manifest.fingerprint))
+    run_uri = storage.join(runs, name)
+    recorded = run_record.load(run_uri)
+    if recorded:
+        run_record.check_same(recorded, recipe, manifest.fingerprint)
+        result = run_record.load_result(run_uri)
+        if result:
+            return result
+    manifests.check_trainable(manifest.limited(recipe.limit), data)
+    run = recorded or _new_run(recipe, placement, manifest, data, runs, name, mirror)
+    check_sync(run.recipe, placement)
+    features = features_in or storage.join(runs, feature_cache.FOLDER)
+    dataset = _dataset(run, manifest, data, features)
+    weights_uri = _weights_uri(runs, run.weights_sha256)
+    return RunSetup(WorkerJob(run, run_uri, dataset, placement, weights_uri), recorded is None)
+
+
+def check_run_name(name: str) -> str:
+    """Return the run's name. Raises RecipeError if it is not a safe folder name."""
+    return check_name(name, "a run", RecipeError)
+
+
+def check_sync(recipe: Recipe, placement: Placement) -> None:
+    """Raises RecipeError if the workers cannot use SyncBatchNorm although the recipe does."""
+    low, high = placement.worker_range
+    fits = placement.gpus_per_worker > 0 and low == high == recipe.lanes
+    if recipe.batchnorm == SYNC and not fits:
+        raise RecipeError(
+            f"batchnorm is sync with {high} workers of {placement.gpus_per_worker} GPUs: expected "
+            f"one with a GPU for each micro-batch (--workers {recipe.lanes} --gpus-per-worker 1; "
+            f"batch_size / micro_batch is {recipe.lanes}); or choose train or frozen"
+        )
+
+
+def _new_run(
+    recipe: Recipe,
+    placement: Placement,
+    manifest: Manifest,
+    data: str,
+    runs: str,
+    name: str,
+    mirror: str | None,
+) -> Run:
+    """A run with its recipe resolved and its pretrained weights in storage."""
+    weights = pretrained.resolve(recipe)
+    resolved = recipe.resolved(
+        weights.spec,
+        workers=placement.worker_range[1],
+        on_gpu=placement.gpus_per_worker > 0,
+        task=manifest.task,
+    )
+    check_sync(resolved, placement)
+    content = pretrained.fetch(weights, mirror)
+    digest = hashlib.sha256(content).hexdigest() if content else ""
+    uri = _weights_uri(runs, digest)
+    if content and uri and not storage.exists(uri):
+        storage.write_bytes(uri, content)
+    return Run(
+        name=name,
+        recipe=resolved,
+        spec=pretrained.input_spec(resolved, weights.spec),
+        classes=manifest.classes,
+        data=data,
+        fingerprint=manifest.fingerprint,
+        weights=weights.name,
+        weights_sha256=digest,
+        weights_head=pretrained.head_classes(weights, manifest.classes),
+    )
+
+
+def _weights_uri(runs: str, digest: str) -> str | None:
+    """Where a pretrained file is stored, shared by the runs that start from it."""
+    return storage.join(runs, "weights", f"{digest}.safetensors") if digest else None
+
+
+def _dataset(run: Run, manifest: Manifest, data: str, features: str) -> Dataset:
+    """What workers read, with labels if the recipe's plan or loss needs them."""
+    limited = manifest.limited(run.recipe.limit)
+    return Dataset(
+        limited,
+        manifests.folder(data),
+        run.recipe,
+        run.spec,
+        labels=train_labels.read_train_labels(limited, data) if run.recipe.needs_labels else None,
+        features=features,
+        backbone=run.weights_sha256,
+    )

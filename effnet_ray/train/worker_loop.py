@@ -1,0 +1,296 @@
+"""Training on one worker: resumes, trains, and writes checkpoints, logs and events. No Ray.
+
+Ray reaches it as arguments only (rank, executor of chunks, event channel, report function), so
+that plain processes can run it, too.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from effnet_ray import phases, storage
+from effnet_ray.data.chunks import ChunkExecutor
+from effnet_ray.data.stream import Images, Stream
+from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
+from effnet_ray.recipe import MULTILABEL
+from effnet_ray.train import checkpoint, oom, step_log
+from effnet_ray.train.checkpoint_writer import CheckpointWriter
+from effnet_ray.train.device_batches import DeviceBatches
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.events import (
+    Channel,
+    EpochDone,
+    ImagesQuarantined,
+    MicroBatchSplit,
+    Preempted,
+    RunFailed,
+    StepDone,
+    WorkersStarted,
+)
+from effnet_ray.train.loop import EpochSizes, fit
+from effnet_ray.train.metric_definitions import (
+    DEVICE_SECONDS,
+    EVAL_LOSS,
+    EVAL_TOP1,
+    PROGRESS,
+    TRAIN_LOSS,
+)
+from effnet_ray.train.state import TrainState, initial_state
+from effnet_ray.train.step_log import StepLog
+from effnet_ray.train.throughput import Throughput
+from effnet_ray.train.worker_job import WorkerJob, WorkerRank
+
+POST_EVERY_S = 0.5
+"""Seconds between `StepDone` events."""
+DECISION_S = 2
+"""Time in which worker 0 decides whether a failed run is retried."""
+
+# Batches are views of Ray's object store, which is read-only; nothing writes to them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+def run_worker(
+    job: WorkerJob,
+    rank: WorkerRank,
+    channel: Channel,
+    execute: ChunkExecutor,
+    *,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Train from the newest checkpoint to the end; every worker of the group calls it.
+
+    `report` receives each epoch's metrics, if given. If `should_stop` is true on any worker, the
+    group saves a checkpoint and returns. Raises what a retry with new workers may fix, and
+    InputError; other failures are posted to the channel.
+    """
+    # Otherwise MKL adds numbers in an order that depends on memory alignment, and with several
+    # threads a resumed run is not bit-equal. Read at MKL's first call; AUTO has no measurable cost
+    # (MKL's "conditional numerical reproducibility").
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    if channel.has_failed():
+        return  # a worker ended the run: Ray Train must not retry it
+    started = time.perf_counter()
+    try:
+        state = initial_state(job.run, job.weights_uri, rank.device)
+        resume(state, job, rank.rank)
+        splits = max(state.micro_batch_splits, channel.required_splits())
+        state.micro_batch_splits = splits
+        loop = WorkerLoop(job, rank, state, channel, execute, started=started)
+        loop.run(report, should_stop)
+    except InputError as error:  # data or storage that a retry cannot fix
+        channel.post(RunFailed(str(error)))
+        raise
+
+
+def resume(state: TrainState, job: WorkerJob, rank: int) -> None:
+    """Load the newest checkpoint, chosen by worker 0, and delete logs of the steps after it."""
+    newest = checkpoint.newest(job.checkpoints_uri) if rank == 0 else None
+    step = torch.tensor([newest.step if newest else -1])
+    if rank == 0:
+        for log in (job.audit_uri, job.quarantine_uri):
+            step_log.delete_from(log, max(0, int(step)))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(step, src=0)
+    if int(step) >= 0:
+        uri = storage.join(job.checkpoints_uri, checkpoint.folder(int(step)))
+        (newest or checkpoint.open_checkpoint(uri)).load_into(state)
+
+
+class WorkerLoop:
+    """Runs the training loop of one worker, with its checkpoints, logs and events."""
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        rank: WorkerRank,
+        state: TrainState,
+        channel: Channel,
+        execute: ChunkExecutor,
+        *,
+        started: float,
+    ) -> None:
+        """`started`: when the worker was, by `time.perf_counter`."""
+        self._job, self._rank, self._state, self._channel = job, rank, state, channel
+        self._started, self._device_s_before = started, state.device_s
+        self._writer = CheckpointWriter(job.checkpoints_uri, job.placement.keep_checkpoints)
+        self._throughput = Throughput(state.train_sums.images)
+        self._epoch_start = self._last_post = time.perf_counter()
+        self._posted_splits = 1
+        plan = job.dataset.plan
+        self._sizes = EpochSizes(
+            plan.steps_per_epoch,
+            plan.images,
+            job.dataset.eval_plan.images,
+            max_uses=plan.max_uses,
+            class_weights=job.dataset.class_weights,
+        )
+        self._log = StepLog(
+            job.quarantine_uri,
+            job.audit_uri if job.placement.audit else None,
+            rank=rank.rank,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+        self._batches = self._start_stream(execute)
+
+    def _start_stream(self, execute: ChunkExecutor) -> DeviceBatches:
+        job, rank = self._job, self._rank
+        return DeviceBatches(
+            Stream(
+                job.dataset,
+                rank=rank.rank,
+                workers=rank.workers,
+                first_step=self._state.step,
+                execute=execute,
+            ),
+            job.dataset.plan.workers_lanes(rank.rank, rank.workers),
+            rank.device,
+            on_train_images=self._on_train_images,
+            on_bad_eval_images=self._on_bad_eval_images,
+            multilabel_classes=(len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0),
+        )
+
+    def run(
+        self,
+        report: Callable[[dict[str, Any]], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """Train to the end. A failure that all workers share ends the run without retries."""
+        self._report = report
+        self._post_start()
+        try:
+            finished = fit(
+                self._state,
+                self._job.run.recipe,
+                self._sizes,
+                self._batches,
+                on_step=self._on_step,
+                on_epoch=self._on_epoch,
+                should_stop=should_stop,
+                max_bad_fraction=self._job.placement.max_bad_fraction,
+            )
+            if not finished and self._rank.leads:
+                self._save()
+                self._writer.wait()
+                self._channel.post(Preempted(self._state.step))
+        except torch.OutOfMemoryError:
+            self._on_out_of_memory()
+            raise  # Ray Train retries, unless the channel has RunFailed
+        except TrainingError as error:
+            self._post_quarantined()
+            if isinstance(error, NonFiniteError) and not self._failed_before():
+                raise  # Ray Train retries, from the newest checkpoint
+            bad_images = isinstance(error, BadImagesError)
+            self._channel.post(RunFailed(str(error), bad_images=bad_images))
+        self._writer.wait()
+
+    def _post_start(self) -> None:
+        if self._rank.leads:
+            recipe, workers = self._job.run.recipe, self._rank.workers
+            steps = recipe.epochs * self._sizes.steps_per_epoch
+            device, description = self._rank.device.type, phases.describe(recipe)
+            self._channel.post(
+                WorkersStarted(workers, self._state.step, steps, device, description)
+            )
+
+    def _failed_before(self) -> bool:
+        """Whether the run failed at this step before, in which case worker 0 ends it.
+
+        The others wait for worker 0: Ray Train ends all workers as soon as one raises.
+        """
+        if not self._rank.leads:
+            time.sleep(DECISION_S)
+            return False
+        return self._channel.failed_before(self._state.step)
+
+    def _on_out_of_memory(self) -> None:
+        """Make the next workers split lanes further, or end the run if that is impossible."""
+        recipe, state = self._job.run.recipe, self._state
+        epoch = min(state.step // self._sizes.steps_per_epoch, recipe.epochs - 1)
+        phase = phases.phase_at(recipe, epoch)
+        splits = oom.splits_after(state.micro_batch_splits, recipe, phase)
+        if splits:
+            self._channel.require_splits(splits)
+        else:
+            self._channel.post(RunFailed(str(oom.does_not_fit(recipe, phase))))
+
+    def _on_train_images(self, lanes: list[Images]) -> None:
+        self._throughput.batch_arrived()
+        self._log.log_train(lanes, self._state.step)
+
+    def _on_bad_eval_images(self, batches: list[Images]) -> None:
+        self._log.log_eval(batches, self._state.step - 1)
+
+    def _post_quarantined(self) -> None:
+        """Post the images quarantined since the last call."""
+        bad_images = self._log.take_bad_images()
+        if bad_images:
+            self._channel.post(ImagesQuarantined(bad_images))
+
+    def _on_step(self, state: TrainState) -> None:
+        self._throughput.step_done(state.train_sums.images)
+        if self._rank.leads:
+            self._post_step(state)
+            every = self._job.placement.checkpoint_every
+            ends_epoch = state.step % self._sizes.steps_per_epoch == 0
+            if every and state.step % every == 0 and not ends_epoch:
+                self._save()
+
+    def _post_step(self, state: TrainState) -> None:
+        if state.micro_batch_splits > self._posted_splits:
+            self._posted_splits = state.micro_batch_splits
+            self._channel.post(MicroBatchSplit(state.micro_batch_splits))
+        now = time.perf_counter()
+        if now - self._last_post >= POST_EVERY_S:
+            self._last_post = now
+            rate = self._throughput.images_per_s
+            self._channel.post(StepDone(state.step, state.train_sums.loss, rate))
+
+    def _on_epoch(self, report: EpochReport, state: TrainState) -> None:
+        done = EpochDone(
+            report,
+            seconds=time.perf_counter() - self._epoch_start,
+            train_images=self._throughput.images,
+            train_s=self._throughput.seconds,
+            data_wait_s=self._batches.wait_s,
+        )
+        if self._rank.leads:
+            self._save()
+            self._channel.post(done)
+        self._post_quarantined()
+        if self._report:
+            self._report(self._ray_metrics(done))
+        self._throughput.epoch_done()
+        self._epoch_start = time.perf_counter()
+
+    def _save(self) -> None:
+        """Save a checkpoint; worker 0 only."""
+        self._state.device_s = self._device_s_before + self._device_s()
+        self._writer.save(self._state)
+
+    def _device_s(self) -> float:
+        """Device seconds of this worker group: its workers times the time since they started."""
+        return self._rank.workers * (time.perf_counter() - self._started)
+
+    def _ray_metrics(self, done: EpochDone) -> dict[str, Any]:
+        """An epoch's metrics for Ray Train.
+
+        Ray Train takes one report each time it polls a worker; the next one waits until then.
+        """
+        recipe, report = self._job.run.recipe, done.report
+        spent = phases.cost(recipe, report.epoch + 1)
+        return {
+            "epoch": report.epoch,
+            "step": report.step,
+            EVAL_TOP1.key: report.eval_top1,
+            EVAL_LOSS.key: report.eval_loss,
+            TRAIN_LOSS.key: report.train_loss,
+            "train_images_per_s": done.images_per_s,
+            PROGRESS: spent / phases.cost(recipe, recipe.epochs),
+            DEVICE_SECONDS: self._device_s(),
+        }
