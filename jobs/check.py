@@ -1,4 +1,4 @@
-"""Look at a cluster's file before it costs anything. `--help` says how."""
+"""Check a training run or a cluster file before it costs anything. `--help` lists the flags."""
 
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.main import main

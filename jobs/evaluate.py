@@ -1,4 +1,4 @@
-"""Judge a release by a split's images, and look at its mistakes. `--help` says how."""
+"""Evaluate a release on a split of a packed data set. `--help` lists the flags."""
 
 from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.cli.main import main

@@ -1,4 +1,4 @@
-"""Fine-tune an EfficientNet on a packed data set and publish a release. `--help` says how."""
+"""Fine-tune an EfficientNet and publish a release. `--help` lists the flags."""
 
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main

@@ -1,4 +1,4 @@
-"""List, show, promote, verify and delete releases of a model store. `--help` says how."""
+"""Manage the releases of a model store. `--help` lists the flags."""
 
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job

@@ -1,4 +1,4 @@
-"""Pack labelled images into Parquet shards and a manifest. `--help` says how."""
+"""Pack labelled images into Parquet shards and a manifest. `--help` lists the flags."""
 
 from effnet_ray.cli.main import main
 from effnet_ray.cli.pack import pack_job

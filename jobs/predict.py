@@ -1,4 +1,4 @@
-"""Say of every image in a bucket what it shows. `--help` says how."""
+"""Predict the classes of images with a release. `--help` lists the flags."""
 
 from effnet_ray.cli.main import main
 from effnet_ray.cli.predict import predict_job

@@ -1,4 +1,4 @@
-"""Serve a release over HTTP. `--help` says how."""
+"""Serve a release over HTTP. `--help` lists the flags."""
 
 from effnet_ray.cli.main import main
 from effnet_ray.cli.serve import serve_job

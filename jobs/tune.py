@@ -1,4 +1,4 @@
-"""Find the best EfficientNet for the money on a packed data set. `--help` says how."""
+"""Find the best EfficientNet for its cost on a packed data set. `--help` lists the flags."""
 
 from effnet_ray.cli.main import main
 from effnet_ray.cli.tune import tune_job

@@ -71,7 +71,7 @@ def test_the_page_shows_the_leaderboard_and_runs_nothing(outcome: Outcome) -> No
     assert b"default-src 'none'" in page and NASTY in parsed.text
     best = outcome.best.trial
     assert f"{100 * best.eval_top1:.2f} %" in text and f"is trial {best.number}." in text
-    assert "5 finished, 5 stopped, 1 failed, 1 skipped" in text
+    assert "Trials: 5 finished, 5 stopped, 1 failed, 1 skipped" in text
     assert page.count(b'<td class="remark">') == 12 and page.count(b"<svg") == 3
 
 

@@ -120,7 +120,7 @@ def _write_report(evaluation: "Evaluation", uri: str) -> None:
 
 
 def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str) -> None:
-    """Print the weakest classes and the metrics. `report` is the report's URI, or empty."""
+    """Print the worst classes and the metrics. `report` is the report's URI, or empty."""
     metrics = evaluation.metrics
     for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
         terminal.print(f"quarantined image {image}: {path}: {reason}")
@@ -135,18 +135,18 @@ def _class_table(evaluation: "Evaluation") -> Table:
     """The classes with the lowest scores."""
     from effnet_ray.inference.multilabel import MultilabelMetrics
 
-    names, weakest = evaluation.release.classes, evaluation.metrics.worst_classes
+    names, worst = evaluation.release.classes, evaluation.metrics.worst_classes
     multilabel = isinstance(evaluation.metrics, MultilabelMetrics)
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("class", overflow="fold")
     for title in (*(["AP"] if multilabel else []), "F1", "precision", "recall", "images"):
         table.add_column(title, justify="right")
-    for row in weakest[:MAX_CLASS_ROWS]:
+    for row in worst[:MAX_CLASS_ROWS]:
         table.add_row(
             escape(names[row.index]), *_percentages(row, multilabel=multilabel), f"{row.support:,}"
         )
-    if len(weakest) > MAX_CLASS_ROWS:
-        table.add_row(f"… {len(weakest) - MAX_CLASS_ROWS} classes with higher scores")
+    if len(worst) > MAX_CLASS_ROWS:
+        table.add_row(f"… {len(worst) - MAX_CLASS_ROWS} classes with higher scores")
     return table
 
 

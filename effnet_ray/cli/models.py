@@ -233,7 +233,7 @@ class Gc(WritableStoreFlags):
     """Complete releases whose publishers died, and remove leftovers."""
 
     older_than: float = maintenance.STALE_AFTER_S / 3600
-    """Hours since the last write to what is touched: more than any publishing takes."""
+    """Leave alone what was written to in these last hours: more than any publishing takes."""
 
 
 def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from tyro.constructors import (
 
 Flags = TypeVar("Flags")
 
+METAVARS = {int: "INT", float: "FLOAT", str: "STR", bool: "{True,False}"}
+"""Names of the types of optional values in help."""
+
 
 def parse(flags: type[Flags], argv: Sequence[str], default: Flags | None = None) -> Flags:
     """Parse `argv`; `default` provides the values of absent flags.
@@ -78,7 +81,7 @@ def _with_help(hint: Any, text: str) -> Any:
     base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     types = [kind for kind in get_args(base) if kind is not NoneType]
     optional = NoneType in get_args(base) and len(types) == 1
-    metavar = {int: "INT", float: "FLOAT", str: "STR"}.get(types[0]) if optional else None
+    metavar = METAVARS.get(types[0]) if optional else None
     return Annotated[
         hint,
         tyro.conf.arg(metavar=metavar, help_behavior_hint=_default_hint(text)),
@@ -86,10 +89,12 @@ def _with_help(hint: Any, text: str) -> Any:
 
 
 def _default_hint(text: str) -> Callable[[str], str]:
-    """Words the default of a flag; nothing where there is none or the text explains it."""
+    """Words the default of a flag; nothing if there is none, or if the text explains it."""
 
     def hint(default: str) -> str:
-        explained = "default:" in text.lower() or default in ("", "''", "None")
-        return "" if explained else f"(default: {default})"
+        default = default.strip("'")
+        no_value = default in ("", "None")
+        explained = "default:" in text.lower() and (default == "False" or default in text)
+        return "" if no_value or explained else f"(default: {default})"
 
     return hint

@@ -68,20 +68,20 @@ class Tune(TrainingFlags):
 
 def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `tune`."""
-    argv, domains, given = _split_domains(argv)
+    argv, domains, explicit = _split_domains(argv)
     small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
     flags = parse_training(Tune, argv, SMALL, **small)
-    if "variant" in given:
+    if "variant" in explicit:
         raise RecipeError("a sweep has several variants: give --variants b0,b1,…, not --variant")
-    space = _search_space([*flags.space, *domains], given, flags)
+    space = _search_space([*flags.space, *domains], explicit, flags)
     terminal = Terminal()
     data = flags.data_uri(terminal)
     preflight_or_raise(flags, data, terminal)
     connect = flags.connector(terminal, dashboard=True)
-    workers_given = "--workers" in argv or workers_in_environment()
-    outcome = _tune(flags, data, space, terminal, connect, workers_given=workers_given)
+    explicit_workers = "--workers" in argv or workers_in_environment()
+    outcome = _tune(flags, data, space, terminal, connect, explicit_workers=explicit_workers)
     # Trials used all devices; one worker scores the test split, and fits wherever they did.
-    placement = flags.placement if workers_given else replace(flags.placement, workers="1")
+    placement = flags.placement if explicit_workers else replace(flags.placement, workers="1")
     release, front = _publish(flags, outcome, data, terminal, connect, placement)
     report = _write_report(outcome)
     _print_summary(terminal, outcome, release, report)
@@ -100,7 +100,7 @@ def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]
     Returns the other flags, the domains as FIELD=DOMAIN, and the recipe fields with a value.
     """
     names = {recipe_field.name for recipe_field in fields(Recipe)}
-    rest, domains, given = list[str](), list[str](), set[str]()
+    rest, domains, explicit = list[str](), list[str](), set[str]()
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -112,21 +112,21 @@ def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]
         if DOMAIN.match(value):
             domains.append(f"{name}={value}")
         else:
-            given.add(name)
+            explicit.add(name)
             rest += [flag, value] if value else [flag]
-    return rest, domains, given
+    return rest, domains, explicit
 
 
-def _search_space(entries: Sequence[str], given: set[str], flags: Tune) -> dict[str, Any]:
+def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> dict[str, Any]:
     """The search space of the flags; else the default one without the fields that flags set."""
     from effnet_ray.sweep import space as spaces
 
     if not entries:
         default = spaces.FROM_SCRATCH if flags.recipe.weights == "none" else spaces.DEFAULT
         default = SMALL_SPACE if flags.local else default
-        return {name: domain for name, domain in default.items() if name not in given}
+        return {name: domain for name, domain in default.items() if name not in explicit}
     space = spaces.collect(entries)
-    twice = sorted(given & set(space))
+    twice = sorted(explicit & set(space))
     if twice:
         raise RecipeError(
             f"{twice[0]} is given by a flag and in the search space: give one of the two"
@@ -141,7 +141,7 @@ def _tune(
     terminal: Terminal,
     connect: Connect,
     *,
-    workers_given: bool,
+    explicit_workers: bool,
 ) -> "Outcome":
     """The outcome of the sweep; the terminal shows its progress."""
     from effnet_ray.sweep.tune import tune
@@ -158,7 +158,7 @@ def _tune(
             searcher=flags.searcher,
             budget=flags.budget,
             objective=flags.objective,
-            workers=flags.placement.workers if workers_given else None,
+            workers=flags.placement.workers if explicit_workers else None,
             name=flags.name or None,
             mirror=flags.location.weights_mirror or None,
             on_progress=view.on_progress,

@@ -46,9 +46,9 @@ def predicted_class(logits: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 def label_rank(logits: npt.NDArray[Any], label: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Number of classes that rank before the label, [n], of logits [n, K] and labels [n]."""
     values = _comparable(logits)
-    own = values[np.arange(len(label)), label][:, None]
+    label_logit = values[np.arange(len(label)), label][:, None]
     lower_class = np.arange(values.shape[1]) < label[:, None]
-    before = (values > own) | ((values == own) & lower_class)
+    before = (values > label_logit) | ((values == label_logit) & lower_class)
     ranks: npt.NDArray[np.int64] = before.sum(axis=1)
     return ranks
 

@@ -15,7 +15,7 @@ from typing import Any
 import botocore.session
 import yaml
 
-from effnet_ray.errors import ClusterError
+from effnet_ray.errors import ClusterError, one_line
 from effnet_ray.preflight import cluster_security, ec2
 from effnet_ray.preflight.findings import Finding, problem
 
@@ -47,8 +47,9 @@ def check_cluster_file(path: str) -> list[Finding]:
         text = Path(path).expanduser().read_text()
         config = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise ClusterError(f"{path} cannot be read as YAML ({why}): correct it") from None
+        raise ClusterError(
+            f"{path} cannot be read as YAML ({one_line(error)}): correct it"
+        ) from None
     if not isinstance(config, dict):
         raise ClusterError(f"{path} is not a cluster file: expected a YAML mapping")
     accepted, filled = _check_schema(config)

@@ -16,7 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from effnet_ray import storage
-from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError
+from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, one_line
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
@@ -127,7 +127,7 @@ def _as_release_error(uri: str) -> Iterator[None]:
     except (ReleaseError, StorageError):
         raise
     except INVALID_CONTENT as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)[:300]
         raise ReleaseError(
             f"{uri} is not a valid release ({reason}): publish it again, or use another"
         ) from error
