@@ -23,7 +23,7 @@ from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import EffnetRayError, TrainingError
+from effnet_ray.errors import EffnetRayError, TrainingError, one_line
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
     MAX_REASON_CHARS,
@@ -70,7 +70,7 @@ def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EffnetRayError):
                 raise error.cause from None
-            reason = " ".join(str(error.cause).split())[-MAX_REASON_CHARS:]
+            reason = one_line(error.cause)[-MAX_REASON_CHARS:]
             raise TrainingError(
                 f"run {job.run.name!r} failed: its features cannot be computed "
                 f"({type(error.cause).__name__}: {reason}): run the same command again to "
