@@ -57,7 +57,7 @@ def test_what_storage_did_not_give_is_said_once_and_tried_again(
 ) -> None:
     seen = follow(StorageError("no answer"), StorageError("no answer"))
     assert seen.served == seen.second and seen.asked == [seen.second] * 3
-    assert seen.said.count("no answer") == 1 and "means" in seen.said.splitlines()[-1]
+    assert seen.said.count("no answer") == 1 and "switched" in seen.said.splitlines()[-1]
 
 
 def test_what_storage_did_not_give_to_a_replica_is_tried_again(

@@ -217,7 +217,7 @@ def test_a_release_that_lost_its_record_alone_has_it_again(
     there = record.read_bytes()
     record.unlink()
     assert models_job(["verify", "--store", local.uri])["unfinished"] == ["pets@v1"]
-    assert "pets@v1 is claimed, without a record" in capsys.readouterr().err
+    assert "pets@v1 has no record yet" in capsys.readouterr().err
     assert local.publish("pets", files("fourth", 0.9), {"run": "fourth"}).version == 4
     assert record.read_bytes() == there and local.versions("pets") == [1, 2, 3, 4]
     record.unlink()

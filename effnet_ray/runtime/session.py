@@ -199,17 +199,6 @@ def _start_ray_data_actors() -> None:
     logging.getLogger("ray.data").setLevel(level)
 
 
-@contextmanager
-def shutdown_if_started() -> Iterator[None]:
-    """Disconnect from Ray at the end if it was joined or started in the context."""
-    was_connected = ray.is_initialized()
-    try:
-        yield
-    finally:
-        if not was_connected:
-            ray.shutdown()
-
-
 def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequest:
     """Return the request for a placement.
 
