@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE, STEPS
+from laws import RECIPE
 from support.plain_run import PlainRun, plain_run
 
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted
 
-ONE_EPOCH = replace(RECIPE, epochs=1)
+SHORT = replace(RECIPE, limit=20)
+STEPS = 3
+"""Steps of an epoch, the last one with half a batch."""
+ONE_EPOCH = replace(SHORT, epochs=1)
 
 
 def audit(run_uri: str) -> list[tuple[int, int, int, float]]:
@@ -38,7 +41,7 @@ def epochs(run: PlainRun) -> list[EpochDone]:
 def undisturbed(digits: str, tmp_path_factory: pytest.TempPathFactory) -> PlainRun:
     """Two workers, two epochs."""
     runs = tmp_path_factory.mktemp("undisturbed")
-    return plain_run(RECIPE, digits, str(runs), "two", workers=2)
+    return plain_run(SHORT, digits, str(runs), "two", workers=2)
 
 
 def test_any_number_of_workers_uses_every_image_once_in_the_same_steps(
@@ -57,17 +60,19 @@ def test_a_killed_run_resumes_bit_equal_and_times_what_it_did_itself(
     digits: str, undisturbed: PlainRun, tmp_path: Path
 ) -> None:
     runs = str(tmp_path)
-    plain_run(RECIPE, digits, runs, "killed", workers=2, kill_after_steps=STEPS + 5)
-    resumed = plain_run(RECIPE, digits, runs, "killed", workers=2)
+    plain_run(
+        SHORT, digits, runs, "killed", workers=2, checkpoint_every=1, kill_after_steps=STEPS + 2
+    )
+    resumed = plain_run(SHORT, digits, runs, "killed", workers=2)
     assert resumed.result is not None and undisturbed.result is not None
     assert newest_bytes(resumed.result.run_uri) == newest_bytes(undisturbed.result.run_uri)
     assert audit(resumed.result.run_uri) == audit(undisturbed.result.run_uri)
     (started,) = [event for event in resumed.events if isinstance(event, WorkersStarted)]
-    assert STEPS + 2 <= started.step < STEPS + 5
+    assert STEPS < started.step <= STEPS + 2
     assert resumed.result.resumed_from_step == started.step
     (done,) = epochs(resumed)
-    assert done.train_images == 44 - RECIPE.batch_size * (started.step - STEPS)
-    assert done.report.train_images == 44
+    assert done.train_images == 20 - RECIPE.batch_size * (started.step - STEPS)
+    assert done.report.train_images == 20
     assert resumed.result.train_images_per_s == pytest.approx(done.images_per_s)
 
 
