@@ -68,7 +68,7 @@ def test_where_nothing_was_recorded_there_is_no_run_and_no_result(tmp_path: Path
 
 def test_a_run_is_created_once(tmp_path: Path) -> None:
     run_record.create(RUN, str(tmp_path))
-    with pytest.raises(RunExistsError, match="'birds' was begun by another driver"):
+    with pytest.raises(RunExistsError, match="'birds' was just started by another process"):
         run_record.create(replace(RUN, data="elsewhere"), str(tmp_path))
     assert run_record.load(str(tmp_path)) == RUN
     assert [path.name for path in tmp_path.iterdir()] == [run_record.RUN]
@@ -85,13 +85,13 @@ def test_fields_left_open_agree_with_whatever_was_settled() -> None:
 def test_another_recipe_is_refused_and_the_field_named(change: dict[str, object]) -> None:
     ((name, value),) = change.items()
     other = replace(GIVEN, **change)  # type: ignore[arg-type]  # a field's name and value
-    with pytest.raises(RunExistsError, match=rf"another recipe: asked for {name} {value!r} \(rec"):
+    with pytest.raises(RunExistsError, match=rf"another recipe: got {name} {value!r} \(rec"):
         run_record.check_same(RUN, other, RUN.fingerprint)
 
 
 def test_every_image_is_another_recipe_than_a_limit() -> None:
     limited = replace(RUN, recipe=replace(SETTLED, limit=24))
-    with pytest.raises(RunExistsError, match=r"asked for limit None \(recorded: 24\)"):
+    with pytest.raises(RunExistsError, match=r"got limit None \(recorded: 24\)"):
         run_record.check_same(limited, GIVEN, RUN.fingerprint)
 
 
@@ -117,7 +117,7 @@ def test_a_refusal_names_only_the_fields_that_differ() -> None:
 
 
 def test_other_data_is_refused_with_both_fingerprints() -> None:
-    with pytest.raises(RunExistsError, match=r"other data .*ffffffff, asked for eeeeeeee"):
+    with pytest.raises(RunExistsError, match=r"other data .*ffffffff, got eeeeeeee"):
         run_record.check_same(RUN, GIVEN, "e" * 64)
 
 

@@ -1,10 +1,10 @@
-"""A run's own record in storage: what it is (run.json), and how it ended (result.json).
+"""A run's record in storage: its recipe and data (run.json) and its result (result.json).
 
-Resuming reads these and the checkpoints, nothing else: Ray's run state is disposable.
+A resumed run reads these and the checkpoints; it does not need Ray Train's own state.
 
     RUNS/NAME/run.json            written once, before the first step
     RUNS/NAME/checkpoints/*/      see `checkpoint`
-    RUNS/NAME/audit/*.parquet     with --audit
+    RUNS/NAME/audit/*.parquet     with --audit, see `step_log`
     RUNS/NAME/quarantine/*.parquet  images that could not be read, if any
     RUNS/NAME/result.json         written after the last epoch
 """
@@ -32,29 +32,32 @@ QUARANTINE = "quarantine"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What a run is: fixed before its first step."""
+    """What a run trains; fixed before its first step. Field names are keys of run.json."""
 
     name: str
     recipe: Recipe
-    """Settled."""
+    """Resolved."""
     spec: InputSpec
-    """What the network is shown."""
+    """The network's input."""
     classes: tuple[str, ...]
     data: str
-    """URI of the data set when the run began."""
+    """URI of the data set when the run started."""
     fingerprint: str
-    """Of the data set."""
+    """Fingerprint of the data set."""
     weights: str
-    """`none`, timm's name of the checkpoint, or the URI of a release."""
+    """`none`, the name of a timm checkpoint, or the URI of a release."""
     weights_sha256: str
-    """Of the pretrained file; empty from scratch."""
+    """SHA-256 of the pretrained file; empty when training from scratch."""
     weights_head: int
-    """Outputs of the pretrained file's head."""
+    """Number of outputs of the pretrained file's head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """How a run ended: the figures of its best epoch, and what the run took."""
+    """The metrics of a finished run's best epoch, and what the run took.
+
+    Field names are keys of result.json and of the JSON line.
+    """
 
     run: str
     run_uri: str
@@ -66,18 +69,18 @@ class Result:
     epochs: int
     steps: int
     resumed_from_step: int
-    """0 for a run that never stopped."""
+    """0 for a run that was not interrupted."""
     train_images_per_s: float
-    """Over the train steps since the run last started."""
+    """Over the train steps since the workers last started."""
     seconds: float
-    """Wall time of the call that ended the run."""
+    """Wall time of the call that finished the run."""
     quarantined: int
-    """Images that could not be read, per epoch."""
+    """Images that could not be read in the last epoch."""
     device_seconds: float = 0.0
-    """Workers times the seconds that they were held, over all calls; work that was lost and done
-    again counts once."""
+    """Number of workers times the seconds that they were held, over all calls; work that was lost
+    and repeated counts once."""
     eval_map: float | None = None
-    """Mean average precision, where images may have several classes."""
+    """Mean average precision; only with several labels per image."""
 
     @property
     def summary(self) -> str:
@@ -88,13 +91,13 @@ class Result:
 
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
-    """`<variant>-<8 hex of recipe and data>`: the same command means the same run."""
+    """`<variant>-<8 hex digits of recipe and data>`: the same command is the same run."""
     content = json.dumps([asdict(recipe), fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def load(run_uri: str) -> Run | None:
-    """The run's record, or None where there is none."""
+    """The recorded run, or None."""
     uri = storage.join(run_uri, RUN)
     if not storage.exists(uri):
         return None
@@ -107,52 +110,53 @@ def load(run_uri: str) -> Run | None:
 
 @contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """Say of a record that cannot be read what to do about it."""
+    """Raises StorageError if the record at `uri` is malformed."""
     try:
         yield
     except (RecipeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"{uri} is damaged ({error}): restore it, or choose another --name"
+            f"{uri} is damaged ({error}): restore it from a copy, or choose another --name"
         ) from error
 
 
 def create(run: Run, run_uri: str) -> None:
-    """Write the record. Raises RunExistsError if another driver was first."""
+    """Write the record. Raises RunExistsError if another process was first."""
     try:
         storage.write_bytes(storage.join(run_uri, RUN), _json(run), exclusive=True)
     except AlreadyExistsError as error:
         raise RunExistsError(
-            f"run {run.name!r} was begun by another driver at this moment: run the command again "
+            f"run {run.name!r} was just started by another process: run the command again "
             "to join or resume it"
         ) from error
 
 
-def check_same(found: Run, recipe: Recipe, fingerprint: str) -> None:
-    """Raises RunExistsError where a recorded run is not the one that is asked for."""
-    if found.recipe.head_epochs is None:
+def check_same(recorded: Run, recipe: Recipe, fingerprint: str) -> None:
+    """Raises RunExistsError if the recorded run has another recipe or other data."""
+    if recorded.recipe.head_epochs is None:
         raise RunExistsError(
-            f"run {found.name!r} was recorded by another version of this package: choose another "
-            "--name, or go on with that version"
+            f"run {recorded.name!r} was recorded by another version of this package: choose "
+            "another --name, or continue with that version"
         )
-    if not recipe.agrees_with(found.recipe):
+    if not recipe.agrees_with(recorded.recipe):
         raise RunExistsError(
-            f"run {found.name!r} exists with another recipe: asked for "
-            f"{recipe.differences(found.recipe)}: choose another --name, or the recorded values"
+            f"run {recorded.name!r} exists with another recipe: got "
+            f"{recipe.differences(recorded.recipe)}: choose another --name, or pass the "
+            "recorded values"
         )
-    if fingerprint != found.fingerprint:
+    if fingerprint != recorded.fingerprint:
         raise RunExistsError(
-            f"run {found.name!r} exists with other data (fingerprint {found.fingerprint[:8]}, "
-            f"asked for {fingerprint[:8]}): choose another --name"
+            f"run {recorded.name!r} exists with other data (fingerprint "
+            f"{recorded.fingerprint[:8]}, got {fingerprint[:8]}): choose another --name"
         )
 
 
 def write_result(result: Result) -> None:
-    """Record that the run has ended."""
+    """Record that the run is finished."""
     storage.write_bytes(storage.join(result.run_uri, RESULT), _json(result))
 
 
 def load_result(run_uri: str) -> Result | None:
-    """How the run ended, or None while it has not."""
+    """The recorded result, or None if the run is unfinished."""
     uri = storage.join(run_uri, RESULT)
     if not storage.exists(uri):
         return None
