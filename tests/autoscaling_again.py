@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from autoscaled import ROOT, autoscaled, gone, node_types, trained
-from gpus import counted_gpus
-from servers import fresh_bucket, rclone_server, s3_environment
+from support.autoscaled import ROOT, autoscaled, gone, node_types, trained
+from support.gpus import counted_gpus
+from support.servers import fresh_bucket, rclone_server, s3_environment
 
 from effnet_ray.packing.sample import pack_sample
 

@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 from hypothesis import HealthCheck, settings
-from laws import RECIPE
 from PIL import Image
 from safetensors.torch import save_file
-from servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from sklearn.datasets import load_sample_images
+from support.laws import RECIPE
+from support.servers import fresh_bucket, moto_server, rclone_server, s3_environment
 
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main

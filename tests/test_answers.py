@@ -4,18 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from test_export import released
-from test_opened import forge
+from support.answers import without_numbers
+from support.releases import released
 
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import EvaluationError, ImageError
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.scorer import Scorer
-from effnet_ray.release.layout import WEIGHTS
-from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime.inference_actors import MachineShare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,15 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def files(photographs: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:4]]
-
-
-def without_numbers(release: LoadedRelease) -> LoadedRelease:
-    """The release with a head whose sums are beyond float32, sealed again."""
-    weights = Path(release.uri) / WEIGHTS
-    tensors = safetensors.torch.load(weights.read_bytes())
-    tensors["classifier.weight"].fill_(1e38)  # finite, as a release must be; its sums are not
-    forge(Path(release.uri), WEIGHTS, safetensors.torch.save(tensors))
-    return release
 
 
 def probabilities(answer: Answer | ImageError, classes: int) -> list[float]:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoscaled import ROOT, accelerators, autoscaled, gone, node_types, submit, trained
-from gpus import counted_gpus
-from servers import fresh_bucket, s3_environment
+from support.autoscaled import ROOT, accelerators, autoscaled, gone, node_types, submit, trained
+from support.gpus import counted_gpus
+from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.release.store import ModelStore

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loop_worker import DIALS, FixedBatches, new_state, random_batch, settled
 from safetensors import safe_open
+from support.loop_worker import DIALS, FixedBatches, new_state, random_batch, settled
 from torch import Tensor
 
 from effnet_ray.errors import CheckpointError

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from servers import s3_environment
+from support.copies import copied
+from support.servers import s3_environment
 
 from effnet_ray import Recipe
 from effnet_ray.cli.main import main
@@ -16,14 +17,6 @@ from effnet_ray.packing.pack import pack
 from effnet_ray.train import run_record
 
 Refused = Callable[..., str]
-
-
-def copied(packed: Path, to: Path) -> Path:
-    for path in packed.rglob("*"):
-        if path.is_file():
-            (to / path.relative_to(packed)).parent.mkdir(parents=True, exist_ok=True)
-            (to / path.relative_to(packed)).write_bytes(path.read_bytes())
-    return to
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_jobs import job
+from support.jobs import job
 
 from effnet_ray.cli.tune import tune_job
 

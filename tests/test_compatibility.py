@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from contract import (
+from support.contract import (
     DECIDING,
     ENVIRONMENT,
     JOBS,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import Faults, proxy
-from servers import fresh_bucket, s3_environment
+from support.faults import Faults, proxy
+from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ConflictError

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.opened import opened
 
-from effnet_ray.data import manifest as manifests, parquet_reads
+from effnet_ray.data import parquet_reads
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
 from effnet_ray.data.row_group import ImageRecord, RowGroup
 from effnet_ray.errors import DatasetError, ImageError
-from effnet_ray.recipe import Recipe
 
 FLIPS = 1000
 TRAIN = ChunkTask("train", 0, 0, 0, 0, view=0)
@@ -28,13 +28,6 @@ def dataset(packed: Path, tmp_path: Path) -> Dataset:
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     return opened(data)
-
-
-def opened(data: Path, limit: int | None = None) -> Dataset:
-    recipe = Recipe(weights="none", image_size=32, batch_size=18, micro_batch=18, limit=limit)
-    recipe = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
-    spec = replace(recipe.variant_spec.input_spec(), resolution=32)
-    return Dataset(manifests.load(str(data)).limited(limit), str(data), recipe, spec)
 
 
 def shard(dataset: Dataset) -> Path:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch, settled
+from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch, settled
+from support.reports import report
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from effnet_ray.model.ema import MovingAverage
 from effnet_ray.model.optimizer import learning_rate, set_learning_rate
 from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
-from effnet_ray.train.epoch_report import EpochReport, best, ended_early
+from effnet_ray.train.epoch_report import best, ended_early
 from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
@@ -314,14 +315,6 @@ def test_class_weights_reach_every_step_of_a_run() -> None:
 
 
 # --- the end
-
-
-def report(epoch: int, top1: float | None) -> EpochReport:
-    return EpochReport(
-        epoch=epoch, step=epoch + 1, train_loss=1, train_top1=0, train_images=1,
-        eval_loss=None if top1 is None else 1, eval_top1=top1, eval_top5=1, eval_images=1,
-        quarantined=0,
-    )  # fmt: skip
 
 
 def test_patience_ends_a_run_that_gets_no_better() -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
-from test_layers import DOORS, ORDER
-from test_sources import files, write_hugging_face
+from support.layers import DOORS, ORDER
+from support.sources import files, write_hugging_face
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from laws import RECIPE
-from test_cli import copied
-from test_export import released
-from test_figures import everything
+from support.copies import copied
+from support.laws import RECIPE
+from support.no_ray import no_ray
+from support.releases import released
+from support.scored import everything
 
 from effnet_ray import Placement, finetune
 from effnet_ray.cli.evaluate import evaluate_job
@@ -211,10 +212,6 @@ def test_a_network_that_says_nothing_finite_is_refused(named: LoadedRelease, pac
 
 
 # --- what is refused before Ray
-
-
-def no_ray(_: Placement) -> None:
-    raise AssertionError("Ray was asked for")
 
 
 def test_classes_that_the_release_does_not_know_are_named(

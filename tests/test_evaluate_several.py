@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from test_cli import copied
-from test_evaluate import no_ray
-from test_export import released
-from test_multilabel import COLOURS, SEVERAL, SMALL, WANTED
-from test_page import LONG, NASTY, Page, browser, measured
+from support.copies import copied
+from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
+from support.no_ray import no_ray
+from support.pages import LONG, NASTY, Page, browser, measured
+from support.releases import released
 
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.cli.evaluate import evaluate_job

@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,8 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from loop_worker import new_state, settled
 from PIL import Image
-from test_dials import report
-from test_release_run import result, run
+from support.releases import CLASSES, released
 from torch import Tensor
 
 from effnet_ray import storage
@@ -24,47 +21,7 @@ from effnet_ray.data.views import eval_view
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference import export as exports
 from effnet_ray.inference.export import export
-from effnet_ray.model.batchnorm import batchnorms
-from effnet_ray.model.network import Network
-from effnet_ray.publish.from_run import release_run
-from effnet_ray.release.load import LoadedRelease, load_release
-from effnet_ray.train import checkpoint, run_record
-
-CLASSES = ("0", "1", "2", "3")
-
-
-def released(
-    folder: Path, *, size: int = 64, store: Path | None = None, **given: object
-) -> LoadedRelease:
-    """A release with statistics and a head of its own, so that images differ in what it says."""
-    shelves = str(store or folder / "store")
-    recipe = settled(image_size=size, **given)
-    state = new_state(recipe)
-    normalise(state.network)
-    state.step, state.history = 1, [report(0, 0.75)]
-    uri = str(folder / "run")
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
-    spec = replace(recipe.variant_spec.input_spec(), resolution=size)
-    run_record.create(replace(run(), recipe=recipe, spec=spec), uri)
-    release = release_run(result(uri, found), shelves)
-    return load_release(release.uri, shelves)
-
-
-def normalise(network: Network) -> None:
-    """Give BatchNorm the statistics of some images, and the head something to say."""
-    layers = batchnorms(network)
-    for layer in layers:
-        layer.momentum = 1.0
-        layer.train()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        network(torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8))
-    network.eval().backbone.classifier.weight.data.normal_(0, 0.1)
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
-    return released(tmp_path_factory.mktemp("released"))
+from effnet_ray.release.load import LoadedRelease
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import KINDS, QUICK, Faults, Proxy, proxy
-from laws import RECIPE
-from servers import fresh_bucket, s3_environment
-from test_jobs import answer, job
-from test_laws import weights
+from support.faults import KINDS, QUICK, Faults, Proxy, proxy
+from support.jobs import answer, job
+from support.laws import RECIPE
+from support.runs import weights
+from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests, parquet_reads

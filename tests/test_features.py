@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from laws import RECIPE
-from loop_worker import random_batch
 from safetensors.torch import load_file
+from support.laws import RECIPE
+from support.loop_worker import random_batch
 
 from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from sklearn import metrics
+from support.scored import everything
 
 from effnet_ray.inference.metric_sums import BINS, ScoredImages
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
@@ -51,24 +52,6 @@ def added(parts: Iterable[ScoredImages], examples: int = 5) -> MulticlassMetrics
 def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
     edges = [0, *sorted(at), len(judged["label"])]
     return [{name: column[a:b] for name, column in judged.items()} for a, b in pairwise(edges)]
-
-
-def everything(figures: MulticlassMetrics) -> list[Any]:
-    return [
-        figures.loss,
-        figures.top1,
-        figures.top5,
-        figures.ece,
-        figures.bins,
-        figures.per_class,
-        figures.confusion,
-        figures.worst_mistakes,
-        figures.label_errors,
-        figures.label_error_count,
-        figures.thresholds.tolist(),
-        figures.unreadable,
-        figures.images,
-    ]
 
 
 @given(st.lists(st.integers(0, 200), max_size=6))

@@ -3,8 +3,8 @@
 import hashlib
 
 import pytest
-from fleet import assert_every_image_once_an_epoch, on_a_fleet
-from servers import s3_environment
+from support.fleet import assert_every_image_once_an_epoch, on_a_fleet
+from support.servers import s3_environment
 
 from effnet_ray import storage
 from effnet_ray.train import checkpoint

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_export import released
+from support.releases import released
 
 from effnet_ray.cli.serve import Serve, _follow
 from effnet_ray.cli.terminal import Terminal

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loop_worker import DIALS, FixedBatches, new_state, nothing, settled
+from support.loop_worker import DIALS, FixedBatches, new_state, nothing, settled
 
 from effnet_ray.train.loop import fit
 from effnet_ray.train.state import TrainState

@@ -2,44 +2,20 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_damage import opened
-from test_sources import files, write_hugging_face
+from support.in_place import in_place
+from support.opened import opened
+from support.sources import files, write_hugging_face
 
 from effnet_ray.data import manifest as manifests, parquet_reads
 from effnet_ray.data.chunks import ChunkTask, load_chunk
-from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
-
-
-@pytest.fixture
-def shards(photographs: Path, tmp_path: Path) -> Path:
-    """The photographs as `datasets` writes them, the classes mixed."""
-    import random
-
-    from test_sources import files as every
-
-    folder = tmp_path / "mixed"
-    found = every(photographs)
-    random.Random(0).shuffle(found)
-    for number, path in enumerate(found):
-        target = folder / path.parent.name / f"{number:02d}{path.suffix}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    (tmp_path / "shards").mkdir()
-    write_hugging_face(folder, tmp_path / "shards", splits=("train", "validation"))
-    return tmp_path / "shards"
-
-
-def in_place(folder: Path, **more: Any) -> Manifest:
-    return pack(str(folder), str(folder), Packing(in_place=True, **more))
 
 
 def loaded(folder: Path) -> list[tuple[int, int, str]]:

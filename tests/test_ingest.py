@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE
+from support.laws import RECIPE
 
 from effnet_ray.data import manifest as manifests, train_labels
 from effnet_ray.data.chunks import Dataset

@@ -1,7 +1,6 @@
 """The jobs as people run them: processes, flags, exit codes, the last line of stdout."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,35 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from laws import RECIPE, STEPS, await_step, train_workers
-from test_laws import assert_once_each, audit, planned, weights
+from support.jobs import answer, job
+from support.laws import RECIPE, STEPS, await_step, train_workers
+from support.runs import assert_once_each, audit, planned, weights
 
 from effnet_ray.train import run_record
 from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parent.parent
 
 FLAGS = ["--local", "--workers", "2", "--audit", "--checkpoint-every", "2", "--name", "killed"]
-
-
-def job(name: str, *flags: str, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, f"jobs/{name}.py", *flags],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def answer(process: subprocess.Popen[str], timeout: float = 240) -> dict[str, Any]:
-    out, err = process.communicate(timeout=timeout)
-    assert process.returncode == 0, err
-    answered: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return answered
 
 
 def test_resume_after_a_killed_driver_equals_never_stopping(

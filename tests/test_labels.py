@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_damage import opened
-from test_in_place import in_place, shards  # noqa: F401  # a fixture
+from support.in_place import in_place, shards  # noqa: F401  # a fixture
+from support.opened import opened
 
 from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk

@@ -1,10 +1,8 @@
-"""The laws that need Ray: real clusters, real workers, real kills, on 1 to 4 workers."""
+"""The laws on real Ray: the same bits as plain processes (`test_plain_laws`), real kills."""
 
 import hashlib
-import json
 import re
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,94 +10,29 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE, STEPS, await_step, await_workers
 from safetensors.torch import load
+from support.laws import RECIPE, STEPS, await_step, await_workers
+from support.plain_run import plain_run
+from support.runs import assert_once_each, audit, eval_images, losses, planned, weights
 
-from effnet_ray import Placement, Recipe, finetune, storage
+from effnet_ray import Placement, finetune, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import TrainingError
-from effnet_ray.publish.from_run import release_run
-from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint, events
 from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.ray
 
-Audit = dict[int, dict[int, int]]
-"""step → image id → times used"""
 
-
-def audit(result: Result) -> Audit:
-    """What every step used, over all workers; images of weight 0 left out."""
-    used: Audit = defaultdict(lambda: defaultdict(int))
-    folder = storage.join(result.run_uri, "audit")
-    for name in storage.sizes(folder):
-        filesystem, path = storage.arrow_filesystem(storage.join(folder, name))
-        for row in pq.read_table(path, filesystem=filesystem).to_pylist():
-            assert row["epoch"] == row["step"] // STEPS
-            used[row["step"]][row["id"]] += row["weight"] > 0
-    return {step: dict(images) for step, images in used.items()}
-
-
-def weights(result: Result) -> str:
-    """SHA-256 of the last checkpoint's weights."""
-    folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
-    data = storage.read_bytes(storage.join(folder, checkpoint.WEIGHTS))
-    return hashlib.sha256(data).hexdigest()
-
-
-def losses(result: Result) -> list[float]:
-    folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
-    history = checkpoint.open_checkpoint(folder).history
-    return [loss for epoch in history for loss in (epoch.train_loss, epoch.eval_loss)]
-
-
-def planned(digits: str) -> set[int]:
-    """Ids of the train images that RECIPE's limit leaves."""
-    manifest = manifests.load(digits).limited(RECIPE.limit)
-    table = pq.read_table(Path(digits) / manifest.splits["train"][0].path)
-    return set(table["id"].to_pylist()[: RECIPE.limit])
-
-
-def assert_once_each(result: Result, images: set[int]) -> None:
-    used = audit(result)
-    assert sorted(used) == list(range(2 * STEPS))
-    for epoch in range(2):
-        ids = [i for step in range(STEPS) for i in used[epoch * STEPS + step]]
-        assert sorted(ids) == sorted(images)
-    assert all(times == 1 for step in used.values() for times in step.values())
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_train_uses_every_image_once_an_epoch(
-    undisturbed: Callable[[int], Result], digits: str, workers: int
+def test_ray_gives_the_bits_of_plain_processes(
+    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
 ) -> None:
-    assert_once_each(undisturbed(workers), planned(digits))
-
-
-@pytest.mark.parametrize("workers", [2, 3, 4])
-def test_the_order_is_planned_not_placed(
-    undisturbed: Callable[[int], Result], workers: int
-) -> None:
-    assert audit(undisturbed(workers)) == audit(undisturbed(1))
-
-
-@pytest.mark.parametrize("workers", [2, 3, 4])
-def test_placement_is_not_a_hyper_parameter(
-    undisturbed: Callable[[int], Result], workers: int
-) -> None:
-    assert losses(undisturbed(workers)) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
-
-
-@pytest.mark.parametrize("workers", [2, 3, 4])
-def test_eval_counts_every_image_once_on_any_number_of_workers(
-    undisturbed: Callable[[int], Result], workers: int
-) -> None:
-    def evaluated(result: Result) -> list[int]:
-        folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
-        return [epoch.eval_images for epoch in checkpoint.open_checkpoint(folder).history]
-
-    assert evaluated(undisturbed(workers)) == evaluated(undisturbed(1)) == [44, 44]
+    on_ray, plain = undisturbed(2), plain_run(RECIPE, digits, str(tmp_path), "plain", workers=2)
+    assert plain.result is not None
+    assert weights(on_ray) == weights(plain.result)
+    assert audit(on_ray) == audit(plain.result) and losses(on_ray) == losses(plain.result)
+    assert eval_images(on_ray) == [44, 44]
+    assert_once_each(on_ray, planned(digits))
 
 
 def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
@@ -115,39 +48,17 @@ def kill_a_worker_at(step: int, audit_folder: Path) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_resume_after_a_killed_worker_equals_never_stopping(
-    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path, workers: int
+    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
 ) -> None:
     killer = kill_a_worker_at(STEPS + 1, tmp_path / "killed" / "audit")
-    placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
+    placement = Placement(workers="2", audit=True, checkpoint_every=2)
     result = finetune(RECIPE, placement, digits, runs=str(tmp_path), name="killed")
     killer.join()
     assert 0 < result.resumed_from_step < 2 * STEPS
-    assert weights(result) == weights(undisturbed(workers))
-    assert audit(result) == audit(undisturbed(1))
+    assert weights(result) == weights(undisturbed(2))
+    assert audit(result) == audit(undisturbed(2))
     assert_once_each(result, planned(digits))
-
-
-def test_resizing_from_1_to_2_to_1_worker_mid_epoch_changes_nothing(
-    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
-) -> None:
-    def go(workers: int, **more: int) -> Result:
-        placement = Placement(workers=str(workers), audit=True, checkpoint_every=1, **more)
-        return finetune(RECIPE, placement, digits, runs=str(tmp_path), name="resized")
-
-    for workers, step in ((1, 3), (2, STEPS + 3)):
-        killer = kill_a_worker_at(step, tmp_path / "resized" / "audit")
-        with pytest.raises(TrainingError):
-            go(workers, max_failures=0)
-        killer.join()
-    result = go(1)
-    assert STEPS < result.resumed_from_step < 2 * STEPS
-    assert audit(result) == audit(undisturbed(1))
-    assert_once_each(result, planned(digits))
-    assert losses(result) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
-    on_two = {name.split("-")[3] for name in storage.sizes(str(tmp_path / "resized/audit"))}
-    assert len(on_two) == 2  # both of two workers took steps
 
 
 def test_with_every_dial_on_resuming_equals_never_stopping_on_three_workers(
@@ -176,27 +87,7 @@ def test_with_every_dial_on_resuming_equals_never_stopping_on_three_workers(
     assert sum(sum(used.values()) for used in audit(killed).values()) == 2 * 44
 
 
-def test_a_released_recipe_run_again_gives_the_same_weights(
-    cluster: None, digits: str, tmp_path: Path, weights_mirror: str
-) -> None:
-    """And the release holds the average where that was better."""
-    recipe = replace(RECIPE, weights="ns", ema_decay=0.5, micro_batch=None)
-    found = []
-    for name in ("first", "again"):
-        result = finetune(
-            recipe, Placement(workers="2"), digits,
-            runs=str(tmp_path), name=name, mirror=weights_mirror,
-        )  # fmt: skip
-        release = release_run(result, str(tmp_path / "store"))
-        found.append((Path(release.uri) / "model.safetensors").read_bytes())
-        recipe = from_dict(Recipe, json.loads((Path(release.uri) / "recipe.json").read_text()))
-    assert found[0] == found[1] and recipe.micro_batch == 4 and recipe.head_epochs == 1
-    metrics = json.loads((Path(release.uri) / "metrics.json").read_text())
-    file = checkpoint.AVERAGED if metrics["best"]["averaged"] else checkpoint.WEIGHTS
-    assert found[1] == (Path(result.checkpoint) / file).read_bytes()
-
-
-def test_three_workers_on_s3_equal_one_on_disk(
+def test_three_workers_on_s3_equal_two_on_disk(
     undisturbed: Callable[[int], Result], digits: str, rclone_bucket: str
 ) -> None:
     for path in storage.sizes(digits):
@@ -205,8 +96,8 @@ def test_three_workers_on_s3_equal_one_on_disk(
     result = finetune(
         RECIPE, placement, f"{rclone_bucket}/data", runs=f"{rclone_bucket}/runs", name="s3"
     )
-    assert audit(result) == audit(undisturbed(1))
-    assert losses(result) == pytest.approx(losses(undisturbed(1)), abs=1e-4)
+    assert audit(result) == audit(undisturbed(2))
+    assert losses(result) == pytest.approx(losses(undisturbed(2)), abs=1e-4)
 
 
 def test_a_corrupt_image_is_quarantined_counted_and_named(

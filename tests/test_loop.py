@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from loop_worker import (
+from support.loop_worker import (
     STEPS,
     WORLDS,
     FixedBatches,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from loop_worker import DIALS, FixedBatches, new_state, nothing, random_batch, settled
+from support.loop_worker import DIALS, FixedBatches, new_state, nothing, random_batch, settled
 from torch import Tensor, nn
 
 from effnet_ray.errors import TrainingError

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
+from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,11 +38,6 @@ from effnet_ray.train.loop import fit
 from effnet_ray.train.loss import losses
 from effnet_ray.train.metrics import MetricSums, ScoreCollector
 from effnet_ray.train.run_record import Result
-
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-"""An image shows some of these, each as a stripe."""
-SEVERAL = Packing(task="multilabel", eval_fraction=0.25)
-WANTED = [["red"], ["green", "red"], [], ["blue"], ["blue", "green", "red"], ["blue", "red"]]
 
 
 def stripes(shown: list[str], number: int) -> bytes:
@@ -350,12 +346,6 @@ def test_a_sweep_of_several_classes_is_refused(coloured: str, tmp_path: Path) ->
     with pytest.raises(RecipeError, match="a sweep judges trials by top-1"):
         tune(Recipe(weights="none"), Placement(), coloured, variants=["b0"], trials=1,
              runs=str(tmp_path))  # fmt: skip
-
-
-SMALL = Recipe(
-    weights="none", image_size=32, epochs=2, batch_size=8, micro_batch=2, lr=1e-3,
-    batchnorm="frozen", flip=0.0, limit=32,
-)  # fmt: skip
 
 
 def history(result: Result) -> list[EpochReport]:

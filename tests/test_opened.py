@@ -1,8 +1,6 @@
 """A release is opened as it was released; a damaged or hostile one is refused in one sentence."""
 
-import hashlib
 import json
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,26 +10,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from test_export import CLASSES, released
+from support.forged import forge
+from support.releases import CLASSES
 
 from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.release import layout, load
 from effnet_ray.release.load import load_release
-from effnet_ray.storage import checksummed_json
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With one release, birds@v1. Read only."""
-    folder = tmp_path_factory.mktemp("released")
-    released(folder)
-    return folder / "store"
-
-
-@pytest.fixture
-def release(store: Path, tmp_path: Path) -> Path:
-    """A copy of its folder, to be damaged."""
-    return Path(shutil.copytree(store / "birds/v0001", tmp_path / "copy"))
 
 
 def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:
@@ -52,22 +36,6 @@ def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
     assert (seen["input_size"][-1], seen["crop_pct"]) == (spec.resolution, spec.crop)
     assert (tuple(seen["mean"]), tuple(seen["std"])) == (spec.mean, spec.std)
     assert seen["interpolation"] == spec.interpolation
-
-
-def forge(release: Path, name: str, data: bytes | None) -> None:
-    """Replace a file and what is sealed of it, as whoever can write to a store can.
-
-    None: take both away.
-    """
-    path, record = release / name, release / "release.json"
-    told = json.loads(record.read_text())
-    del told["files"][name], told["sizes"][name], told["sha256"]
-    path.unlink()
-    if data is not None:
-        path.write_bytes(data)
-        told["files"][name] = hashlib.sha256(data).hexdigest()
-        told["sizes"][name] = len(data)
-    record.write_bytes(checksummed_json.seal(told))
 
 
 def config(**given: Any) -> Callable[[bytes], bytes]:

@@ -14,7 +14,7 @@ BATCH_S = 120
 
 def read_mutants(seed: int, count: int = BATCH) -> dict[str, float]:
     """What became of `count` mutated images in a fresh process."""
-    script = Path(__file__).with_name("poison.py")
+    script = Path(__file__).parent / "support/poison.py"
     done = subprocess.run(
         [sys.executable, str(script), str(seed), str(count)],
         capture_output=True, text=True, timeout=BATCH_S,

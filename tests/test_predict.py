@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_export import released
+from support.releases import released
 
 from effnet_ray import Placement, storage
 from effnet_ray.data.decode import decode

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ray._private.runtime_env import packaging
-from servers import s3_environment
+from support.servers import s3_environment
 
 from effnet_ray import storage
 from effnet_ray.cli.check import check_job

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from loop_worker import CLASSES, new_state, settled
 from safetensors.torch import load
-from test_dials import report
+from support.finished_runs import RECIPE, result, run
+from support.loop_worker import new_state
+from support.reports import report
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.class_metrics import class_metrics
-from effnet_ray.train.run_record import Result, Run
-
-RECIPE = settled(ema_decay=0.9)
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -78,18 +76,3 @@ def test_a_release_tells_each_classs_average_precision_where_there_is_one(
     card = (folder / "README.md").read_text()
     assert ("| 0 | 4 | 60.00% | 75.00% | 66.67% | 50.00% |" in card) == (aps[0] is not None)
     assert ("F1 | AP |" in card) == (aps[0] is not None) and "| F1 |" in card
-
-
-def run() -> Run:
-    return Run(
-        name="birds", recipe=RECIPE, spec=RECIPE.variant_spec.input_spec(),
-        classes=tuple(map(str, range(CLASSES))), data="s3://bucket/data", fingerprint="f" * 64,
-        weights="none", weights_sha256="", weights_head=1000,
-    )  # fmt: skip
-
-
-def result(uri: str, found: str) -> Result:
-    return Result(
-        run="birds", run_uri=uri, checkpoint=found, eval_top1=0.75, eval_top5=1.0, eval_loss=1.0,
-        epochs=1, steps=1, resumed_from_step=0, train_images_per_s=1.0, seconds=1.0, quarantined=0,
-    )  # fmt: skip

@@ -20,10 +20,10 @@ import psutil
 import pytest
 import ray
 import yaml
-from autoscaled import end, submit
 from ray.core import generated
 from ray.util import get_node_ip_address
-from servers import KEY, SECRET, free_port, fresh_bucket, s3_environment
+from support.autoscaled import end, submit
+from support.servers import KEY, SECRET, free_port, fresh_bucket, s3_environment
 
 from effnet_ray.packing.sample import pack_sample
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from servers import free_port
-from test_answers import without_numbers
-from test_export import released
+from support.answers import without_numbers
+from support.releases import released
+from support.servers import free_port
 
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
-from test_cli import copied
+from support.copies import copied
 
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.decode import decode

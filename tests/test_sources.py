@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.sources import files, write_hugging_face
 
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError
@@ -26,10 +27,6 @@ from effnet_ray.packing.sources import list_images
 
 Write = Callable[[Path, Path], str]
 """(class folders, empty folder) → URI of the same images in another form."""
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.*") if path.is_file())
 
 
 def write_csv(images: Path, out: Path, name: str = "table.csv", **more: Any) -> str:
@@ -49,28 +46,6 @@ def write_parquet_table(images: Path, out: Path) -> str:
     columns = {"path": [str(f) for f in found], "label": [f.parent.name for f in found]}
     pq.write_table(pa.table(columns), out / "table.parquet")
     return str(out / "table.parquet")
-
-
-def write_hugging_face(
-    images: Path, out: Path, *, splits: tuple[str, ...] = ("train",), group: int = 5
-) -> str:
-    """As `datasets` writes it: ClassLabel numbers, names in the metadata."""
-    classes = sorted({f.parent.name for f in files(images)})
-    features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
-    (out / "data").mkdir()
-    for index, split in enumerate(splits):
-        mine = files(images)[index :: len(splits)]
-        rows = {
-            "image": [{"bytes": f.read_bytes(), "path": f.name} for f in mine],
-            "label": [classes.index(f.parent.name) for f in mine],
-            "camera": [f.stem for f in mine],
-        }
-        table = pa.table(rows).replace_schema_metadata(
-            {"huggingface": json.dumps({"info": {"features": features}})}
-        )
-        name = out / f"data/{split}-00000-of-00001.parquet"
-        pq.write_table(table, name, row_group_size=group)
-    return str(out)
 
 
 def write_tar(images: Path, out: Path, name: str = "000.tar", kind: str = "cls") -> str:
@@ -105,23 +80,6 @@ FORMS: dict[str, Write] = {
 }
 
 
-@pytest.fixture
-def images(photographs: Path, tmp_path: Path) -> Path:
-    """The photographs, to write beside."""
-    for path in files(photographs):
-        target = tmp_path / "images" / path.relative_to(photographs)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """An empty folder."""
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
 def listed(source: str, out: Path, columns: SourceColumns | None = None) -> Listing:
     return list_images(source, columns or SourceColumns(), str(out.parent / "data"), map)
 
@@ -149,7 +107,7 @@ def test_every_form_tells_the_same_images_and_labels(images: Path, out: Path, fo
 def test_every_form_can_be_packed_from_and_to_a_bucket(
     images: Path, tmp_path: Path, out: Path, moto: str, form: str
 ) -> None:
-    from servers import fresh_bucket, s3_environment
+    from support.servers import fresh_bucket, s3_environment
 
     local = FORMS[form](images, out)
     root = images if form == "csv" else out

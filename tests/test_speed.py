@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from loop_worker import DIALS, FixedBatches, new_state, settled, train
+from support.loop_worker import DIALS, FixedBatches, new_state, settled, train
 from torch import Tensor, distributed as dist
 
 from effnet_ray.errors import ClusterError
@@ -178,7 +178,7 @@ def test_without_a_compiler_a_compiled_run_is_refused_in_a_sentence(
 
 
 STEP = """
-from loop_worker import FixedBatches, new_state, nothing, settled
+from support.loop_worker import FixedBatches, new_state, nothing, settled
 from effnet_ray.errors import ClusterError
 from effnet_ray.train.loop import fit
 recipe = settled(compile=True, unfreeze="stage:7", weights="ns", head_epochs=0)

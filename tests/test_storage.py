@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import fresh_bucket, s3_environment
+from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, StorageError

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Faults, proxy
-from loop_worker import settled
-from servers import fresh_bucket, s3_environment
-from store_worker import files
-from test_weights import released
+from support.faults import Faults, proxy
+from support.loop_worker import settled
+from support.servers import fresh_bucket, s3_environment
+from support.store_worker import files
+from support.weights_releases import released
 
 from effnet_ray import storage
 from effnet_ray.cli.main import main

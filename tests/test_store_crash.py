@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import fresh_bucket, s3_environment
-from store_worker import files
+from support.servers import fresh_bucket, s3_environment
+from support.store_worker import files
 
 from effnet_ray import storage
 from effnet_ray.release import layout
@@ -26,7 +26,7 @@ class Workers:
 
     def __init__(self, place: str, single_writer: bool) -> None:
         self.store = ModelStore(f"{place}/store", single_writer)
-        script = str(Path(__file__).with_name("store_worker.py"))
+        script = str(Path(__file__).parent / "support/store_worker.py")
         self._server = subprocess.Popen(
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from laws import RECIPE
+from support.laws import RECIPE
 
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset

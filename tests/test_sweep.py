@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
-from gpus import counted_gpus
-from servers import fresh_bucket, s3_environment
-from test_jobs import answer, job
+from support.gpus import counted_gpus
+from support.jobs import answer, job
+from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.sweep import sweep_record

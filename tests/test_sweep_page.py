@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_page import NASTY, Page, browser, measured
+from support.pages import NASTY, Page, browser, measured
 
 from effnet_ray.model.profile import Cost
 from effnet_ray.recipe import Recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loop_worker import FixedBatches, new_state, nothing, settled
+from support.loop_worker import FixedBatches, new_state, nothing, settled
 from torch import nn
 
 from effnet_ray import Placement, Recipe, finetune

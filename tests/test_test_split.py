@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from test_export import released
-from test_release_run import result
+from support.finished_runs import result
+from support.releases import released
 
 from effnet_ray import Placement
 from effnet_ray.cli.evaluate import evaluate_job

@@ -11,11 +11,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from loop_worker import CLASSES, new_state, settled
 from mlflow import MlflowClient
-from servers import free_port, fresh_bucket, mlflow_server, s3_environment
+from support.jobs import answer, job
+from support.loop_worker import CLASSES, new_state, settled
+from support.servers import free_port, fresh_bucket, mlflow_server, s3_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_jobs import answer, job
 
 from effnet_ray import storage
 from effnet_ray.cli.tune import tune_job

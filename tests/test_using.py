@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_export import released
+from support.releases import released
 
 from effnet_ray.cli.models import models_job
 from effnet_ray.cli.predict import predict_job

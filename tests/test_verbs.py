@@ -15,10 +15,10 @@ from urllib.parse import urlparse
 
 import pyarrow.parquet as pq
 import pytest
-from faults import Proxy, proxy
-from servers import free_port, fresh_bucket, s3_environment
-from store_worker import files
-from test_export import CLASSES, released
+from support.faults import Proxy, proxy
+from support.releases import CLASSES, released
+from support.servers import free_port, fresh_bucket, s3_environment
+from support.store_worker import files
 
 from effnet_ray import storage
 from effnet_ray.cli.main import main
@@ -116,7 +116,7 @@ class Jobs:
     def __init__(self, through: Proxy, heard: IO[bytes]) -> None:
         self.through, self.heard = through, heard
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("verbs_worker.py"))],
+            [sys.executable, str(Path(__file__).parent / "support/verbs_worker.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=heard, text=True,
         )  # fmt: skip
 

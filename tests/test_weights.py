@@ -1,7 +1,6 @@
 """Pretrained weights by the real loading code: a mirror, a hub on this machine, and releases."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, load_file, save_file
+from support.weights_releases import CLASSES, released, settled
 from torch import Tensor
 
 from effnet_ray.errors import WeightsError
@@ -27,12 +27,6 @@ from effnet_ray.variants import VARIANTS
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
 HEAD = ("classifier.weight", "classifier.bias")
-CLASSES = ("cat", "dog", "émeu")
-
-
-def settled(**given: object) -> Recipe:
-    recipe = Recipe(**({"image_size": 32, "seed": 7} | given))  # type: ignore[arg-type]
-    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +221,6 @@ def test_without_network_and_mirror_one_sentence_says_what_to_do(tmp_path: Path)
 
 
 # --- releases
-
-
-def released(folder: Path, variant: str = "b0", size: int = 48) -> tuple[Network, Path]:
-    """A network and its release folder, such as the store writes."""
-    recipe = settled(variant=variant, weights="none", image_size=size, seed=1)
-    spec = replace(recipe.variant_spec.input_spec("ap"), resolution=size, crop=0.77)
-    network = build(recipe, spec, len(CLASSES)).eval()
-    folder.mkdir()
-    config = pretrained.hub_config(network, spec, CLASSES)
-    (folder / layout.CONFIG).write_text(json.dumps(config))
-    save_file(
-        {name: t.contiguous() for name, t in network.backbone.state_dict().items()},
-        folder / layout.WEIGHTS,
-    )
-    return network, folder
 
 
 @pytest.fixture(scope="module")

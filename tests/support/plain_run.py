@@ -27,10 +27,7 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["pytest", "timm", "effnet_ray.train.run_setup", "effnet_ray.train.worker_loop"]
-)
-"""Not this module: the server searches in PYTHONPATH and the installed packages only."""
+PROCESSES.set_forkserver_preload([__name__])
 TIMEOUT_S = 120
 
 
@@ -53,7 +50,8 @@ def plain_run(
     name: str,
     *,
     workers: int = 1,
-    checkpoint_every: int = 0,
+    placement: Placement | None = None,
+    mirror: str | None = None,
     kill_after_steps: int | None = None,
 ) -> PlainRun:
     """Run or resume a run with so many worker processes, on one thread each.
@@ -61,8 +59,8 @@ def plain_run(
     `kill_after_steps`: every worker kills itself (SIGKILL) after so many steps.
     """
     start = time.perf_counter()
-    placement = Placement(workers=str(workers), audit=True, checkpoint_every=checkpoint_every)
-    setup = set_up_run(recipe, placement, data, runs, name=name)
+    placement = placement or Placement(workers=str(workers), audit=True, checkpoint_every=2)
+    setup = set_up_run(recipe, placement, data, runs, name=name, mirror=mirror)
     assert not isinstance(setup, Result), "the run is finished"
     if setup.new:
         run_record.create(setup.job.run, setup.job.run_uri)

@@ -15,11 +15,11 @@ import psutil
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.util import get_node_ip_address
-from servers import free_port
 
 from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
+from support.servers import free_port
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from laws import RECIPE, STEPS
-from servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.packing.sample import pack_sample
+from support.laws import RECIPE, STEPS
+from support.servers import fresh_bucket, s3_environment
 
 PREAMBLE = """
 import json, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 import ray
-from laws import RECIPE
+from support.laws import RECIPE
 from ray.cluster_utils import Cluster
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.train.events import Preempted, WorkerDied, WorkersStarted
@@ -66,7 +66,10 @@ def on_a_fleet(endpoint: str, script: str, timeout: float = 280) -> dict[str, An
     with s3_environment(endpoint):
         bucket = fresh_bucket()
         pack_sample(f"{bucket}/digits")
-        env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}",
+        }
         done = subprocess.run(
             [sys.executable, "-c", PREAMBLE + script + END, bucket],
             env=env, capture_output=True, text=True, timeout=timeout,

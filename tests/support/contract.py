@@ -44,7 +44,7 @@ JOBS: dict[str, Job] = {
 }
 VERBS = ("list", "show", "promote", "verify", "export", "delete", "gc")
 
-HERE = Path(__file__).parent / "fixtures"
+HERE = Path(__file__).parents[1] / "fixtures"
 ARCHIVE, CONTRACT, EXPECTED = (
     HERE / "tree.tar.xz",
     HERE / "contract.json",

@@ -1,0 +1,1 @@
+"""What several tests share: servers, data, releases, runs in plain processes."""

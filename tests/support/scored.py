@@ -1,0 +1,23 @@
+"""Shared by tests: everything."""
+
+from typing import Any
+
+from effnet_ray.inference.multiclass import MulticlassMetrics
+
+
+def everything(figures: MulticlassMetrics) -> list[Any]:
+    return [
+        figures.loss,
+        figures.top1,
+        figures.top5,
+        figures.ece,
+        figures.bins,
+        figures.per_class,
+        figures.confusion,
+        figures.worst_mistakes,
+        figures.label_errors,
+        figures.label_error_count,
+        figures.thresholds.tolist(),
+        figures.unreadable,
+        figures.images,
+    ]
