@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.release.aliases import Move
+from effnet_ray.release.alias_move import Move
 from effnet_ray.release.catalog import Model, Version
 
 NOTHING = "–"

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from effnet_ray import storage
-from effnet_ray.errors import StorageError, WeightsError
+from effnet_ray.errors import OutageError, StorageError, WeightsError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
@@ -78,6 +78,8 @@ def _resolve_release(uri: str, recipe: Recipe) -> Weights:
             tuple(map(str, config.get("label_names", ()))),
         )
         outputs = _outputs(config, names)
+    except OutageError:
+        raise  # storage did not answer, which says nothing about the release
     except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
@@ -130,6 +132,8 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
 def _from_release(uri: str) -> bytes:
     try:
         return _validated(_read_verified(uri, layout.WEIGHTS), uri)
+    except OutageError:
+        raise  # storage did not answer, which says nothing about the release
     except StorageError as error:
         raise WeightsError(
             f"release {uri} has no weights ({error}): restore it from a copy, or use another one"
@@ -140,6 +144,8 @@ def _from_mirror(name: str, mirror: str) -> bytes:
     uri = storage.join(mirror, f"{name}.safetensors")
     try:
         return _validated(storage.read_bytes(uri), uri)
+    except OutageError:
+        raise  # as in `_from_release`
     except StorageError as error:
         raise WeightsError(
             f"weights {name} are not in the mirror ({error}): put {name}.safetensors there, or "

@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
 
 def _check_versions() -> Finding:
     """Whether all machines have the versions of this process."""
-    own, machines = versions(), nodes.alive_nodes()
+    expected, machines = versions(), nodes.alive_nodes()
     references = [
         ray.remote(versions)
         .options(
@@ -79,16 +79,16 @@ def _check_versions() -> Finding:
     wrong = []
     for machine, reference in zip(machines, references, strict=True):
         try:
-            found = ray.get(reference, timeout=VERSIONS_TIMEOUT_S)
+            installed = ray.get(reference, timeout=VERSIONS_TIMEOUT_S)
         except Exception as error:  # any kind: this machine would not run a worker either
             wrong.append(f"{machine.name}: {str(error).strip().splitlines()[-1]}")
             continue
         wrong += [
-            f"{machine.name} has {name} {found[name]}, the driver has {own[name]}"
-            for name in own
-            if found[name] != own[name]
+            f"{machine.name} has {name} {installed[name]}, the driver has {expected[name]}"
+            for name in expected
+            if installed[name] != expected[name]
         ]
-    summary = ", ".join(f"{name} {own[name]}" for name in ("python", "ray", "torch", "timm"))
+    summary = ", ".join(f"{name} {expected[name]}" for name in ("python", "ray", "torch", "timm"))
     return problem(
         "versions",
         "; ".join(wrong),

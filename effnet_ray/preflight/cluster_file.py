@@ -67,19 +67,17 @@ def _check_schema(config: Config) -> tuple[Finding, Config]:
     check = "Ray's schema"
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
-        with (
-            redirect_stdout(None),
-            redirect_stderr(None),
-        ):  # Ray prints hints that do not concern the file
+        # Ray prints hints that do not concern the file.
+        with redirect_stdout(None), redirect_stderr(None):
             filled: Config = prepare_config(copy.deepcopy(dict(config)))
             validate_config(filled)
     except Exception as error:  # jsonschema's, or any error in Ray's code
         field = ".".join(map(str, getattr(error, "absolute_path", ())))
-        found = ": ".join(filter(None, [field, getattr(error, "message", str(error))]))
-        found = found or type(error).__name__
+        parts = filter(None, [field, getattr(error, "message", str(error))])
+        mistake = ": ".join(parts) or type(error).__name__
     else:
         return problem(check, "", "accepted", ""), filled
-    return problem(check, found, "", "correct the field"), {}
+    return problem(check, mistake, "", "correct the field"), {}
 
 
 def _placeholders(text: str) -> Iterator[Finding]:
@@ -113,14 +111,14 @@ def _workers(config: Config) -> Iterator[Finding]:
         "on demand",
         "the head runs every driver: use an on-demand machine (no InstanceMarketOptions)",
     )
-    workers = [each for name, each in types.items() if name != config["head_node_type"]]
-    min_total = sum(each.get("min_workers", 0) for each in workers)
-    max_total, limit = sum(each.get("max_workers", 0) for each in workers), config["max_workers"]
-    found = f"{min_total} to {max_total} of {len(workers)} types, {limit} in total"
+    workers = [node for name, node in types.items() if name != config["head_node_type"]]
+    min_total = sum(node.get("min_workers", 0) for node in workers)
+    max_total, limit = sum(node.get("max_workers", 0) for node in workers), config["max_workers"]
+    numbers = f"{min_total} to {max_total} of {len(workers)} types, {limit} in total"
     yield problem(
         "workers",
-        found if min_total or max_total > limit or not workers else "",
-        found,
+        numbers if min_total or max_total > limit or not workers else "",
+        numbers,
         "set min_workers to 0, so that an idle cluster costs only its head, and the file's "
         "max_workers to at least the sum of its types'",
     )
@@ -130,8 +128,8 @@ def _machines(config: Config) -> Iterator[Finding]:
     """Each machine type against EC2's API and our rules."""
     provider = config["provider"]
     if provider["type"] != "aws":
-        found = f"not checked: provider {provider['type']!r}; only aws is supported"
-        yield Finding(check="machines", ok=True, found=found)
+        reason = f"not checked: provider {provider['type']!r}; only aws is supported"
+        yield Finding(check="machines", ok=True, found=reason)
         return
     yield _region(provider)
     for name, node_type in config["available_node_types"].items():

@@ -38,12 +38,12 @@ def check_security(config: Config) -> Iterator[Finding]:
 
 def check_secrets(config: Config, text: str) -> Finding:
     """Whether any field of the file holds a secret. Comments are ignored."""
-    found = next(filter(None, (_secret(*pair) for pair in _fields("", config))), "")
-    line = next((n for n, row in enumerate(text.splitlines(), start=1) if found in row), 0)
+    secret = next(filter(None, (_secret(*pair) for pair in _fields("", config))), "")
+    line = next((n for n, row in enumerate(text.splitlines(), start=1) if secret in row), 0)
     place = f" on line {line}" if line else ""
     return problem(
         "no secrets",
-        f"{found[:4]}…{place}" if found else "",
+        f"{secret[:4]}…{place}" if secret else "",
         "none",
         "remove it and revoke it: machines get access by IamInstanceProfile, and the token by "
         f"file_mounts ({TOKEN_FILE})",
@@ -66,8 +66,8 @@ def _secret(name: str, value: str) -> str:
     """The name or text that reveals a secret; empty if there is none."""
     if value and name not in NO_SECRET_FIELDS and SECRET_FIELD.fullmatch(name):
         return name
-    found = SECRETS.search(value)
-    return found.group() if found else ""
+    secret = SECRETS.search(value)
+    return secret.group() if secret else ""
 
 
 def _authentication(config: Config) -> Finding:
@@ -76,7 +76,7 @@ def _authentication(config: Config) -> Finding:
     modes = [MODE.findall(command) for command in commands]
     exported = any("token" in MODE.findall(command) for command in config["setup_commands"])
     closed = exported or all(MODE.search(command) for command in starts)
-    closed &= all(mode == "token" for found in modes for mode in found)
+    closed &= all(mode == "token" for command_modes in modes for mode in command_modes)
     mounted = any(
         HOME_TOKEN_FILE.fullmatch(str(target)) and str(source).endswith("/auth_token")
         for target, source in (config.get("file_mounts") or {}).items()
@@ -124,15 +124,15 @@ def _network(config: Config) -> Finding:
     for rule in group.get("IpPermissions") or []:
         if EVERYWHERE.search(" ".join(text for _, text in _fields("", rule))):
             wrong.append(f"the security group opens port {rule.get('FromPort', 'any')}")
-    own = any("SecurityGroupIds" in each["node_config"] for each in
-              config["available_node_types"].values())  # fmt: skip
+    types = config["available_node_types"].values()
+    custom = any("SecurityGroupIds" in node["node_config"] for node in types)
+    rays = "Ray's security group: traffic within the cluster, and SSH by key from everywhere"
     return problem(
         "network",
         f"open to everyone: {', '.join(wrong)[:200]}" if wrong else "",
-        "your own security group" if own else
-        "Ray's security group: traffic within the cluster, and SSH by key from everywhere",
+        "your own security group" if custom else rays,
         "listen on 127.0.0.1, and allow only known addresses",
-    )  # fmt: skip
+    )
 
 
 def _commands(config: Config) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases, maintenance, publish
-from effnet_ray.release.aliases import Move
+from effnet_ray.release.alias_move import Move
 from effnet_ray.release.maintenance import STALE_AFTER_S, GcResult
 from effnet_ray.release.model_folder import ModelFolder, list_model
 from effnet_ray.release.names import (

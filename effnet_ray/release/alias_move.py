@@ -1,0 +1,53 @@
+"""A move of an alias, and the score by which releases of one task are compared."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from effnet_ray.train.metric_definitions import Metric, ranking_metric
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One entry of an alias's history."""
+
+    version: int
+    """The version that the alias points to after the move."""
+    previous: int | None
+    """The version before the move; None for the first move."""
+    when: str
+    """ISO 8601, UTC."""
+    eval_top1: float | None
+    """Of the release; None if its metrics.json has none."""
+    record: str
+    """`sha256` of the release's release.json."""
+    newest: int
+    """The newest version at the time of the move. `best` is not compared with older ones again."""
+    forced: bool
+    """Whether the score was ignored."""
+    id: str
+    """Random, so that no two moves have the same bytes."""
+    eval_map: float | None = None
+    """Mean average precision, the score of multi-label releases."""
+
+    @property
+    def score(self) -> "Score | None":
+        """The score of the release."""
+        return Score.of(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The metric by which releases of one task are compared, and its value."""
+
+    metric: Metric
+    value: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Score | None":
+        """The score in a release's record or a move; None if there is none."""
+        metric = ranking_metric(record)
+        return cls(metric, record[metric.key]) if metric else None
+
+    def __str__(self) -> str:
+        return self.metric.format(self.value)
