@@ -50,6 +50,7 @@ def record_terminal() -> None:
         job, *flags = shlex.split(command)
         if main(load_job(job), flags):
             sys.exit(f"{command} failed")
+        console.print()  # rich cuts the descenders of the last line
         print(console.export_text(clear=False))
         svg = str(PICTURES / f"{name}.svg")
         console.save_svg(svg, title="effnet-ray", code_format=SVG, unique_id=name)
