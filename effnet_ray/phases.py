@@ -142,7 +142,7 @@ def lowest_trainable(unfreeze: str, stages: int) -> int:
 
 
 def head_part(stages: int) -> int:
-    """The number of the head in a network with so many stages."""
+    """The number of the head in a network with `stages` stages."""
     return stages + 2
 
 

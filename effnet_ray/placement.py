@@ -29,11 +29,12 @@ class Placement:
     """GPU types, as Ray names them: L4, L40S, A100, …; several separated by commas. Default:
     any."""
     checkpoint_every: int = 0
-    """Steps between checkpoints, in addition to one at the end of each epoch. 0: only those."""
+    """Steps between checkpoints, in addition to one at the end of each epoch. 0: only at the end
+    of each epoch."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep; the best one is always kept."""
     max_failures: int = 3
-    """Worker failures from which a run recovers before it fails."""
+    """Maximum number of worker failures to recover from."""
     cores: int | None = None
     """CPU cores per worker, including decoding. Default: the machine's cores, shared among this
     run's workers on it."""
@@ -44,8 +45,8 @@ class Placement:
     """Prefetch buffer of decoded images per worker, MB, at least 16. Default: 320 for each decode
     task, or less if the object store is smaller."""
     max_bad_fraction: float = 0.01
-    """Largest share of unreadable images per split and epoch, 0 to 1; a run with more, and with
-    more than one such image, fails. 0: fail at the first."""
+    """Maximum share of unreadable images per split and epoch, 0 to 1. Above it the run fails, but
+    a single unreadable image is allowed. 0: fail at the first."""
     audit: bool = False
     """Record the images of each step, as Parquet files in the run's audit/ folder."""
 

@@ -11,16 +11,19 @@ from effnet_ray.variants import DROP_PATH, InputSpec, Variant, variant
 __all__ = ["MULTICLASS", "MULTILABEL", "OPTIMIZERS", "SYNC", "TASKS", "Recipe"]
 
 LR, LAYER_DECAY = 1e-3, 0.8
-"""Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights."""
+"""Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights. Chosen, not
+measured; on a small backbone without ImageNet weights, `benchmarks/results/transfer.md` measures
+0.8 as worse than no layer decay."""
 HEAD_LR_FACTOR = 10.0
-"""Default head_lr as a multiple of lr: a newly initialised head has further to go."""
+"""Default head_lr as a multiple of lr: a newly initialised head has further to go. Chosen, not
+measured."""
 MICRO_BATCH_GB = 12
 """GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
 which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""
 
 CHANGES_VIEW = {"changes_view": True}
 """Metadata of the fields that change how a training view is drawn: they are part of the feature
-cache's key. Mark every new augmentation that applies while only the head is trained."""
+cache's key. Mark every new augmentation that applies during linear probing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,40 +47,39 @@ class Recipe:
     weights."""
     progressive: float = 1.0
     """Progressive resizing: training starts at this share of the image size and grows to the full
-    size over the first three quarters of the epochs after the head's; evaluation always uses the
-    full size. 1: off."""
+    size over the first three quarters of the epochs after linear probing; evaluation always uses
+    the full size. 1: off."""
     epochs: int = 10
-    """Epochs (passes over the train split), including those that train only the head."""
+    """Epochs (passes over the train split), including the linear-probing epochs."""
     eval_every: int = 1
     """Epochs between evaluations. The last epoch of each phase is always evaluated."""
     head_epochs: int | None = None
-    """Linear probing first: epochs at the start that train only the new head, on a frozen
+    """Linear-probing epochs: epochs at the start that train only the new head, on a frozen
     backbone. Default: a quarter of all epochs for pretrained weights, 0 from scratch."""
     head_views: int = 1
-    """Views of each training image that the head's epochs use in turn: the first is preprocessed
-    as for evaluation, the others are random crops with augmentation, without mixup, cutmix or
-    random erasing."""
+    """Number of views of each image during linear probing, cycled by epoch: view 1 is the eval
+    view, the others are augmented random crops, without mixup, cutmix or random erasing."""
     head_cache: bool = True
     """Feature cache: compute the backbone's features of these views once, and keep them as
-    float16 under RUNS/features for all of the head's epochs and for later runs. Off: the backbone
-    runs in every epoch."""
+    float16 under RUNS/features for all linear-probing epochs and for later runs. Off: the
+    backbone runs in every linear-probing epoch."""
     unfreeze: str = "all"
-    """What is trained after the head's epochs: all, head, or stage:N (stage N and everything
-    above it). Stage N is blockN in Keras and blocks.N-1 in timm."""
+    """Layers trained after linear probing: all, head, or stage:N (stage N and everything above
+    it). Stage N is blockN in Keras and blocks.N-1 in timm."""
     batch_size: int = 64
     """Batch size: images per optimizer step, over all workers."""
     micro_batch: int | None = None
     """Images per forward pass; must divide the batch size (gradient accumulation). Default: batch
-    size / workers, or less where memory is expected to be short; recorded with the run."""
+    size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
     opt: str = "adamw"
-    """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (Nesterov), momentum or
-    rmsproptf."""
+    """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (with Nesterov momentum),
+    momentum (SGD without Nesterov) or rmsproptf."""
     lr: float | None = None
     """Peak learning rate. Default: 1e-3 for AdamW, and a multiple of it for other optimizers (sgd
     and momentum 20, rmsproptf 2, lamb 5, lion 0.1)."""
     head_lr: float | None = None
-    """Peak learning rate while only the head is trained. Default: 10 × lr; with --unfreeze head,
-    lr itself if given."""
+    """Peak learning rate of linear probing. Default: 10 × lr. With --unfreeze head: --lr, if
+    set."""
     layer_decay: float | None = None
     """Layer-wise learning-rate decay: factor from each stage to the one below it. Default: 0.8
     for pretrained weights, 1 (off) from scratch."""
@@ -92,31 +94,32 @@ class Recipe:
     warmup_epochs: float = 1.0
     """Epochs of linear learning-rate warm-up; at most half of a phase."""
     clip_grad: float = 0.0
-    """Gradient clipping: largest norm over all parameters. 0: off."""
+    """Gradient clipping: maximum norm over all parameters. 0: off."""
     max_skips: int = 3
-    """Consecutive steps that may be skipped because of a NaN or infinite loss or gradient. After
-    them, training goes back to the newest checkpoint once, and then fails."""
+    """Consecutive steps that may be skipped because of a NaN or infinite loss or gradient. If
+    more are skipped, the run resumes once from the newest checkpoint; if it happens again, it
+    fails."""
     ema_decay: float = 0.0
     """EMA of the weights: decay per step, such as 0.99. The average is evaluated too, and released
     if it is better. After n steps the decay is at most (1 + n) / (10 + n). 0: off."""
     patience: int = 0
-    """Early stopping: evaluations without improvement before the run ends, counted once all
-    trainable parts are being trained. 0: off."""
+    """Early stopping: evaluations without improvement before the run ends, counted from the end
+    of linear probing. 0: off."""
     aa: str = field(default="none", metadata=CHANGES_VIEW)
     """Auto-augment policy of training images, after crop and flip: auto (AutoAugment), trivial
     (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30), rand-mM-nN (magnitude
     M, N operations) or none."""
     mixup: float = 0.0
     """Mixup alpha: images of a micro-batch are blended in pairs, with a weight drawn from
-    Beta(alpha, alpha). Reported training loss and top-1 use each image's own label. 0: off."""
+    Beta(alpha, alpha). Reported training loss and top-1 ignore the mixed-in label. 0: off."""
     cutmix: float = 0.0
-    """CutMix alpha: a box of another image is pasted in. If mixup is on too, each applies to half
-    of the images. 0: off."""
+    """CutMix alpha: a box of another image is pasted in. If mixup is on too, each image gets one
+    of the two at random. 0: off."""
     reprob: float = 0.0
     """Random erasing: probability that a box of a training image is replaced by noise."""
     label_smoothing: float = 0.1
-    """Label smoothing: share of each target that is spread over all classes, 0 to 1; with several
-    labels, each label's target is smoothed."""
+    """Label smoothing: share of each target that is spread over all classes, 0 to 1. For
+    multilabel data, each 0/1 target is smoothed."""
     class_weights: str = "none"
     """Class weights of the loss, with mean 1: balanced (inverse to the number of the class's
     training images), sqrt (inverse to its square root) or none. Reported metrics are
@@ -139,7 +142,7 @@ class Recipe:
     """Memory layout of images and weights: channels_last or contiguous (NCHW). Default:
     channels_last."""
     compile: bool | None = None
-    """Compile the training steps of all phases but the head's (torch.compile). Needs a C++
+    """Compile the training steps after linear probing (torch.compile). Needs a C++
     compiler, and takes minutes at the start for each image size. Default: no."""
     crop_scale: float = field(default=0.35, metadata=CHANGES_VIEW)
     """Random resized crop: smallest share of the image's area; the largest is 1."""

@@ -38,7 +38,7 @@ class Evaluate(ReleaseFlags):
     """FILE.html, a path or an s3:// URI: write a self-contained report there with curves, the
     confusion matrix, calibration and mistakes."""
     examples: int = 24
-    """Mistakes, and suspected label errors, to show in the report, at most."""
+    """Maximum number of mistakes (and of suspected label errors) shown in the report."""
 
 
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ LOCAL = {
 
 @dataclass(frozen=True)
 class LocationFlags:
-    """Each is a URI: s3://bucket/prefix, or a local path."""
+    """URIs of data, runs and releases: s3://… or local paths."""
 
     data: str = ""
     """The packed data set. Default: EFFNET_DATA, else the built-in sample data."""
@@ -52,8 +52,8 @@ class LocationFlags:
     runs: str = ""
     """Where runs keep checkpoints and records. Default: EFFNET_RUNS, else ~/effnet-ray/runs."""
     single_writer: bool = False
-    """Publish even if the storage server ignores conditional writes; then no two jobs may publish
-    at the same time. Default: EFFNET_SINGLE_WRITER, else off."""
+    """Skip the check for conditional writes. You guarantee that only one job publishes at a time.
+    Default: EFFNET_SINGLE_WRITER, else off."""
     weights_mirror: str = ""
     """Folder with <timm name>.safetensors files, used instead of the Hugging Face hub. Default:
     EFFNET_WEIGHTS, else the hub."""

@@ -1,6 +1,6 @@
-"""The frame of every job, and the command `effnet-ray`.
+"""Runs a job: errors, exit codes, JSON result. Also the command `effnet-ray`.
 
-Results are JSON on stdout, errors sentences on stderr.
+The result is JSON on stdout; errors are sentences on stderr.
 """
 
 import json

@@ -37,8 +37,8 @@ class WritableStoreFlags(StoreFlags):
     """The flags of verbs that change the store."""
 
     single_writer: bool = field(default_factory=default_single_writer)
-    """Continue even if the storage server ignores conditional writes; then no two commands may
-    change the store at the same time. Default: EFFNET_SINGLE_WRITER, else off."""
+    """Skip the check for conditional writes. You guarantee that only one command changes the
+    store at a time. Default: EFFNET_SINGLE_WRITER, else off."""
 
     def open(self) -> ModelStore:
         """The store."""
@@ -102,8 +102,8 @@ class Promote(WritableStoreFlags):
     """best, champion, or any other name."""
     force: bool = False
     """Promote even if the release has a lower eval top-1 (mean average precision, with several
-    labels per image) than the current one. Also starts a new history, and keeps the old file
-    beside it, if the alias's history is damaged and cannot be restored from a copy."""
+    labels per image) than the current one. If the alias's history is damaged, start a new one and
+    keep the damaged file."""
 
 
 def promote(flags: Promote, terminal: Terminal) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def verify(flags: Verify, terminal: Terminal) -> dict[str, Any]:
 def _unfinished(store: ModelStore, model: str) -> list[str]:
     """Versions that are claimed but have no record.
 
-    Their publisher is at work or died, or the record was deleted.
+    Their publish is running or was interrupted, or the record was deleted.
     """
     if "@" in model:
         return []
@@ -230,10 +230,10 @@ def delete(flags: Delete, terminal: Terminal) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Gc(WritableStoreFlags):
-    """Complete releases whose publishers died, and remove leftovers."""
+    """Finish interrupted publishes and delete their leftovers."""
 
     older_than: float = maintenance.STALE_AFTER_S / 3600
-    """Leave alone what was written to in these last hours: more than any publishing takes."""
+    """Keep files modified within this many hours. Must be longer than any publish takes."""
 
 
 def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:

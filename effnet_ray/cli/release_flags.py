@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerFlags:
-    """Where and how fast it runs; results do not depend on it."""
+    """Workers and hardware. They do not change results."""
 
     workers: str = "2"
     """Worker processes, each with a copy of the network: N, or MIN:MAX to scale with the cluster.
@@ -25,8 +25,8 @@ class WorkerFlags:
     accelerator: str = ""
     """GPU types, by Ray's names (L4, L40S, A100, …), separated by commas. Default: any."""
     cores: int | None = None
-    """CPU cores per worker. With the same number, CPU results are equal bit for bit. Default: the
-    machine's cores, shared equally by the workers on it."""
+    """CPU cores per worker. CPU results are bit-identical between runs with the same value.
+    Default: the machine's cores, shared equally by the workers on it."""
     decode_tasks: int | None = None
     """Parallel image decoding tasks per worker. Default: one more than the machine has cores,
     shared equally by the workers on it."""

@@ -98,7 +98,7 @@ def _print_ready(terminal: Terminal, model: str, uri: str, url: str) -> None:
 
 
 def _ticks(seconds: float) -> Iterator[None]:
-    """Yield every so many seconds until Ctrl-C."""
+    """Yield every `seconds` seconds until Ctrl-C."""
     try:
         while True:
             time.sleep(seconds)

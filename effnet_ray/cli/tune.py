@@ -43,11 +43,11 @@ SMALL_SPACE = {
 
 @dataclass(frozen=True)
 class Tune(TrainingFlags):
-    """Find the best EfficientNet for its cost: an ASHA search over B0–B7, with a Pareto front.
+    """Search B0–B7 and hyper-parameters with ASHA; report the Pareto front of accuracy and cost.
 
     All trials share the other flags. To search a recipe field, give its flag a domain:
     --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
-    --batchnorm choice:train,frozen. Trackers log the released trials, at the end.
+    --batchnorm choice:train,frozen. Only released trials are logged to trackers, after the sweep.
     """
 
     variants: str = ",".join(VARIANTS)
@@ -56,7 +56,7 @@ class Tune(TrainingFlags):
     """Trials over all variants. With --local: 8."""
     space: tuple[str, ...] = ()
     """Search space: FIELD=DOMAIN, or JSON files of fields and domains. Default: lr, weight_decay,
-    label_smoothing and drop_path, except those whose flags are given."""
+    label_smoothing and drop_path, minus the fields that you set by flag."""
     searcher: str = "random"
     """Search algorithm: random, or tpe (Optuna's; pip install 'effnet-ray[tpe]')."""
     budget: float | None = None
@@ -118,7 +118,7 @@ def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]
 
 
 def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> dict[str, Any]:
-    """The search space of the flags; else the default one without the fields that flags set."""
+    """The search space of the flags; by default the default one, minus the fields set by flag."""
     from effnet_ray.sweep import space as spaces
 
     if not entries:

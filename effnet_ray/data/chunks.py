@@ -2,6 +2,10 @@
 
 An executor calls `load_chunk` in its tasks. An image that cannot be read has a reason and no
 pixels.
+
+Images are decoded here, on CPUs: `load_rows` returns decoded uint8 views, and
+`train.device_batches` moves them to the device. A GPU decoder would have `load_rows` return
+encoded images, and decode them in `train.device_batches`.
 """
 
 import json
@@ -38,7 +42,7 @@ class BadImage:
     """A quarantined image."""
 
     path: str
-    """In the source that was packed."""
+    """Path in the source that was packed."""
     reason: str
     digest: str
     """SHA-256 of the bytes that were packed."""
@@ -52,10 +56,10 @@ class Dataset:
     data: str
     """URI of the manifest's folder."""
     recipe: Recipe
-    """Resolved."""
+    """The resolved recipe."""
     spec: InputSpec
     labels: Labels | None = None
-    """Of the train split, if the recipe needs them (`Recipe.needs_labels`)."""
+    """The train split's labels, if the recipe needs them (`Recipe.needs_labels`)."""
     features: str = ""
     """URI of the feature cache: RUNS/features."""
     backbone: str = ""
@@ -117,7 +121,7 @@ ChunkExecutor = Callable[[Dataset, Iterator[ChunkTask]], Iterator[Block]]
 
 
 def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
-    """Read, verify, decode and view one chunk, in blocks of about `BLOCK_BYTES`."""
+    """Read, verify and decode one chunk and draw its views, in blocks of about `BLOCK_BYTES`."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
         if not task.new_view_per_use:
@@ -163,7 +167,7 @@ def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
 
 
 def load_rows(dataset: Dataset, task: ChunkTask, rows: Rows, groups: dict[int, RowGroup]) -> Block:
-    """The views of some rows; `groups` caches the row groups that have been read."""
+    """The decoded uint8 views of some rows; `groups` caches the row groups that have been read."""
     size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     label, ids, bad = list[Label](), list[int](), list[str]()

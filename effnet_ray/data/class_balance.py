@@ -1,9 +1,9 @@
 """Class imbalance: class weights of the loss, and class-balanced sampling. Pure functions.
 
-A balanced epoch has as many images as the train split, but uses those of small classes several
-times and only some of large ones. A row group is then read several times (*reads*), so that the
-uses of an image are spread over the epoch. The reads are shuffled and concatenated as `plan` does
-with row groups.
+A balanced epoch has as many uses of images as the train split has images (see `plan` for *use* and
+*read*): several for images of small classes, and none for some images of large ones. A row group
+has several reads, so that the uses of an image are spread over the epoch. The reads are shuffled
+and concatenated as `plan` does with row groups.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 READS_PER_PASS = 3
-"""Reads of a row group per as many uses as it has rows, at most; at least one read. More reads
-spread an image's uses better, but each reads the whole group."""
+"""Maximum number of reads of a row group whose images have one use each on average; in proportion
+for others, but at least one. More reads spread an image's uses better, but each reads the whole
+group."""
 POWERS = {"balanced": 1.0, "sqrt": 0.5}
 """Exponents p: the weight of a class of n images is proportional to n^-p."""
 
@@ -58,7 +59,7 @@ def class_weights(counts: Ints, kind: str) -> tuple[float, ...]:
 
 
 def class_draws(counts: Ints, balance: float) -> Ints:
-    """How many images of each class an epoch draws: [K], proportional to n^(1 - balance).
+    """Uses of each class's images in an epoch: [K], proportional to n^(1 - balance).
 
     The sum is that of `counts`: classes with the largest remainders are rounded up.
     """
@@ -72,18 +73,18 @@ def class_draws(counts: Ints, balance: float) -> Ints:
 
 
 def image_draws(labels: Labels, balance: float, seed: int, epoch: int) -> Ints:
-    """How often an epoch uses each image, [N]. Within a class the numbers differ by at most one.
+    """Uses of each image in an epoch, [N]. Within a class the numbers differ by at most one.
 
-    The images used once more rotate through the class's shuffled order from epoch to epoch, so
-    that uses are also even over the epochs.
+    The images that are drawn again rotate through the class's shuffled order from epoch to epoch,
+    so that uses are also even over the epochs.
     """
     order, counts = _by_class(labels, seed), labels.counts
     base, extra = np.divmod(class_draws(counts, balance), counts.clip(min=1))
     label = labels.values[order]
     place = np.arange(len(label)) - (np.cumsum(counts) - counts)[label]
     uses = np.empty(len(label), np.int64)
-    gets_extra = (place - epoch * extra[label]) % counts[label] < extra[label]
-    uses[order] = base[label] + gets_extra
+    is_drawn_again = (place - epoch * extra[label]) % counts[label] < extra[label]
+    uses[order] = base[label] + is_drawn_again
     return uses
 
 

@@ -1,4 +1,7 @@
-"""Decodes an image file to upright RGB pixels, whole or as a crop. No torch, no Ray."""
+"""Decodes an image file to upright RGB pixels on the CPU, whole or as a crop. No torch, no Ray.
+
+`views` calls it for each image of a chunk; see `chunks` for where a GPU decoder would go.
+"""
 
 import io
 from collections.abc import Callable, Iterator
@@ -156,7 +159,7 @@ def _decode_special_jpeg(data: bytes) -> Pixels:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The pixels turned as EXIF's orientation says."""
+    """The pixels, rotated and mirrored by EXIF's orientation."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     rows = -1 if orientation in (3, 4, 7, 8) else 1

@@ -32,9 +32,9 @@ class Shard:
     """Images per Parquet row group, in file order."""
     bytes: int
     sha256: str
-    """Of the file; of `digests` if there are any."""
+    """SHA-256 of the file, or of `digests` if there are any."""
     digests: tuple[str, ...] = ()
-    """Per row group, for shards that `pack --in-place` indexed: see `packing.in_place`."""
+    """One digest per row group, for shards that `pack --in-place` indexed (`packing.in_place`)."""
 
     @property
     def rows(self) -> int:

@@ -6,6 +6,10 @@ The train split's row groups are shuffled, concatenated, and cut into `batch_siz
 ranges of row groups, yet neighbours in a row group are spread over the chunk's steps. Any worker
 can run any lane, so the order does not depend on the number of workers. With class-balanced
 sampling `class_balance` orders the epoch, which is then cut in the same way.
+
+A *use* of an image is one occurrence of it in an epoch; without class-balanced sampling every
+image has one. A *read* of a row group is one pass over it in an epoch; with class-balanced
+sampling a row group may have several, each with some of its images' uses.
 """
 
 from dataclasses import dataclass
@@ -18,15 +22,16 @@ import numpy.typing as npt
 from effnet_ray.data.class_balance import Labels, balanced_epoch, class_draws
 
 Rows = npt.NDArray[np.int64]
-"""[n, 3], in planned order: (index of the row group in its split, row in it, number of the image's
-use in the epoch, from 0)."""
+"""[n, 3], in planned order: index of the row group in its split; row in the row group; index of
+the image's use in the epoch, from 0."""
 
 CHUNK_IMAGES = 256
 """Images per chunk. A range read costs a round trip to storage, so it should fetch hundreds."""
 MAX_CHUNKS_IMAGES = 2048
 """With many lanes chunks are smaller: one chunk of every lane has at most this many images."""
 MIN_CHUNK_IMAGES = 64
-"""Smallest chunk: a row group as `pack` writes it. Of a smaller read most would be wasted."""
+"""Smallest chunk: a row group as `pack` writes it. Most of a smaller range read would be
+wasted."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,12 @@ class Plan:
 
     @cached_property
     def images(self) -> int:
-        """Images per epoch, counted as often as they are used."""
+        """Uses of images per epoch."""
         return sum(self.row_groups)
 
     @property
     def max_uses(self) -> int:
-        """Largest number of uses of one image in an epoch."""
+        """Maximum number of uses of one image in an epoch."""
         if not self.balance:
             return 1
         assert self.labels

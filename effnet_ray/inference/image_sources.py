@@ -63,7 +63,7 @@ class ImageSource:
     uri: str
     units: tuple[ImageUnit, ...]
     manifest: Manifest | None = None
-    """Of a packed data set."""
+    """The manifest of a packed data set; None for other sources."""
 
     @property
     def images(self) -> int:

@@ -36,7 +36,7 @@ class Bin:
     high: float
     count: int
     probability: float
-    """Mean; 0 in an empty bin."""
+    """Mean probability; 0 in an empty bin."""
     accuracy: float
     """Share of correct predictions; 0 in an empty bin."""
 
@@ -80,11 +80,11 @@ class Mistake(ABC):
     """An image whose prediction differs from its label."""
 
     image: int
-    """Its id."""
+    """The image's id."""
     path: str
     """Path in the source that was packed."""
     loss: float
-    """Nats."""
+    """The image's loss, nats."""
     thumbnail: str
     """A JPEG as base64; empty if none was requested."""
 
@@ -123,7 +123,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self.classes = classes
         self.examples = examples
         self.processed = 0
-        """Images, the unreadable ones included."""
+        """Number of images, including unreadable ones."""
         self.unreadable: dict[int, tuple[str, str]] = {}
         """Images that could not be read: id → (path, reason)."""
         self._calibration = Calibration()
@@ -201,12 +201,12 @@ class EvalMetrics(ABC, Generic[M, E]):
 
     @property
     def images(self) -> int:
-        """Readable images: the denominator of every share."""
+        """Number of readable images: the denominator of every share."""
         return self.processed - len(self.unreadable)
 
     @property
     def loss(self) -> float:
-        """Mean, nats: cross-entropy; with several labels per image binary cross-entropy."""
+        """Mean loss, nats: cross-entropy; with several labels per image binary cross-entropy."""
         return self._mean(0)
 
     @property
@@ -231,10 +231,10 @@ class EvalMetrics(ABC, Generic[M, E]):
     def ece(self) -> float:
         """Expected calibration error, 0 to 1.
 
-        Multiclass: of the confidence, over images (Guo et al. 2017, "On Calibration of Modern
-        Neural Networks", eq. 3). Multilabel: of the probability of each class, over images and
-        classes (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian
-        Binning").
+        Multiclass: the error of the confidence, over images (Guo et al. 2017, "On Calibration of
+        Modern Neural Networks", eq. 3). Multilabel: the error of the probability of each class,
+        over images and classes (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using
+        Bayesian Binning").
         """
         return self._calibration.error
 

@@ -1,6 +1,6 @@
 """Evaluation metrics where every image has one class.
 
-Of an image only its numbers are kept, and of a few the mistakes (see `metric_sums`).
+Only sums are kept per image, and details of the worst mistakes (see `metric_sums`).
 """
 
 from collections import Counter

@@ -2,7 +2,7 @@
 
 Each class is a decision of its own: predicted if its probability is 0.5 or more. Average precision
 is not a sum over images, so labels and scores of all images are kept: 5 bytes for each image and
-class, as in training's evaluation (`train.ranking`).
+class, as in training's evaluation (`train.average_precision`).
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class MultilabelMistake(Mistake):
 
     @property
     def margin(self) -> float:
-        """How much more probable the surest wrong decision is than its opposite, 0 to 1."""
+        """The margin of the most confident wrong prediction over its opposite, 0 to 1."""
         return _margin((*self.false_positives, *self.false_negatives))
 
 
@@ -82,7 +82,7 @@ class LabelError:
 
     @property
     def margin(self) -> float:
-        """Margin of the surest of these classes, 0 to 1: see `MultilabelMistake.margin`."""
+        """The margin of the most confident of these classes: see `MultilabelMistake.margin`."""
         return _margin((*self.missing_labels, *self.wrong_labels))
 
 
@@ -200,7 +200,7 @@ def _probabilities(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _losses(scores: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """[n]: binary cross-entropy, nats, mean over the classes, as in `train.metrics`."""
+    """[n]: binary cross-entropy, nats, mean over the classes, as in `train.loss`."""
     logits = scores.astype(np.float64)
     with np.errstate(invalid="ignore"):
         losses: npt.NDArray[np.float64] = (np.logaddexp(0.0, logits) - logits * label).mean(axis=1)

@@ -38,11 +38,11 @@ class ServeOptions:
     max_batch: int = 16
     """Maximum batch size: images that go through the network together."""
     max_wait_ms: float = 5
-    """Milliseconds that an image waits for a batch to fill."""
+    """Maximum time to wait for a batch to fill, ms."""
     max_megabytes: float = 20
     """Maximum size of a request in MB. Larger requests get status 413."""
     max_waiting: int = 200
-    """Maximum number of requests that wait for a replica. Further ones get status 503."""
+    """Maximum number of queued requests per HTTP proxy. Further ones get status 503."""
     top: int = 5
     """Classes in an answer, the most probable first."""
 

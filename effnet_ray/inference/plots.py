@@ -20,9 +20,9 @@ class DiagramLabels:
     """The texts of a reliability diagram."""
 
     probability: str
-    """Of the x axis."""
+    """Label of the x axis."""
     accuracy: str
-    """Of the y axis."""
+    """Label of the y axis."""
     counted: str
     """What the bars count."""
 
@@ -67,7 +67,7 @@ def reliability_diagram(bins: Sequence[Bin], labels: DiagramLabels = MULTICLASS_
 def confusion_picture(metrics: MulticlassMetrics, classes: Sequence[ClassMetrics]) -> str:
     """The confusion matrix as a picture of one pixel per cell: a PNG as base64.
 
-    For so many classes that numbers would be unreadable. Correct cells are blue, wrong ones
+    Used when there are too many classes for readable numbers. Correct cells are blue, wrong ones
     orange; opacity is the root of the share of the label's images, so that single mistakes show.
     """
     position = {row.index: at for at, row in enumerate(classes)}

@@ -43,7 +43,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def end_lane(self, images: int) -> None:
-        """Add the statistics after a lane of so many images to the sum, and restore them."""
+        """Add the statistics after a lane of `images` images to the sum, and restore them."""
         self._sum[:-1].add_(self._live, alpha=images)
         self._sum[-1] += images
         self._live.copy_(self._before)

@@ -18,7 +18,7 @@ class Drop(nn.Module):
         self._mask: Tensor | None = None  # of the lane's remaining images
 
     def begin_lane(self, rows: int) -> None:
-        """Start a lane of so many images; the next forward pass draws its mask."""
+        """Start a lane of `rows` images; the next forward pass draws its mask."""
         self._lane_rows, self._mask = rows, None
 
     def forward(self, x: Tensor) -> Tensor:

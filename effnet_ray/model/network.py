@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MEMORY_FORMATS = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_format}
 """torch's memory format for each layout."""
 
-MODELESS = ("", "blocks", "global_pool")
+WITHOUT_TRAIN_MODE = ("", "blocks", "global_pool")
 """Modules of timm's EfficientNet that belong to no part: training mode changes nothing in them."""
 
 
@@ -72,7 +72,7 @@ class Network(nn.Module):
         return logits
 
     def begin_lane(self, rows: int) -> None:
-        """Start a lane: the next so many images, in one or more forward passes."""
+        """Start a lane: the next `rows` images, in one or more forward passes."""
         for drop in self._drops:
             drop.begin_lane(rows)
 
@@ -141,7 +141,7 @@ def train_mode(network: Network, recipe: Recipe, lowest_part: int) -> None:
     network.train()
     stages = recipe.variant_spec.stages
     for name, module in network.backbone.named_modules():
-        if name in MODELESS or name.startswith("global_pool."):
+        if name in WITHOUT_TRAIN_MODE or name.startswith("global_pool."):
             continue
         below = part_of(f"{name}.", stages) < lowest_part
         if below or (recipe.batchnorm == "frozen" and isinstance(module, nn.BatchNorm2d)):

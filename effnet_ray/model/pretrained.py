@@ -246,6 +246,7 @@ def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
 def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
     """config.json in timm's hub format: architecture, class names and preprocessing.
 
+    The settings of a release that inference needs are here, and nowhere else.
     `spec` is the input spec with which the network was trained.
     """
     from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name

@@ -33,10 +33,10 @@ MIN_EXCESS = 0.1
 MIN_SET_BITS = 16
 """The hash of an image with fewer set bits is not distinctive, so it is not compared."""
 NEIGHBOURS = 8
-"""Each image is compared with this many of those that agree with it in three bytes: enough for
-pairs and small families, and linear in the number of images."""
+"""Maximum number of images, of those that agree in three bytes, that each image is compared with:
+enough for pairs and small groups, and linear in the number of images."""
 MAX_PAIRS = 100_000
-"""Largest number of listed pairs. If there are more, half of them are identical ones."""
+"""Maximum number of listed pairs. If there are more, half of those listed are identical."""
 
 
 def phash(pixels: Pixels) -> int:

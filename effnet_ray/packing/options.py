@@ -52,7 +52,7 @@ class Packing(SourceColumns):
     seed: int = 0
     """Random seed of the split and the shuffle."""
     max_side: int | None = None
-    """Downscale larger images to this longer side, px (JPEG, quality 92). Default: keep the
+    """Downscale images whose longer side exceeds this, px (JPEG, quality 92). Default: keep the
     original files."""
     duplicates: Literal["move", "refuse"] = "move"
     """For byte-identical images in different splits: `move` all of them to one split (the first

@@ -126,11 +126,13 @@ def _network(config: Config) -> Finding:
             wrong.append(f"the security group opens port {rule.get('FromPort', 'any')}")
     types = config["available_node_types"].values()
     custom = any("SecurityGroupIds" in node["node_config"] for node in types)
-    rays = "Ray's security group: traffic within the cluster, and SSH by key from everywhere"
+    ray_default_group = (
+        "Ray's security group: traffic within the cluster, and SSH by key from everywhere"
+    )
     return problem(
         "network",
         f"open to everyone: {', '.join(wrong)[:200]}" if wrong else "",
-        "your own security group" if custom else rays,
+        "your own security group" if custom else ray_default_group,
         "listen on 127.0.0.1, and allow only known addresses",
     )
 

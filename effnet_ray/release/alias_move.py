@@ -16,9 +16,9 @@ class Move:
     previous: int | None
     """The version before the move; None for the first move."""
     when: str
-    """ISO 8601, UTC."""
+    """Time of the move: ISO 8601, UTC."""
     eval_top1: float | None
-    """Of the release; None if its metrics.json has none."""
+    """Eval top-1 of the release; None if its metrics.json has none."""
     record: str
     """`sha256` of the release's release.json."""
     newest: int
@@ -26,7 +26,7 @@ class Move:
     forced: bool
     """Whether the score was ignored."""
     id: str
-    """Random, so that no two moves have the same bytes."""
+    """Random id, so that no two moves have the same bytes."""
     eval_map: float | None = None
     """Mean average precision, the score of multi-label releases."""
 

@@ -1,5 +1,8 @@
 """Loading a release: its network, the preprocessing it expects, and its provenance.
 
+The settings of inference (preprocessing, class names) are in config.json; recipe.json records how
+the release was trained.
+
 A release may come from anyone. Sizes are checked before anything is read, digests before anything
 is parsed, and only JSON and safetensors are parsed: no code in a release is ever executed. A
 release that is inconsistent is refused with a ReleaseError of one sentence.

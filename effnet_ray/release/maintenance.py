@@ -1,4 +1,4 @@
-"""Deleting releases, verifying them, and collecting what dead publishers left behind."""
+"""Deleting releases, verifying them, and deleting the leftovers of interrupted publishes."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from effnet_ray.storage.checksummed_json import RESTORE
 from effnet_ray.storage.local import PARTIAL
 
 STALE_AFTER_S = 24 * 3600.0
-"""Files that have not changed for longer belong to no live publisher: none takes that long."""
+"""Files that have not changed for longer belong to an interrupted publish: no publish takes
+that long."""
 
 
 @dataclass(slots=True)
@@ -113,7 +114,9 @@ def collect_probes(store: str, stale_after_s: float, result: GcResult) -> None:
 
 
 def collect_uploads(store: str, stale_after_s: float, result: GcResult) -> None:
-    """Abort stale multipart uploads of publishers: they cost money and appear in no listing.
+    """Abort stale multipart uploads of interrupted publishes.
+
+    They cost money and appear in no listing.
 
     If the server cannot list uploads, or denies it, record why in the result. Raises StorageError
     if the storage is unreachable.

@@ -46,7 +46,7 @@ class ModelFolder:
     def unfinished(self) -> list[int]:
         """Claimed versions without a release.json.
 
-        Their publisher is still at work or died, or the release.json was lost.
+        Their publish is running or was interrupted, or the release.json was lost.
         """
         return sorted(self.claimed - self.recorded - self.deleted)
 

@@ -1,4 +1,4 @@
-"""Publishing a release: files first, then its number, its record last.
+"""Publishes a release: write the files, claim the version number, then write release.json.
 
 1. All files are written to a folder below `staging/`. The folder's name is a hash of the files'
    digests, so two different releases never share one.
@@ -7,8 +7,9 @@
 3. The files are copied to `vNNNN/`, and release.json is written there, create-only.
 
 Any process that writes into a version's folder writes exactly the bytes that the claim lists, so
-a late or repeated write does no harm. If a publisher dies after step 2, the next publisher
-completes its release before claiming a number of its own; version numbers therefore have no gaps.
+a late or repeated write does no harm. After an interrupted publish (after step 2), the
+next publisher completes its release before claiming another number; version numbers therefore
+have no gaps.
 No decision depends on clocks.
 """
 
@@ -53,7 +54,7 @@ def publish(
         if existing:
             if complete_claim(folder, existing, files) and not _is_deleted(folder, existing):
                 return existing
-            continue  # its publisher died and nobody can complete it: use another number
+            continue  # an interrupted publish that nobody can complete: use another number
         for earlier in folder.unfinished:
             _wait_then_complete(folder, earlier)
         if not staged:

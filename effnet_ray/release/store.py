@@ -146,12 +146,12 @@ class ModelStore:
         return DeleteResult(dangling, move)
 
     def gc(self, stale_after_s: float = STALE_AFTER_S) -> GcResult:
-        """Complete stale claims of dead publishers, and delete stale leftovers."""
+        """Finish interrupted publishes and delete their stale leftovers."""
         self._require_conditional_writes()
         result = GcResult()
         for name in self.models():
             maintenance.collect_garbage(list_model(self.uri, name), stale_after_s, result)
-            # A publisher or a deletion may have died before updating `best`.
+            # A publish or a deletion may have been interrupted before it updated `best`.
             _try_update_best(list_model(self.uri, name))
         maintenance.collect_probes(self.uri, stale_after_s, result)
         maintenance.collect_uploads(self.uri, stale_after_s, result)

@@ -1,1 +1,1 @@
-"""What is Ray's and not training's: sessions, nodes, waiting for workers, preemption."""
+"""Ray sessions, nodes, actors and preemption, independent of training."""

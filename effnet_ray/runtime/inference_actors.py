@@ -28,8 +28,8 @@ from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.session import ResourceRequest
 
 FORWARD_GB = 8
-"""A batch has as many images as training would fit into this much memory. The forward pass alone
-needs a fraction of it."""
+"""A batch has as many images as training would fit into this much memory, of which the forward
+pass alone needs a fraction. Chosen, not measured."""
 MAX_BATCH = 64
 """Largest batch: the images that `pack` puts into a row group."""
 MAX_BLOCKS = 1000
@@ -60,7 +60,7 @@ class MachineShare:
         The number of threads decides the order in which a convolution sums, and so the last
         digits.
         """
-        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `worker.train`
+        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `train.worker_loop.run_worker`
         has_gpu = ray.is_initialized() and ray.get_gpu_ids()  # get_gpu_ids would start Ray
         if has_gpu:
             return torch.device("cuda")
@@ -75,9 +75,9 @@ class ActorPool:
     count: int | tuple[int, int]
     share: MachineShare
     decode_tasks: int
-    """Of the whole pool."""
+    """Parallel decode tasks of the whole pool."""
     prefetch_mb: int
-    """Of the whole pool."""
+    """Prefetch buffer of the whole pool, MB."""
     options: dict[str, Any]
     """Ray's options for an actor."""
 

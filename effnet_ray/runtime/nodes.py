@@ -33,7 +33,7 @@ class Machine:
     """Ray's node id; empty for a type."""
 
     def has_accelerator(self, accelerators: Sequence[str]) -> bool:
-        """Whether its GPUs are of one of these types; any machine has if there are none."""
+        """Whether the machine's GPUs are of one of these types; true for an empty list."""
         return not accelerators or self.labels.get(ACCELERATOR_LABEL) in accelerators
 
     def max_workers(self, worker: Mapping[str, float], accelerators: Sequence[str] = ()) -> float:

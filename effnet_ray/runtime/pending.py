@@ -15,33 +15,35 @@ from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
 from effnet_ray.runtime.session import ResourceRequest
 
 GRACE_S = 5
-"""A cluster with enough free resources starts workers within this time: nothing is reported."""
+"""Nothing is reported in this time, in which a cluster with enough free resources starts workers.
+This and the next three times are chosen, not measured."""
 REPEAT_S = 60
-"""An unchanged reason is reported again after this time."""
+"""Interval between reports of an unchanged reason."""
 POLL_S = 2
+"""Interval between queries of the cluster's status."""
 START_S = 60
-"""Workers that have their resources have started within this time."""
+"""Time in which workers start once they have their resources."""
 MAX_DETAILS_CHARS = 200
-"""Characters of a cloud's message on a refused machine that are reported."""
+"""Maximum number of reported characters of a cloud's message on a refused machine."""
 
 
 class WaitReporter:
-    """Emits `WaitingForWorkers` between `start` and `stop`, when its reason is new or old."""
+    """Emits `WaitingForWorkers` between `start` and `stop`, for new reasons and repeatedly."""
 
     def __init__(
         self, reason: Callable[[Any, float], str], on_event: Callable[[WaitingForWorkers], None]
     ) -> None:
-        """`reason` makes a sentence of Ray's `ClusterStatus` and the seconds waited so far."""
+        """`reason` returns a sentence from Ray's `ClusterStatus` and the seconds waited so far."""
         self._reason, self._on_event = reason, on_event
         self._since: float | None = None
         self._reported, self._reported_at = "", 0.0
 
     def start(self) -> None:
-        """Workers are missing from now on, or still are."""
+        """Record that workers are missing."""
         self._since = self._since or time.monotonic()
 
     def stop(self) -> None:
-        """No workers are missing."""
+        """Record that no workers are missing."""
         self._since, self._reported = None, ""
 
     @property
@@ -141,7 +143,9 @@ def waiting_reason(request: ResourceRequest, status: Any, waited_s: float) -> st
     unmet, too_small = _unmet_groups(status), _too_small(request, workers, status)
     if not shortage or not (unmet or too_small or waited_s >= START_S):
         return ""
-    return f"{request.describe(workers)}: {shortage}; {_outlook(status, too_small=too_small)}"
+    return (
+        f"{request.describe(workers)}: {shortage}; {_describe_remedy(status, too_small=too_small)}"
+    )
 
 
 def waiting_trials(status: Any) -> str:
@@ -150,7 +154,7 @@ def waiting_trials(status: Any) -> str:
     if not unmet:
         return ""
     plural = "s" if unmet > 1 else ""
-    return f"the workers of {unmet} trial{plural}: {_outlook(status, too_small=False)}"
+    return f"the workers of {unmet} trial{plural}: {_describe_remedy(status, too_small=False)}"
 
 
 def _unmet_groups(status: Any) -> int:
@@ -158,8 +162,8 @@ def _unmet_groups(status: Any) -> int:
     return len(status.resource_demands.placement_group_demand)
 
 
-def _outlook(status: Any, *, too_small: bool) -> str:
-    """Describe the machines that are starting or unavailable, else what would free resources."""
+def _describe_remedy(status: Any, *, too_small: bool) -> str:
+    """Describe machines that are starting or unavailable; if none are, how to get resources."""
     starting, unavailable = _starting_machines(status), _unavailable_machines(status)
     parts = []
     if starting:
@@ -177,12 +181,12 @@ def _outlook(status: Any, *, too_small: bool) -> str:
 
 
 def _per_worker(request: ResourceRequest) -> dict[str, float]:
-    """Return the resources of which a worker requests more than nothing."""
+    """Return the resources that a worker requests, without zero amounts."""
     return {name: amount for name, amount in request.resources_per_worker.items() if amount}
 
 
 def _shortage(request: ResourceRequest, workers: int, status: Any) -> str:
-    """Describe the resources that are too few, as `1 of 2 GPU free`."""
+    """Describe the resources that do not suffice, as `1 of 2 GPU free`."""
     usage = _usage(request, status)
     parts = []
     for name, amount in _per_worker(request).items():

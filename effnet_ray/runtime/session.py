@@ -61,7 +61,7 @@ class ResourceRequest:
         return {nodes.ACCELERATOR_LABEL: f"in({','.join(self.accelerators)})"}
 
     def describe(self, workers: int) -> str:
-        """Describe so many workers, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
+        """Describe a number of workers, as `2 workers with 1 CPU and 1 GPU (L4) each`."""
         resources = [
             f"{amount:g} {name}" for name, amount in self.resources_per_worker.items() if amount
         ]

@@ -22,7 +22,7 @@ MIN_BYTES_PER_S = 500_000
 """A transfer slower than this counts as stuck."""
 
 Attempt = Callable[[float], T]
-"""Does its work within so many seconds, or raises TimeoutError."""
+"""Function of a time limit in seconds, which returns within it or raises TimeoutError."""
 
 
 def with_retries(

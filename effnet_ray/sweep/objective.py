@@ -15,16 +15,16 @@ class Objective:
     """How the best model of a sweep is chosen."""
 
     objective: str = "accuracy"
-    """accuracy: the highest eval top-1; accuracy-under: the highest within the limits below;
-    cheapest: the fewest multiply-adds among models within --within-points of the highest."""
+    """accuracy: the highest eval top-1; accuracy-under: the highest eval top-1 within the --max-*
+    limits; cheapest: the fewest multiply-adds within --within-points of the best eval top-1."""
     max_params: float | None = None
-    """Limit for accuracy-under: parameters, in millions."""
+    """Size limit for accuracy-under: parameters, in millions."""
     max_latency_ms: float | None = None
-    """Limit for accuracy-under: latency of one image in ms, as measured by the sweep."""
+    """Latency limit for accuracy-under: ms for one image, as measured by the sweep."""
     max_cost: float | None = None
-    """Limit for accuracy-under: multiply-adds per image, in billions (GMACs)."""
+    """Compute limit for accuracy-under: multiply-adds per image, in billions (GMACs)."""
     within_points: float = 1.0
-    """For cheapest: percentage points of eval top-1 that the model may be below the best."""
+    """For cheapest: maximum drop in eval top-1 from the best model, in percentage points."""
 
     def __post_init__(self) -> None:
         limits = [self.max_params, self.max_latency_ms, self.max_cost]

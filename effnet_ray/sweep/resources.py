@@ -1,7 +1,8 @@
 """Workers for each variant's trials, and how many trials run at once. No Ray.
 
 A device trains most images per second when one trial has it alone, so a trial takes one device
-and several trials run side by side. Where fewer trials than devices are left, each takes more.
+and several trials run side by side. If a round has fewer trials than there are devices, each
+trial takes several devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,8 @@ class Allocation:
     placements: dict[str, Placement]
     """Variant → where its trials run."""
     concurrent: int
-    """Trials that run side by side. Never more than fit, since two half-placed trials would wait
-    for each other."""
+    """Trials that run side by side: at most as many as fit, since two half-placed trials would
+    deadlock."""
     devices: int
     """GPUs, or CPU cores on a cluster without GPUs."""
 

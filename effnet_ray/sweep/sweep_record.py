@@ -45,7 +45,7 @@ class Sweep:
     data: str
     """URI of the data set when the sweep started."""
     fingerprint: str
-    """Of the data set."""
+    """The data set's fingerprint."""
 
     def trial_recipe(self, variant: str, settings: Settings) -> Recipe:
         """The recipe of a trial."""
@@ -60,7 +60,7 @@ class TrialPoint:
     """Share of the trial's full cost done, above 0, up to 1."""
     eval_top1: float
     device_seconds: float
-    """All the trial has spent so far."""
+    """Device-seconds that the trial has spent so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class Trial:
 
     @property
     def eval_top1(self) -> float:
-        """Best so far."""
+        """The best eval top-1 so far, 0 to 1."""
         return max((point.eval_top1 for point in self.curve), default=0.0)
 
     @property
@@ -94,7 +94,7 @@ class Trial:
 
     @property
     def device_seconds(self) -> float:
-        """Spent so far, as reported."""
+        """The reported device-seconds so far."""
         return self.curve[-1].device_seconds if self.curve else 0.0
 
 

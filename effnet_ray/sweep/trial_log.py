@@ -34,9 +34,9 @@ class _DeviceClock:
     """A trial's device-seconds, summed over every start of its workers."""
 
     before: float = 0.0
-    """Of earlier starts."""
+    """Device-seconds of earlier starts."""
     current: float = 0.0
-    """Of the current start, as last reported."""
+    """Device-seconds of the current start, as last reported."""
 
     def read(self, reported: float) -> float:
         """The total; workers report from 0 again after a restart."""

@@ -97,7 +97,7 @@ def _join_or_start(placement: Placement) -> object:
 
 
 def _ignore(event: object) -> None:
-    """Receive progress that nobody asked for."""
+    """Default callback: do nothing."""
 
 
 def _check(

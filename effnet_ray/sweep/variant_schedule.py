@@ -1,10 +1,13 @@
 """Which variant and settings to try next: the search rule of a sweep. Pure: no Ray, no clock.
 
-The cheapest variant tries every sampled setting. Each of the other cheap variants, in order of
-cost, tries the best few settings of the variant below it and so re-ranks them. Expensive variants
-train only the top of that ranking: the most expensive one first and alone, since the best model is
-likely to be there, then the rest of the Pareto front. Every variant competes only with itself
-(`asha`).
+1. The cheapest variant tries every sampled setting.
+2. Each of the other cheap variants, in order of cost, tries the best few settings of the variant
+   below it, and so ranks them anew.
+3. The most expensive variant trains the best setting of that ranking, alone: the best model is
+   likely to be there.
+4. The other expensive variants train the top of the ranking: the rest of the Pareto front.
+
+Trials compete only with trials of the same variant (`asha`).
 """
 
 import math
@@ -21,9 +24,9 @@ MIN_SAMPLED = 8
 """Settings the cheapest variant samples before other variants get a second setting; never more
 than half of the trials."""
 MAX_CARRIED = 6
-"""Settings a cheap variant takes over from the one below it, at most."""
+"""Maximum number of settings that a cheap variant takes over from the one below it."""
 MAX_CARRIED_EXPENSIVE = 2
-"""Settings an expensive variant takes over, at most."""
+"""Maximum number of settings that an expensive variant takes over."""
 
 
 @dataclass(slots=True)
@@ -193,7 +196,7 @@ class VariantSchedule:
     def _update_ranking(self) -> None:
         """Move the settings of the last variant to the front, in its order.
 
-        The last variant is the nearest in size to those that follow.
+        Its size is the nearest to that of the next variants, so its ranking predicts theirs best.
         """
         tried = [trial for trial in self.planned if trial.progress]
         tried = [trial for trial in tried if trial.variant == tried[-1].variant]

@@ -1,7 +1,7 @@
 """Sending a run's events to trackers, each in its own thread, without delaying training.
 
-Metrics that cannot be logged while the run goes on are dropped. When the run ends, the trackers
-log every epoch that they lack from the run's record in storage, and so they do for a finished run.
+Metrics that cannot be logged during the run are dropped. At the end of a run, and for runs that
+finished earlier, missing epochs are logged from storage.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,8 +1,8 @@
-"""Checkpoints: a TrainState as a folder of Safetensors and JSON files; nothing is unpickled.
+"""Writes and reads checkpoints: folders of the fields of `state.TrainState`.
 
-A checkpoint is complete or absent: checkpoint.json, with the SHA-256 of every other file, is
-written last. A run resumes from the newest checkpoint whose files match; damaged ones are logged
-and skipped.
+Tensors are Safetensors files, all else is JSON; nothing is unpickled. A checkpoint is complete or
+absent: checkpoint.json, with the SHA-256 of every other file, is written last. A run resumes from
+the newest checkpoint whose files match; damaged ones are logged and skipped.
 """
 
 import hashlib

@@ -17,17 +17,23 @@ class EpochReport:
     """
 
     epoch: int
-    """From 0."""
+    """Index of the epoch, from 0."""
     step: int
     """Optimizer steps since the start of the run."""
     train_loss: float
+    """Mean training loss, nats, over readable images."""
     train_top1: float
+    """Share of train images whose highest score is for one of their labels, 0 to 1."""
     train_images: int
+    """Train images of the epoch, including unreadable ones."""
     eval_loss: float | None
-    """None if the epoch was not evaluated (`Recipe.eval_every`); so are the next two."""
+    """Mean eval loss, nats; None if the epoch was not evaluated (`Recipe.eval_every`)."""
     eval_top1: float | None
+    """Eval top-1 accuracy, 0 to 1; None if the epoch was not evaluated."""
     eval_top5: float | None
+    """Eval top-5 accuracy, 0 to 1; None if the epoch was not evaluated."""
     eval_images: int
+    """Eval images, including unreadable ones; 0 if the epoch was not evaluated."""
     quarantined: int
     """Train and eval images of this epoch that could not be read."""
     skipped: int = 0
@@ -36,7 +42,7 @@ class EpochReport:
     """Whether the eval metrics are those of the averaged weights (EMA), which scored higher; a
     release of this epoch contains them."""
     eval_map: float | None = None
-    """Mean average precision, 0 to 1; only with several labels per image."""
+    """Eval mean average precision, 0 to 1; None for multiclass data or without an evaluation."""
 
     @property
     def ranking_metric(self) -> Metric:

@@ -40,7 +40,7 @@ class EpochSizes:
     train_images: int
     eval_images: int
     max_uses: int = 1
-    """How often an epoch uses one train image at most."""
+    """Maximum number of uses of one image per epoch."""
     class_weights: tuple[float, ...] = ()
     """Factor on the loss of each class's train images; empty: none."""
 
@@ -56,11 +56,12 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     max_bad_fraction: float = 1.0,
 ) -> bool:
-    """Train from `state.step` to the end of the recipe; every worker calls it alike.
+    """Train from `state.step` to the end of the recipe. Called on every worker.
 
-    Calls `on_step` after every step and `on_epoch` after every epoch and its evaluation; a state
-    saved in `on_step` after an epoch's last step lacks the epoch's report. Returns False if
-    `should_stop`, asked before every step, is true on any worker: all stop before that step.
+    Calls `on_step` after every step, and `on_epoch` after every epoch and its evaluation.
+    Checkpoint after an epoch in `on_epoch`, not in `on_step`: the state of `on_step` lacks the
+    epoch's report. `should_stop` is checked before each step: if it is true on any worker, all
+    workers stop before that step, and the result is False.
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
     if more than `max_bad_fraction` of a split is quarantined.
     """

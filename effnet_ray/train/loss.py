@@ -26,7 +26,10 @@ def train_losses(
     smoothing: float,
     class_weights: Tensor | None,
 ) -> Tensor:
-    """Loss of each image [B] for the gradient: class-weighted, and mixed as its image was."""
+    """Loss of each image [B] for the gradient, class-weighted.
+
+    A mixed image has the weighted mean of the losses for its label and its mixed-in label.
+    """
 
     def weighted(target: Tensor) -> Tensor:
         values = losses(logits, target, smoothing)

@@ -1,7 +1,8 @@
-"""Splitting a lane's compute into parts when it does not fit into memory; the plan is unchanged.
+"""Computing a lane in several *micro-batch splits* when it does not fit into memory at once.
 
-The number of parts is found before a phase's first step, is the same on every worker, and never
-decreases in a run. Weights and losses change only by float rounding.
+The plan is unchanged. The number of micro-batch splits is found before the first step of a phase,
+is the same on every worker, and never decreases in a run. Weights and losses change only by float
+rounding.
 """
 
 import gc
@@ -20,7 +21,7 @@ MOMENTS = 2
 
 
 def prepare_phase(trainer: PhaseTrainer) -> None:
-    """Split lanes until they fit into memory, then warm up; called before a phase's first step.
+    """Find the micro-batch splits that fit into memory, then warm up, before a phase's first step.
 
     Lanes are not tried out on a CPU, which does not report out of memory and is slow; nor with
     SyncBatchNorm, where one failing worker would leave the others waiting.
@@ -49,7 +50,7 @@ def split_until_it_fits(trainer: PhaseTrainer) -> None:
 
 
 def splits_after(splits: int, recipe: Recipe, phase: Phase) -> int | None:
-    """The next number of parts to try after `splits`; None if there is none."""
+    """The next number of micro-batch splits to try after `splits`; None if there is none."""
     micro_batch = recipe.micro_batch or 1
     if _batchnorm_trains(recipe, phase) or splits >= micro_batch:
         return None
@@ -57,7 +58,7 @@ def splits_after(splits: int, recipe: Recipe, phase: Phase) -> int | None:
 
 
 def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
-    """The error for a lane that does not fit and cannot be split further."""
+    """The error for a lane that does not fit and allows no more micro-batch splits."""
     micro_batch, size = recipe.micro_batch, recipe.image_size
     if _batchnorm_trains(recipe, phase):
         return TrainingError(
@@ -77,7 +78,7 @@ def _batchnorm_trains(recipe: Recipe, phase: Phase) -> bool:
 
 
 def _fits(trainer: PhaseTrainer, splits: int) -> bool:
-    """Whether a whole lane fits into memory in so many parts."""
+    """Whether a whole lane fits into memory with this number of micro-batch splits."""
     trainer.state.micro_batch_splits = splits
     try:
         _run_empty_lane(trainer)

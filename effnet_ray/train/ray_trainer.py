@@ -66,7 +66,7 @@ def run_trainer(
 
 @contextmanager
 def poll_interval(workers: int) -> Iterator[None]:
-    """Make Ray Train poll so many workers often, unless the environment sets an interval.
+    """Make Ray Train poll `workers` workers often, unless the environment sets an interval.
 
     The end of a run, its reports to callbacks and a worker's death wait for the next poll, which
     takes 2 s by default (ray 2.60 `controller.py`, `worker.py`).

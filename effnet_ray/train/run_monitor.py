@@ -1,4 +1,4 @@
-"""Follows a run's events and makes its result. Imports no Ray."""
+"""Tracks a run's events and builds its Result. Imports no Ray."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,11 @@ from effnet_ray.train.worker_job import WorkerJob
 
 OnEvent = Callable[[events.Event], None]
 MAX_BAD_IMAGES = 3
-"""Bad images that the error of a failed run names."""
+"""Maximum number of bad images that the error of a failed run names."""
 
 
 class RunMonitor:
-    """Receives a run's events, passes them on, and makes the run's Result in the end."""
+    """Receives a run's events, passes them on, and builds the run's Result at the end."""
 
     def __init__(self, job: WorkerJob, on_event: OnEvent | None = None) -> None:
         self._job, self._pass_on = job, on_event

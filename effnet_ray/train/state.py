@@ -1,4 +1,7 @@
-"""The state of a training run, and the batches that it is trained on."""
+"""All state that survives a restart, and what checkpoint.json records of it.
+
+Also the batches that a run is trained on.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -44,7 +47,7 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """All of a TrainState but its tensors: what checkpoint.json records."""
+    """What checkpoint.json records: a TrainState without its tensors."""
 
     step: int = 0
     """Steps since the start of the run."""
@@ -61,7 +64,8 @@ class Progress:
     scale: LossScale = field(default_factory=LossScale)
     """Loss scale of float16 training."""
     micro_batch_splits: int = 1
-    """Number of parts that a lane is computed in, to fit into memory; never decreases."""
+    """Number of micro-batch splits: parts that a lane is computed in, to fit into memory. It never
+    decreases."""
 
     def copy_progress(self) -> "Progress":
         """A copy on the CPU that later steps do not change."""
@@ -108,7 +112,7 @@ class Progress:
 
 @dataclass(slots=True)
 class TrainState(Progress):
-    """All that must survive a restart; `checkpoint` writes and reads it."""
+    """All state that survives a restart; `checkpoint` writes and reads it."""
 
     network: Network
     optimizer: Optimizer

@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker: reads its place from Ray and calls `run_worker`."""
+"""What Ray Train runs on every worker: reads its rank from Ray and calls `run_worker`."""
 
 import math
 import os

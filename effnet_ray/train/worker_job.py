@@ -1,4 +1,4 @@
-"""What a worker trains, and its place among the workers."""
+"""What a worker trains, and its rank among the workers."""
 
 from dataclasses import dataclass
 

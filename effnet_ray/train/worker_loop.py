@@ -48,7 +48,7 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 POST_EVERY_S = 0.5
 """Seconds between `StepDone` events."""
 DECISION_S = 2
-"""Time in which worker 0 decides whether a failed run is retried."""
+"""Time in which worker 0 decides whether a failed run is retried. Chosen, not measured."""
 
 # Batches are views of Ray's object store, which is read-only; nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -209,7 +209,7 @@ class WorkerLoop:
         return self._channel.failed_before(self._state.step)
 
     def _on_out_of_memory(self) -> None:
-        """Make the next workers split lanes further, or end the run if that is impossible."""
+        """Make the next workers use more micro-batch splits; end the run if that is impossible."""
         recipe, state = self._job.run.recipe, self._state
         epoch = min(state.step // self._sizes.steps_per_epoch, recipe.epochs - 1)
         phase = phases.phase_at(recipe, epoch)
