@@ -120,18 +120,20 @@ def evaluates(recipe: Recipe, epoch: int) -> bool:
 
 
 def describe(recipe: Recipe) -> str:
-    """The phases in words, such as `2 epochs of the head, then 6 of all`."""
-    first, *others = (
-        (phase.end - phase.first, _describe_parts(phase)) for phase in phases(recipe)
+    """The phases in words, such as `the head for 2 epochs, then all layers for 6 epochs`."""
+    return ", then ".join(
+        f"{_describe_parts(phase)} for {epochs} epoch{'s' if epochs > 1 else ''}"
+        for phase in phases(recipe)
+        if (epochs := phase.end - phase.first)
     )
-    begin = f"{first[0]} epoch{'s' if first[0] > 1 else ''} of {first[1]}"
-    return ", then ".join([begin, *(f"{epochs} of {parts}" for epochs, parts in others)])
 
 
 def _describe_parts(phase: Phase) -> str:
     if phase.frozen:
         return "the head"
-    return "all" if phase.lowest_trainable == STEM else f"stage {phase.lowest_trainable} and above"
+    if phase.lowest_trainable == STEM:
+        return "all layers"
+    return f"stage {phase.lowest_trainable} and above"
 
 
 def lowest_trainable(unfreeze: str, stages: int) -> int:

@@ -123,9 +123,12 @@ def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
 @pytest.mark.parametrize(
     ("dials", "words"),
     [
-        ({"epochs": 8}, "2 epochs of the head, then 6 of all"),
-        ({"epochs": 2, "unfreeze": "stage:6"}, "1 epoch of the head, then 1 of stage 6 and above"),
-        ({"epochs": 5, "weights": "none"}, "5 epochs of all"),
+        ({"epochs": 8}, "the head for 2 epochs, then all layers for 6 epochs"),
+        (
+            {"epochs": 2, "unfreeze": "stage:6"},
+            "the head for 1 epoch, then stage 6 and above for 1 epoch",
+        ),
+        ({"epochs": 5, "weights": "none"}, "all layers for 5 epochs"),
         ({"epochs": 5, "unfreeze": "head"}, "5 epochs of the head"),
     ],
 )

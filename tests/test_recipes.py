@@ -25,5 +25,5 @@ def test_a_ready_recipe_is_one_and_is_explained(file: Path) -> None:
 def test_kerass_phases_and_rates_are_kerass() -> None:
     recipe = from_dict(Recipe, json.loads((FOLDER / "keras-dogs.json").read_text()))
     recipe = recipe.resolved(recipe.variant_spec.input_spec("aa"), workers=1, on_gpu=True)
-    assert describe(recipe) == "25 epochs of the head, then 4 of stage 7 and above"
+    assert describe(recipe) == "the head for 25 epochs, then stage 7 and above for 4 epochs"
     assert [phase.lr for phase in phases(recipe)] == [1e-2, 1e-5]
