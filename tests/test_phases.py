@@ -129,7 +129,7 @@ def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
             "the head for 1 epoch, then stage 6 and above for 1 epoch",
         ),
         ({"epochs": 5, "weights": "none"}, "all layers for 5 epochs"),
-        ({"epochs": 5, "unfreeze": "head"}, "5 epochs of the head"),
+        ({"epochs": 5, "unfreeze": "head"}, "the head for 5 epochs"),
     ],
 )
 def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 from effnet_ray.cli.check import preflight_or_raise
 from effnet_ray.cli.flags import Connect, TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.train.metric_definitions import TEST_SCORES
 
 if TYPE_CHECKING:
     from effnet_ray.release.names import Release
     from effnet_ray.tracking.trackers import Trackers
     from effnet_ray.train.events import Event
     from effnet_ray.train.run_record import Result
-
-TEST_METRICS = {"test_top1": "test top-1", "test_map": "test mAP"}
-"""Metrics of the test split that a release record may have, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             )
             trackers.on_release(release)
         record = read_record(release.uri)
-        test_metrics = {name: record[name] for name in TEST_METRICS if name in record}
+        test_metrics = {m.key: record[m.key] for m in TEST_SCORES if m.key in record}
         _print_summary(terminal, result, release, data, test_metrics, trackers.locations)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
@@ -90,7 +88,10 @@ def _print_summary(
     test_metrics: Mapping[str, float],
     tracker_locations: Mapping[str, str],
 ) -> None:
-    test = "".join(f", {TEST_METRICS[name]} {value:.2%}" for name, value in test_metrics.items())
+    scores = [metric for metric in TEST_SCORES if metric.key in test_metrics]
+    test = "".join(
+        f", {metric.label} {metric.format(test_metrics[metric.key])}" for metric in scores
+    )
     terminal.print_summary(
         f"{release.reference}: {result.summary}{test}",
         {

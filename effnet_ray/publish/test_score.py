@@ -20,6 +20,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.publish import write_unpublished
 from effnet_ray.storage.checksummed_json import to_json
+from effnet_ray.train.metric_definitions import TEST_LOSS, TEST_MAP, TEST_TOP1, TEST_TOP5
 
 TEST = "test"
 CANDIDATE = "candidate-"
@@ -86,11 +87,11 @@ class Scoring:
             connect=self.connect,
         ).metrics
         scores: dict[str, float] = {
-            "test_top1": metrics.top1,
-            "test_top5": metrics.top5,
-            "test_loss": metrics.loss,
+            TEST_TOP1.key: metrics.top1,
+            TEST_TOP5.key: metrics.top5,
+            TEST_LOSS.key: metrics.loss,
             "test_images": metrics.images,
-            **({"test_map": metrics.mean_ap} if isinstance(metrics, MultilabelMetrics) else {}),
+            **({TEST_MAP.key: metrics.mean_ap} if isinstance(metrics, MultilabelMetrics) else {}),
         }
         record = {**_score_key(release, manifest), "figures": scores}
         storage.write_bytes(storage.join(run_uri, SCORE_FILE), to_json(record))

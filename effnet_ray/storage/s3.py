@@ -111,7 +111,7 @@ def _not_found(uri: str, verb: str) -> NotFoundError:
     bucket = bucket_and_key(uri)[0]
     if _bucket_exists(uri, bucket):
         return NotFoundError(f"cannot {verb} {uri}: it does not exist: check the key")
-    server = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    server = endpoint() or "AWS"
     return BucketNotFoundError(
         f"cannot {verb} {uri}: the bucket {bucket!r} does not exist at {server}: create it, or "
         "check its name"

@@ -66,6 +66,7 @@ EPOCH_METRICS = (
 EVAL_SCORES = (EVAL_MAP, EVAL_TOP1)
 """Metrics that rank epochs and releases: the first one that has a value."""
 TEST_SCORES = (TEST_MAP, TEST_TOP1)
+"""Metrics that summarize the test split."""
 
 
 def ranking_metric(
