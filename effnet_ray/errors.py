@@ -15,6 +15,7 @@
     │   ├─ WeightsError               pretrained weights do not exist or are unavailable
     │   ├─ RunExistsError             the run's name belongs to another recipe or data set
     │   ├─ ReleaseError               a release is missing, incomplete, or would be overwritten
+    │   │   └─ IncompleteReleaseError  a file of it is missing, or larger than recorded
     │   ├─ TrackerError               a tracker is not installed or not reachable
     │   └─ ClusterError               the cluster cannot run the job
     ├─ ImageError                     an image cannot be decoded; quarantined, never fatal
@@ -93,6 +94,10 @@ class RunExistsError(InputError):
 
 class ReleaseError(InputError):
     """A release is missing, incomplete, or would be overwritten."""
+
+
+class IncompleteReleaseError(ReleaseError):
+    """A file of a release is missing, or larger than recorded."""
 
 
 class TrackerError(InputError):

@@ -15,6 +15,7 @@ from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import (
     EffnetRayError,
     EvaluationError,
+    IncompleteReleaseError,
     InputError,
     RecipeError,
     ReplicaStorageError,
@@ -113,7 +114,7 @@ def _follow(
     """Switch to the release that the model refers to, at each tick; return the last one served.
 
     A release that cannot be served is reported once, and the current one stays. It is tried again
-    only if the reason was storage.
+    only if the reason may pass.
     """
     from effnet_ray.release.load import release_uri
 
@@ -127,7 +128,7 @@ def _follow(
                 uri, refused, reported = latest, "", ""
                 terminal.print(f"{flags.model} is now {uri}: switched to it")
         except EffnetRayError as error:
-            refused = refused if _is_storage_error(error) else latest
+            refused = refused if _may_pass(error) else latest
             if str(error) != reported:
                 reported = str(error)
                 terminal.print(f"cannot switch {flags.model}: {reported}; still serving {uri}")
@@ -137,6 +138,6 @@ def _follow(
     return uri
 
 
-def _is_storage_error(error: EffnetRayError) -> bool:
-    """Whether storage failed, here or in a replica: it may work the next time."""
-    return isinstance(error, StorageError | ReplicaStorageError)
+def _may_pass(error: EffnetRayError) -> bool:
+    """Whether the next try may work: storage failed, or the release is still being copied."""
+    return isinstance(error, StorageError | ReplicaStorageError | IncompleteReleaseError)

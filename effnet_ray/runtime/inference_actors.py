@@ -159,8 +159,13 @@ def _silence_restart_warning() -> None:
     references for as long as its actors live, so the warning does not apply to them. It is
     triggered here while stderr is redirected; the driver's own log file still contains it.
     """
+    if ray.get_runtime_context().get_actor_id():
+        return  # an actor's stderr is a log file
     reference = ray.put(None)
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        return  # this process has no stderr
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

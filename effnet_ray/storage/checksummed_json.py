@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import NotFoundError, ReleaseError, StorageError, TooLargeError
+from effnet_ray.errors import (
+    IncompleteReleaseError,
+    NotFoundError,
+    ReleaseError,
+    StorageError,
+    TooLargeError,
+)
 from effnet_ray.storage.names import NAME
 
 CHECKSUM = "sha256"
@@ -71,8 +77,8 @@ def read_sealed(uri: str) -> bytes:
     """Read a record's bytes. Raises ReleaseError if it is missing, or too large for a record."""
     try:
         return storage.read_bytes(uri, max_bytes=storage.RECORD_BYTES)
-    except StorageError as error:
-        raise _as_release_error(uri, error) from error
+    except (NotFoundError, TooLargeError) as error:
+        raise _incomplete(uri, error) from error
 
 
 def check_files(record: dict[str, Any], uri: str, reserved: str) -> dict[str, Any]:
@@ -104,8 +110,8 @@ def read_file(folder: str, name: str, record: Mapping[str, Any]) -> bytes:
         data = storage.read_bytes(uri, max_bytes=size)
     except TooLargeError:
         data = b""  # larger than recorded, so it was altered
-    except StorageError as error:
-        raise _as_release_error(uri, error) from error
+    except NotFoundError as error:
+        raise _incomplete(uri, error) from error
     if len(data) != size or hashlib.sha256(data).hexdigest() != record["files"][name]:
         raise ReleaseError(
             f"{name} of {folder} was altered: its SHA-256 is not the recorded one: {RESTORE}"
@@ -113,10 +119,8 @@ def read_file(folder: str, name: str, record: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _as_release_error(uri: str, error: StorageError) -> Exception:
-    """A ReleaseError if the file is missing or too large; an outage stays a StorageError."""
-    if isinstance(error, NotFoundError):
-        return ReleaseError(f"{uri} is missing, so the release is incomplete: {RESTORE}")
+def _incomplete(uri: str, error: StorageError) -> IncompleteReleaseError:
+    """What to raise if a file is missing or too large; an outage stays a StorageError."""
     if isinstance(error, TooLargeError):
-        return ReleaseError(f"{error}, or use another version")
-    return error
+        return IncompleteReleaseError(f"{error}, or use another version")
+    return IncompleteReleaseError(f"{uri} is missing, so the release is incomplete: {RESTORE}")

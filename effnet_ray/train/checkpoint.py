@@ -59,6 +59,8 @@ class Snapshot:
 
 def snapshot(state: TrainState) -> Snapshot:
     """Copy all that must survive a restart."""
+    # First: it waits for the GPU, and would wait for the copies queued below, too.
+    progress = state.copy_progress()
     tensors = {
         WEIGHTS: _to_cpu(state.network.backbone.state_dict()),
         OPTIMIZER: _to_cpu(_optimizer_tensors(state.optimizer)),
@@ -67,7 +69,7 @@ def snapshot(state: TrainState) -> Snapshot:
         tensors[AVERAGED] = _to_cpu(state.averaged.backbone.state_dict())
     on_gpu = next(state.network.parameters()).is_cuda
     copy_done = torch.cuda.current_stream().record_event() if on_gpu else None
-    return Snapshot(state.copy_progress(), tensors, copy_done)
+    return Snapshot(progress, tensors, copy_done)
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

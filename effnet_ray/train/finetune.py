@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
+from effnet_ray import storage
 from effnet_ray.errors import TrainingError
 from effnet_ray.model.compile import check_compiler
 from effnet_ray.placement import Placement
@@ -53,7 +54,8 @@ def finetune(
     if job.run.recipe.compile and not (session.is_submitted_job() or ray.is_initialized()):
         check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
     (connect or _connect)(placement)
-    request = session.request_resources(placement, [data, runs])
+    uris = [storage.absolute(data), storage.absolute(runs)]
+    request = session.request_resources(placement, uris)
     if setup.new:  # only now: a recipe resolved for unavailable resources must not be recorded
         run_record.create(job.run, job.run_uri)
     monitor = RunMonitor(job, on_event)

@@ -31,6 +31,7 @@ class RayWorkerConfig:
 
 def train(config: dict[str, RayWorkerConfig]) -> None:
     """Train on this worker; Ray Train calls it, and again after a failure."""
+    os.environ.setdefault("MKL_CBWR", "AUTO")  # before MKL's first call: see `run_worker`
     settings = config["worker"]
     job, context = settings.job, ray.train.get_context()
     local_workers = context.get_local_world_size()
