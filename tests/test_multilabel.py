@@ -343,7 +343,7 @@ def test_a_recipe_takes_its_task_from_the_data() -> None:
 
 
 def test_a_sweep_of_several_classes_is_refused(coloured: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="a sweep judges trials by top-1"):
+    with pytest.raises(RecipeError, match="a sweep ranks trials by top-1"):
         tune(Recipe(weights="none"), Placement(), coloured, variants=["b0"], trials=1,
              runs=str(tmp_path))  # fmt: skip
 
