@@ -1,6 +1,7 @@
 """What several test files share: S3 servers, photographs, a packed data set."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from support.laws import RECIPE
 from support.servers import fresh_bucket, moto_server, rclone_server, s3_environment
+from support.sources import files, write_hugging_face
 
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
@@ -112,6 +114,21 @@ def weights_mirror(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = timm.create_model("tf_efficientnet_b0")
     save_file(made.state_dict(), folder / "tf_efficientnet_b0.ns_jft_in1k.safetensors")
     return str(folder)
+
+
+@pytest.fixture
+def shards(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs as `datasets` writes them, the classes mixed."""
+    folder = tmp_path / "mixed"
+    found = files(photographs)
+    random.Random(0).shuffle(found)
+    for number, path in enumerate(found):
+        target = folder / path.parent.name / f"{number:02d}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (tmp_path / "shards").mkdir()
+    write_hugging_face(folder, tmp_path / "shards", splits=("train", "validation"))
+    return tmp_path / "shards"
 
 
 # --- Ray

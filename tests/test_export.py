@@ -25,6 +25,11 @@ from effnet_ray.release.load import LoadedRelease
 
 
 @pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
+    return released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="module")
 def files(photographs: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:6]]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.in_place import in_place, shards  # noqa: F401  # a fixture
+from support.in_place import in_place
 from support.opened import opened
 
 from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
@@ -44,7 +44,7 @@ def test_all_row_groups_and_shards_are_read_in_their_order(digits: str) -> None:
     )
 
 
-def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None:  # noqa: F811
+def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None:
     for path in shards.rglob("*.parquet"):
         table = pq.read_table(path)
         pq.write_table(

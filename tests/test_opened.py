@@ -1,6 +1,7 @@
 """A release is opened as it was released; a damaged or hostile one is refused in one sentence."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,25 @@ import safetensors.torch
 import timm
 import torch
 from support.forged import forge
-from support.releases import CLASSES
+from support.releases import CLASSES, released
 
 from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.release import layout, load
 from effnet_ray.release.load import load_release
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one release, birds@v1. Read only."""
+    folder = tmp_path_factory.mktemp("released")
+    released(folder)
+    return folder / "store"
+
+
+@pytest.fixture
+def release(store: Path, tmp_path: Path) -> Path:
+    """A copy of its folder, to be damaged."""
+    return Path(shutil.copytree(store / "birds/v0001", tmp_path / "copy"))
 
 
 def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:

@@ -25,6 +25,24 @@ from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.pack import pack
 from effnet_ray.packing.sources import list_images
 
+
+@pytest.fixture
+def images(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs, to write beside."""
+    for path in files(photographs):
+        target = tmp_path / "images" / path.relative_to(photographs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
 Write = Callable[[Path, Path], str]
 """(class folders, empty folder) → URI of the same images in another form."""
 

@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import tyro
+from tyro.constructors import ConstructorRegistry
 
 # Where the jobs are.
 from effnet_ray.cli.check import check_job
@@ -121,9 +122,10 @@ def flags(**given: str) -> dict[str, dict[str, str]]:
 
 def _help(job: Job, argv: list[str]) -> str:
     said = io.BytesIO()
+    plain = patch("effnet_ray.cli.parsing._registry", ConstructorRegistry)  # tyro's own wording
     with io.TextIOWrapper(said, "utf-8") as out:  # tyro draws its boxes for this encoding
         try:
-            with redirect_stdout(out):
+            with plain, redirect_stdout(out):
                 main(job, argv)
         except SystemExit as ended:
             assert ended.code in (0, None)

@@ -2,27 +2,9 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
-import pytest
-
 from effnet_ray.storage import checksummed_json
-from support.releases import released
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With one release, birds@v1. Read only."""
-    folder = tmp_path_factory.mktemp("released")
-    released(folder)
-    return folder / "store"
-
-
-@pytest.fixture
-def release(store: Path, tmp_path: Path) -> Path:
-    """A copy of its folder, to be damaged."""
-    return Path(shutil.copytree(store / "birds/v0001", tmp_path / "copy"))
 
 
 def forge(release: Path, name: str, data: bytes | None) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from effnet_ray.model.batchnorm import batchnorms
@@ -45,8 +44,3 @@ def normalise(network: Network) -> None:
     with torch.no_grad():
         network(torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8))
     network.eval().backbone.classifier.weight.data.normal_(0, 0.1)
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
-    return released(tmp_path_factory.mktemp("released"))

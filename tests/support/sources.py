@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 
 def files(folder: Path) -> list[Path]:
@@ -32,20 +31,3 @@ def write_hugging_face(
         name = out / f"data/{split}-00000-of-00001.parquet"
         pq.write_table(table, name, row_group_size=group)
     return str(out)
-
-
-@pytest.fixture
-def images(photographs: Path, tmp_path: Path) -> Path:
-    """The photographs, to write beside."""
-    for path in files(photographs):
-        target = tmp_path / "images" / path.relative_to(photographs)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """An empty folder."""
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
