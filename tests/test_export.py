@@ -77,7 +77,8 @@ def test_training_timm_onnx_and_torch_export_agree_on_the_same_files(
         by_onnx(tmp_path / "a", release, files),
         by_program(tmp_path / "b", release, files),
     ):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        # CPUs add in different orders: 1.7e-4 was seen on one, 1e-5 on others.
+        torch.testing.assert_close(found, expected, atol=3e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
