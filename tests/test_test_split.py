@@ -99,7 +99,7 @@ def test_what_cannot_be_scored_is_not_released_and_leaves_nothing(
     tested: Path, tmp_path: Path
 ) -> None:
     released(tmp_path, limit=None)
-    with pytest.raises(DatasetError, match="does not know"):  # the release has other classes
+    with pytest.raises(DatasetError, match="does not have"):  # the release has other classes
         again(tmp_path, Scoring(str(tested), Placement(), never))
     assert ModelStore(str(tmp_path / "store")).versions("again") == []
     assert not list((tmp_path / "run").glob(f"{test_score.CANDIDATE}*"))
