@@ -51,6 +51,10 @@ class Sweep:
         """The recipe of a trial."""
         return replace(self.recipe, variant=variant, **settings)
 
+    def run_name(self, number: int, variant: str) -> str:
+        """The name of a trial's run."""
+        return f"{self.name}-{number:03d}-{variant}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialPoint:

@@ -59,7 +59,7 @@ class TrialDriver:
                     placement,
                     self.sweep.data,
                     runs=storage.join(self.uri, sweep_record.RUNS),
-                    name=f"{self.sweep.name}-{number:03d}-{variant}",
+                    name=self.sweep.run_name(number, variant),
                     mirror=self.mirror,
                     features_in=storage.join(self.uri.rpartition("/")[0], feature_cache.FOLDER),
                     callbacks=[_ReportToTune(number, self.controllers)],

@@ -94,9 +94,12 @@ class TrialLog:
 
     def start(self, number: int, variant: str, settings: Settings) -> None:
         """Record that a trial starts, or goes on from an earlier call."""
-        name = f"{self._sweep.name}-{number:03d}-{variant}"
         new = Trial(
-            number=number, variant=variant, settings=settings, state=sweep_record.RUNNING, run=name
+            number=number,
+            variant=variant,
+            settings=settings,
+            state=sweep_record.RUNNING,
+            run=self._sweep.run_name(number, variant),
         )
         self._clocks.setdefault(number, _DeviceClock())
         self._save(self.trials.get(number) or new)
