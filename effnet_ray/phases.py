@@ -162,4 +162,6 @@ def part_of(name: str, stages: int) -> int:
         return stages + 1
     if name.startswith(_HEAD_NAMES):
         return head_part(stages)
-    raise ValueError(f"{name} belongs to no known part of a network with {stages} stages")
+    raise ValueError(
+        f"{name} is not the name of a parameter or module of a network with {stages} stages"
+    )

@@ -30,8 +30,8 @@ cache's key. Mark every new augmentation that applies during linear probing."""
 class Recipe:
     """Every setting that decides the numbers of a run.
 
-    Before the first step, None is replaced by a default that depends on the weights, the data set
-    and the first placement. Runs and releases record the result, the resolved recipe.
+    The defaults of unset fields depend on the weights, the data set and the first placement. They
+    are filled in before the first step; runs and releases record this resolved recipe.
     """
 
     variant: str = "b0"

@@ -119,13 +119,13 @@ def _check_batches(recipe: _Recipe) -> None:
         recipe.unfreeze != "head" or head_epochs in (None, epochs),
         "head_epochs",
         head_epochs,
-        f"all {epochs} epochs where unfreeze is head",
+        f"all {epochs} epochs when unfreeze is head",
     )
     require(
         not recipe.mixes or min(recipe.batch_size, micro_batch or 2) > 1,
         "micro_batch",
         micro_batch,
-        "2 or more images to mix (mixup, cutmix)",
+        "2 or more with mixup or cutmix",
     )
 
 
@@ -153,7 +153,7 @@ def _check_combinations(recipe: _Recipe) -> None:
         recipe.batchnorm != SYNC or not recipe.compile,
         "compile",
         recipe.compile,
-        "False where batchnorm is sync",
+        "False when batchnorm is sync",
     )
     trains_everything = not recipe.head_epochs and recipe.unfreeze == "all"
     require(

@@ -21,7 +21,9 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
         if name not in names:
             similar = difflib.get_close_matches(name, names, n=1)
             hint = (
-                f": did you mean {similar[0]!r}?" if similar else f": known are {', '.join(names)}"
+                f": did you mean {similar[0]!r}?"
+                if similar
+                else f": expected one of {', '.join(names)}"
             )
             raise RecipeError(f"{kind.__name__} has no field {name!r}{hint}")
     hints = get_type_hints(kind)

@@ -32,7 +32,7 @@ Refused = Callable[..., str]
         (["--epochs", "0"], "1 or more"),
         (["--name", "a/b"], "cannot be the name of a run"),
         (["--gpus-per-worker", "1.5"], "a share of one GPU, or a whole number"),
-        (["--runs", "s3://"], "s3:// names no bucket: use s3://bucket/prefix"),
+        (["--runs", "s3://"], "s3:// has no bucket: use s3://bucket/prefix"),
     ],
 )
 def test_impossible_flags_are_refused(
@@ -66,7 +66,7 @@ def test_an_endpoint_that_is_no_url_is_refused(refused: Refused) -> None:
 
 
 def test_data_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:
-    assert "jobs/pack.py" in refused("--data", str(tmp_path / "nothing"))
+    assert "effnet-ray pack" in refused("--data", str(tmp_path / "nothing"))
 
 
 def test_a_missing_bucket_is_named(refused: Refused, moto: str) -> None:
@@ -140,7 +140,7 @@ def test_compiling_without_a_compiler_is_refused(
 
 
 def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:
-    assert "no version of it" in refused("--data", str(packed), "--weights", "pets@v3")
+    assert "there is no model pets" in refused("--data", str(packed), "--weights", "pets@v3")
 
 
 def test_an_unknown_field_of_a_recipe_file_is_refused(refused: Refused, tmp_path: Path) -> None:

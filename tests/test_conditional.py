@@ -103,4 +103,4 @@ def test_a_server_without_compare_and_swap_is_told_at_once(
             ["501 NotImplemented"], share=1,
             hits=lambda method, _: method == "PUT" and next(puts) >= 2,
         )  # fmt: skip
-        assert conditional.missing_guarantee(bucket) == "does not support compare-and-swap"
+        assert conditional.missing_guarantee(bucket) == "does not support If-Match"

@@ -45,7 +45,7 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "resuming at step 10 of 30 steps on 2 workers (cpu): 3 of x" in text
     assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
-    assert "epoch   3  train loss 0.5000  150.0 images/s" in text
+    assert "epoch   3  train loss 0.5000     150.0 images/s" in text
     assert "epoch   4  train loss 0.5000  eval loss 0.2500  eval mAP 62.50%" in text
     assert "out of memory: each micro-batch is now split into 2" in text
     assert "quarantined image 7: cat/7.jpg: truncated" in text

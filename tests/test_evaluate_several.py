@@ -152,7 +152,7 @@ def test_a_torn_image_is_named_and_counts_for_nothing(
 
 def test_images_of_one_class_are_refused(release: LoadedRelease, packed: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"trained on images with any number of classes, .* one class"
+        DatasetError, match=r"trained with any number of classes per image, .* one class"
     ):
         evaluate(release, str(packed), Placement(), connect=no_ray)
 

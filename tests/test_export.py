@@ -103,7 +103,7 @@ def test_what_says_something_else_than_the_release_is_not_written(
     release: LoadedRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(exports, "TOLERANCE", -1.0)  # nothing is near enough
-    with pytest.raises(ReleaseError, match="other outputs than the release"):
+    with pytest.raises(ReleaseError, match="outputs of the exported model differ"):
         export(release, str(tmp_path / "out"), kind)
     assert not (tmp_path / "out").exists()
 
@@ -117,7 +117,7 @@ def test_an_export_computes_in_float32_and_says_so(tmp_path: Path) -> None:
 
 def test_an_export_is_not_written_over(release: LoadedRelease, tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("{}")
-    with pytest.raises(InputError, match="has an export already"):
+    with pytest.raises(InputError, match="already contains an export"):
         export(release, str(tmp_path))
 
 

@@ -64,7 +64,10 @@ def test_sorted_rows_are_refused(photographs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("train",), "needs train-.* and validation-"), (("one", "two"), "not named by its split")],
+    [
+        (("train",), "needs train-.* and validation-"),
+        (("one", "two"), "does not start with a split"),
+    ],
 )
 def test_shards_without_splits_are_refused(
     photographs: Path, tmp_path: Path, names: tuple[str, ...], message: str
@@ -75,12 +78,12 @@ def test_shards_without_splits_are_refused(
 
 
 def test_another_place_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=f"use --out {shards}"):
+    with pytest.raises(DatasetError, match=f"pass --out {shards}"):
         pack(str(shards), str(tmp_path / "out"), Packing(in_place=True))
 
 
 def test_labels_that_are_no_numbers_are_refused(shards: Path) -> None:
-    with pytest.raises(DatasetError, match="'camera' with integers"):
+    with pytest.raises(DatasetError, match="integer column 'camera'"):
         in_place(shards, label_column="camera")
 
 

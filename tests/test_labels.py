@@ -62,7 +62,7 @@ def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([0, 3], "has the label 3, but the manifest has classes 0 to 2"),
+        ([0, 3], "has the label 3, but the manifest lists classes 0 to 2"),
         ([-1, 0], "has the label -1"),
         ([0, None], "2 labels of type int64 in 'label', 1 of them missing"),
         ([0], "1 labels of type int64"),

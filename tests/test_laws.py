@@ -152,7 +152,7 @@ def test_a_run_that_explodes_goes_back_once_and_ends_in_one_sentence(
             runs=str(tmp_path), name="exploding", on_event=hear,
         )  # fmt: skip
     sentence = str(refused.value)
-    assert re.search(r"not finite at step \d, as at the 1 before it \(adamw", sentence)
+    assert re.search(r"not finite at step \d, after 1 skipped step \(adamw", sentence)
     assert "\n" not in sentence and len(starts) == 2
     for folder in storage.folders(str(tmp_path / "exploding/checkpoints")):
         kept = checkpoint.open_checkpoint(str(tmp_path / "exploding/checkpoints" / folder))

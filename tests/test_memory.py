@@ -146,7 +146,7 @@ def test_an_image_that_does_not_fit_ends_the_run_in_a_sentence() -> None:
 
 
 def test_where_batchnorm_learns_a_lane_is_not_divided() -> None:
-    says = r"^6 images of 32 px do not fit .* to train b0, and BatchNorm.*lower --micro-batch"
+    says = r"^a micro-batch of 6 images of 32 px does not fit .* BatchNorm.*lower --micro-batch"
     with pytest.raises(TrainingError, match=says):
         split_until_it_fits(worker_holding(3, batchnorm="train"))
 

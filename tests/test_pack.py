@@ -324,7 +324,9 @@ def test_what_another_packing_left_behind_does_not_mix_in(images: Path, tmp_path
 def test_files_of_unknown_origin_are_in_the_way(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/mine.parquet").write_bytes(b"precious")
-    with pytest.raises(DatasetError, match=r"files of another origin \(train/mine.parquet\)"):
+    with pytest.raises(
+        DatasetError, match=r"files that packing did not write \(train/mine.parquet\)"
+    ):
         pack(str(images), str(tmp_path / "out"))
     assert (tmp_path / "out/train/mine.parquet").read_bytes() == b"precious"
 
@@ -382,13 +384,13 @@ def test_packing_again_is_reported_not_redone(images: Path, tmp_path: Path) -> N
 def test_another_data_set_is_never_replaced(
     photographs: Path, packed: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(DatasetError, match=f"{packed} holds another data set .*another --out"):
+    with pytest.raises(DatasetError, match=f"{packed} contains another data set .*another --out"):
         pack(str(photographs), str(packed), Packing(**({"eval_fraction": 0.25} | change)))
 
 
 def test_another_source_at_the_same_place_is_refused(images: Path, packed: Path) -> None:
     (images / "roof/0.jpg").unlink()
-    with pytest.raises(DatasetError, match="holds another data set"):
+    with pytest.raises(DatasetError, match="contains another data set"):
         pack(str(images), str(packed), Packing(eval_fraction=0.25))
 
 

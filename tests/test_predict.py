@@ -139,7 +139,7 @@ def test_what_has_no_images_is_refused(tmp_path: Path, make: object, message: st
 
 
 def test_only_a_data_set_has_splits(pictures: Path) -> None:
-    with pytest.raises(DatasetError, match="only those have splits"):
+    with pytest.raises(DatasetError, match="needs a packed data set"):
         find_images(str(pictures), split="eval")
 
 

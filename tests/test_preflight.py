@@ -81,8 +81,8 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
 ) -> None:
     found = by_name(check_inputs(Recipe(), str(tmp_path), str(tmp_path)))
     assert not any(each.ok for each in found.values())
-    assert "jobs/pack.py" in found["data"].found
-    assert f"no weights at {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in found["weights"].found
+    assert "effnet-ray pack" in found["data"].found
+    assert f"weights {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in found["weights"].found
     damaged = tmp_path / "damaged"
     shutil.copytree(digits, damaged)
     shard = next(damaged.glob("train/*.parquet"))
@@ -90,7 +90,7 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     found = by_name(check_inputs(SCRATCH, str(damaged), None))
-    assert "SHA-256 is not the manifest's" in found["data"].found and found["weights"].ok
+    assert "SHA-256 does not match the manifest" in found["data"].found and found["weights"].ok
 
 
 # --- the working dir
@@ -213,7 +213,7 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
     out, err = capsys.readouterr()
     wrong = [each for each in json.loads(out)["findings"] if not each["ok"]]
-    assert [each["check"] for each in wrong] == ["workers"] and "can launch no machine" in err
+    assert [each["check"] for each in wrong] == ["workers"] and "cannot launch machines" in err
 
 
 OTHER_VERSION = """
@@ -249,4 +249,4 @@ def test_a_machine_with_other_versions_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0].startswith("False versions: ") and "has timm 9.9, the driver has 1." in said[0]
-    assert said[1].startswith("True workers: 2 workers with 1 CPU each: they fit on")
+    assert said[1].startswith("True workers: 2 workers with 1 CPU each: all fit on")

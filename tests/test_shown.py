@@ -66,7 +66,10 @@ def test_an_image_that_is_not_what_was_packed_is_named(packed: Path, tmp_path: P
     (pieces,) = shown.read_units(64)
     ((views, about),) = preprocess(shown, pieces)
     assert [bool(why) for why in about["error"]] == [False, False, True, False, False, False]
-    assert "SHA-256 differs" in about["error"][2] and about["path"][2] == row["image"]["path"]
+    assert (
+        "do not match the SHA-256" in about["error"][2]
+        and about["path"][2] == row["image"]["path"]
+    )
     assert not views[2].any() and about["image"][2] == row["id"]
 
 

@@ -49,7 +49,7 @@ def test_a_unit_is_never_divided_and_shares_hold_within_one_unit(
     try:
         split = assign(label, unit, nothing_given(len(label)), names, {"eval": fraction}, seed)
     except DatasetError as error:
-        assert "too few for every split" in str(error)
+        assert "too few for all splits" in str(error)
         return
     for number in set(unit):
         assert len(set(split[unit == number])) == 1

@@ -67,5 +67,5 @@ def test_a_sweep_does_not_try_it(digits: str, tmp_path: Path, space: dict[str, s
 
 
 def test_it_is_not_compiled() -> None:
-    with pytest.raises(RecipeError, match="compile is True: expected False where"):
+    with pytest.raises(RecipeError, match="compile is True: expected False when"):
         Recipe(batchnorm="sync", compile=True)

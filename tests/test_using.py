@@ -56,7 +56,7 @@ def test_serve_refuses(refused: Refused, store: str, flags: list[str], says: str
 
 
 @pytest.mark.parametrize(
-    ("model", "says"), [("birds@v2", "birds@v2 is not in"), ("birds", "names no version")]
+    ("model", "says"), [("birds@v2", "birds@v2 is not in"), ("birds", "has no version")]
 )
 def test_export_refuses(refused: Refused, store: str, model: str, says: str) -> None:
     flags = ["export", model, "--store", store, "--out", f"{store}-out"]

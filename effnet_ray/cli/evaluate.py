@@ -90,7 +90,9 @@ def _report_uri(report: str) -> str:
     uri = storage.absolute(report)
     no_bucket = storage.is_remote(uri) and uri.count("/") < 3  # s3://FILE.html
     if no_bucket or Path(uri).is_dir():
-        raise RecipeError(f"report is {report!r}: expected a file in a folder or a bucket")
+        raise RecipeError(
+            f"report is {report!r}: expected a file in a folder or a bucket, not a folder"
+        )
     check_writable(uri.rpartition("/")[0] or "/", "the report")
     return uri
 
@@ -173,7 +175,9 @@ def _facts(evaluation: "Evaluation") -> dict[str, str]:
         "calibration error": f"{metrics.ece:.2%} (expected calibration error, 15 bins)",
         "images": f"{metrics.processed:,}, {len(metrics.unreadable):,} of them unreadable",
         "most confused": _confused(metrics, evaluation.release.classes),
-        "suspected labels": f"{metrics.label_error_count:,}" if metrics.label_error_count else "",
+        "suspected label errors": f"{metrics.label_error_count:,}"
+        if metrics.label_error_count
+        else "",
         "release": evaluation.release.uri,
         "data": evaluation.data,
     }

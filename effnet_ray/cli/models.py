@@ -157,7 +157,7 @@ def verify(flags: Verify, terminal: Terminal) -> dict[str, Any]:
     results: dict[str, list[str]] = {"verified": [], "aliases": [], "unfinished": []}
     results["unfinished"] = _unfinished(store, flags.model)
     for reference in results["unfinished"]:
-        terminal.print(f"… {reference} has no record yet: publishing again completes it")
+        terminal.print(f"… {reference} is unfinished: publish again to complete it")
     errors = []
     for kind, reference, check in _checks(store, flags.model):
         try:
@@ -223,7 +223,7 @@ def delete(flags: Delete, terminal: Terminal) -> dict[str, Any]:
     if deleted.best:
         terminal.print(f"'best' now points to v{deleted.best.version}")
     for alias in deleted.aliases:
-        terminal.print(f"alias {alias!r} has no target now: promote another version")
+        terminal.print(f"alias {alias!r} now points to the deleted version: promote another one")
     best = deleted.best.version if deleted.best else None
     return {"deleted": flags.model, "aliases": deleted.aliases, "best": best}
 
@@ -241,7 +241,10 @@ def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:
     result = flags.open().gc(flags.older_than * 3600)
     lines = [
         *(f"completed {release}" for release in result.finished),
-        *(f"deleted {release}: its files are incomplete" for release in result.buried),
+        *(
+            f"deleted {release}: its publish was interrupted and cannot be completed"
+            for release in result.buried
+        ),
         *(f"removed {uri}" for uri in result.removed),
         *([f"aborted {result.uploads} unfinished uploads"] if result.uploads else ()),
     ]

@@ -113,7 +113,7 @@ def _class_rows(classes: Sequence[str], report: "Report") -> Iterator[tuple[str,
             yield classes[index], _cells(report, [index])
         elif rank == half:
             between = by_size[half : len(by_size) - half]
-            yield f"… {len(between)} classes between", _cells(report, between)
+            yield f"… {len(between)} more classes", _cells(report, between)
     yield "all", _cells(report, by_size)
 
 
@@ -127,7 +127,7 @@ def _cells(report: "Report", classes: Sequence[int]) -> list[str]:
 
 
 def _facts(report: "Report", data: str) -> dict[str, str]:
-    """The lines below the table; lines about what did not occur are left out."""
+    """The lines below the table, without those about what did not occur."""
     quarantined = sum(report.quarantined.values())
     reasons = ", ".join(f"{count:,} × {text}" for text, count in _top(report.quarantined))
     facts = {
@@ -135,15 +135,15 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
         "height": "{0:,} to {2:,} px, median {1:,}".format(*report.height),
         "quarantined": quarantined and f"{quarantined:,} ({reasons}), see quarantine.parquet",
         "duplicates": report.duplicates
-        and f"{report.duplicates:,} images have an identical one; {report.moved:,} of them moved "
-        "to its split; see duplicates.parquet",
+        and f"{report.duplicates:,} images are identical to another one; {report.moved:,} of them "
+        "were moved to its split; see duplicates.parquet",
         "near duplicates": report.near_duplicates
-        and f"{report.near_duplicates:,} pairs across splits, see duplicates.parquet",
+        and f"{report.near_duplicates:,} pairs in different splits, see duplicates.parquet",
         "label conflicts": report.contradictions
         and f"{report.contradictions:,} pairs of identical images with different labels",
         "small classes": ", ".join(f"{name} ({count})" for name, count in report.tiny.items()),
         "data": data,
-        "next": f"python jobs/finetune.py --data {data} --variant b0",
+        "next": f"effnet-ray finetune --data {data} --variant b0",
     }
     return {name: text for name, text in facts.items() if isinstance(text, str) and text}
 

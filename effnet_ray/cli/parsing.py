@@ -1,6 +1,7 @@
 """Parses flags into dataclasses with tyro, and words their help."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -18,6 +19,8 @@ Flags = TypeVar("Flags")
 
 METAVARS = {int: "INT", float: "FLOAT", str: "STR", bool: "{True,False}"}
 """Names of the types of optional values in help."""
+LONG_FLOAT = re.compile(r"\d+\.\d{6,}")
+"""A float with more digits than anyone writes, such as 4/3; help shows two decimals of it."""
 
 
 def parse(flags: type[Flags], argv: Sequence[str], default: Flags | None = None) -> Flags:
@@ -92,7 +95,7 @@ def _default_hint(text: str) -> Callable[[str], str]:
     """Words the default of a flag; nothing if there is none, or if the text explains it."""
 
     def hint(default: str) -> str:
-        default = default.strip("'")
+        default = LONG_FLOAT.sub(lambda match: f"{float(match[0]):.2f}", default.strip("'"))
         no_value = default in ("", "None")
         explained = "default:" in text.lower() and (default == "False" or default in text)
         return "" if no_value or explained else f"(default: {default})"

@@ -52,13 +52,14 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = parse(Serve, argv, Serve(tyro.MISSING, store=default_store()))
     if not 0 < flags.follow_every <= DAY_S:
         raise RecipeError(
-            f"follow_every is {flags.follow_every:g} s: expected more than 0, at most {DAY_S}"
+            f"follow_every is {flags.follow_every:g} s: expected more than 0 and at most {DAY_S}"
         )
-    server, options = _import_server(), flags.serving
     from effnet_ray.release.load import load_release, release_uri
-    from effnet_ray.runtime import session
 
     uri = release_uri(flags.model, flags.store)
+    server, options = _import_server(), flags.serving  # takes seconds: a wrong name fails first
+    from effnet_ray.runtime import session
+
     load_release(uri, "")  # refuse a damaged release before Ray starts
     placement = Placement(workers=str(options.replicas), gpus_per_worker=options.gpus_per_replica)
     url = f"http://{options.host}:{options.port}/"
@@ -126,7 +127,7 @@ def _follow(
             if latest not in (uri, refused):
                 deploy(latest, flags.serving)
                 uri, refused, reported = latest, "", ""
-                terminal.print(f"{flags.model} is now {uri}: switched to it")
+                terminal.print(f"{flags.model} now points to {uri}: switched to it")
         except EffnetRayError as error:
             refused = refused if _may_pass(error) else latest
             if str(error) != reported:

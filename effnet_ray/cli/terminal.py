@@ -131,16 +131,20 @@ class Terminal:
             case events.StepDone():
                 self._show_step(event)
             case events.MicroBatchSplit():
-                self.print(f"out of memory: each micro-batch is now split into {event.parts}")
+                self.print(
+                    f"out of memory: each micro-batch is now split into {event.parts} parts"
+                )
             case events.EpochDone():
                 self._show_epoch(event)
             case events.ImagesQuarantined():
                 self._show_quarantined(event)
             case events.WorkerDied():
                 if not self._failed:  # else the job ends with the error
-                    self.print(f"workers died: {event.reason}")
+                    self.print(f"workers failed: {event.reason}")
             case events.Preempted():
-                self.print(f"a node is being preempted: saved at step {event.step}, continuing")
+                self.print(
+                    f"a node is being preempted: saved step {event.step}, training continues"
+                )
             case WaitingForWorkers():
                 duration = timedelta(seconds=round(event.seconds))
                 self.print(f"waiting for workers for {duration}: {event.reason}")
@@ -150,7 +154,7 @@ class Terminal:
     def _show_features(self, event: "ComputingFeatures") -> None:
         activity = "computing features"
         if self._activity != activity and event.done < event.images:
-            self.print(f"computing the backbone's features of {event.images:,} images, once")
+            self.print(f"computing and caching the backbone's features of {event.images:,} images")
         self._show_images(activity, "computed the features of", event.done, event.images)
 
     def _show_start(self, event: "WorkersStarted") -> None:
@@ -176,7 +180,7 @@ class Terminal:
         self.print(
             f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.4f}  "
             f"{_eval_text(report)}"
-            f"{event.images_per_s:,.1f} images/s  {event.seconds:.1f} s  "
+            f"{event.images_per_s:>8,.1f} images/s  {event.seconds:>6.1f} s  "
             f"(waited {event.data_wait_s:.1f} s for data)"
         )
         if report.skipped:
@@ -187,7 +191,7 @@ class Terminal:
         for image, reason in images[:MAX_NAMED_IMAGES]:
             self.print(f"quarantined image {image}: {reason}")
         if len(images) > MAX_NAMED_IMAGES:
-            self.print(f"… and {len(images) - MAX_NAMED_IMAGES} more, in the run's quarantine/")
+            self.print(f"… and {len(images) - MAX_NAMED_IMAGES} more: see the run's quarantine/")
 
 
 class Eta:

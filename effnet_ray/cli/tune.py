@@ -72,7 +72,9 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
     flags = parse_training(Tune, argv, SMALL, **small)
     if "variant" in explicit:
-        raise RecipeError("a sweep has several variants: give --variants b0,b1,…, not --variant")
+        raise RecipeError(
+            "a sweep takes several variants: pass --variants b0,b1,… instead of --variant"
+        )
     space = _search_space([*flags.space, *domains], explicit, flags)
     terminal = Terminal()
     data = flags.data_uri(terminal)
@@ -128,9 +130,7 @@ def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> di
     space = spaces.collect(entries)
     twice = sorted(explicit & set(space))
     if twice:
-        raise RecipeError(
-            f"{twice[0]} is given by a flag and in the search space: give one of the two"
-        )
+        raise RecipeError(f"{twice[0]} is set by a flag and searched: remove one of the two")
     return space
 
 

@@ -69,7 +69,7 @@ class SweepView:
         )
         if plan.finished_before:
             self._terminal.print(
-                f"{plan.finished_before} trials have finished earlier: not repeated"
+                f"{plan.finished_before} trials finished earlier and are not repeated"
             )
         if self._terminal.console.is_terminal:
             self._live.start()

@@ -29,7 +29,7 @@ def read_class_names(uri: str) -> tuple[str, ...]:
     names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     stripped = tuple(str(name).strip() for name in names if str(name).strip())
     if len(set(stripped)) < len(stripped):
-        raise DatasetError(f"{uri} has a class name twice: write each class on one line")
+        raise DatasetError(f"{uri} lists a class name twice: list each class once, one per line")
     return stripped
 
 

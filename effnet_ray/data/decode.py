@@ -87,7 +87,7 @@ def _decoder_errors() -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"it is no {', '.join(FORMATS)}") from error
+        raise ImageError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
     except Exception as error:
         raise ImageError(one_line(error)) from error
 

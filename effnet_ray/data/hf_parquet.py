@@ -32,12 +32,12 @@ def read_row_group(uri: str, group: int, label: str, footer: pq.FileMetaData) ->
     fits = label in table.schema.names and holds_images(table.schema)
     if not fits or not pa.types.is_integer(table.schema.field(label).type):
         raise DatasetError(
-            f"{uri} has no columns `image` {{bytes, path}} and {label!r} with integers: name the "
-            "label column with --label-column, or pack without --in-place"
+            f"{uri} does not have a column `image` {{bytes, path}} and an integer column "
+            f"{label!r}: set the label column with --label-column, or pack without --in-place"
         )
     images = column_values(table, "image")
     if any(not image or image["bytes"] is None for image in images):
-        raise DatasetError(f"{uri} has rows without an image's bytes: pack without --in-place")
+        raise DatasetError(f"{uri} has rows without image bytes: pack without --in-place")
     return pa.table(
         {
             "image": [{"bytes": i["bytes"], "path": i.get("path") or ""} for i in images],

@@ -113,7 +113,7 @@ def check_tiff_strips(image: TiffImagePlugin.TiffImageFile) -> None:
     rows = int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])  # `image.height` may be transposed
     last_row = max((tile.extents[3] for tile in image.tile if tile.extents), default=0)
     if last_row < rows:
-        raise ImageError(f"truncated: its strips hold {last_row} of {rows} rows")
+        raise ImageError(f"truncated: its strips contain {last_row} of {rows} rows")
 
 
 def check_png(data: bytes) -> None:
@@ -154,7 +154,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             raise ImageError("truncated: a PNG chunk ends after the file")
         kind = bytes(view[start + 4 : start + 8])
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ImageError(f"damaged: the CRC of PNG chunk {kind!r} differs")
+            raise ImageError(f"damaged: the CRC of PNG chunk {kind!r} does not match")
         yield kind, view[start + 8 : end]
         if kind == b"IEND":
             return

@@ -128,7 +128,7 @@ def load(data: str) -> Manifest:
     except NotFoundError as error:
         raise DatasetError(
             f"no data set at {data}: {NAME} is missing: create it with "
-            f"`python jobs/pack.py --source IMAGES --out {data}`"
+            f"`effnet-ray pack --source IMAGES --out {data}`"
         ) from error
     try:
         record = json.loads(raw)
@@ -178,8 +178,8 @@ def check_shards(manifest: Manifest, data: str, split: str = "") -> None:
             )
         if sizes[shard.path] != shard.bytes:
             raise DatasetError(
-                f"shard {shard.path} of {data} was altered: {sizes[shard.path]:,} bytes, the "
-                f"manifest says {shard.bytes:,}: restore it from a copy, or pack again"
+                f"shard {shard.path} of {data} was altered: it has {sizes[shard.path]:,} bytes, "
+                f"the manifest lists {shard.bytes:,}: restore it from a copy, or pack again"
             )
     packed = [shard for shard in shards if not shard.digests]
     if sum(shard.bytes for shard in packed) <= FULL_CHECK_BYTES:
@@ -191,8 +191,8 @@ def _check_digests(shards: list[Shard], data: str) -> None:
         raw = storage.read_bytes(storage.join(folder(data), shard.path))
         if hashlib.sha256(raw).hexdigest() != shard.sha256:
             raise DatasetError(
-                f"shard {shard.path} of {data} was altered: its SHA-256 is not the manifest's: "
-                "restore it from a copy, or pack again"
+                f"shard {shard.path} of {data} was altered: its SHA-256 does not match the "
+                "manifest: restore it from a copy, or pack again"
             )
 
 

@@ -83,7 +83,7 @@ class RowGroup:
         values = {name: self._table[name][row].as_py() for name in self._types}
         data: bytes | ImageError = values["image"]["bytes"]
         if hashlib.sha256(values["image"]["bytes"]).hexdigest() != values["digest"]:
-            data = ImageError("its bytes are not those that were packed (SHA-256 differs)")
+            data = ImageError("its bytes do not match the SHA-256 in the shard")
         return ImageRecord(
             values["id"], values["label"], values["image"]["path"], values["digest"], data
         )
@@ -107,7 +107,7 @@ class RowGroup:
         same = all(table[name].equals(verified[name]) for name in ("id", "label", "digest"))
         paths = [pc.struct_field(part["image"], "path") for part in (table, verified)]
         if not same or not paths[0].equals(paths[1]):
-            raise OSError("two reads differ")
+            raise OSError("two reads returned different bytes")
         return table
 
     def _read(self, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
@@ -133,21 +133,23 @@ class RowGroup:
         self._check_count(f"rows in row group {self._index}", table.num_rows, self._rows)
         if hf_parquet.digest(table) != self._shard.digests[self._index]:
             if not self._reread_done:
-                raise OSError("its digest is not the manifest's")
+                raise OSError("its digest does not match the manifest")
             table = table.set_column(2, "digest", pa.array([""] * len(table)))
         ids = pa.array(range(self._first_id, self._first_id + len(table)), pa.int64())
         return table.append_column("id", ids)
 
     def _check_schema(self, schema: pa.Schema) -> None:
         if schema.names != list(self._types):
-            raise OSError(f"its columns are {', '.join(schema.names)}")
+            raise OSError(
+                f"its columns are {', '.join(schema.names)}, expected {', '.join(self._types)}"
+            )
         if {field.name: field.type for field in schema} != self._types:
-            raise OSError("its columns have other types")
+            raise OSError("its columns have unexpected types")
 
     def _check_count(self, what: str, actual: int, expected: int) -> None:
         """Check a count against the manifest's; it may be larger if `limit` cut the manifest."""
         if actual < expected or (actual > expected and not self._limited):
             raise DatasetError(
-                f"shard {self._uri} has {actual:,} {what}, the manifest says {expected:,}: "
+                f"shard {self._uri} has {actual:,} {what}, the manifest lists {expected:,}: "
                 f"{REMEDY}"
             )

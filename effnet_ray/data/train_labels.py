@@ -45,14 +45,14 @@ def _read_shard(uri: str, name: str, shard: Shard, classes: int) -> npt.NDArray[
     if not pa.types.is_integer(column.type) or column.null_count or len(column) < shard.rows:
         raise DatasetError(
             f"{uri} has {len(column):,} labels of type {column.type} in {name!r}, "
-            f"{column.null_count:,} of them missing, but the manifest says {shard.rows:,} "
+            f"{column.null_count:,} of them missing, but the manifest lists {shard.rows:,} "
             f"integers: {remedy}"
         )
     labels: npt.NDArray[np.int64] = column.to_numpy()[: shard.rows].astype(np.int64)
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise DatasetError(
-            f"{uri} has the label {wrong[0]}, but the manifest has classes 0 to {classes - 1}: "
+            f"{uri} has the label {wrong[0]}, but the manifest lists classes 0 to {classes - 1}: "
             "pack again"
         )
     return labels

@@ -57,8 +57,8 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
     short, long = min(height, width), max(height, width)
     if size * size * long > MAX_PIXELS * short:
         raise ImageError(
-            f"too long and narrow: {width}×{height} px would have to be enlarged to {size} px on "
-            "the shorter side"
+            f"too long and narrow: {width}×{height} px, resized to {size} px on the shorter side, "
+            f"exceeds {MAX_PIXELS:,} px"
         )
     scaled = (size, int(size * long / short))
     target = scaled if width <= height else scaled[::-1]

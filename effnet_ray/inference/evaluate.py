@@ -41,7 +41,7 @@ from effnet_ray.runtime.inference_actors import (
     execute,
 )
 
-TASK_NAMES = {MULTICLASS: "one class each", MULTILABEL: "any number of classes"}
+TASK_NAMES = {MULTICLASS: "one class per image", MULTILABEL: "any number of classes per image"}
 
 Metrics = MulticlassMetrics | MultilabelMetrics
 
@@ -104,8 +104,9 @@ def _open_inputs(
     task = release.recipe.task or MULTICLASS
     if manifest.task != task:
         raise DatasetError(
-            f"{release.reference} was trained on images with {TASK_NAMES[task]}, but {data} has "
-            f"images with {TASK_NAMES[manifest.task]}: use such data, or a release trained on this"
+            f"{release.reference} was trained with {TASK_NAMES[task]}, but {data} has "
+            f"{TASK_NAMES[manifest.task]}: evaluate data of the release's task, or use a release "
+            "trained on this data"
         )
     if not manifest.images.get(split):
         available = ", ".join(name for name, images in manifest.images.items() if images)
@@ -138,8 +139,8 @@ def _check_metrics(release: LoadedRelease, metrics: Metrics, inputs: EvalInputs)
         )
     if not math.isfinite(metrics.loss):
         raise ReleaseError(
-            f"{release.reference} gives logits that are not finite for these images: use another "
-            "version"
+            f"{release.reference} returns NaN or infinite logits for these images: use "
+            "another version"
         )
 
 

@@ -84,7 +84,7 @@ def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
     convert, name = {"onnx": (_to_onnx, "model.onnx"), "torch": (_to_torch, "model.pt2")}[format]
     out = storage.absolute(out)
     if storage.exists(storage.join(out, RECORD)):
-        raise InputError(f"{out} has an export already: choose another --out, or delete it")
+        raise InputError(f"{out} already contains an export: choose another --out, or delete it")
     network = ExportedNetwork(release).eval()
     images = _synthetic_images(CHECK_BATCHES[-1], release.spec.resolution)
     with warnings.catch_warnings():
@@ -204,8 +204,8 @@ def _compare(network: ExportedNetwork, run_model: RunModel, release: LoadedRelea
             probability, expected_probability, atol=TOLERANCE
         ):
             raise ReleaseError(
-                f"the exported model of {release.reference} gives other outputs than the release "
-                f"(a logit differs by {difference:.2g}): nothing was written; report this with "
+                f"the outputs of the exported model differ from those of {release.reference} "
+                f"(a logit by {difference:.2g}): nothing was written; report this with "
                 "the versions of torch, onnx and onnxruntime"
             )
         largest = max(largest, difference)

@@ -54,7 +54,7 @@ class ServedRelease:
         classes, probabilities = top_k(logits, multilabel=self._scorer.multilabel, k=self.top)
         finite = logits.isfinite().all(1)
         not_finite = EvaluationError(
-            f"{self.release.reference} gives logits that are not finite numbers for this image: "
+            f"{self.release.reference} returns NaN or infinite logits for this image: "
             "serve another release"
         )
         return [

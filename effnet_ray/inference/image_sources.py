@@ -108,9 +108,7 @@ def find_images(uri: str, split: str = "") -> ImageSource:
     if uri.endswith(f"/{manifests.NAME}") or storage.exists(storage.join(uri, manifests.NAME)):
         return _packed_source(manifests.folder(uri), split)
     if split:
-        raise DatasetError(
-            f"{uri} is not a packed data set, and only those have splits: omit --split"
-        )
+        raise DatasetError(f"--split needs a packed data set, but {uri} is not one: omit --split")
     folder, sizes = _list_files(uri)
     image_files = [
         (path, size) for path, size in sizes.items() if path.lower().endswith(IMAGE_SUFFIXES)
@@ -127,7 +125,7 @@ def find_images(uri: str, split: str = "") -> ImageSource:
     if not units:
         raise DatasetError(
             f"no images at {uri} ({len(sizes)} files): expected "
-            f"{', '.join(DECODABLE_SUFFIXES)} files, a data set packed by `jobs/pack.py`, or "
+            f"{', '.join(DECODABLE_SUFFIXES)} files, a data set packed with `effnet-ray pack`, or "
             "Parquet with an image column"
         )
     return ImageSource(folder, tuple(units))
@@ -206,7 +204,10 @@ def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     for row, image in enumerate(images):
         image = image or {}
         name = "/".join(filter(None, (f"{unit.group}", f"{row}", image.get("path"))))
-        yield f"{unit.shard}#{name}", image.get("bytes") or ImageError("the row has no bytes")
+        yield (
+            f"{unit.shard}#{name}",
+            image.get("bytes") or ImageError("the row has no image bytes"),
+        )
 
 
 def _read_files(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
@@ -214,7 +215,9 @@ def _read_files(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
         path, size = file
         name = _as_text(path)
         if size > MAX_FILE_BYTES:
-            return name, ImageError(f"has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+            return name, ImageError(
+                f"the file has {size:,} bytes, expected at most {MAX_FILE_BYTES:,}"
+            )
         try:
             return name, storage.read_bytes(storage.join(source, path), size)
         except NotFoundError as error:

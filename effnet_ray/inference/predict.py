@@ -121,7 +121,8 @@ def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions,
     if existing != record:
         different = ", ".join(name for name in record if existing.get(name) != record[name])
         raise DatasetError(
-            f"{out} has predictions with another {different}: choose another --out, or delete them"
+            f"{out} has predictions made with other settings ({different}): choose another --out, "
+            "or delete them"
         )
 
 
@@ -173,12 +174,13 @@ def _finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResu
     if rows + quarantined != source.images:
         raise EvaluationError(
             f"{out} has {rows:,} rows and {quarantined:,} quarantined images, but {source.uri} "
-            f"has {source.images:,} images: it changed meanwhile; predict into another --out"
+            f"has {source.images:,} images: the source changed during the prediction: "
+            "predict again into another --out"
         )
     if not rows:
         raise DatasetError(
-            f"none of the {source.images:,} images of {source.uri} can be read: the reasons are "
-            f"in {quarantine}"
+            f"none of the {source.images:,} images of {source.uri} can be read: see the "
+            f"reasons in {quarantine}"
         )
     result = PredictResult(source.images, rows, quarantined, out)
     storage.write_bytes(storage.join(out, DONE), json.dumps(asdict(result), indent=1).encode())

@@ -74,7 +74,7 @@ class Replica:
             if not self._served:
                 raise
             # If this raised, Ray Serve would stop the replica and with it the current release.
-            logging.getLogger("ray.serve").error("%s: the previous release stays", error)
+            logging.getLogger("ray.serve").error("%s: still serving the previous release", error)
             kind = type(error) if isinstance(error, EffnetRayError) else EvaluationError
             self._load_error = kind(_last_chars(error))  # a copy, without the traceback's objects
 
@@ -95,7 +95,7 @@ class Replica:
             replica = serve.get_replica_context().replica_id.unique_id
             return JSONResponse({**served.description, "replica": replica})
         if request.method != "POST":
-            return _error_response(405, "expected POST with the bytes of an image, or GET")
+            return _error_response(405, "expected GET, or POST with the bytes of an image")
         answer = await self.predict(await request.body())
         if isinstance(answer, ImageError):
             message = f"the body is not a readable image ({answer}): send JPEG or PNG"

@@ -61,6 +61,6 @@ def check_compiler(*, on_gpu: bool) -> None:
     compilers = [os.environ[variable]] if os.environ.get(variable) else list(defaults)
     if not any(map(shutil.which, compilers)):
         raise ClusterError(
-            f"compile is True, and {' or '.join(compilers)} is not found on {platform.node()}: "
+            f"compile is True, but {' or '.join(compilers)} is not found on {platform.node()}: "
             "install a C++ compiler (g++), or use --compile False"
         )

@@ -82,13 +82,13 @@ def _resolve_release(uri: str, recipe: Recipe) -> Weights:
         raise  # storage did not answer, which says nothing about the release
     except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
-            f"weights {uri} are not a release of ours ({error}): give NAME@vN, or the URI of a "
-            "folder with model.safetensors and config.json"
+            f"weights {uri} are not a release ({error}): expected NAME@vN, or the URI of a folder "
+            "with model.safetensors and config.json"
         ) from error
     if architecture != recipe.variant_spec.architecture:
         raise WeightsError(
-            f"weights {uri} are a {architecture}, the recipe wants "
-            f"{recipe.variant_spec.architecture}: choose the variant of the release"
+            f"weights {uri} are for {architecture}, but --variant {recipe.variant} is "
+            f"{recipe.variant_spec.architecture}: pass the variant of the weights"
         )
     return Weights(uri, spec, names or None, outputs)
 
@@ -101,7 +101,7 @@ def _triple(values: Any) -> tuple[float, float, float]:
 def _outputs(config: dict[str, Any], names: tuple[str, ...]) -> int:
     outputs = int(config["num_classes"])
     if outputs < 1 or len(names) not in (0, outputs):
-        raise ValueError(f"num_classes is {outputs}, with {len(names)} label names")
+        raise ValueError(f"num_classes is {outputs}, but label_names has {len(names)} names")
     return outputs
 
 
@@ -136,7 +136,8 @@ def _from_release(uri: str) -> bytes:
         raise  # storage did not answer, which says nothing about the release
     except StorageError as error:
         raise WeightsError(
-            f"release {uri} has no weights ({error}): restore it from a copy, or use another one"
+            f"the weights of release {uri} cannot be read ({error}): restore it from a copy, or "
+            "use another release"
         ) from error
 
 
@@ -149,7 +150,7 @@ def _from_mirror(name: str, mirror: str) -> bytes:
     except StorageError as error:
         raise WeightsError(
             f"weights {name} are not in the mirror ({error}): put {name}.safetensors there, or "
-            "leave the mirror out to use the hub"
+            "omit --weights-mirror (and unset EFFNET_WEIGHTS) to use the hub"
         ) from error
 
 
@@ -179,7 +180,7 @@ def _check_reachable(url: str) -> None:
 def _fetch_error(name: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
-        f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that holds "
+        f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that contains "
         f"{name}.safetensors, or train from scratch with --weights none"
     )
 
@@ -190,7 +191,7 @@ def weights_source(weights: Weights, mirror: str | None) -> str:
     Raises WeightsError if they are not there.
     """
     if weights.name == "none":
-        return "none: from scratch"
+        return "none (training from scratch)"
     if "/" in weights.name:
         uri = storage.join(weights.name, layout.WEIGHTS)
     elif mirror:
@@ -198,19 +199,19 @@ def weights_source(weights: Weights, mirror: str | None) -> str:
     else:
         return _hub_source(weights.name)
     if not storage.exists(uri):
-        raise WeightsError(f"there are no weights at {uri}: put them there")
+        raise WeightsError(f"weights {uri} do not exist: check --weights and --weights-mirror")
     return uri
 
 
 def _hub_source(name: str) -> str:
     repository = f"{HUB_OWNER}/{name}"
     if _is_cached(repository):
-        return f"{name}, from the hub, already in its cache"
+        return f"{name}, from the hub (already in the local cache)"
     try:
         size = get_hf_file_metadata(hf_hub_url(repository, layout.WEIGHTS)).size or 0
     except Exception as error:  # as in `_from_hub`
         raise _fetch_error(name, error) from error
-    return f"{name}, from the hub, {size / 1e6:,.0f} MB"
+    return f"{name}, from the hub ({size / 1e6:,.0f} MB)"
 
 
 def _first_line(error: BaseException) -> str:

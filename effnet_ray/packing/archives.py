@@ -108,8 +108,8 @@ def _check_columns(job: ArchiveJob, schema: pa.Schema, names: Sequence[str]) -> 
     if missing or not hf_parquet.holds_images(schema):
         raise DatasetError(
             f"{job.uri} has the columns {', '.join(schema.names)}: expected `image` "
-            f"{{bytes, path}} and {', '.join(name for name in names if name != 'image')}; name "
-            "other columns with --label-column, --group-column or --split-column"
+            f"{{bytes, path}} and {', '.join(name for name in names if name != 'image')}; for "
+            "other column names use --label-column, --group-column or --split-column"
         )
 
 

@@ -93,14 +93,14 @@ def _group_by_split(source: str, paths: Sequence[str]) -> dict[str, list[str]]:
         split = split_of(path)
         if split is None:
             raise DatasetError(
-                f"{path} of {source} is not named by its split: rename it (train-…, "
+                f"the name of {path} in {source} does not start with a split: rename it (train-…, "
                 "validation-…, test-…), or pack without --in-place"
             )
         paths_of[split].append(path)
     if not paths_of["train"] or not paths_of["eval"]:
         raise DatasetError(
             f"{source} needs train-*.parquet and validation-*.parquet for --in-place: pack "
-            "without --in-place, which makes an eval split"
+            "without --in-place, which creates an eval split"
         )
     return {split: shard_paths for split, shard_paths in paths_of.items() if shard_paths}
 

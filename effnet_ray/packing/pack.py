@@ -60,7 +60,9 @@ def pack(
     source, out = storage.absolute(source), storage.absolute(out)
     if packing.in_place:
         if out != source:
-            raise DatasetError(f"--in-place leaves the shards where they are: use --out {source}")
+            raise DatasetError(
+                f"--in-place writes the manifest beside the existing shards: pass --out {source}"
+            )
         return in_place.write_manifest(source, packing, map_function)
     if out == source:
         raise DatasetError(f"--out {out} is the source itself: choose another folder")
@@ -105,7 +107,7 @@ def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
     if _comparable(made_from) == _comparable(defaults | existing.made_from):
         return existing
     raise DatasetError(
-        f"{out} holds another data set (from {existing.made_from.get('source', 'elsewhere')}, "
+        f"{out} contains another data set (from {existing.made_from.get('source', 'elsewhere')}, "
         f"seed {existing.made_from.get('seed', '?')}): choose another --out, or delete it first"
     )
 
@@ -131,8 +133,8 @@ def _prepare_folder(out: str, made_from: MadeFrom) -> None:
         foreign = [path for path in storage.sizes(out) if path.split("/")[0] in SPLITS]
         if foreign:
             raise DatasetError(
-                f"{out} contains files of another origin ({foreign[0]}): choose another --out, or "
-                "delete them"
+                f"{out} contains files that packing did not write ({foreign[0]}): choose "
+                "another --out, or delete them"
             )
     storage.write_bytes(uri, started)
 

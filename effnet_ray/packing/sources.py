@@ -114,13 +114,13 @@ def _refuse_table_flags(columns: SourceColumns, source: str) -> None:
     if columns.separator:
         raise DatasetError(
             f"{source} is a folder of class folders, where each image has one class: for --task "
-            "multilabel give a table, Parquet or WebDataset tars as --source"
+            "multilabel pass a table, Parquet or WebDataset tars as --source"
         )
     for flag in ("group_column", "split_column"):
         if getattr(columns, flag):
             raise DatasetError(
                 f"--{flag.replace('_', '-')} needs a table, but {source} is a folder of class "
-                "folders: give a CSV of paths and labels as --source"
+                "folders: pass a CSV of paths and labels as --source"
             )
 
 

@@ -56,7 +56,7 @@ def assign(
         images = int(sizes[units].sum())
         if 0 < len(units) <= len(missing):
             raise DatasetError(
-                f"class {name!r} has {images} images, too few for every split: add images or "
+                f"class {name!r} has {images} images, too few for all splits: add images or "
                 "remove the class"
             )
         for index, (target, fraction) in enumerate(missing.items()):
@@ -94,7 +94,7 @@ def strata(
     stratum[(units < min_units)[stratum]] = rest
     if 0 < np.count_nonzero(stratum[first] == rest) < min_units:
         stratum[stratum == rest] = int(units[:rest].argmax())
-    return stratum, (*classes, "images of rare classes or none")
+    return stratum, (*classes, "rare classes and images without a class")
 
 
 def _take(order: Ints, sizes: Ints, count: int, reserved: int) -> tuple[Ints, Ints]:

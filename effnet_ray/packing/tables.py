@@ -36,7 +36,7 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
     for name in filter(None, names.values()):
         if name not in rows.column_names:
             raise DatasetError(
-                f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: name the "
+                f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: set the "
                 "right one with --path-column, --label-column, --group-column or --split-column"
             )
     values = {key: _texts(rows, name) for key, name in names.items() if name and key != "label"}

@@ -84,7 +84,7 @@ def _check_versions() -> Finding:
             wrong.append(f"{machine.name}: {str(error).strip().splitlines()[-1]}")
             continue
         wrong += [
-            f"{machine.name} has {name} {installed[name]}, the driver has {expected[name]}"
+            f"{machine.name} has {name} {installed[name]}, but the driver has {expected[name]}"
             for name in expected
             if installed[name] != expected[name]
         ]
@@ -113,9 +113,13 @@ def _describe_workers(lease: ResourceRequest, placement: Placement, capacity: Ca
     low, high = placement.worker_range
     requested = lease.describe(high) if low == high else f"{low} to {lease.describe(high)}"
     if capacity.now >= high:
-        return f"{requested}: they fit on the machines that are running"
+        return f"{requested}: all fit on the running machines"
     if not capacity.machine_types:
-        tail = "what the autoscaler may launch is unknown" if math.isinf(capacity.maximum) else ""
+        tail = (
+            "the machines that the autoscaler can launch are unknown"
+            if math.isinf(capacity.maximum)
+            else ""
+        )
         return f"{requested}: {capacity.now:g} fit now{'; ' if tail else ''}{tail}"
     missing = high - capacity.now
     launches = []
@@ -153,7 +157,7 @@ def check_memory(recipe: Recipe, accelerator: str, share: float = 1) -> Finding:
     return Finding(
         check=check,
         ok=micro <= max_images,
-        found=f"{gigabytes:g} GB hold about {max_images:,} images of {size} px, {batch}",
+        found=f"about {max_images:,} images of {size} px fit into {gigabytes:g} GB, {batch}",
         do="lower --micro-batch, or choose another --accelerator" if micro > max_images else "",
     )
 

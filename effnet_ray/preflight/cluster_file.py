@@ -114,7 +114,7 @@ def _workers(config: Config) -> Iterator[Finding]:
     workers = [node for name, node in types.items() if name != config["head_node_type"]]
     min_total = sum(node.get("min_workers", 0) for node in workers)
     max_total, limit = sum(node.get("max_workers", 0) for node in workers), config["max_workers"]
-    numbers = f"{min_total} to {max_total} of {len(workers)} types, {limit} in total"
+    numbers = f"{min_total} to {max_total} of {len(workers)} types, at most {limit} in total"
     yield problem(
         "workers",
         numbers if min_total or max_total > limit or not workers else "",
@@ -149,8 +149,8 @@ def _region(provider: Config) -> Finding:
         for region in session.get_available_regions("ec2", partition)
     ]
     region = provider.get("region")
-    wrong = "" if region in regions else f"{region!r} is not a region of EC2"
-    return problem("region", wrong, str(region), "use a region of AWS, such as us-west-2")
+    wrong = "" if region in regions else f"{region!r} is not an EC2 region"
+    return problem("region", wrong, str(region), "use an AWS region, such as us-west-2")
 
 
 def _is_spot(node_type: Config) -> bool:
@@ -163,7 +163,7 @@ def _rule_violations(node: Config) -> Iterator[str]:
     if not node.get("InstanceType"):
         yield "no InstanceType"
     if not str(node.get("ImageId", "")).startswith(("ami-", "resolve:ssm:")):
-        yield "no ImageId: Ray's default is Ubuntu 18.04, on which torch does not run"
+        yield "no ImageId: Ray's default image is Ubuntu 18.04, on which torch does not run"
     if not node.get("IamInstanceProfile"):
         yield "no IamInstanceProfile: the machine has no access to the bucket"
     if (node.get("MetadataOptions") or {}).get("HttpTokens") != "required":

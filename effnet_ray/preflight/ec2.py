@@ -36,4 +36,4 @@ def _unknown_values(value: Any, shape: Any, name: str) -> Iterator[str]:
         for index, inner in enumerate(value):
             yield from _unknown_values(inner, shape.member, f"{name}[{index}]")
     elif getattr(shape, "enum", None) and value not in shape.enum:
-        yield f"{name} {value!r} is not a value that EC2 knows"
+        yield f"{name} {value!r} is not a valid value in EC2's API"

@@ -31,9 +31,7 @@ def check_publishable(uri: str, *, single_writer: bool) -> str:
     Raises StorageError.
     """
     result = check_writable(uri, "releases")
-    conditional.require_conditional_writes(
-        storage.absolute(uri), "releases", single_writer=single_writer
-    )
+    conditional.require_conditional_writes(storage.absolute(uri), single_writer=single_writer)
     return result + ("; single writer" if single_writer else "")
 
 
@@ -57,14 +55,14 @@ def check_credentials() -> Finding:
 def check_writable(uri: str, what: str) -> str:
     """Write an object below the URI, read it back and delete it; returns what was done.
 
-    Raises StorageError with `what` could not be stored there.
+    Raises StorageError, with `what` could not be stored there.
     """
     uri = storage.absolute(uri)
     probe = storage.join(uri, f".probe-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(probe, PROBE)
         if storage.read_bytes(probe) != PROBE:
-            raise StorageError(f"{probe} differs from what was written to it")
+            raise StorageError(f"{probe} returns other bytes than were written to it")
         storage.delete(probe)
     except StorageError as error:
         raise StorageError(f"{what} cannot be stored at {uri}: {error}") from error

@@ -67,8 +67,8 @@ class Scoring:
             return recorded or self._score(run_uri, release, manifest, limit)
         except EffnetRayError as error:
             raise type(error)(
-                f"the test split cannot be scored: {error}; or release without its score: "
-                "--no-test-split"
+                f"the test split cannot be scored: {error}; to release without a test score, "
+                "pass --no-test-split"
             ) from error
         finally:
             storage.delete(candidate)

@@ -54,7 +54,7 @@ def current(folder: ModelFolder, alias: str) -> Release:
     moves = history(folder, alias)
     if not moves:
         raise ReleaseError(
-            f"{folder.name}@{alias} is not in {folder.store}: it has {folder.describe_contents()}"
+            f"{folder.name}@{alias} is not in {folder.store}; it has: {folder.describe_contents()}"
         )
     return _moved_to(folder, alias, moves[-1])
 
@@ -69,8 +69,8 @@ def verify(folder: ModelFolder, alias: str) -> None:
     for before, move in zip([None, *moves], moves, strict=False):
         if move.previous != (before.version if before else None):
             raise ReleaseError(
-                f"{_uri(folder, alias)} lacks a move before the one of {move.when} to "
-                f"v{move.version}: {RESTORE}"
+                f"{_uri(folder, alias)}: the history is missing an entry before the move to "
+                f"v{move.version} at {move.when}: {RESTORE}"
             )
         if move.version in folder.versions:
             _moved_to(folder, alias, move)
@@ -84,13 +84,15 @@ def _moved_to(folder: ModelFolder, alias: str, move: Move) -> Release:
     if version not in folder.versions:
         reason = "was deleted" if version in folder.deleted else "does not exist"
         raise ReleaseError(
-            f"{folder.name}@{alias} points to v{version}, which {reason}: move it with "
-            f"`models.py promote` to one of {folder.describe_contents()}"
+            f"{folder.name}@{alias} points to v{version}, which {reason}: point it to another "
+            f"version with `effnet-ray models promote`; {folder.store} has: "
+            f"{folder.describe_contents()}"
         )
     if folder.record(version)["sha256"] != move.record:
         raise ReleaseError(
-            f"{folder.name}@v{version} is not the release that {alias!r} was moved to: restore "
-            "that version's folder from a backup, or promote another version"
+            f"{folder.name}@v{version} is not the release that {alias!r} was pointed to (the "
+            "SHA-256 of its record differs): restore that version's folder from a backup, or "
+            "promote another version"
         )
     return folder.release(version)
 
@@ -135,7 +137,7 @@ def _scores_after(folder: ModelFolder, version: int) -> dict[int, Score | None]:
     """The score of every undamaged release above this version."""
     scores = {}
     for later in (number for number in folder.versions if number > version):
-        with suppress(ReleaseError):  # damaged: `models.py verify` reports it
+        with suppress(ReleaseError):  # damaged: `models verify` reports it
             scores[later] = Score.of(folder.record(later))
     return scores
 
@@ -159,7 +161,7 @@ def _move(
             return None
         if objection and not force:
             raise ReleaseError(
-                f"{folder.name}@v{version} does not become {alias!r}: {objection}: choose another "
+                f"cannot point {alias!r} to {folder.name}@v{version}: {objection}: choose another "
                 "version, or pass --force"
             )
         restarted = stored is not None and not moves
@@ -188,12 +190,14 @@ def _parse_or_set_aside(
     except ReleaseError as error:
         if not force:
             raise ReleaseError(
-                f"{error}; or start a new history with `models.py promote --force`, which keeps "
-                "this one under another name"
+                f"{error}; or start a new history with `effnet-ray models promote --force`, "
+                "which keeps this one under another name"
             ) from error
         copy = f"{uri}.{local.content_etag(data)[:16]}.altered"
         storage.write_bytes(copy, data)
-        logger.warning("the altered history of %r is kept as %s: a new one starts", alias, copy)
+        logger.warning(
+            "the history of %r was altered: started a new one, kept it as %s", alias, copy
+        )
         return []
     return _parse(folder, alias, data)
 
@@ -234,9 +238,11 @@ def _objection(
     if not last or not held or storage.exists(folder.tombstone_uri(last.version)):
         return ""
     if score is None or score.metric != held.metric:
-        return f"it has no {held.metric.label}, and v{last.version} has {held}"
-    if score.value < held.value or (strictly and score.value == held.value):
-        return f"its {held.metric.label} is {score}, that of v{last.version} is {held}"
+        return f"it has no {held.metric.label} to compare with v{last.version}'s ({held})"
+    if score.value < held.value:
+        return f"its {held.metric.label} ({score}) is lower than v{last.version}'s ({held})"
+    if strictly and score.value == held.value:
+        return f"its {held.metric.label} ({score}) equals v{last.version}'s"
     return ""
 
 
@@ -257,9 +263,7 @@ def _parse(folder: ModelFolder, alias: str, data: bytes) -> list[Move]:
     try:
         moves = [from_dict(Move, move) for move in content["history"]]
     except (RecipeError, LookupError, TypeError, AttributeError) as error:
-        raise ReleaseError(
-            f"{uri} is not a valid history of an alias ({error}): {RESTORE}"
-        ) from error
+        raise ReleaseError(f"{uri} is not a valid alias history ({error}): {RESTORE}") from error
     if not moves or (content.get("name"), content.get("alias")) != (folder.name, alias):
         raise ReleaseError(f"{uri} is not the history of {folder.name}@{alias}: {RESTORE}")
     return moves

@@ -24,7 +24,7 @@ class Version:
     size: int = 0
     """Bytes of all its files."""
     damaged: str = ""
-    """What is wrong with its record. Only `models.py verify` checks its files."""
+    """What is wrong with its record. Only `models verify` checks its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -105,7 +105,7 @@ def _load(uri: str, files: "_Files") -> LoadedRelease:
     spec, classes = _input_spec(config), _class_names(config)
     if config["architecture"] != recipe.variant_spec.architecture:
         raise ValueError(
-            f"{CONFIG} is for {config['architecture']}, {RECIPE} for "
+            f"{CONFIG} is for {config['architecture']}, but {RECIPE} is for "
             f"{recipe.variant_spec.architecture}"
         )
     provenance = {name: value for name, value in files.record.items() if name != "files"}
@@ -132,7 +132,7 @@ def _as_release_error(uri: str) -> Iterator[None]:
     except INVALID_CONTENT as error:
         reason = one_line(error)[:300]
         raise ReleaseError(
-            f"{uri} is not a valid release ({reason}): publish it again, or use another"
+            f"{uri} is not a valid release ({reason}): publish it again, or use another release"
         ) from error
 
 
@@ -147,7 +147,7 @@ class _Files:
         size = self.record["sizes"].get(name, 0)
         max_bytes = MAX_BYTES.get(name, storage.RECORD_BYTES)
         if size > max_bytes:
-            raise ValueError(f"{name} has {size:,} bytes, at most {max_bytes:,} are expected")
+            raise ValueError(f"{name} has {size:,} bytes, expected at most {max_bytes:,}")
         return checksummed_json.read_file(self._uri, name, self.record)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _input_spec(config: Mapping[str, Any]) -> InputSpec:
         and min(spec.std) > 0
     )
     if not supported:
-        raise ValueError(f"{CONFIG} has an unsupported preprocessing: {data}")
+        raise ValueError(f"{CONFIG} has unsupported preprocessing: {data}")
     return spec
 
 
@@ -210,7 +210,8 @@ def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"label_names of {CONFIG} has a name that is not printable text")
     if len(set(names)) != len(names) or len(names) != config["num_classes"] or len(names) < 2:
         raise ValueError(
-            f"label_names of {CONFIG} are not {config['num_classes']} different names"
+            f"label_names of {CONFIG} has {len(names)} names ({len(set(names))} distinct), "
+            f"expected {config['num_classes']} distinct names, at least 2"
         )
     return tuple(names)
 
@@ -222,10 +223,10 @@ def _network(recipe: Recipe, spec: InputSpec, classes: int, weights: bytes) -> N
     heads = [tensor for name, tensor in tensors.items() if name == HEAD and tensor.dim()]
     outputs = len(heads[0]) if heads else 0
     if outputs != classes:
-        raise ValueError(f"{WEIGHTS} is for {outputs} classes, {CONFIG} names {classes}")
+        raise ValueError(f"{WEIGHTS} is for {outputs} classes, but {CONFIG} has {classes}")
     invalid = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if invalid:
-        raise ValueError(f"{invalid[0][:100]} of {WEIGHTS} has numbers that are not finite")
+        raise ValueError(f"{invalid[0][:100]} of {WEIGHTS} has NaN or infinite values")
     network = networks.build(recipe, spec, classes)
     expected = network.backbone.state_dict()
     invalid = sorted(tensors.keys() ^ expected.keys()) or [

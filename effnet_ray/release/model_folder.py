@@ -83,13 +83,13 @@ class ModelFolder:
         uri = self.release(version).uri
         record = read_record(uri)
         if (record.get("name"), record.get("version")) != (self.name, version):
-            raise ReleaseError(f"{uri} holds the release of another name or version: {RESTORE}")
+            raise ReleaseError(f"{uri} contains a release with another name or version: {RESTORE}")
         return record
 
     def describe_contents(self) -> str:
-        """The versions and aliases to choose from, for the end of a sentence."""
+        """The versions and aliases to choose from, separated by commas."""
         names = [f"v{version}" for version in self.versions] + self.aliases
-        return ", ".join(f"{self.name}@{name}" for name in names) or "no version of it"
+        return ", ".join(f"{self.name}@{name}" for name in names) or "no releases"
 
     def require(self, version: int) -> Release:
         """The release. Raises ReleaseError, listing what there is, if it does not exist."""
@@ -97,7 +97,7 @@ class ModelFolder:
             return self.release(version)
         reason = "was deleted from" if version in self.deleted else "is not in"
         raise ReleaseError(
-            f"{self.name}@v{version} {reason} {self.store}: it has {self.describe_contents()}"
+            f"{self.name}@v{version} {reason} {self.store}; it has: {self.describe_contents()}"
         )
 
     def _versions(self, pattern: re.Pattern[str]) -> set[int]:

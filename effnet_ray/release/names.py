@@ -40,8 +40,8 @@ def parse_reference(reference: str) -> Reference:
     name, at, suffix = reference.partition("@")
     if not NAME.fullmatch(name) or (at and not NAME.fullmatch(suffix)):
         raise ReleaseError(
-            f"{reference!r} is not a valid release: expected NAME@vN or NAME@ALIAS, as in "
-            "quickstart@v1"
+            f"{reference!r} is not a valid reference to a release: expected NAME@vN or "
+            "NAME@ALIAS, as in quickstart@v1"
         )
     version = VERSION.fullmatch(suffix)
     return Reference(name, int(version[1])) if version else Reference(name, alias=suffix)
@@ -53,7 +53,7 @@ def check_model_name(name: str) -> str:
 
 
 def check_alias_name(name: str) -> str:
-    """Return the alias. Raises ReleaseError if it is no safe file name, or reads as a version."""
+    """Return the alias. Raises ReleaseError if it looks like a version or is no safe file name."""
     if VERSION.fullmatch(name):
-        raise ReleaseError(f"alias {name!r} would read as a version: choose another name")
+        raise ReleaseError(f"alias {name!r} looks like a version number: choose another name")
     return check_name(name, "an alias", ReleaseError)

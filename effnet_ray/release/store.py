@@ -79,10 +79,8 @@ class ModelStore:
         """List a model's folder. Raises ReleaseError if it is empty."""
         folder = list_model(self.uri, check_model_name(name))
         if not folder.files:
-            models = ", ".join(self.models()) or "none"
-            raise ReleaseError(
-                f"{name} is not in {self.uri}: it has no version of it; models there: {models}"
-            )
+            models = ", ".join(self.models()) or "no models"
+            raise ReleaseError(f"there is no model {name} in {self.uri}; it has: {models}")
         return folder
 
     def versions(self, name: str) -> list[int]:
@@ -109,8 +107,8 @@ class ModelStore:
             return folder, aliases.current(folder, parsed.alias).version
         if parsed.version is None:
             raise ReleaseError(
-                f"{reference!r} names no version (NAME@vN or NAME@ALIAS): {self.uri} has "
-                f"{folder.describe_contents()}"
+                f"{reference!r} has no version: expected NAME@vN or NAME@ALIAS; "
+                f"{self.uri} has: {folder.describe_contents()}"
             )
         return folder, folder.require(parsed.version).version
 
@@ -138,7 +136,7 @@ class ModelStore:
         self._require_conditional_writes()
         parsed = parse_reference(reference)
         if parsed.version is None:
-            raise ReleaseError(f"{reference!r} names no version: expected NAME@vN, as in pets@v1")
+            raise ReleaseError(f"{reference!r} has no version: expected NAME@vN, as in pets@v1")
         folder = self.model_folder(parsed.name)
         referring = maintenance.delete(folder, parsed.version, force=force)
         move = aliases.update_best(list_model(self.uri, parsed.name))
@@ -158,9 +156,7 @@ class ModelStore:
         return result
 
     def _require_conditional_writes(self) -> None:
-        conditional.require_conditional_writes(
-            self.uri, "releases", single_writer=self.single_writer
-        )
+        conditional.require_conditional_writes(self.uri, single_writer=self.single_writer)
 
 
 def _try_update_best(folder: ModelFolder) -> None:

@@ -227,8 +227,8 @@ def check_reachable(uris: Sequence[str]) -> None:
     for uri in uris:
         if not storage.is_remote(uri) and len(nodes.alive_nodes()) > 1:
             raise ClusterError(
-                f"{uri} is a folder of one machine, but the cluster has "
-                f"{len(nodes.alive_nodes())} nodes: use an s3:// URI that all of them can reach"
+                f"{uri} is a local folder, but the cluster has "
+                f"{len(nodes.alive_nodes())} nodes: use an s3:// URI, which all of them can reach"
             )
 
 
@@ -246,11 +246,11 @@ def _check_capacity(request: ResourceRequest, workers: int) -> None:
     if workers <= capacity.maximum:
         return
     scaled_up = (
-        f"for {capacity.maximum:g} when scaled up"
+        f", or {capacity.maximum:g} when scaled up"
         if capacity.machine_types
-        else "its autoscaler can launch no machine for more"
+        else ", and its autoscaler cannot launch machines for more"
     )
     raise ClusterError(
         f"not enough resources for {request.describe(workers)}: this cluster has room for "
-        f"{capacity.now:g}, and {scaled_up}: lower --workers or --gpus-per-worker, or add machines"
+        f"{capacity.now:g}{scaled_up}: lower --workers or --gpus-per-worker, or add machines"
     )

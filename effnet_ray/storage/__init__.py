@@ -79,7 +79,7 @@ def write_bytes(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     if not exclusive:
         return backend_of(uri).write(uri, data)
     if exists(uri):
-        raise AlreadyExistsError(f"{uri} exists already")
+        raise AlreadyExistsError(f"{uri} already exists")
     return backend_of(uri).create(uri, data)
 
 

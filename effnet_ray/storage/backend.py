@@ -71,6 +71,6 @@ def check_size(uri: str, size: int, max_bytes: int | None) -> None:
     """Raise TooLargeError if the object has more bytes than it may have."""
     if max_bytes is not None and size > max_bytes:
         raise TooLargeError(
-            f"{uri} has {size:,} bytes, at most {max_bytes:,} were expected: it was altered; "
+            f"{uri} is larger than expected ({size:,} > {max_bytes:,} bytes) and may be corrupt: "
             "restore it from a copy"
         )

@@ -93,11 +93,11 @@ def check_files(record: dict[str, Any], uri: str, reserved: str) -> dict[str, An
     for name, digest in files.items():
         if not NAME.fullmatch(name) or name == reserved:
             raise ReleaseError(
-                f"{uri} lists {name!r}, which is not a file of its folder: do not use this release"
+                f"{uri} lists {name!r}, which is not a file in its folder: do not use it"
             )
         valid_digest = isinstance(digest, str) and DIGEST.fullmatch(digest)
         if not valid_digest or type(sizes[name]) is not int or sizes[name] < 0:
-            raise ReleaseError(f"{uri} has no valid digest and size of {name}: {RESTORE}")
+            raise ReleaseError(f"{uri} has no valid digest and size for {name}: {RESTORE}")
     return record
 
 
@@ -114,7 +114,7 @@ def read_file(folder: str, name: str, record: Mapping[str, Any]) -> bytes:
         raise _incomplete(uri, error) from error
     if len(data) != size or hashlib.sha256(data).hexdigest() != record["files"][name]:
         raise ReleaseError(
-            f"{name} of {folder} was altered: its SHA-256 is not the recorded one: {RESTORE}"
+            f"{name} of {folder} was altered: its SHA-256 does not match its record: {RESTORE}"
         )
     return data
 
@@ -123,4 +123,4 @@ def _incomplete(uri: str, error: StorageError) -> IncompleteReleaseError:
     """What to raise if a file is missing or too large; an outage stays a StorageError."""
     if isinstance(error, TooLargeError):
         return IncompleteReleaseError(f"{error}, or use another version")
-    return IncompleteReleaseError(f"{uri} is missing, so the release is incomplete: {RESTORE}")
+    return IncompleteReleaseError(f"{uri} is missing: {RESTORE}")

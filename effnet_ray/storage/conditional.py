@@ -54,17 +54,16 @@ def swap(uri: str, data: bytes, etag: str) -> None:
         storage.write_bytes(uri, data)
 
 
-def require_conditional_writes(uri: str, what: str, *, single_writer: bool) -> None:
+def require_conditional_writes(uri: str, *, single_writer: bool) -> None:
     """Raise StorageError if two concurrent writers could overwrite each other at the URI."""
     if single_writer:
         return
     problem = missing_guarantee(uri)
     if problem:
         raise StorageError(
-            f"{what} at {uri} cannot be shared: its server {problem}, so two publishers at the "
-            "same time could overwrite each other: use a server that honours If-None-Match and "
-            "If-Match, or pass --single-writer (or EFFNET_SINGLE_WRITER=1) if never two write "
-            "there at once"
+            f"{uri} does not support safe concurrent publishing (its server {problem}): use a "
+            "server that supports If-None-Match and If-Match, or, if only one job publishes at a "
+            "time, pass --single-writer (or set EFFNET_SINGLE_WRITER=1)"
         )
 
 
@@ -86,19 +85,19 @@ def _test_preconditions(key: str) -> str:
     create(key, b"first")
     try:
         create(key, b"second")
-        return "replaced an object by a create-only write"
+        return "ignores If-None-Match"
     except AlreadyExistsError:
         pass
     created = read(key)
     if created is None or created.data != b"first":
-        return "does not return what was written"
+        return "does not return the bytes that were written"
     try:
         swap(key, b"third", created.etag)
         swap(key, b"fourth", created.etag)
-        return "replaced an object that had changed"
+        return "ignores If-Match"
     except ConflictError:
         swapped = read(key)
         accepted = swapped is not None and swapped.data == b"third"
-        return "" if accepted else "refused a valid compare-and-swap"
+        return "" if accepted else "rejects a write with a valid If-Match"
     except UnsupportedError:
-        return "does not support compare-and-swap"
+        return "does not support If-Match"

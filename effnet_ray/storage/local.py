@@ -210,7 +210,7 @@ def _link(source: str, path: Path) -> None:
     try:
         os.link(source, path)
     except FileExistsError as error:
-        raise AlreadyExistsError(f"{path} exists already") from error
+        raise AlreadyExistsError(f"{path} already exists") from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -220,7 +220,7 @@ def create(uri: str, data: bytes) -> None:
         call(uri, "write", lambda fs: fs._pipe_file(uri, data, mode="create"), len(data))
     except ConflictError as error:
         if not _is_content(uri, data):
-            raise AlreadyExistsError(f"{uri} exists already") from error
+            raise AlreadyExistsError(f"{uri} already exists") from error
 
 
 def swap(uri: str, data: bytes, etag: str) -> None:

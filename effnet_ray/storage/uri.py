@@ -18,7 +18,7 @@ def is_remote(uri: str) -> bool:
     if f"{scheme}://" != _S3:
         raise StorageError(f"{uri} has the scheme {scheme}://: use s3://bucket/prefix or a path")
     if not rest.split("/")[0]:
-        raise StorageError(f"{uri} names no bucket: use s3://bucket/prefix")
+        raise StorageError(f"{uri} has no bucket: use s3://bucket/prefix")
     return True
 
 

@@ -34,14 +34,19 @@ class Objective:
                 f"objective {self.objective!r} is unknown: choose accuracy, accuracy-under or "
                 "cheapest"
             )
-        if bool(set_limits) != (self.objective == "accuracy-under"):
+        if self.objective == "accuracy-under" and not set_limits:
             raise RecipeError(
-                "--objective accuracy-under and its limits need each other: pass it together with "
-                "--max-params, --max-latency-ms or --max-cost"
+                "--objective accuracy-under needs at least one of --max-params, --max-latency-ms "
+                "and --max-cost"
+            )
+        if set_limits and self.objective != "accuracy-under":
+            raise RecipeError(
+                f"--max-params, --max-latency-ms and --max-cost do not apply to --objective "
+                f"{self.objective}: pass --objective accuracy-under"
             )
         if any(limit <= 0 for limit in set_limits) or self.within_points < 0:
             raise RecipeError(
-                "--max-params, --max-latency-ms and --max-cost must be above 0, "
+                "expected --max-params, --max-latency-ms and --max-cost above 0, and "
                 "--within-points 0 or more"
             )
 
@@ -60,6 +65,6 @@ class Objective:
             raise RecipeError(
                 "no variant of this sweep is within the limits: the cheapest has "
                 f"{least.params_m:.1f} M parameters, {least.gmacs:.2f} G multiply-adds and takes "
-                f"{least.latency_ms:.1f} ms: raise the limit, or list smaller --variants or "
-                "--image-size"
+                f"{least.latency_ms:.1f} ms: raise the limit, or choose smaller --variants or a "
+                "smaller --image-size"
             )

@@ -81,20 +81,26 @@ def summarize(
     best = choose(board, objective)
     if best is None:
         raise TrainingError(
-            f"sweep {sweep.name!r} has no model to choose: {_no_model_reason(ended, len(board))}"
+            f"sweep {sweep.name!r} has no best model: {_no_model_reason(ended, len(board))}"
         )
     return Outcome(sweep, uri, ended, board, pareto(board), best, objective, trained_seconds)
 
 
 def _no_model_reason(trials: Sequence[Trial], finished: int) -> str:
     if finished:
-        return f"{finished} trials finished, none within the limits: raise the objective's limits"
+        return (
+            f"none of its {finished} finished trials is within the limits: raise --max-params, "
+            "--max-latency-ms or --max-cost"
+        )
     failed = [trial for trial in trials if trial.state == sweep_record.FAILED]
     if failed:
         first = failed[0]
-        return f"{len(failed)} trials failed, the first one ({first.run}) because: {first.reason}"
+        return (
+            f"no trial finished, {len(failed)} failed; the first error, in run {first.run}: "
+            f"{first.reason}"
+        )
     states = ", ".join(f"{n} {state}" for state, n in counts(trials).items())
-    return f"no trial finished ({states}): raise --budget and choose another --name"
+    return f"no trial finished ({states}): run again with a higher --budget and another --name"
 
 
 def leaderboard(trials: Iterable[Trial], cost: Mapping[int, Cost]) -> list[LeaderboardRow]:

@@ -39,7 +39,7 @@ NOT_SEARCHABLE = {
     "variant": "list variants with --variants",
     "epochs": "--epochs is the length of every trial that is not stopped early",
     "seed": "--seed seeds the whole sweep",
-    "task": "it follows from the data set",
+    "task": "the data set determines it",
     "limit": "trials on different images cannot be compared",
 }
 """Fields that cannot be searched → what to do instead."""
@@ -116,7 +116,7 @@ def parse(domains: Mapping[str, Any]) -> Space:
     and an empty space.
     """
     if not domains:
-        raise RecipeError(f"the search space is empty: {EXPECTED} for a recipe's field")
+        raise RecipeError(f"the search space is empty: {EXPECTED} for at least one recipe field")
     return Space({name: _domain(name, text) for name, text in domains.items()})
 
 
@@ -131,7 +131,9 @@ def collect(entries: Iterable[str]) -> dict[str, Any]:
         new = {name.replace("-", "_"): domain} if equals else _read_file(entry)
         repeated = sorted(set(new) & set(domains))
         if repeated:
-            raise RecipeError(f"the search space has {repeated[0]} twice: give it once")
+            raise RecipeError(
+                f"the search space contains {repeated[0]} twice: remove one of the two"
+            )
         domains |= new
     return domains
 
@@ -173,7 +175,7 @@ def _validated(field: str, domain: Domain, text: Any) -> Domain:
     if kind not in ("log", "uniform", "int", "choice"):
         problem = EXPECTED
     elif kind == "choice" and len(set(map(repr, domain.choices))) < max(1, len(domain.choices)):
-        problem = "expected one choice or more, each once"
+        problem = "expected one or more choices, each at most once"
     elif not all(
         type(choice) in types | ({int} if float in types else set()) for choice in domain.choices
     ):
@@ -181,13 +183,13 @@ def _validated(field: str, domain: Domain, text: Any) -> Domain:
     elif kind in ("log", "uniform") and float not in types:
         problem = "the field takes whole numbers: expected int:LOW:HIGH or choice:A,B,…"
     elif kind == "int" and not {int, float} & types:
-        problem = "the field takes no numbers: expected choice:A,B,…"
+        problem = "the field is not a number: expected choice:A,B,…"
     elif kind != "choice" and not -math.inf < domain.low < domain.high < math.inf:
-        problem = "expected a low end below the high end"
+        problem = "expected LOW below HIGH"
     elif kind == "int" and domain.low % 1 + domain.high % 1:
         problem = "expected whole numbers"
     elif kind == "log" and domain.low <= 0:
-        problem = "expected a low end above 0"
+        problem = "expected LOW above 0"
     if problem:
         raise RecipeError(f"space of {field} is {text!r}: {problem}")
     return domain

@@ -114,8 +114,8 @@ def create(sweep: Sweep, uri: str) -> None:
         differences = _differences(json.loads(_json(sweep)), _read(record))
         if differences:
             raise RunExistsError(
-                f"sweep {sweep.name!r} exists with another {differences}: choose another --name, "
-                "or pass the recorded values"
+                f"sweep {sweep.name!r} exists with other settings: {differences}: choose another "
+                "--name, or pass the recorded values"
             ) from None
 
 

@@ -13,7 +13,7 @@ from effnet_ray.train.run_record import Result
 
 FAILURE = "failure"
 """Report key: why the trial was given up."""
-CRASHED = "its driver crashed more often than it may be restarted (killed, or out of memory?)"
+CRASHED = "its driver crashed too often to be restarted again (killed, or out of memory?)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,26 +106,27 @@ def _check(
     """Raises RecipeError for settings that a sweep does not support."""
     if not variants or len(set(variants)) < len(variants):
         raise RecipeError(
-            f"variants are {', '.join(variants) or 'empty'}: expected some of "
-            f"{', '.join(VARIANTS)}, each once"
+            f"variants is {','.join(variants)!r}: expected one or more of {', '.join(VARIANTS)}, "
+            "each at most once"
         )
     if recipe.patience or "patience" in space:
         raise RecipeError(
-            "patience is for single runs: a sweep stops trials early by ASHA; remove it"
+            "a sweep does not support patience: ASHA stops its trials early; remove the setting"
         )
     if recipe.eval_every > 1 or "eval_every" in space:
         raise RecipeError(
-            "eval_every is for single runs: a sweep compares trials at every epoch; remove it"
+            "a sweep does not support eval_every above 1: it compares trials after every epoch; "
+            "remove the setting"
         )
     if MULTILABEL in (recipe.task, manifest.task):
         raise RecipeError(
-            "task is multilabel: a sweep ranks trials by top-1 accuracy, which needs one class "
-            "per image; fine-tune single runs"
+            "a sweep does not support task multilabel: it ranks trials by top-1 accuracy, which "
+            "needs one class per image; use finetune instead"
         )
     if SYNC in (recipe.batchnorm, *str(space.get("batchnorm", "")).replace(":", ",").split(",")):
         raise RecipeError(
-            "batchnorm is sync: a sweep gives trials as many workers as there is room for; "
-            "choose train or frozen"
+            "a sweep does not support batchnorm sync: the number of workers per trial depends on "
+            "the cluster's free resources; choose train or frozen"
         )
     spaces.parse(space).check(recipe, variants)
 
@@ -272,9 +273,9 @@ def _schedule(
     rung = FIRST_RUNG * estimates[cheapest]
     if sweep.budget is not None and sweep.budget < rung:
         raise RecipeError(
-            f"a budget of {sweep.budget:,g} device-seconds is too small: one trial of {cheapest} "
-            f"needs {rung:,.1f} to reach the first rung, by timm's speed on an RTX 3090: raise "
-            "--budget, or lower --epochs or --image-size"
+            f"a budget of {sweep.budget:,g} device-seconds is too small: a trial of {cheapest} "
+            f"needs about {rung:,.1f} to reach ASHA's first rung (estimated from timm's speed on "
+            "an RTX 3090): raise --budget, or lower --epochs or --image-size"
         )
     return VariantSchedule(
         estimates,

@@ -207,7 +207,7 @@ def _as_tracker_error(address: str) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             raise TrackerError(
-                f"the MLflow server at {redact(address)} answers: {redact(error)}: set "
+                f"the MLflow server at {redact(address)} returns an error ({redact(error)}): set "
                 "MLFLOW_EXPERIMENT_ID to an experiment that exists, or unset it"
             ) from error
         raise TrackerError(

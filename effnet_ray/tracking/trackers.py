@@ -187,8 +187,8 @@ class TrackerThread:
         reason = redact(error)
         if run_ended:
             self._notify(
-                f"{self.name} lacks a part of the run ({reason}): run the same command again to "
-                "log what is missing"
+                f"{self.name} does not have the whole run ({reason}): run the same command again "
+                "to log the rest"
             )
         elif not self._failure_reported:
             self._failure_reported = True

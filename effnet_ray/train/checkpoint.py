@@ -184,7 +184,9 @@ def _optimizer_state(state: TrainState, tensors: dict[str, Tensor]) -> dict[str,
         parameter = parameters[int(index)]
         if tensor.dim():  # everything but a step counter
             if tensor.shape != parameter.shape:
-                raise ValueError(f"{key} is {list(tensor.shape)}, not {list(parameter.shape)}")
+                raise ValueError(
+                    f"{key} has shape {list(tensor.shape)}, expected {list(parameter.shape)}"
+                )
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         values.setdefault(int(index), {})[name] = tensor
     _check_complete(state.optimizer, set(values))
@@ -196,7 +198,7 @@ def _check_complete(optimizer: Optimizer, restored: set[int]) -> None:
     parts = [group[PART] for group in optimizer.param_groups for _ in group["params"]]
     head = {index for index, part in enumerate(parts) if part == max(parts)}
     if restored and restored not in (head, set(range(len(parts)))):
-        raise ValueError(f"moments of {len(restored)} of {len(parts)} parameters")
+        raise ValueError(f"it has optimizer state for {len(restored)} of {len(parts)} parameters")
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
@@ -226,7 +228,7 @@ def complete(checkpoints: str) -> Iterator[Checkpoint]:
             for file in checkpoint.files:
                 checkpoint.read(file)
         except CheckpointError as error:
-            logger.warning("skipping a checkpoint: %s", error)
+            logger.warning("skipped a checkpoint: %s", error)
             continue
         yield checkpoint
 

@@ -144,8 +144,8 @@ def _check_eval_images(
     _check_bad("eval", sums, sizes.eval_images, max_bad_fraction, allowed=1)
     if not torch.isfinite(sums.sums[0]):
         raise TrainingError(
-            f"the loss is not finite in the evaluation after step {step - 1}: lower --lr, or use "
-            "--audit and look at the images of that step"
+            f"the eval loss is not finite after step {step - 1}: lower --lr, or use --audit and "
+            "look at the images of that step"
         )
 
 
@@ -163,6 +163,6 @@ def _check_bad(
 def _check_count(epoch: int, split: str, sums: MetricSums, planned: int) -> None:
     if sums.images != planned:
         raise TrainingError(
-            f"epoch {epoch} used {sums.images:,} {split} images, but the plan has {planned:,}: "
-            "the data changed during the run, or this is a bug worth reporting"
+            f"epoch {epoch + 1} used {sums.images:,} {split} images, but {planned:,} were planned"
+            ": the data changed during the run; if it did not, report this as a bug"
         )

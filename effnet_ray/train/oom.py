@@ -62,8 +62,8 @@ def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
     micro_batch, size = recipe.micro_batch, recipe.image_size
     if _batchnorm_trains(recipe, phase):
         return TrainingError(
-            f"{micro_batch} images of {size} px do not fit into memory at once to train "
-            f"{recipe.variant}, and BatchNorm training needs a whole micro-batch at once: lower "
+            f"a micro-batch of {micro_batch} images of {size} px does not fit into memory to "
+            f"train {recipe.variant}, and cannot be split while BatchNorm is trained: lower "
             "--micro-batch, or use --batchnorm frozen"
         )
     return TrainingError(

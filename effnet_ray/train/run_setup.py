@@ -71,7 +71,7 @@ def check_sync(recipe: Recipe, placement: Placement) -> None:
     if recipe.batchnorm == SYNC and not fits:
         raise RecipeError(
             f"batchnorm is sync with {high} workers of {placement.gpus_per_worker} GPUs: expected "
-            f"one with a GPU for each micro-batch (--workers {recipe.lanes} --gpus-per-worker 1; "
+            f"one GPU worker for each micro-batch (--workers {recipe.lanes} --gpus-per-worker 1; "
             f"batch_size / micro_batch is {recipe.lanes}); or choose train or frozen"
         )
 

@@ -155,7 +155,9 @@ class PhaseTrainer:
         earlier = self.state.skipped
         self.state.skipped += 1
         if earlier >= self.recipe.max_skips:
-            repeated = f", as at the {earlier} before it" if earlier else ""
+            repeated = (
+                f", after {earlier} skipped step{'s' if earlier > 1 else ''}" if earlier else ""
+            )
             raise NonFiniteError(
                 f"the loss or its gradient is not finite at step {step}{repeated} "
                 f"({self.recipe.opt}, learning rate {rate:.2g}, {self.recipe.precision}): "
