@@ -8,7 +8,7 @@ UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TOR
 # Tests without Ray, file by file on up to four cores; those with Ray have the machine to themselves.
 PURE = $(BIN)/python -m pytest -q --durations=10 -n logical --maxprocesses 4 --dist loadfile -m "not ray and not long"
 
-.PHONY: quickstart sweep-demo setup test test-fast test-all docs-check lint lock
+.PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
 
 quickstart: setup
 	$(BIN)/python jobs/finetune.py --local --name quickstart
@@ -39,6 +39,10 @@ test-fast: setup
 
 test-all: lint
 	$(BIN)/python -m pytest -q -m ""
+
+# Breaks every law on purpose, in a copy, and shows that a test notices; without Ray.
+mutations: setup
+	$(BIN)/python tests/mutations.py
 
 # Also runs every laptop command of README.md and docs/, with small settings, in a temporary folder.
 docs-check: setup

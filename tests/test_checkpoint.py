@@ -11,11 +11,13 @@ from safetensors import safe_open
 from support.loop_worker import DIALS, FixedBatches, new_state, random_batch, settled
 from torch import Tensor
 
+from effnet_ray import storage
 from effnet_ray.errors import CheckpointError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train import checkpoint
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
+from effnet_ray.train.class_metrics import class_metrics
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss_scale import LossScale
@@ -96,6 +98,19 @@ def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: P
     assert same(state, trained)
     assert (state.step, state.history) == (7, [REPORT])
     assert torch.equal(state.train_sums.sums, trained.train_sums.sums)
+
+
+def test_nothing_of_a_runs_progress_is_lost(trained: TrainState, tmp_path: Path) -> None:
+    state = at(trained, 3, 0.5)
+    state.per_class, state.scale = class_metrics([[4, 5, 3, None]]), LossScale(512.0, 7)
+    state.device_s, state.skipped, state.micro_batch_splits = 2.5, 2, 4
+    write(state, tmp_path)
+    found, fresh = checkpoint.newest(str(tmp_path)), new_state(RECIPE)
+    unchanged = fresh.to_json()
+    assert found
+    found.load_into(fresh)
+    assert fresh.to_json() == state.to_json()
+    assert [name for name in unchanged if unchanged[name] == state.to_json()[name]] == []
 
 
 def test_a_snapshot_is_a_copy(trained: TrainState, tmp_path: Path) -> None:
@@ -246,6 +261,21 @@ def test_every_optimizer_is_resumed_to_the_bit(tmp_path: Path, opt: str) -> None
 
 
 # --- complete or absent
+
+
+def test_a_checkpoints_record_is_written_once_and_last(
+    trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, write_bytes = list[str](), storage.write_bytes
+
+    def recorded(uri: str, data: bytes) -> None:
+        order.append(Path(uri).name)
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", recorded)
+    uri = write(trained, tmp_path)
+    assert sorted(order) == sorted(path.name for path in uri.iterdir())
+    assert order[-1] == checkpoint.RECORD
 
 
 def test_a_checkpoint_without_its_record_is_not_seen(trained: TrainState, tmp_path: Path) -> None:

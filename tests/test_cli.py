@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from support.copies import copied
+from support.no_ray import no_ray
 from support.servers import s3_environment
 
-from effnet_ray import Recipe
+from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.cli.main import main
 from effnet_ray.cli.pack import pack_job
 from effnet_ray.data import manifest as manifests
+from effnet_ray.errors import DatasetError
 from effnet_ray.packing.pack import pack
 from effnet_ray.train import run_record
 
@@ -104,6 +106,15 @@ def test_one_class_is_refused(refused: Refused, packed: Path, tmp_path: Path) ->
     manifest = manifests.load(str(data))
     manifests.write(replace(manifest, classes=manifest.classes[:1]), str(data))
     assert "two or more" in refused("--data", str(data), "--weights", "none")
+
+
+def test_a_run_reads_its_data_set_before_it_asks_for_ray(packed: Path, tmp_path: Path) -> None:
+    data = copied(packed, tmp_path / "data")
+    (data / "eval" / "00000.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"eval/00000\.parquet .* is missing"):
+        finetune(
+            Recipe(weights="none"), Placement(), str(data), runs=str(tmp_path), connect=no_ray
+        )
 
 
 def test_a_name_that_another_recipe_has_is_refused(

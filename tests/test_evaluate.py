@@ -140,6 +140,12 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
     assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
 
 
+def test_images_are_preprocessed_as_the_release_says(named: LoadedRelease, packed: Path) -> None:
+    spec = replace(named.spec, crop=0.6, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    inputs = evaluating._open_inputs(replace(named, spec=spec), str(packed), "eval", False)
+    assert inputs.spec == spec != named.recipe.variant_spec.input_spec()
+
+
 def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: Path) -> None:
     figures = alone(named, packed)
     wrong = sum(images for *_, images in figures.confused_pairs)

@@ -1,9 +1,10 @@
 """The stream without Ray: every planned image once and in order, for any number of workers."""
 
 import itertools
+import json
 import queue
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import pytest
 from support.laws import RECIPE
 
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.chunks import Block, ChunkTask, Dataset
+from effnet_ray.data.chunks import BadImage, Block, ChunkTask, Dataset
 from effnet_ray.data.ray_executor import Window, run_windows
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.data.thread_executor import ThreadExecutor
@@ -107,6 +108,21 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_one(dataset: Dataset, first_s
         for one, other in zip(before, after, strict=True):
             assert np.array_equal(one.id, other.id) and np.array_equal(one.image, other.image)
             assert np.array_equal(one.label, other.label)
+
+
+def test_a_quarantined_image_has_weight_0_and_is_named(dataset: Dataset) -> None:
+    reason = json.dumps(asdict(BadImage("cat/1.jpg", "torn", "ab" * 32)))
+
+    def fifths_are_bad(dataset: Dataset, tasks: Iterator[ChunkTask]) -> Iterator[Block]:
+        for block in ThreadExecutor(1)(dataset, tasks):
+            bad = ["" if image % 5 else reason for image in block["id"]]
+            yield block | {"bad": np.asarray(bad, object)}
+
+    source = Stream(dataset, rank=0, workers=1, first_step=0, execute=fifths_are_bad)
+    for parts in itertools.chain(*read(dataset, source)):
+        for part in parts:
+            assert part.weight.tolist() == [float(image % 5 > 0) for image in part.id]
+            assert list(part.bad) == [image for image in part.id if image % 5 == 0]
 
 
 @pytest.mark.parametrize("first_step", [0, 25])

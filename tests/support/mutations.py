@@ -1,0 +1,223 @@
+"""The laws broken on purpose, one short change each, and the test that notices."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A change of one file that breaks a law."""
+
+    law: int
+    breaks: str
+    """What the changed code does, in a sentence."""
+    path: str
+    """The file, below effnet_ray."""
+    old: str
+    """Text that the file has exactly once."""
+    new: str
+    """What takes its place."""
+    test: str
+    """The test that must fail: its pytest id, below tests."""
+    ray: bool = False
+    """Whether the test starts Ray."""
+
+
+# fmt: off
+LAWS_OF_THE_PLAN = (
+    Mutation(1, "An epoch's last short batch is dropped.", "data/plan.py",
+        "return -(-self.images // self.batch_size)",
+        "return max(1, self.images // self.batch_size)",
+        "test_order.py::test_a_lane_holds_what_its_steps_use"),
+    Mutation(1, "Lanes are made equally long by using images twice.", "data/plan.py",
+        "rest // self.lanes + (lane < rest % self.lanes)",
+        "-(-rest // self.lanes)",
+        "test_order.py::test_lanes_fill_every_global_batch_and_only_the_last_is_short"),
+    Mutation(1, "A quarantined image keeps its weight.", "data/stream.py",
+        "[0.0 if bad else 1.0 for bad",
+        "[1.0 for bad",
+        "test_stream.py::test_a_quarantined_image_has_weight_0_and_is_named"),
+    Mutation(1, "The images of a skipped step are not counted.", "train/step.py",
+        "return sums.skipped()",
+        "return MetricSums.zero(trainer.device)",
+        "test_loop.py::test_a_few_steps_are_skipped_and_the_rest_are_taken"),
+    Mutation(2, "Neighbouring workers both evaluate a chunk.", "data/plan.py",
+        "list(range(rank, self.chunks, workers))",
+        "list(range(rank * self.chunks // workers, -(-(rank + 1) * self.chunks // workers)))",
+        "test_order.py::test_workers_share_all_eval_chunks"),
+    Mutation(2, "Metrics are the mean of the workers' means.", "train/metrics.py",
+        "return type(self)(sum_over_workers(self.sums.clone()))",
+        "total = sum_over_workers(self.sums.clone())\n"
+        "        means = sum_over_workers(self.sums[:3] / self.sums[3].clamp(min=1))\n"
+        "        total[:3] = means * total[3] / (dist.is_initialized() and dist.get_world_size() "
+        "or 1)\n"
+        "        return type(self)(total)",
+        "test_loop.py::test_an_evaluation_counts_every_image_once_on_any_number_of_workers"
+        "[frozen-2]"),
+    Mutation(2, "Images of weight 0 count in the metrics.", "train/metrics.py",
+        "(column.double() * weight).sum()",
+        "column.double().sum()",
+        "test_metrics.py::test_rows_of_weight_0_do_not_count_but_are_seen"),
+    Mutation(3, "Every process reads the row groups in another order.", "data/plan.py",
+        "np.random.default_rng([seed, epoch])",
+        'np.random.default_rng([seed, epoch, __import__("os").getpid()])',
+        "test_order.py::test_the_plan_of_a_seed_stays_what_it_is"
+        "[sizes0-0-64-16-0-0ad6cc24fcee5ce7]"),
+    Mutation(3, "Augmentation depends on the step that a run was resumed at.", "data/chunks.py",
+        "image_random(dataset.recipe.seed, task.view, record.id, use)",
+        "image_random(dataset.recipe.seed, task.view, record.id + task.skip_steps, use)",
+        "test_stream.py::test_a_resumed_stream_is_the_tail_of_the_whole_one[1]"),
+    Mutation(3, "Augmentation is seeded by the worker's rank.", "data/stream.py",
+        "view=phases.view_at(self._recipe, epoch),",
+        "view=epoch + 100 * self._lanes[0],",
+        "test_plain_laws.py::test_placement_is_not_a_hyper_parameter[2]"),
+    Mutation(3, "Packing shuffles differently each time.", "packing/splits.py",
+        "np.random.default_rng([seed, len(SPLITS), index])",
+        "np.random.default_rng()",
+        "test_pack.py::test_packing_twice_writes_the_same_bytes"),
+)
+
+LAWS_OF_TRAINING = (
+    Mutation(4, "The loss is divided by the worker's own number of images.", "train/step.py",
+        "return totals[:1], bool(totals[1])",
+        "return torch.tensor([readable]), bool(totals[1])",
+        "test_loop.py::test_the_first_gradients_are_as_long_on_any_number_of_workers[frozen-2]"),
+    Mutation(4, "Dropout is seeded by the worker's rank.", "train/step.py",
+        "torch.manual_seed(lane_seed(trainer.recipe.seed, step, lane.lane))",
+        "rank = dist.get_rank() if dist.is_initialized() else 0\n"
+        "    torch.manual_seed(lane_seed(trainer.recipe.seed, step, rank))",
+        "test_loop.py::test_what_is_dropped_depends_on_seed_step_and_lane_and_on_nothing_else"
+        "[dropout]"),
+    Mutation(4, "BatchNorm's statistics are those of the last lane.", "model/batchnorm.py",
+        "self._sum[:-1].add_(self._live, alpha=images)\n"
+        "        self._sum[-1] += images",
+        "self._sum[:-1].copy_(self._live * images)\n"
+        "        self._sum[-1] = images",
+        "test_network.py::"
+        "test_running_statistics_take_one_step_to_the_image_weighted_mean_of_the_lanes"),
+    Mutation(4, "The padding of an idle worker enters BatchNorm's statistics.", "train/step.py",
+        "statistics.end_lane(len(lane.label) if lane.lane >= 0 else 0)",
+        "statistics.end_lane(len(lane.label))",
+        "test_loop.py::test_running_statistics_are_the_same_on_any_number_of_workers[3]"),
+    Mutation(4, "A lane divided for lack of memory draws for each part.", "model/dropout.py",
+        "x.new_empty(max(self._lane_rows, len(x)), *shape)",
+        "x.new_empty(len(x), *shape)",
+        "test_memory.py::test_what_is_dropped_of_a_lane_does_not_depend_on_its_parts[False]"),
+    Mutation(5, "A resumed run begins its epoch anew.", "train/loop.py",
+        "for lanes in batches.train(step):",
+        "for lanes in batches.train(0):",
+        "test_checkpoint.py::test_resuming_equals_never_stopping[frozen-contiguous-4]"),
+    Mutation(5, "A resumed run goes on one step late.", "data/plan.py",
+        "[skip_steps * self.micro_batch :]",
+        "[(skip_steps + (skip_steps > 0)) * self.micro_batch :]",
+        "test_order.py::test_resuming_at_any_step_is_the_tail_of_never_stopping"),
+    Mutation(5, "A resumed run has no optimizer moments.", "train/checkpoint.py",
+        "state.optimizer.load_state_dict(_optimizer_state(state, optimizer))",
+        "_optimizer_state(state, optimizer)",
+        "test_checkpoint.py::test_resuming_equals_never_stopping[frozen-contiguous-1]"),
+    Mutation(5, "A resumed run's moving average begins anew.", "train/checkpoint.py",
+        "state.averaged.backbone.load_state_dict(load(self.read(AVERAGED)))",
+        "self.read(AVERAGED)",
+        "test_checkpoint.py::test_resuming_equals_never_stopping_with_every_dial_on[4]"),
+    Mutation(5, "A resumed run's loss scale begins anew.", "train/state.py",
+        'scale=from_dict(LossScale, record["scale"]),',
+        "scale=LossScale(),",
+        "test_checkpoint.py::test_resuming_equals_never_stopping_in_float16"),
+    Mutation(5, "A resumed run's learning-rate schedule begins anew.", "train/loop.py",
+        "rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)",
+        'taken = locals().get("taken", -1) + 1\n'
+        "            rate = learning_rate(recipe, taken, sizes.steps_per_epoch)",
+        "test_checkpoint.py::test_resuming_equals_never_stopping[frozen-contiguous-4]"),
+    Mutation(5, "Early stopping forgets the epochs before a resume.", "train/state.py",
+        'history=[from_dict(EpochReport, report) for report in record["history"]],',
+        "history=[],",
+        "test_checkpoint.py::test_resuming_equals_never_stopping[frozen-contiguous-4]"),
+    Mutation(5, "The count of steps skipped in a row is lost.", "train/state.py",
+        'skipped=record["skipped"],',
+        "skipped=0,",
+        "test_checkpoint.py::test_nothing_of_a_runs_progress_is_lost"),
+    Mutation(5, "Gradients of three workers are added in DDP's first order.", "train/step.py",
+        "accumulate_gradients(self, [self.empty_batch()], 0, torch.ones(1))",
+        "pass",
+        "test_plain_laws.py::"
+        "test_a_killed_run_resumes_bit_equal_and_times_what_it_did_itself[3]"),
+)
+
+LAWS_OF_RECORDS = (
+    Mutation(6, "A checkpoint's record is written before its files.", "train/checkpoint.py",
+        "    digests = {}\n",
+        "    early = {name: hashlib.sha256(save(t)).hexdigest() "
+        "for name, t in snapshot.tensors.items()}\n"
+        '    first = {"files": early, **snapshot.progress.to_json()}\n'
+        '    sealed = json.dumps({**first, "sha256": _digest(first)}).encode()\n'
+        "    storage.write_bytes(storage.join(uri, RECORD), sealed)\n"
+        "    digests = {}\n",
+        "test_checkpoint.py::test_a_checkpoints_record_is_written_once_and_last"),
+    Mutation(6, "The digest of a checkpoint's files is not compared.", "train/checkpoint.py",
+        "if hashlib.sha256(data).hexdigest() != self.files[name]:",
+        "if name not in self.files:",
+        "test_checkpoint.py::test_a_flipped_byte_is_said_and_the_one_before_is_used"
+        "[optimizer.safetensors]"),
+    Mutation(6, "A release's record is written before its files.", "release/publish.py",
+        '            for file in record["files"]:',
+        "            storage.write_bytes(record_uri(uri), claim)\n"
+        '            for file in record["files"]:',
+        "test_store_crash.py::"
+        "test_a_publisher_killed_at_any_step_leaves_no_partial_release_and_no_gap[disk-5]"),
+    Mutation(6, "A create-only write replaces what is there.", "storage/local.py",
+        "        if exclusive:\n",
+        "        if False:\n",
+        "test_storage.py::test_an_exclusive_write_never_replaces[disk]"),
+    Mutation(6, "The digest of a release's files is not compared.",
+        "storage/checksummed_json.py",
+        ' or hashlib.sha256(data).hexdigest() != record["files"][name]:',
+        ":",
+        "test_evaluate.py::test_a_release_that_was_altered_is_not_opened"
+        "[model.safetensors-was altered]"),
+    Mutation(7, "A release's recipe lacks the chosen micro-batch.", "publish/from_run.py",
+        "to_json(asdict(run.recipe))",
+        'to_json(asdict(run.recipe) | {"micro_batch": None})',
+        "test_plain_laws.py::test_a_released_recipe_run_again_gives_the_same_weights"),
+    Mutation(7, "`evaluate` preprocesses as the variant's weights expect.",
+        "inference/evaluate.py",
+        "spec=release.spec,",
+        "spec=release.recipe.variant_spec.input_spec(),",
+        "test_evaluate.py::test_images_are_preprocessed_as_the_release_says"),
+    Mutation(7, "`predict` does not crop.", "inference/predictor.py",
+        "            write_eval_view(data, spec, view)[1]",
+        "            write_eval_view("
+        "data, InputSpec(resolution=spec.resolution, crop=1.0), view)[1]",
+        "test_predict.py::test_a_prediction_is_made_by_the_released_preprocessing"),
+    Mutation(7, "The eval view ignores the weights' interpolation.", "data/views.py",
+        "_RESAMPLING[spec.interpolation]",
+        "Image.Resampling.BILINEAR",
+        "test_images.py::test_the_eval_view_is_timms_for_any_shape_and_spec"),
+    Mutation(7, "The network does not subtract the weights' mean.", "model/network.py",
+        "(images - self.mean) / self.std",
+        "images / self.std",
+        "test_network.py::"
+        "test_logits_are_those_of_timms_network_on_images_normalised_by_hand[ap]"),
+    Mutation(8, "The data set is read after Ray was asked for.", "train/finetune.py",
+        "    setup = set_up_run(",
+        "    (connect or _connect)(placement)\n    setup = set_up_run(",
+        "test_cli.py::test_a_run_reads_its_data_set_before_it_asks_for_ray"),
+    Mutation(8, "`evaluate` compares classes after Ray was asked for.", "inference/evaluate.py",
+        "    inputs = _open_inputs(",
+        "    (connect or partial(session.connect, local=False, verbose=False))(placement)\n"
+        "    inputs = _open_inputs(",
+        "test_evaluate.py::test_classes_that_the_release_does_not_know_are_named"),
+    Mutation(8, "Wrong flags end with the exit code of a failed run.", "errors.py",
+        "    exit_code = 2\n",
+        "    exit_code = 1\n",
+        "test_cli.py::test_impossible_flags_are_refused[flags3-at least 32 px]"),
+    Mutation(9, "A class may be left without train images.", "packing/splits.py",
+        "if 0 < len(units) <= len(missing):",
+        "if False:",
+        "test_splits.py::test_a_class_too_small_is_refused_by_name"),
+    Mutation(12, "Several labels per image get a softmax.", "inference/logits.py",
+        "return logits.sigmoid() if multilabel else logits.softmax(1)",
+        "return logits.softmax(1)",
+        "test_logits.py::test_torch_and_numpy_agree_on_probabilities[True]"),
+)
+# fmt: on
+
+MUTATIONS = (*LAWS_OF_THE_PLAN, *LAWS_OF_TRAINING, *LAWS_OF_RECORDS)
