@@ -425,7 +425,7 @@ def test_without_its_packages_a_tracker_says_what_to_install(
 
 def test_an_unknown_tracker_is_refused(refused: Callable[..., str], packed: Path) -> None:
     flags = ("--data", str(packed), "--tracker", "tensorboard", "--tracker", "wandb")
-    assert "tracker 'wandb': expected mlflow or tensorboard" in refused(*flags)
+    assert "tracker 'wandb' is unknown: expected mlflow or tensorboard" in refused(*flags)
 
 
 def test_the_check_looks_at_trackers(

@@ -9,7 +9,7 @@ from support.releases import released
 from effnet_ray.cli.models import models_job
 from effnet_ray.cli.predict import predict_job
 from effnet_ray.cli.serve import serve_job
-from effnet_ray.release.load import release_uri
+from effnet_ray.release.store import release_uri
 
 Refused = Callable[..., str]
 

@@ -90,9 +90,7 @@ def _report_uri(report: str) -> str:
     uri = storage.absolute(report)
     no_bucket = storage.is_remote(uri) and uri.count("/") < 3  # s3://FILE.html
     if no_bucket or Path(uri).is_dir():
-        raise RecipeError(
-            f"report is {report!r}: expected a file in a folder or a bucket, not a folder"
-        )
+        raise RecipeError(f"report is {report!r}: expected a file, such as s3://bucket/out.html")
     check_writable(uri.rpartition("/")[0] or "/", "the report")
     return uri
 

@@ -49,7 +49,7 @@ def print_histories(terminal: Terminal, histories: Mapping[str, Sequence[Move]])
     """Print the moves of each alias, the latest last."""
     if not histories:
         return
-    table = _table("alias", "version", "before", "eval", "when", "")
+    table = _table("alias", "version", "previous", "eval", "when", "")
     for alias, moves in histories.items():
         for move in moves:
             table.add_row(

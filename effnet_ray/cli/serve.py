@@ -54,10 +54,12 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(
             f"follow_every is {flags.follow_every:g} s: expected more than 0 and at most {DAY_S}"
         )
-    from effnet_ray.release.load import load_release, release_uri
+    from effnet_ray.release.store import release_uri
 
+    # First, because the other imports take seconds: a wrong name fails at once.
     uri = release_uri(flags.model, flags.store)
-    server, options = _import_server(), flags.serving  # takes seconds: a wrong name fails first
+    server, options = _import_server(), flags.serving
+    from effnet_ray.release.load import load_release
     from effnet_ray.runtime import session
 
     load_release(uri, "")  # refuse a damaged release before Ray starts
@@ -117,7 +119,7 @@ def _follow(
     A release that cannot be served is reported once, and the current one stays. It is tried again
     only if the reason may pass.
     """
-    from effnet_ray.release.load import release_uri
+    from effnet_ray.release.store import release_uri
 
     refused = reported = ""
     for _ in ticks:

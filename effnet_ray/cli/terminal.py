@@ -226,5 +226,5 @@ def _eval_text(report: "EpochReport") -> str:
     if report.eval_loss is None or report.score is None:
         return ""
     averaged = "(EMA)  " if report.averaged else ""
-    score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:.2%}"
+    score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:>6.2%}"
     return f"eval loss {report.eval_loss:.4f}  eval {score}  {averaged}"

@@ -174,7 +174,7 @@ def _finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResu
     if rows + quarantined != source.images:
         raise EvaluationError(
             f"{out} has {rows:,} rows and {quarantined:,} quarantined images, but {source.uri} "
-            f"has {source.images:,} images: the source changed during the prediction: "
+            f"has {source.images:,} images: the source changed during the prediction; "
             "predict again into another --out"
         )
     if not rows:

@@ -26,7 +26,7 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.release.layout import CONFIG, METRICS, RECIPE, WEIGHTS
 from effnet_ray.release.names import parse_reference
 from effnet_ray.release.record import read_record
-from effnet_ray.release.store import ModelStore
+from effnet_ray.release.store import release_uri
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.epoch_report import EpochReport
@@ -78,14 +78,6 @@ class LoadedRelease:
     """SHA-256 of the weights' file."""
     provenance: Mapping[str, Any]
     """release.json without `files`: run, data, fingerprint, …"""
-
-
-def release_uri(model: str, store: str) -> str:
-    """The folder's URI of `NAME@vN`, `NAME@ALIAS` or a URI. Raises ReleaseError."""
-    if "/" in model:
-        return storage.absolute(model)
-    folder, version = ModelStore(storage.absolute(store)).resolve(model)
-    return folder.release(version).uri
 
 
 def load_release(model: str, store: str) -> LoadedRelease:

@@ -159,6 +159,14 @@ class ModelStore:
         conditional.require_conditional_writes(self.uri, single_writer=self.single_writer)
 
 
+def release_uri(model: str, store: str) -> str:
+    """The folder's URI of `NAME@vN`, `NAME@ALIAS` or a URI. Raises ReleaseError."""
+    if "/" in model:
+        return storage.absolute(model)
+    folder, version = ModelStore(storage.absolute(store)).resolve(model)
+    return folder.release(version).uri
+
+
 def _try_update_best(folder: ModelFolder) -> None:
     """Update `best`, or log why it cannot be updated: publishing succeeds either way."""
     try:

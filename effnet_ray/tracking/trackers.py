@@ -26,7 +26,8 @@ def parse_trackers(flags: Iterable[str]) -> list[str]:
     names = [name for flag in flags for name in flag.split(",") if name]
     for name in names:
         if name not in TRACKERS:
-            raise RecipeError(f"tracker {name!r}: expected {' or '.join(TRACKERS)}, or both")
+            expected = " or ".join(TRACKERS)
+            raise RecipeError(f"tracker {name!r} is unknown: expected {expected}, or both")
     return list(dict.fromkeys(names))
 
 
