@@ -248,5 +248,7 @@ def test_a_machine_with_other_versions_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0].startswith("False versions: ") and "has timm 9.9, the driver has 1." in said[0]
+    assert (
+        said[0].startswith("False versions: ") and "has timm 9.9, but the driver has 1." in said[0]
+    )
     assert said[1].startswith("True workers: 2 workers with 1 CPU each: all fit on")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 def test_gpus_that_the_cluster_lacks_are_refused(cluster: None) -> None:
     says = (
         "not enough resources for 2 workers with 1 CPU and 1 GPU each: this cluster has room for "
-        "0, and its autoscaler can launch"
+        "0, and its autoscaler cannot launch"
     )
     with pytest.raises(ClusterError, match=says):
         session.request_resources(Placement(workers="2", gpus_per_worker=1), [])
