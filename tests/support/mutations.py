@@ -166,7 +166,7 @@ LAWS_OF_RECORDS = (
     Mutation(6, "A create-only write replaces what is there.", "storage/local.py",
         "        if exclusive:\n",
         "        if False:\n",
-        "test_storage.py::test_an_exclusive_write_never_replaces[disk]"),
+        "test_conditional.py::test_a_swap_needs_the_tag_of_what_is_there[disk]"),
     Mutation(6, "The digest of a release's files is not compared.",
         "storage/checksummed_json.py",
         ' or hashlib.sha256(data).hexdigest() != record["files"][name]:',
