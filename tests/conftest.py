@@ -1,5 +1,6 @@
 """What several test files share: S3 servers, photographs, a packed data set."""
 
+import functools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
+from support.faults import Proxy, proxy
 from support.laws import RECIPE
+from support.plain_run import PlainRun, plain_run
 from support.servers import fresh_bucket, moto_server, rclone_server, s3_environment
 from support.sources import files, write_hugging_face
 
@@ -22,7 +25,6 @@ from effnet_ray.cli.main import main
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.packing.sample import pack_sample
-from effnet_ray.train.run_record import Result
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before anybody imports it
 
@@ -135,17 +137,21 @@ def shards(photographs: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rclone_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bucket that Ray's workers can reach too."""
+def cluster_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy before an rclone server with the bucket s3://laws, for the workers of `cluster`."""
     folder = tmp_path_factory.mktemp("rclone")
     (folder / "laws").mkdir()
-    with rclone_server(folder) as endpoint, s3_environment(endpoint):
-        yield "s3://laws"
+    with (
+        rclone_server(folder) as endpoint,
+        proxy(endpoint) as running,
+        s3_environment(running.endpoint),
+    ):
+        yield running
 
 
 @pytest.fixture(scope="session")
-def cluster(rclone_bucket: str) -> Iterator[None]:
-    """The one Ray of the session. Its workers inherit S3's settings, so the bucket comes first."""
+def cluster(cluster_proxy: Proxy) -> Iterator[None]:
+    """The one Ray of the session. Its workers inherit S3's settings, so the proxy comes first."""
     import ray
 
     from effnet_ray.runtime import session
@@ -165,19 +171,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    cluster: None, digits: str, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Result]:
-    """The run with N workers that nothing disturbs; made once for each N."""
-    from effnet_ray import Placement, finetune
+    digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], PlainRun]:
+    """The run of RECIPE with N workers, in plain processes; made once for each N."""
+    folder = str(tmp_path_factory.mktemp("undisturbed"))
 
-    runs = str(tmp_path_factory.mktemp("undisturbed"))
-    made: dict[int, Result] = {}
-
-    def run(workers: int) -> Result:
-        if workers not in made:
-            placement = Placement(workers=str(workers), audit=True, checkpoint_every=2)
-            made[workers] = finetune(RECIPE, placement, digits, runs=runs, name=f"w{workers}")
-        return made[workers]
+    @functools.cache
+    def run(workers: int) -> PlainRun:
+        return plain_run(RECIPE, digits, folder, f"w{workers}", workers=workers)
 
     return run
 

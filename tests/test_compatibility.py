@@ -28,6 +28,10 @@ from support.contract import (
     parsed,
     unpacked,
 )
+from support.plain_run import plain_run
+
+from effnet_ray import Placement
+from effnet_ray.train import run_record
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {"rel": 1e-3, "abs": 1e-3}
@@ -223,28 +227,24 @@ def test_a_cluster_file_is_checked_as_before() -> None:
     assert keys(found) == contract()["answers"]["check file"]
 
 
-# --- with Ray
-
-
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("run", "phase"), [("head-begun", "the head's"), ("all-begun", "the second")]
 )
 def test_an_unfinished_run_ends_as_it_would_have(
-    cluster: None, place: Path, said: dict[str, Any], tmp_path: Path, run: str, phase: str
+    place: Path, said: dict[str, Any], tmp_path: Path, run: str, phase: str
 ) -> None:
-    moved = copied(tmp_path, f"runs/{run}", "runs/features", "runs/weights")
-    runs = moved["runs"]
+    runs = copied(tmp_path, f"runs/{run}", "runs/features", "runs/weights")["runs"]
     features = files(runs / "features")
-    name = f"finetune, killed in {phase} phase"
-    found = answer(*alone(command(said, name, **moved, store=tmp_path / "store")))
-    told = said["answers"][name]
-    assert found["resumed_from_step"] == 8
+    recorded = run_record.load(str(runs / run))
+    assert recorded is not None
+    placement = Placement(workers="1", audit=True, checkpoint_every=2, max_bad_fraction=0.2)
+    ended = plain_run(recorded.recipe, recorded.data, str(runs), run, placement=placement)
+    assert ended.finished.resumed_from_step == 8
     assert files(runs / "features") == features  # kept, and not computed again
     same(history(runs / run), said["history"][run])
+    told = said["answers"][f"finetune, killed in {phase} phase"]
     for figure in ("eval_top1", "eval_top5", "eval_loss", "epochs", "steps", "quarantined"):
-        same(found[figure], told[figure])
-    assert found.keys() == told.keys()
+        same(getattr(ended.finished, figure), told[figure])
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -252,6 +252,9 @@ def history(run: Path) -> list[dict[str, Any]]:
     newest = max((run / "checkpoints").iterdir())
     told: list[dict[str, Any]] = json.loads((newest / "checkpoint.json").read_text())["history"]
     return told
+
+
+# --- with Ray
 
 
 @pytest.mark.ray
@@ -276,6 +279,7 @@ def test_a_new_run_and_its_release_have_the_same_records(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_an_interrupted_sweep_goes_on_and_has_the_same_records(
     place: Path, said: dict[str, Any], tmp_path: Path
 ) -> None:

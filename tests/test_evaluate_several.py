@@ -16,9 +16,10 @@ from support.copies import copied
 from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
 from support.no_ray import no_ray
 from support.pages import LONG, NASTY, Page, browser, measured
+from support.plain_run import plain_run
 from support.releases import released
 
-from effnet_ray import Placement, finetune, storage
+from effnet_ray import Placement, storage
 from effnet_ray.cli.evaluate import evaluate_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block
@@ -165,7 +166,7 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     cluster: object, coloured: str, tmp_path: Path
 ) -> None:
     recipe = replace(SMALL, limit=None, epochs=1)
-    result = finetune(recipe, Placement(workers="2"), coloured, runs=str(tmp_path), name="run")
+    result = plain_run(recipe, coloured, str(tmp_path), "run", workers=2).finished
     scoring = Scoring(coloured, Placement(workers="2"), lambda _: None)
     released = release_run(result, f"{tmp_path}/store", scoring=scoring)
     release = load_release(released.uri, "")

@@ -1,19 +1,16 @@
 """Object storage that fails now and then changes nothing; one that stays broken is told soon."""
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.faults import KINDS, QUICK, Faults, Proxy, proxy
-from support.jobs import answer, job
 from support.laws import RECIPE
-from support.runs import weights
 from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
@@ -23,8 +20,6 @@ from effnet_ray.errors import StorageError
 from effnet_ray.packing.pack import pack
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import retry
-from effnet_ray.train import run_record
-from effnet_ray.train.run_record import Result
 
 
 @pytest.fixture(scope="module")
@@ -214,24 +209,3 @@ def test_packing_through_faults_is_the_same_data_set(
     assert made.made >= 5
     assert manifest.fingerprint == pack(f"{bucket}/images", f"{bucket}/again").fingerprint
     assert sum(manifest.images.values()) == 24 and manifest.quarantined == 0
-
-
-@pytest.mark.ray
-def test_a_run_through_faults_ends_with_the_same_weights(
-    undisturbed: Callable[[int], Result], digits: str, moto: str, tmp_path: Path
-) -> None:
-    with proxy(moto) as through, s3_environment(through.endpoint):
-        bucket = fresh_bucket()
-        for path in storage.sizes(digits):
-            storage.upload(Path(digits) / path, f"{bucket}/data/{path}")
-        (tmp_path / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
-        through.faults = Faults(QUICK)
-        flags = ["--local", "--workers", "2", "--name", "faulty", "--checkpoint-every", "2"]
-        flags += ["--recipe", f"{tmp_path}/recipe.json", "--audit"]
-        flags += [f"--data={bucket}/data", f"--runs={bucket}/runs", f"--store={bucket}/store"]
-        answered = answer(job("finetune", *flags, HOME=str(tmp_path)))
-        assert through.faults.made >= 30
-        through.faults = Faults()
-        result = run_record.load_result(f"{bucket}/runs/faulty")
-        assert result is not None and answered["release"] == "faulty@v1"
-        assert weights(result) == weights(undisturbed(2))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.laws import RECIPE
 from support.loop_worker import random_batch
+from support.plain_run import plain_run
 
 from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests
@@ -27,6 +28,7 @@ from effnet_ray.model.network import build
 from effnet_ray.train import events
 from effnet_ray.train.feature_tasks import missing_shards, required_views
 from effnet_ray.train.run_record import Result
+from effnet_ray.train.run_setup import RunSetup, set_up_run
 
 HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
 """Two epochs of the head alone."""
@@ -295,14 +297,20 @@ def audit(result: Result) -> set[tuple[Any, ...]]:
 
 @pytest.mark.ray
 def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
-    go: Callable[..., tuple[Result, int]],
+    go: Callable[..., tuple[Result, int]], digits: str, tmp_path: Path, weights_mirror: str
 ) -> None:
+    """On Ray by features, which it computes; then in plain processes by them and by images."""
     cold, computed = go("cold", head_views=2)
     assert computed == 2 * 44 + 44
-    warm, again = go("warm", workers=3, head_views=2)
-    assert again == 0
-    off, none = go("off", head_views=2, head_cache=False)
-    assert none == 0
+    runs, recipe = str(tmp_path / "runs"), replace(HEAD, head_views=2)
+    placement = Placement(workers="3")
+    setup = set_up_run(recipe, placement, digits, runs, name="warm", mirror=weights_mirror)
+    assert isinstance(setup, RunSetup)
+    assert missing_shards(setup.job.dataset, retry_bad=True) == {}
+    warm = plain_run(recipe, digits, runs, "warm", workers=3, mirror=weights_mirror).finished
+    off = plain_run(
+        replace(recipe, head_cache=False), digits, runs, "off", workers=2, mirror=weights_mirror
+    ).finished
     assert audit(cold) == audit(warm) == audit(off)
     assert history(warm) == pytest.approx(history(cold), abs=1e-4)
     assert history(off) == pytest.approx(history(cold), abs=1e-3)
@@ -313,6 +321,7 @@ def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_an_image_that_could_not_be_read_is_looked_at_again_by_the_next_run(
     go: Callable[..., tuple[Result, int]],
     digits: str,

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from support.jobs import answer, job
 from support.laws import RECIPE, STEPS, await_step, train_workers
+from support.plain_run import PlainRun
 from support.runs import assert_once_each, audit, planned, weights
 
 from effnet_ray.train import run_record
-from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.ray
 
@@ -25,7 +25,7 @@ FLAGS = ["--local", "--workers", "2", "--audit", "--checkpoint-every", "2", "--n
 
 
 def test_resume_after_a_killed_driver_equals_never_stopping(
-    undisturbed: Callable[[int], Result], digits: str, tmp_path: Path
+    undisturbed: Callable[[int], PlainRun], digits: str, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(asdict(RECIPE)))
@@ -36,9 +36,9 @@ def test_resume_after_a_killed_driver_equals_never_stopping(
     assert 0 < answered["resumed_from_step"] < 2 * STEPS
     result = run_record.load_result(answered["run_uri"])
     assert result is not None
-    assert weights(result) == weights(undisturbed(2))
+    assert weights(result) == weights(undisturbed(2).finished)
     assert_once_each(result, planned(digits))
-    assert audit(result) == audit(undisturbed(2))
+    assert audit(result) == audit(undisturbed(2).finished)
     assert_the_contract_holds(answered, tmp_path)
     again = answer(job("finetune", *FLAGS, *where))
     assert again == answered  # reported, not redone

@@ -16,11 +16,12 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
 from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
+from support.plain_run import plain_run
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from effnet_ray import Placement, Recipe, finetune
+from effnet_ray import Placement, Recipe
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.data.feature_cache import FeatureRows
@@ -352,30 +353,27 @@ def history(result: Result) -> list[EpochReport]:
     return checkpoint.open_checkpoint(result.checkpoint).history
 
 
-@pytest.mark.ray
 def test_a_run_reports_the_same_mean_ap_on_1_and_2_workers(
-    cluster: object, coloured: str, tmp_path: Path, weights_mirror: str
+    coloured: str, tmp_path: Path, weights_mirror: str
 ) -> None:
-    recipe = replace(SMALL, weights="ns", lr=1e-4)  # its first epoch is the head's, by features
+    recipe = replace(SMALL, weights="ns", lr=1e-4, head_cache=False)
     one, two = (
-        finetune(recipe, Placement(workers=str(n)), coloured, runs=str(tmp_path), name=f"on-{n}",
-                 mirror=weights_mirror)
+        plain_run(recipe, coloured, str(tmp_path), f"on-{n}", workers=n, mirror=weights_mirror)
         for n in (1, 2)
-    )  # fmt: skip
-    assert one.eval_map and one.summary.startswith("eval mAP")
-    assert two.eval_map == pytest.approx(one.eval_map, abs=1e-4)
-    assert [h.train_loss for h in history(two)] == pytest.approx(
-        [h.train_loss for h in history(one)], abs=1e-4
+    )
+    assert one.finished.eval_map and one.finished.summary.startswith("eval mAP")
+    assert two.finished.eval_map == pytest.approx(one.finished.eval_map, abs=1e-4)
+    assert [h.train_loss for h in history(two.finished)] == pytest.approx(
+        [h.train_loss for h in history(one.finished)], abs=1e-4
     )
 
 
-@pytest.mark.ray
 def test_images_of_one_class_may_be_learnt_as_if_they_had_several(
-    cluster: object, digits: str, tmp_path: Path
+    digits: str, tmp_path: Path
 ) -> None:
     recipe = replace(SMALL, task="multilabel", epochs=1)
-    found = finetune(recipe, Placement(workers="2"), digits, runs=str(tmp_path), name="one")
-    assert found.eval_map and 0 < found.eval_map <= 1
+    result = plain_run(recipe, digits, str(tmp_path), "one", workers=2).finished
+    assert result.eval_map and 0 < result.eval_map <= 1
 
 
 def test_labels_of_one_class_are_not_read_from_lists(coloured: str) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from support.jobs import answer, job
 from support.loop_worker import CLASSES, new_state, settled
 from support.servers import free_port, fresh_bucket, mlflow_server, s3_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from effnet_ray import storage
+from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.tune import tune_job
 from effnet_ray.preflight import preflight
 from effnet_ray.publish.from_run import release_run
@@ -449,11 +449,22 @@ def test_passwords_are_not_told() -> None:
 
 
 @pytest.mark.ray
-def test_a_job_tells_both_of_a_run(digits: str, tmp_path: Path) -> None:
-    flags = ["--local", "--epochs", "2", "--limit", "64", "--data", digits, "--name", "tracked"]
+def test_a_job_tells_both_of_a_run(cluster: object, digits: str, tmp_path: Path) -> None:
+    flags = [
+        "--workers",
+        "2",
+        "--epochs",
+        "2",
+        "--limit",
+        "64",
+        "--data",
+        digits,
+        "--name",
+        "tracked",
+    ]
     flags += ["--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store", "--image-size", "32"]
     flags += ["--tracker", "mlflow", "--tracker", "tensorboard"]
-    told = answer(job("finetune", *flags))
+    told = finetune_job(flags)
     found = in_mlflow()
     assert found["eval_top1"][-1][0] == told["steps"] and len(found["train_loss"]) == 2
     events = f"{told['run_uri']}/tensorboard"
@@ -461,5 +472,5 @@ def test_a_job_tells_both_of_a_run(digits: str, tmp_path: Path) -> None:
     (version,) = versions("tracked")
     assert version.tags["effnet_ray.release"] == told["release"] == "tracked@v1"
     files = storage.sizes(events)
-    assert answer(job("finetune", *flags)) == told
+    assert finetune_job(flags) == told
     assert in_mlflow() == found and storage.sizes(events) == files

@@ -30,6 +30,7 @@ from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json
 
+PLACES = ("disk", "moto", "rclone")
 PATIENCE = 120.0
 """Seconds in which a server begins to serve."""
 
@@ -47,7 +48,7 @@ class Place:
         return f"{self.uri}/store"
 
 
-@pytest.fixture(params=["disk", "moto", "rclone"])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Each kind of storage in turn; on rclone this is the single writer, and says so."""
     if request.param == "disk":
@@ -161,6 +162,11 @@ def data(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(place, marks=[] if place == "moto" else pytest.mark.long) for place in PLACES],
+    indirect=True,
+)
 def test_a_release_is_judged_and_predicts_and_serves(
     place: Place, jobs: Jobs, release: LoadedRelease, data: Path
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.placement import Placement
 from effnet_ray.runtime.preemption import PreemptionWatch
-from effnet_ray.train.events import Event, Preempted, RunFailed
+from effnet_ray.train.events import Event, StepDone
 from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
 
@@ -80,9 +80,12 @@ class ActorChannel:
         self._actor = actor
 
     def post(self, event: Event) -> None:
-        """Send an event; waits until it has arrived if the worker may end after it."""
+        """Send an event; waits until it has arrived, except for the frequent `StepDone`.
+
+        A call that is still on its way is lost when the worker ends or is killed.
+        """
         sent = self._actor.post.remote(event)
-        if isinstance(event, (RunFailed, Preempted)):
+        if not isinstance(event, StepDone):
             ray.get(sent)
 
     def has_failed(self) -> bool:

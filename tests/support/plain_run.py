@@ -3,6 +3,7 @@
 Processes are forked from a server that has imported torch once, so a run starts in a moment.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.data.thread_executor import ThreadExecutor
+from effnet_ray.errors import InputError
 from effnet_ray.train import run_record
 from effnet_ray.train.events import Event, EventChannel, RunStarted
 from effnet_ray.train.run_monitor import RunMonitor
@@ -42,6 +44,12 @@ class PlainRun:
     result: Result | None
     """None for a run whose workers were killed."""
 
+    @property
+    def finished(self) -> Result:
+        """The result of a run that came to its end."""
+        assert self.result is not None
+        return self.result
+
 
 def plain_run(
     recipe: Recipe,
@@ -55,6 +63,8 @@ def plain_run(
     kill_after_steps: int | None = None,
 ) -> PlainRun:
     """Run or resume a run with so many worker processes, on one thread each.
+
+    Raises TrainingError if a worker ends the run.
 
     `kill_after_steps`: every worker kills itself (SIGKILL) after so many steps.
     """
@@ -140,14 +150,15 @@ def _work(
         steps += 1
         return False
 
-    run_worker(
-        job,
-        WorkerRank(rank, workers, torch.device("cpu")),
-        channel,
-        ThreadExecutor(2),
-        report=reports.append if rank == 0 else None,
-        should_stop=stop,
-    )
+    with contextlib.suppress(InputError):  # posted to the channel
+        run_worker(
+            job,
+            WorkerRank(rank, workers, torch.device("cpu")),
+            channel,
+            ThreadExecutor(2),
+            report=reports.append if rank == 0 else None,
+            should_stop=stop,
+        )
     sender.send((channel.take(), reports))
     sender.close()
     if workers > 1:
