@@ -13,9 +13,9 @@ from support.servers import s3_environment
 from effnet_ray import storage
 from effnet_ray.train import checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-EPOCHS = 12
+EPOCHS = 10
 DISTURBED = f"""
 from effnet_ray.train.finetune import start_event_channel
 nodes = machines(3)

@@ -61,7 +61,7 @@ cluster.shutdown()
 """
 
 
-def on_a_fleet(endpoint: str, script: str, timeout: float = 280) -> dict[str, Any]:
+def on_a_fleet(endpoint: str, script: str, timeout: float = 380) -> dict[str, Any]:
     """What a script tells at its end; it begins with PREAMBLE. Call it with S3 at hand."""
     with s3_environment(endpoint):
         bucket = fresh_bucket()
