@@ -53,7 +53,10 @@ def test_impossible_sweeps_are_refused(
             ["--gpus-per-worker", "1", "--workers", "64"],
             "this cluster has room for 0, and its autoscaler cannot launch",
         ),
-        (["--objective", "accuracy-under", "--max-params", "1"], "the cheapest has 4.0 M"),
+        (
+            ["--objective", "accuracy-under", "--max-params", "1", "--variants", "b0,b1"],
+            "the cheapest has 4.0 M",
+        ),
     ],
 )
 def test_what_this_cluster_can_never_give_is_refused_before_a_trial_begins(

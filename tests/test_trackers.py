@@ -462,7 +462,16 @@ def test_a_job_tells_both_of_a_run(cluster: object, digits: str, tmp_path: Path)
         "--name",
         "tracked",
     ]
-    flags += ["--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store", "--image-size", "32"]
+    flags += [
+        "--runs",
+        f"{tmp_path}/runs",
+        "--store",
+        f"{tmp_path}/store",
+        "--weights",
+        "none",
+        "--image-size",
+        "32",
+    ]
     flags += ["--tracker", "mlflow", "--tracker", "tensorboard"]
     told = finetune_job(flags)
     found = in_mlflow()
