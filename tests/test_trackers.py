@@ -450,28 +450,9 @@ def test_passwords_are_not_told() -> None:
 
 @pytest.mark.ray
 def test_a_job_tells_both_of_a_run(cluster: object, digits: str, tmp_path: Path) -> None:
-    flags = [
-        "--workers",
-        "2",
-        "--epochs",
-        "2",
-        "--limit",
-        "64",
-        "--data",
-        digits,
-        "--name",
-        "tracked",
-    ]
-    flags += [
-        "--runs",
-        f"{tmp_path}/runs",
-        "--store",
-        f"{tmp_path}/store",
-        "--weights",
-        "none",
-        "--image-size",
-        "32",
-    ]
+    flags = ["--workers", "2", "--epochs", "2", "--limit", "64", "--image-size", "32"]
+    flags += ["--data", digits, "--weights", "none", "--name", "tracked"]
+    flags += ["--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
     flags += ["--tracker", "mlflow", "--tracker", "tensorboard"]
     told = finetune_job(flags)
     found = in_mlflow()
