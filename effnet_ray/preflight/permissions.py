@@ -1,7 +1,5 @@
 """Checks that a job can write its runs and releases."""
 
-import os
-import uuid
 from collections.abc import Iterator
 
 import botocore.session
@@ -37,16 +35,21 @@ def check_publishable(uri: str, *, single_writer: bool) -> str:
 
 def check_credentials() -> Finding:
     """How S3 requests are signed. Never shows a key."""
+    from effnet_ray.storage import s3  # imports s3fs
+
+    check = "S3 credentials"
     try:
+        server = s3.endpoint() or "AWS"
         credentials = botocore.session.get_session().get_credentials()
         method, reason = (credentials.method if credentials else ""), "none found"
+    except StorageError as error:
+        return Finding(check=check, ok=False, found=str(error))
     except BotoCoreError as error:
         method, reason = "", str(error)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     return problem(
-        "S3 credentials",
+        check,
         "" if method else reason,
-        f"{method}, for {endpoint}",
+        f"{method}, for {server}",
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an instance "
         "role",
     )
@@ -58,7 +61,7 @@ def check_writable(uri: str, what: str) -> str:
     Raises StorageError, with `what` could not be stored there.
     """
     uri = storage.absolute(uri)
-    probe = storage.join(uri, f".probe-{uuid.uuid4().hex}")
+    probe = conditional.probe_uri(uri)
     try:
         storage.write_bytes(probe, PROBE)
         if storage.read_bytes(probe) != PROBE:

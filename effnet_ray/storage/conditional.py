@@ -19,7 +19,12 @@ from effnet_ray.errors import (
 from effnet_ray.storage.backend import Versioned
 
 PROBE_PREFIX = ".probe-"
-"""Names of the temporary folders of `missing_guarantee` start with this."""
+"""Names of `probe_uri` start with this."""
+
+
+def probe_uri(uri: str) -> str:
+    """A new URI below `uri` for what tests the storage and is deleted afterwards."""
+    return storage.join(uri, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
 
 
 def read(uri: str) -> Versioned | None:
@@ -74,7 +79,7 @@ def missing_guarantee(uri: str) -> str:
     Tested once per process, on a key that is deleted afterwards. Raises StorageError if the URI
     cannot be written.
     """
-    folder = storage.join(uri, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
+    folder = probe_uri(uri)
     try:
         return _test_preconditions(storage.join(folder, "key"))
     finally:
