@@ -15,6 +15,7 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.release import layout
 from effnet_ray.train import checkpoint
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.class_metrics import class_metrics
@@ -120,16 +121,16 @@ def test_a_snapshot_is_a_copy(trained: TrainState, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in state.network.parameters():
             parameter.add_(1)
-    assert all(torch.equal(taken.tensors[checkpoint.WEIGHTS][name], kept[name]) for name in kept)
+    assert all(torch.equal(taken.tensors[layout.WEIGHTS][name], kept[name]) for name in kept)
 
 
 def test_its_files_are_safetensors_and_json_only(trained: TrainState, tmp_path: Path) -> None:
     uri = write(trained, tmp_path)
     assert uri.name == "step-00000007"
-    names = {checkpoint.RECORD, checkpoint.WEIGHTS, checkpoint.OPTIMIZER}
+    names = {checkpoint.RECORD, layout.WEIGHTS, checkpoint.OPTIMIZER}
     assert {path.name for path in uri.iterdir()} == names
     assert json.loads((uri / checkpoint.RECORD).read_text())["step"] == 7
-    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+    for name in (layout.WEIGHTS, checkpoint.OPTIMIZER):
         with safe_open(str(uri / name), framework="pt") as file:
             assert list(file.keys())
 
@@ -289,7 +290,7 @@ def test_where_nothing_is_there_is_no_newest(tmp_path: Path) -> None:
     assert checkpoint.newest(str(tmp_path / "absent")) is None
 
 
-NAMES = (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.RECORD)
+NAMES = (layout.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.RECORD)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -328,7 +329,7 @@ def test_a_missing_file_is_said_and_the_one_before_is_used(
 def test_damage_after_it_was_found_is_refused(trained: TrainState, tmp_path: Path) -> None:
     uri = write(trained, tmp_path)
     found = checkpoint.open_checkpoint(str(uri))
-    flip(uri / checkpoint.WEIGHTS)
+    flip(uri / layout.WEIGHTS)
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
         found.load_into(new_state(RECIPE))
 

@@ -18,6 +18,7 @@ from support.runs import assert_once_each, audit, eval_images, losses, planned, 
 
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.errors import TrainingError
+from effnet_ray.release import layout
 from effnet_ray.train import checkpoint, events
 
 pytestmark = pytest.mark.ray
@@ -113,7 +114,7 @@ def test_a_run_that_explodes_goes_back_once_and_ends_in_one_sentence(
     assert "\n" not in sentence and len(starts) == 2
     for folder in storage.folders(str(tmp_path / "exploding/checkpoints")):
         kept = checkpoint.open_checkpoint(str(tmp_path / "exploding/checkpoints" / folder))
-        found = load(kept.read(checkpoint.WEIGHTS))
+        found = load(kept.read(layout.WEIGHTS))
         assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 

@@ -19,6 +19,7 @@ from support.runs import assert_once_each, audit, eval_images, losses, planned, 
 from effnet_ray import Placement, Recipe
 from effnet_ray.errors import TrainingError
 from effnet_ray.publish.from_run import release_run
+from effnet_ray.release import layout
 from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted
@@ -118,7 +119,7 @@ def test_a_released_recipe_run_again_gives_the_same_weights(
         recipe = from_dict(Recipe, json.loads((Path(release.uri) / "recipe.json").read_text()))
     assert released[0] == released[1] and recipe.micro_batch == 4 and recipe.head_epochs == 1
     metrics = json.loads((Path(release.uri) / "metrics.json").read_text())
-    file = checkpoint.AVERAGED if metrics["best"]["averaged"] else checkpoint.WEIGHTS
+    file = checkpoint.AVERAGED if metrics["best"]["averaged"] else layout.WEIGHTS
     assert released[1] == (Path(result.checkpoint) / file).read_bytes()
 
 

@@ -83,7 +83,7 @@ def _resolve_release(uri: str, recipe: Recipe) -> Weights:
     except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"weights {uri} are not a release ({error}): expected NAME@vN, or the URI of a folder "
-            "with model.safetensors and config.json"
+            f"with {layout.WEIGHTS} and {layout.CONFIG}"
         ) from error
     if architecture != recipe.variant_spec.architecture:
         raise WeightsError(

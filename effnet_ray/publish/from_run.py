@@ -86,9 +86,7 @@ def _read_run(result: Result) -> _FinishedRun:
     best_checkpoint = checkpoint.open_checkpoint(result.checkpoint)
     best_epoch = best(best_checkpoint.history)
     assert best_epoch is not None  # the best checkpoint was written after an evaluated epoch
-    weights = best_checkpoint.read(
-        checkpoint.AVERAGED if best_epoch.averaged else checkpoint.WEIGHTS
-    )
+    weights = best_checkpoint.read(checkpoint.AVERAGED if best_epoch.averaged else layout.WEIGHTS)
     last = storage.join(result.run_uri, run_record.CHECKPOINTS, checkpoint.folder(result.steps))
     history = checkpoint.open_checkpoint(last).history
     return _FinishedRun(run, history, best_checkpoint, best_epoch, weights)

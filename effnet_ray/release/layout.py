@@ -20,6 +20,7 @@ import re
 from effnet_ray.storage.names import NAME
 
 WEIGHTS = "model.safetensors"
+"""Weights under timm's parameter names: in a release, on the Hugging Face hub, in a checkpoint."""
 CONFIG = "config.json"
 RECIPE = "recipe.json"
 METRICS = "metrics.json"

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from effnet_ray import storage
 from effnet_ray.model import network as networks, optimizer as optimizers
 from effnet_ray.model.network import Network
+from effnet_ray.release.layout import WEIGHTS
 from effnet_ray.schema import from_dict
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.epoch_report import EpochReport
@@ -133,7 +134,7 @@ def initial_network(run: Run, weights_uri: str | None) -> Network:
     with TemporaryDirectory(prefix="effnet-weights-") as folder:
         file = None
         if weights_uri:
-            file = str(Path(folder) / "model.safetensors")
+            file = str(Path(folder) / WEIGHTS)
             storage.download(weights_uri, Path(file))
         return networks.build(
             run.recipe,

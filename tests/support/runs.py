@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
+from effnet_ray.release import layout
 from effnet_ray.train import checkpoint
 from effnet_ray.train.run_record import Result
 from support.laws import RECIPE, STEPS
@@ -31,7 +32,7 @@ def audit(result: Result) -> Audit:
 def weights(result: Result) -> str:
     """SHA-256 of the last checkpoint's weights."""
     folder = storage.join(result.run_uri, "checkpoints", checkpoint.folder(result.steps))
-    data = storage.read_bytes(storage.join(folder, checkpoint.WEIGHTS))
+    data = storage.read_bytes(storage.join(folder, layout.WEIGHTS))
     return hashlib.sha256(data).hexdigest()
 
 
