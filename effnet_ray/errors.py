@@ -140,6 +140,21 @@ class ControllerDiedError(TrainingError):
     """The process that controls a run's workers died."""
 
 
+MAX_QUOTED_CHARS = 300
+"""Characters quoted of another library's message: enough for its sentence, and at most four lines
+of a terminal. Arrow's and Ray's messages may have thousands."""
+
+
 def one_line(error: BaseException) -> str:
     """The error's text with all whitespace runs as single spaces; its type's name if empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def quote(error: BaseException) -> str:
+    """`one_line`, cut to its first MAX_QUOTED_CHARS characters."""
+    return one_line(error)[:MAX_QUOTED_CHARS]
+
+
+def quote_end(error: BaseException) -> str:
+    """`one_line`, cut to its last characters: there a message with a traceback has its cause."""
+    return one_line(error)[-MAX_QUOTED_CHARS:]

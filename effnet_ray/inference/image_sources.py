@@ -25,7 +25,7 @@ from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, one_line
+from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, quote
 from effnet_ray.storage import parquet
 
 MAX_FILE_BYTES = 200_000_000
@@ -34,8 +34,6 @@ UNIT_FILES = 64
 """Image files in a unit."""
 READ_THREADS = 16
 """Image files that one task reads at a time; reading is mostly waiting for storage."""
-MAX_REASON_CHARS = 200
-"""Characters of Arrow's message in an error."""
 
 ImageBytes = tuple[str, bytes | ImageError]
 """An image's path, and its bytes or why there are none."""
@@ -244,7 +242,6 @@ def _parquet_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        reason = one_line(error)[:MAX_REASON_CHARS]
         raise DatasetError(
-            f"{uri} is not readable Parquet ({reason}): replace it with an intact copy"
+            f"{uri} is not readable Parquet ({quote(error)}): replace it with an intact copy"
         ) from error

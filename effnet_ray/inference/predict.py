@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from effnet_ray import storage
 from effnet_ray.data.ray_executor import unwrap_errors
-from effnet_ray.errors import DatasetError, EvaluationError, one_line
+from effnet_ray.errors import DatasetError, EvaluationError, quote
 from effnet_ray.inference import image_sources
-from effnet_ray.inference.image_sources import MAX_REASON_CHARS, ImageSource
+from effnet_ray.inference.image_sources import ImageSource
 from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predictor import Part, Predictions, predict_parts
 from effnet_ray.placement import Placement
@@ -191,7 +191,6 @@ def _count_rows(uri: str) -> int:
     try:
         return int(parquet.read_footer(uri).num_rows)
     except pa.ArrowException as error:
-        reason = one_line(error)[:MAX_REASON_CHARS]
         raise DatasetError(
-            f"{uri} is damaged ({reason}): delete it and run the same command again"
+            f"{uri} is damaged ({quote(error)}): delete it and run the same command again"
         ) from error

@@ -32,13 +32,12 @@ from effnet_ray.errors import (
     ImageError,
     ReplicaStorageError,
     StorageError,
-    one_line,
+    quote_end,
 )
 from effnet_ray.inference import request_limit
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.load import load_release
-from effnet_ray.runtime.inference_actors import MAX_REASON_CHARS
 
 APP = "effnet_ray"
 PAUSES_S = (1.0, 4.0, 0.0)
@@ -76,7 +75,7 @@ class Replica:
             # If this raised, Ray Serve would stop the replica and with it the current release.
             logging.getLogger("ray.serve").error("%s: still serving the previous release", error)
             kind = type(error) if isinstance(error, EffnetRayError) else EvaluationError
-            self._load_error = kind(_last_chars(error))  # a copy, without the traceback's objects
+            self._load_error = kind(quote_end(error))  # a copy, without the traceback's objects
 
     async def status(self) -> ReplicaStatus:
         """What this replica serves, and why not the release requested last."""
@@ -133,7 +132,7 @@ def start(options: ServeOptions) -> None:
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()
         raise ClusterError(
-            f"cannot listen on {options.host}:{options.port} ({_last_chars(error)}): choose "
+            f"cannot listen on {options.host}:{options.port} ({quote_end(error)}): choose "
             "another --port"
         ) from error
 
@@ -152,7 +151,7 @@ def deploy(uri: str, options: ServeOptions) -> None:
             responses = _deploy_version(uri, options).broadcast("status")
             results = responses.results(timeout_s=STATUS_TIMEOUT_S, return_exceptions=True)
         except SERVE_ERRORS as error:
-            raise EvaluationError(f"{uri} cannot be served: {_last_chars(error)}") from error
+            raise EvaluationError(f"{uri} cannot be served: {quote_end(error)}") from error
         statuses = [result for result in results if not isinstance(result, Exception)]
         if [served for served, _ in statuses] == [uri] * options.replicas:
             return
@@ -194,10 +193,6 @@ def _deploy_version(uri: str, options: ServeOptions) -> DeploymentHandle[Any]:
     # (2.60 `serve/_private/client.py`); with an unchanged one it calls `reconfigure`.
     versioned = deployment.options(version="1", _internal=True)
     return serve.run(versioned.bind(options), name=APP, route_prefix="/")
-
-
-def _last_chars(error: BaseException) -> str:
-    return one_line(error)[-MAX_REASON_CHARS:]
 
 
 def stop() -> None:

@@ -19,7 +19,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from effnet_ray import storage
-from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, one_line
+from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, quote
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
@@ -122,9 +122,9 @@ def _as_release_error(uri: str) -> Iterator[None]:
     except (ReleaseError, StorageError):
         raise
     except INVALID_CONTENT as error:
-        reason = one_line(error)[:300]
         raise ReleaseError(
-            f"{uri} is not a valid release ({reason}): publish it again, or use another release"
+            f"{uri} is not a valid release ({quote(error)}): publish it again, or use another "
+            "release"
         ) from error
 
 

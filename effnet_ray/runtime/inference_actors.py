@@ -21,7 +21,7 @@ import torch
 
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.ray_executor import data_context
-from effnet_ray.errors import EvaluationError, one_line
+from effnet_ray.errors import EvaluationError, quote_end
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.runtime.actors import start_local_actor
@@ -34,8 +34,6 @@ MAX_BATCH = 64
 """Largest batch: the images that `pack` puts into a row group."""
 MAX_BLOCKS = 1000
 """Largest number of tasks of one execution: Ray Data plans all of them before the first."""
-MAX_REASON_CHARS = 300
-"""An error's message is cut to its last characters when it is passed on."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
 
@@ -183,7 +181,7 @@ def as_evaluation_error(action: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        reason = one_line(getattr(error, "cause", None) or error)[-MAX_REASON_CHARS:]
+        reason = quote_end(getattr(error, "cause", None) or error)
         raise EvaluationError(
             f"{action} failed ({type(error).__name__}: {reason}): run the same command again, "
             "with fewer --workers if memory ran out"

@@ -23,10 +23,9 @@ from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import EffnetRayError, TrainingError, one_line
+from effnet_ray.errors import EffnetRayError, TrainingError, quote_end
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
-    MAX_REASON_CHARS,
     ActorPool,
     MachineShare,
     batch_images,
@@ -70,7 +69,7 @@ def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EffnetRayError):
                 raise error.cause from None
-            reason = one_line(error.cause)[-MAX_REASON_CHARS:]
+            reason = quote_end(error.cause)
             raise TrainingError(
                 f"run {job.run.name!r} failed: its features cannot be computed "
                 f"({type(error.cause).__name__}: {reason}): run the same command again to "
