@@ -121,25 +121,27 @@ class TrainingFlags:
         return self.recipe
 
 
-Job = TypeVar("Job", bound=TrainingFlags)
+JobFlags = TypeVar("JobFlags", bound=TrainingFlags)
 
 
 def parse_training(
-    job: type[Job], argv: Sequence[str], local: Mapping[str, Any] = LOCAL, **defaults: Any
-) -> Job:
+    flags: type[JobFlags], argv: Sequence[str], local: Mapping[str, Any] = LOCAL, **defaults: Any
+) -> JobFlags:
     """Parse the flags of a training job.
 
     `local` are recipe defaults with `--local`; `defaults` are those of the job's own fields.
     The first pass finds the flags that change the recipe's defaults, the second one uses them.
     """
-    from_environment = job(placement=default_placement(), location=default_location(), **defaults)
-    first = parse(job, argv, from_environment)
+    from_environment = flags(
+        placement=default_placement(), location=default_location(), **defaults
+    )
+    first = parse(flags, argv, from_environment)
     if first.recipe_file:
         recipe = _read_recipe(first.recipe_file)
     else:
         settings = local if first.local else SAMPLE if not first.location.data else {}
         recipe = from_dict(Recipe, settings)
-    return parse(job, argv, replace(from_environment, recipe=recipe))
+    return parse(flags, argv, replace(from_environment, recipe=recipe))
 
 
 def _read_recipe(uri: str) -> Recipe:

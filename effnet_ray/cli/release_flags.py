@@ -74,11 +74,11 @@ class ReleaseFlags:
         return flags.connector(terminal, local=self.local, verbose=self.verbose)
 
 
-Job = TypeVar("Job", bound=ReleaseFlags)
+JobFlags = TypeVar("JobFlags", bound=ReleaseFlags)
 
 
-def defaults(job: type[Job], **options: Any) -> Job:
+def defaults(job_flags: type[JobFlags], **options: Any) -> JobFlags:
     """The job's flags as the environment sets them; `options` are its own fields."""
     placement = flags.default_placement()
     workers = WorkerFlags(workers=placement.workers, gpus_per_worker=placement.gpus_per_worker)
-    return job(model=tyro.MISSING, store=flags.default_store(), workers=workers, **options)
+    return job_flags(model=tyro.MISSING, store=flags.default_store(), workers=workers, **options)
