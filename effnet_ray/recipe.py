@@ -250,12 +250,8 @@ class Recipe:
         allowed = (m for m in divisors if smallest <= m <= largest)
         return max(allowed, default=divisors[smallest - 1])
 
-    def agrees_with(self, recorded: Self) -> bool:
-        """Whether every field set here has the same value in `recorded`, a resolved recipe."""
-        return not self.differences(recorded)
-
     def differences(self, recorded: Self) -> str:
-        """The fields that differ from `recorded`, in words; empty if there are none.
+        """The fields that differ from those of a resolved recipe, in words; empty if none does.
 
         A None that depends on weights or placement agrees with every recorded value; but a
         `limit` of None means all images.

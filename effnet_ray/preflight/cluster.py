@@ -37,17 +37,17 @@ def check_cluster(recipe: Recipe, placement: Placement, uris: Sequence[str]) -> 
     yield _check_versions()
     yield from _check_store_durability(uris[-1])
     try:
-        lease = session.request_resources(placement, uris[:-1])
+        request = session.request_resources(placement, uris[:-1])
     except ClusterError as error:
         yield Finding(check="workers", ok=False, found=str(error))
         return
-    capacity = nodes.worker_capacity(lease.resources_per_worker, lease.accelerators)
-    yield Finding(check="workers", ok=True, found=_describe_workers(lease, placement, capacity))
+    capacity = nodes.worker_capacity(request.resources_per_worker, request.accelerators)
+    yield Finding(check="workers", ok=True, found=_describe_workers(request, placement, capacity))
     if placement.gpus_per_worker:
         machines_with_room = [
             machine
             for machine in nodes.alive_nodes()
-            if machine.max_workers(lease.resources_per_worker)
+            if machine.max_workers(request.resources_per_worker)
         ]
         yield from _check_gpus(recipe, placement, [*machines_with_room, *capacity.machine_types])
 
@@ -108,10 +108,10 @@ def _check_store_durability(store: str) -> Iterator[Finding]:
         )
 
 
-def _describe_workers(lease: ResourceRequest, placement: Placement, capacity: Capacity) -> str:
+def _describe_workers(request: ResourceRequest, placement: Placement, capacity: Capacity) -> str:
     """Workers that fit now, and machines that the autoscaler would launch."""
     low, high = placement.worker_range
-    requested = lease.describe(high) if low == high else f"{low} to {lease.describe(high)}"
+    requested = request.describe(high) if low == high else f"{low} to {request.describe(high)}"
     if capacity.now >= high:
         return f"{requested}: all fit on the running machines"
     if not capacity.machine_types:
@@ -124,7 +124,7 @@ def _describe_workers(lease: ResourceRequest, placement: Placement, capacity: Ca
     missing = high - capacity.now
     launches = []
     for machine_type in capacity.machine_types:
-        per_machine = machine_type.max_workers(lease.resources_per_worker)
+        per_machine = machine_type.max_workers(request.resources_per_worker)
         count = min(machine_type.count, max(1, math.ceil(missing / per_machine)))
         launches.append(f"{count:g} {machine_type.name}")
     launched = " or ".join(launches)

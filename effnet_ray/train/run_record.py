@@ -137,11 +137,11 @@ def check_same(recorded: Run, recipe: Recipe, fingerprint: str) -> None:
             f"run {recorded.name!r} was recorded by another version of this package: choose "
             "another --name, or continue with that version"
         )
-    if not recipe.agrees_with(recorded.recipe):
+    differences = recipe.differences(recorded.recipe)
+    if differences:
         raise RunExistsError(
-            f"run {recorded.name!r} exists with another recipe: got "
-            f"{recipe.differences(recorded.recipe)}: choose another --name, or pass the "
-            "recorded values"
+            f"run {recorded.name!r} exists with another recipe: got {differences}: choose "
+            "another --name, or pass the recorded values"
         )
     if fingerprint != recorded.fingerprint:
         raise RunExistsError(
