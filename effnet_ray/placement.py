@@ -1,7 +1,7 @@
 """Placement: settings that decide only where and how fast a run executes.
 
 A change of these settings never changes a loss curve beyond floating-point noise; whatever does
-change it belongs to a Recipe.
+change it belongs to a Recipe. The docstrings of the fields are the help of the flags.
 """
 
 import math
@@ -18,55 +18,38 @@ MIN_PREFETCH_MB = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """Settings that decide only where and how fast a run executes."""
+class Workers:
+    """Workers and their hardware, for training and for using a release."""
 
     workers: str = "2"
-    """Training workers: N, or MIN:MAX to grow and shrink with the cluster (elastic training)."""
+    """Worker processes, each with a copy of the network: N, or MIN:MAX to grow and shrink with
+    the cluster (elastic training). Default: EFFNET_WORKERS, else 2."""
     gpus_per_worker: float = 0
-    """GPUs per worker: a whole number, or a share of one GPU. 0: train on CPUs."""
+    """GPUs per worker: a whole number, or a share of one GPU. 0: use CPUs. Default:
+    EFFNET_GPUS_PER_WORKER, else 0."""
     accelerator: str = ""
     """GPU types, as Ray names them: L4, L40S, A100, …; several separated by commas. Default:
     any."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints, in addition to one at the end of each epoch. 0: only at the end
-    of each epoch."""
-    keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep; the best one is always kept."""
-    max_failures: int = 3
-    """Maximum number of worker failures to recover from."""
     cores: int | None = None
-    """CPU cores per worker, including decoding. Default: the machine's cores, shared among this
-    run's workers on it."""
+    """CPU cores per worker, including decoding. On CPUs, evaluations and predictions with the
+    same value are bit-identical. Default: the machine's cores, shared among this run's workers on
+    it."""
     decode_tasks: int | None = None
     """Parallel image-decoding tasks per worker. Default: the machine's cores plus one, shared
     among its workers."""
     prefetch_mb: int | None = None
     """Prefetch buffer of decoded images per worker, MB, at least 16. Default: 320 for each decode
     task, or less if the object store is smaller."""
-    max_bad_fraction: float = 0.01
-    """Maximum share of unreadable images per split and epoch, 0 to 1. Above it the run fails, but
-    a single unreadable image is allowed. 0: fail at the first."""
-    audit: bool = False
-    """Record the images of each step, as Parquet files in the run's audit/ folder."""
 
     def __post_init__(self) -> None:
         self._check_workers()
-        checks: tuple[tuple[str, bool, str], ...] = (
-            ("checkpoint_every", self.checkpoint_every >= 0, "0 or more steps"),
-            ("keep_checkpoints", self.keep_checkpoints >= 1, "1 or more"),
-            ("max_failures", self.max_failures >= 0, "0 or more"),
-            ("cores", self.cores is None or self.cores >= 1, "1 or more"),
-            ("decode_tasks", self.decode_tasks is None or self.decode_tasks >= 1, "1 or more"),
-            (
-                "prefetch_mb",
-                self.prefetch_mb is None or self.prefetch_mb >= MIN_PREFETCH_MB,
-                f"{MIN_PREFETCH_MB} or more",
-            ),
-            ("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "0 to 1"),
-        )
-        for name, ok, expected in checks:
-            require(ok, name, getattr(self, name), expected)
+        self._check_at_least("cores", 1)
+        self._check_at_least("decode_tasks", 1)
+        self._check_at_least("prefetch_mb", MIN_PREFETCH_MB)
+
+    def _check_at_least(self, name: str, lowest: int) -> None:
+        value = getattr(self, name)
+        require(value is None or value >= lowest, name, value, f"{lowest} or more")
 
     def _check_workers(self) -> None:
         low, high = self.worker_range
@@ -111,3 +94,29 @@ class Placement:
         tasks = self.decode_tasks or max(1, (cores + 1) // workers)
         default_mb = min(PREFETCH_MB * tasks, store_mb / 2 / workers)
         return tasks, self.prefetch_mb or max(MIN_PREFETCH_MB, int(default_mb))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement(Workers):
+    """Settings that decide only where and how fast a training run executes."""
+
+    checkpoint_every: int = 0
+    """Steps between checkpoints, in addition to one at the end of each epoch. 0: only at the end
+    of each epoch."""
+    keep_checkpoints: int = 2
+    """Number of newest checkpoints to keep; the best one is always kept."""
+    max_failures: int = 3
+    """Maximum number of worker failures to recover from."""
+    max_bad_fraction: float = 0.01
+    """Maximum share of unreadable images per split and epoch, 0 to 1. Above it the run fails, but
+    a single unreadable image is allowed. 0: fail at the first."""
+    audit: bool = False
+    """Record the images of each step, as Parquet files in the run's audit/ folder."""
+
+    def __post_init__(self) -> None:
+        Workers.__post_init__(self)  # super() does not know the class that slots=True makes
+        self._check_at_least("checkpoint_every", 0)
+        self._check_at_least("keep_checkpoints", 1)
+        self._check_at_least("max_failures", 0)
+        bad = self.max_bad_fraction
+        require(0 <= bad <= 1, "max_bad_fraction", bad, "0 to 1")

@@ -99,11 +99,10 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
     """The evaluation; the terminal shows its progress."""
     from effnet_ray.inference.evaluate import evaluate
 
-    placement = flags.workers.placement
     return evaluate(
         flags.load(),
         flags.data or sample_data(terminal),
-        placement,
+        flags.placement,
         split=flags.split,
         examples=flags.examples,
         thumbnails=bool(flags.report),

@@ -132,9 +132,8 @@ def parse_training(
     `local` are recipe defaults with `--local`; `defaults` are those of the job's own fields.
     The first pass finds the flags that change the recipe's defaults, the second one uses them.
     """
-    from_environment = flags(
-        placement=default_placement(), location=default_location(), **defaults
-    )
+    placement = Placement(**placement_in_environment())
+    from_environment = flags(placement=placement, location=default_location(), **defaults)
     first = parse(flags, argv, from_environment)
     if first.recipe_file:
         recipe = _read_recipe(first.recipe_file)
@@ -155,8 +154,8 @@ def _read_recipe(uri: str) -> Recipe:
         ) from error
 
 
-def default_placement() -> Placement:
-    """The placement that EFFNET_WORKERS and EFFNET_GPUS_PER_WORKER set."""
+def placement_in_environment() -> dict[str, Any]:
+    """The placement's fields that EFFNET_WORKERS and EFFNET_GPUS_PER_WORKER set."""
     options: dict[str, Any] = {}
     if workers_in_environment():
         options["workers"] = os.environ["EFFNET_WORKERS"]
@@ -166,7 +165,7 @@ def default_placement() -> Placement:
             options["gpus_per_worker"] = float(gpus)
         except ValueError:
             raise RecipeError(f"EFFNET_GPUS_PER_WORKER is {gpus!r}: expected a number") from None
-    return Placement(**options)
+    return options
 
 
 def workers_in_environment() -> bool:

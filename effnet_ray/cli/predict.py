@@ -47,13 +47,12 @@ def _predict(flags: Predict, terminal: Terminal) -> "PredictResult":
     from effnet_ray.inference.predict import predict
     from effnet_ray.preflight.permissions import check_writable
 
-    placement = flags.workers.placement
     check_writable(storage.absolute(flags.out), "predictions")
     return predict(
         flags.load(),
         flags.source,
         flags.out,
-        placement,
+        flags.placement,
         flags.options,
         on_progress=terminal.image_progress("predicting", "predicted"),
         connect=flags.connector(terminal),
