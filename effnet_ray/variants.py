@@ -52,12 +52,16 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One EfficientNet: its network, its weights, and the defaults of a Recipe."""
+    """One EfficientNet: its network, its weights, and the defaults of a Recipe.
+
+    Fields with a default are the same for B0 to B7. Layout and compiling are fixed, never measured
+    during a run, so that a run computes the same wherever it is resumed.
+    """
 
     name: str
     architecture: str
     """timm's name of the network; the same for all families and for training from scratch."""
-    stages: int
+    stages: int = 7
     """Stages of blocks between the stem and the last convolution."""
     resolution: int
     """Image size of the pretrained weights, px (Tan & Le 2019, arXiv 1905.11946)."""
@@ -67,12 +71,23 @@ class Variant:
     """Dropout before the head (reference implementation)."""
     families: tuple[str, ...]
     """Weight families that exist for this variant, keys of `FAMILIES`."""
-    best_family: str
+    best_family: str = "ns"
     """The family of the highest ImageNet top-1 (timm `results/results-imagenet.csv`)."""
-    layout: str
-    """Default memory layout, one of LAYOUTS."""
-    compile: bool
-    """Whether training steps are compiled by default (torch.compile)."""
+    layout: str = CHANNELS_LAST
+    """Default memory layout, one of LAYOUTS.
+
+    CPU: measured by `benchmarks/train_step.py` on 2 cores with AVX-512, in float32
+    (`benchmarks/results/train_step.txt`). At 96 px channels_last is 10 % faster for b0 to b2 and
+    up to 13 % slower for b4 to b7; at their own resolutions, the default, it is 10 to 20 % faster
+    for b4 and b5. b6 and b7 were not measured there and follow b4 and b5. GPU: not measured here.
+    channels_last trains all eight variants 1.16 to 1.36 times as fast in timm's benchmarks
+    (`benchmark-train-amp-{nchw,nhwc}-pt112-cu113-rtx3090.csv`)."""
+    compile: bool = False
+    """Whether training steps are compiled by default (torch.compile).
+
+    Measured for b0 and b1 on a CPU, as above: 1.2 to 1.4 times as fast, after a minute of
+    compiling, which runs of fewer than five minutes do not win back. GPU: not measured here. It is
+    off because it costs short runs and trials more than it gains."""
     images_in_24gb: int
     """Batch size of timm's training benchmark, in mixed precision on an RTX 3090
     (`benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`)."""
@@ -120,33 +135,14 @@ def _row(
     families: str,
     benchmark: tuple[int, float],
 ) -> Variant:
-    """A row for an EfficientNet of the paper; the columns are those of the table below.
-
-    Layout and compiling are fixed defaults, never measured during a run, so that a run computes
-    the same wherever it is resumed.
-
-    CPU: measured by `benchmarks/train_step.py` on 2 cores with AVX-512, in float32
-    (`benchmarks/results/train_step.txt`). At 96 px channels_last is 10 % faster for b0 to b2 and
-    up to 13 % slower for b4 to b7; at their own resolutions, the default, it is 10 to 20 % faster
-    for b4 and b5. b6 and b7 were not measured there and follow b4 and b5. Compiled steps were
-    measured for b0 and b1: 1.2 to 1.4 times as fast, after a minute of compiling, which runs of
-    fewer than five minutes do not win back.
-
-    GPU: not measured here. channels_last trains all eight variants 1.16 to 1.36 times as fast in
-    timm's benchmarks (`benchmark-train-amp-{nchw,nhwc}-pt112-cu113-rtx3090.csv`). Compiling is
-    off because it costs short runs and trials more than it gains.
-    """
+    """A row of the table below; a variant with other stages or defaults is a `Variant` in it."""
     return Variant(
         name=name,
         architecture=architecture,
-        stages=7,
         resolution=image[0],
         crop=image[1],
         dropout=dropout,
         families=tuple(families.split()),
-        best_family="ns",
-        layout=CHANNELS_LAST,
-        compile=False,
         images_in_24gb=benchmark[0],
         train_images_per_s=benchmark[1],
     )
