@@ -3,12 +3,10 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from effnet_ray.schema import require
 from effnet_ray.variants import FAMILIES, LAYOUTS, MIN_IMAGE_SIZE, variant
-
-_Recipe = Any  # the class `Recipe` itself imports this module
 
 MULTICLASS, MULTILABEL = "multiclass", "multilabel"
 TASKS = (MULTICLASS, MULTILABEL)
@@ -75,6 +73,41 @@ _RULES: tuple[_Rule, ...] = (
     _one_of("layout", LAYOUTS),
 )
 """Fields, the test of a value, and the same in words; None passes every test."""
+
+
+class _Recipe(Protocol):
+    """The fields of a Recipe that have rules together; `Recipe` itself imports this module."""
+
+    @property
+    def variant(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def unfreeze(self) -> str: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def head_epochs(self) -> int | None: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def micro_batch(self) -> int | None: ...
+    @property
+    def mixes(self) -> bool: ...
+    @property
+    def reprob(self) -> float: ...
+    @property
+    def opt(self) -> str: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def needs_labels(self) -> bool: ...
+    @property
+    def batchnorm(self) -> str | None: ...
+    @property
+    def compile(self) -> bool | None: ...
 
 
 def check(recipe: _Recipe) -> None:
