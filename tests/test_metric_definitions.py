@@ -7,10 +7,12 @@ from effnet_ray.train.metric_definitions import (
     EPOCH_METRICS,
     EVAL_LOSS,
     EVAL_MAP,
+    EVAL_METRICS,
     EVAL_TOP1,
+    TEST_METRICS,
     TEST_SCORES,
     TEST_TOP1,
-    ranking_metric,
+    Score,
 )
 
 
@@ -27,7 +29,17 @@ def test_values_are_formatted_for_people() -> None:
 
 
 def test_models_are_ranked_by_map_where_there_is_one() -> None:
-    assert ranking_metric({"eval_top1": 0.5, "eval_map": 0.4}) == EVAL_MAP
-    assert ranking_metric({"eval_top1": 0.5, "eval_map": None}) == EVAL_TOP1
-    assert ranking_metric({"test_top1": 0.5}, TEST_SCORES) == TEST_TOP1
-    assert ranking_metric({}) is None
+    assert Score.of({"eval_top1": 0.5, "eval_map": 0.4}) == Score(EVAL_MAP, 0.4)
+    assert Score.of({"eval_top1": 0.5, "eval_map": None}) == Score(EVAL_TOP1, 0.5)
+    assert Score.of({"test_top1": 0.5}, TEST_SCORES) == Score(TEST_TOP1, 0.5)
+    assert Score.of({}) is None
+
+
+def test_keys_are_those_of_the_files() -> None:
+    assert [metric.key for metric in EVAL_METRICS] == [
+        "eval_map", "eval_top1", "eval_top5", "eval_loss",
+    ]  # fmt: skip
+    assert [metric.key for metric in TEST_METRICS] == [
+        "test_map", "test_top1", "test_top5", "test_loss",
+    ]  # fmt: skip
+    assert TEST_TOP1.label == "test top-1"

@@ -13,6 +13,7 @@ from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
 from effnet_ray.errors import RecipeError
+from effnet_ray.train.metric_definitions import EVAL_LOSS, EVAL_MAP, EVAL_TOP1, EVAL_TOP5
 
 if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
@@ -56,9 +57,9 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     return {
         "model": evaluation.release.reference,
         "split": evaluation.split,
-        "eval_top1": metrics.top1,
-        "eval_top5": metrics.top5,
-        "eval_loss": metrics.loss,
+        EVAL_TOP1.key: metrics.top1,
+        EVAL_TOP5.key: metrics.top5,
+        EVAL_LOSS.key: metrics.loss,
         "images": metrics.processed,
         "quarantined": len(metrics.unreadable),
         "f1": metrics.macro_f1,
@@ -74,7 +75,7 @@ def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
     from effnet_ray.inference.multilabel import MultilabelMetrics
 
     if isinstance(metrics, MultilabelMetrics):
-        return {"eval_map": metrics.mean_ap, "micro_f1": metrics.micro_f1}
+        return {EVAL_MAP.key: metrics.mean_ap, "micro_f1": metrics.micro_f1}
     return {}
 
 
@@ -158,9 +159,9 @@ def _scores(metrics: "Metrics") -> dict[str, str]:
     """The main scores; the first one is the headline."""
     from effnet_ray.inference.multilabel import MultilabelMetrics
 
-    scores = {"top-1": metrics.top1, "top-5": metrics.top5}
+    scores = {EVAL_TOP1.name: metrics.top1, EVAL_TOP5.name: metrics.top5}
     if isinstance(metrics, MultilabelMetrics):
-        scores = {"mAP": metrics.mean_ap} | scores | {"micro F1": metrics.micro_f1}
+        scores = {EVAL_MAP.name: metrics.mean_ap} | scores | {"micro F1": metrics.micro_f1}
     return {name: f"{value:.2%}" for name, value in scores.items()}
 
 

@@ -89,9 +89,7 @@ def _print_summary(
     tracker_locations: Mapping[str, str],
 ) -> None:
     scores = [metric for metric in TEST_SCORES if metric.key in test_metrics]
-    test = "".join(
-        f", {metric.label} {metric.format(test_metrics[metric.key])}" for metric in scores
-    )
+    test = "".join(f", {metric.describe(test_metrics[metric.key])}" for metric in scores)
     terminal.print_summary(
         f"{release.reference}: {result.summary}{test}",
         {

@@ -87,6 +87,5 @@ def _table(*columns: str) -> Table:
 
 def _score(entry: Version | Move) -> str:
     """The metric that releases are compared by."""
-    if entry.eval_map is not None:
-        return f"mAP {entry.eval_map:.2%}"
-    return NOTHING if entry.eval_top1 is None else f"top-1 {entry.eval_top1:.2%}"
+    score = entry.score
+    return f"{score.metric.name} {score}" if score else NOTHING

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from effnet_ray.train.metric_definitions import EVAL_LOSS
+
 if TYPE_CHECKING:
     from effnet_ray.train.epoch_report import EpochReport
     from effnet_ray.train.events import (
@@ -226,5 +228,6 @@ def _eval_text(report: "EpochReport") -> str:
     if report.eval_loss is None or report.score is None:
         return ""
     averaged = "(EMA)  " if report.averaged else ""
-    score = f"{'top-1' if report.eval_map is None else 'mAP'} {report.score:>6.2%}"
-    return f"eval loss {report.eval_loss:.4f}  eval {score}  {averaged}"
+    metric = report.ranking_metric
+    score = f"{metric.label} {metric.format(report.score):>6}"
+    return f"{EVAL_LOSS.describe(report.eval_loss)}  {score}  {averaged}"

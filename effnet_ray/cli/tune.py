@@ -21,6 +21,7 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.sweep.objective import Objective
+from effnet_ray.train.metric_definitions import EVAL_TOP1
 from effnet_ray.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _print_summary(
         for row in outcome.pareto
     )
     terminal.print_summary(
-        f"{release.reference}: {best.variant.upper()}, eval top-1 {best.eval_top1:.2%}",
+        f"{release.reference}: {best.variant.upper()}, {EVAL_TOP1.describe(best.eval_top1)}",
         {
             "release": release.uri,
             "Pareto front": front,

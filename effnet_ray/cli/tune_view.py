@@ -14,6 +14,7 @@ from effnet_ray.cli import terminal as terminals
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.sweep_record import Trial
+from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 if TYPE_CHECKING:
     from effnet_ray.runtime.events import WaitingForWorkers
@@ -89,7 +90,7 @@ class SweepView:
         assert self._plan is not None
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("variant")
-        for title in (*STATES, "best top-1"):
+        for title in (*STATES, f"best {EVAL_TOP1.name}"):
             table.add_column(title, justify="right")
         for variant in self._plan.sweep.variants:
             trials = [trial for trial in progress.trials.values() if trial.variant == variant]
@@ -125,7 +126,7 @@ def _trial_line(trial: Trial) -> str:
         f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
         for field, value in trial.settings.items()
     )
-    top1 = f"eval top-1 {trial.eval_top1:.2%}"
+    top1 = EVAL_TOP1.describe(trial.eval_top1)
     seconds = f"{trial.device_seconds:,.0f} device-s"
     return f"{name}  {trial.state}{progress}  {top1}  {seconds}  {settings}"
 

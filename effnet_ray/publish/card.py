@@ -7,13 +7,8 @@ from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision, 
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.metric_definitions import (
     EVAL_LOSS,
-    EVAL_MAP,
-    EVAL_TOP1,
-    EVAL_TOP5,
-    TEST_LOSS,
-    TEST_MAP,
-    TEST_TOP1,
-    TEST_TOP5,
+    EVAL_METRICS,
+    TEST_METRICS,
     TRAIN_LOSS,
 )
 from effnet_ray.train.run_record import Run
@@ -121,7 +116,7 @@ def model_card(
 def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> str:
     """Metrics of the released epoch on the eval split."""
     rows = []
-    for metric in (EVAL_MAP, EVAL_TOP1, EVAL_TOP5, EVAL_LOSS):
+    for metric in EVAL_METRICS:
         value = getattr(report, metric.key)
         if value is not None:
             rows.append((metric.label, metric.format(value)))
@@ -137,7 +132,7 @@ def _test_sentence(test: Mapping[str, float]) -> str:
         return ""
     metrics = ", ".join(
         f"{metric.name} {metric.format(test[metric.key])}"
-        for metric in (TEST_MAP, TEST_TOP1, TEST_TOP5, TEST_LOSS)
+        for metric in TEST_METRICS
         if metric.key in test
     )
     return (

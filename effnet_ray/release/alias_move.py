@@ -1,10 +1,8 @@
-"""A move of an alias, and the score by which releases of one task are compared."""
+"""A move of an alias."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from effnet_ray.train.metric_definitions import Metric, ranking_metric
+from effnet_ray.train.metric_definitions import Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,23 +29,6 @@ class Move:
     """Mean average precision, the score of multi-label releases."""
 
     @property
-    def score(self) -> "Score | None":
+    def score(self) -> Score | None:
         """The score of the release."""
         return Score.of(asdict(self))
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The metric by which releases of one task are compared, and its value."""
-
-    metric: Metric
-    value: float
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Score | None":
-        """The score in a release's record or a move; None if there is none."""
-        metric = ranking_metric(record)
-        return cls(metric, record[metric.key]) if metric else None
-
-    def __str__(self) -> str:
-        return self.metric.format(self.value)

@@ -15,13 +15,14 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ConflictError, RecipeError, ReleaseError
 from effnet_ray.release import layout
-from effnet_ray.release.alias_move import Move, Score
+from effnet_ray.release.alias_move import Move
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.release.names import BEST, Release, check_alias_name
 from effnet_ray.release.publish import now
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json, conditional, local
 from effnet_ray.storage.checksummed_json import RESTORE
+from effnet_ray.train.metric_definitions import Score, eval_scores
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +215,7 @@ def _new_move(
         version=version,
         previous=moves[-1].version if moves else None,
         when=now(),
-        eval_top1=record.get("eval_top1"),
-        eval_map=record.get("eval_map"),
+        **eval_scores(record),
         record=record["sha256"],
         newest=max(folder.versions),
         forced=forced,

@@ -1,12 +1,13 @@
 """Summaries of the models in a store: their versions and aliases."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.release.store import ModelStore
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,11 @@ class Version:
     """Bytes of all its files."""
     damaged: str = ""
     """What is wrong with its record. Only `models verify` checks its files."""
+
+    @property
+    def score(self) -> Score | None:
+        """The score of the release."""
+        return Score.of(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +67,8 @@ def _describe_version(folder: ModelFolder, version: int) -> Version:
     return Version(
         reference=release.reference,
         uri=release.uri,
-        eval_top1=record.get("eval_top1"),
-        eval_map=record.get("eval_map"),
+        eval_top1=record.get(EVAL_TOP1.key),
+        eval_map=record.get(EVAL_MAP.key),
         variant=str(record.get("variant", "")),
         published=str(record.get("published", "")),
         size=sum(record["sizes"].values()),

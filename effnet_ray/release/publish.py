@@ -27,10 +27,8 @@ from effnet_ray.release import layout
 from effnet_ray.release.model_folder import ModelFolder, list_model
 from effnet_ray.release.record import check_record, is_release, record_uri
 from effnet_ray.storage import checksummed_json
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1
+from effnet_ray.train.metric_definitions import EVAL_TOP1, eval_scores
 
-SCORES = (EVAL_TOP1.key, EVAL_MAP.key)
-"""Scores of the best epoch that release.json repeats; the second for multi-label releases only."""
 CLAIM_WAIT_S = 2.0
 """How long a publisher waits for another one's claimed release before it completes it.
 
@@ -110,10 +108,13 @@ def _record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -
 
 
 def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
-    """Scores of the best epoch in metrics.json. `eval_top1` is None if it has none."""
+    """The scores of the best epoch in metrics.json, which release.json repeats.
+
+    Without one, top-1 is None.
+    """
     metrics = checksummed_json.parse(files.get(layout.METRICS, b"{}"), layout.METRICS)
     best = metrics.get("best")
-    scores = {name: best.get(name) for name in SCORES} if isinstance(best, dict) else {}
+    scores = eval_scores(best) if isinstance(best, dict) else {}
     valid = {
         name: score
         for name, score in scores.items()

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from effnet_ray.reporting.svg import BLUE, HEIGHT, ORANGE, WIDTH, new_figure, plot_style, to_svg
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.metric_definitions import EVAL_LOSS, EVAL_SCORES, EVAL_TOP1, Metric
 
 PNG_DPI = 120
 
@@ -33,24 +34,24 @@ def training_curves_png(history: Sequence[EpochReport]) -> bytes:
 
 def _plot(axes: Sequence[Axes], history: Sequence[EpochReport]) -> str:
     """Draw loss and score; return the score's name."""
-    multilabel = any(report.eval_map is not None for report in history)
-    metric, name = ("map", "mAP") if multilabel else ("top1", "top-1")
+    ranked_by = {report.ranking_metric for report in history} or {EVAL_TOP1}
+    metric = next(metric for metric in EVAL_SCORES if metric in ranked_by)
     loss, score = axes
-    _plot_metric(loss, history, "loss", scale=1)
+    _plot_metric(loss, history, EVAL_LOSS, scale=1)
     _plot_metric(score, history, metric, scale=100)
     loss.set_ylabel("loss, nats")
     loss.legend(frameon=False)
-    score.set(ylabel=f"{name}, %", xlabel="epoch")
+    score.set(ylabel=f"{metric.name}, %", xlabel="epoch")
     for axis in axes:
         axis.locator_params(axis="x", integer=True)
-    return name
+    return metric.name
 
 
-def _plot_metric(axes: Axes, history: Sequence[EpochReport], metric: str, scale: float) -> None:
+def _plot_metric(axes: Axes, history: Sequence[EpochReport], metric: Metric, scale: float) -> None:
     """Draw one metric of both splits; only the eval split has mAP. Epochs count from 1."""
     for split, colour, line in (("train", BLUE, "--"), ("eval", ORANGE, "-")):
         values = [
-            (report.epoch + 1, getattr(report, f"{split}_{metric}", None)) for report in history
+            (report.epoch + 1, getattr(report, metric.on(split).key, None)) for report in history
         ]
         points = [(epoch, scale * value) for epoch, value in values if value is not None]
         if points:

@@ -7,6 +7,7 @@ from effnet_ray.reporting.svg import INK, new_figure, plot_style, to_svg
 from effnet_ray.sweep import results, sweep_record
 from effnet_ray.sweep.asha import RUNGS
 from effnet_ray.sweep.results import Outcome
+from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#868e96")
 """One per variant: distinguishable with colour blindness, on white and on black."""
@@ -66,7 +67,7 @@ def _learning_curves(outcome: Outcome) -> str:
         axes.plot(progress[-1], top1[-1], marker, color=colour, ms=5)
     for rung in RUNGS:
         axes.axvline(100 * rung, color=INK, alpha=0.5, lw=0.8, ls=":")
-    axes.set(xlabel="% of the trial's epochs", ylabel="eval top-1, %")
+    axes.set(xlabel="% of the trial's epochs", ylabel=f"{EVAL_TOP1.label}, %")
     axes.set_xlim(0, 104)
     axes.legend(frameon=False)
     return to_svg(figure, "Eval top-1 of each trial over its epochs")
@@ -83,7 +84,9 @@ def _pareto_front(outcome: Outcome) -> str:
     axes.plot(*zip(*front, strict=True), color=INK, alpha=0.7, lw=1, zorder=0)
     for row, point in zip(outcome.pareto, front, strict=True):
         _annotate(axes, f"{row.trial.variant.upper()} #{row.trial.number}", point)
-    axes.set(xscale="log", xlabel="multiply-adds per image, billions", ylabel="eval top-1, %")
+    axes.set(
+        xscale="log", xlabel="multiply-adds per image, billions", ylabel=f"{EVAL_TOP1.label}, %"
+    )
     axes.minorticks_off()
     ticks = sorted({row.cost.gmacs for row in outcome.board})
     axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])

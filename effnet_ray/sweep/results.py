@@ -9,6 +9,7 @@ from effnet_ray.model.profile import Cost
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.sweep_record import Sweep, Trial
+from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +23,7 @@ class LeaderboardRow:
         """The row of the job's JSON line and of outcome.json."""
         return {
             "variant": self.trial.variant,
-            "eval_top1": self.trial.eval_top1,
+            EVAL_TOP1.key: self.trial.eval_top1,
             "cost": self.cost.gmacs,
             "params_m": self.cost.params_m,
             "latency_ms": self.cost.latency_ms,

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Metric
+from effnet_ray.train.metric_definitions import EVAL_TOP1, Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,14 @@ class EpochReport:
     @property
     def ranking_metric(self) -> Metric:
         """The metric that epochs are compared by."""
-        return EVAL_TOP1 if self.eval_map is None else EVAL_MAP
+        score = Score.of(asdict(self))
+        return score.metric if score else EVAL_TOP1
 
     @property
     def score(self) -> float | None:
         """The value of `ranking_metric`; None if the epoch was not evaluated."""
-        return self.eval_top1 if self.eval_map is None else self.eval_map
+        score = Score.of(asdict(self))
+        return score.value if score else None
 
 
 def best(history: Sequence[EpochReport]) -> EpochReport | None:

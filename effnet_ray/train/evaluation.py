@@ -11,6 +11,7 @@ from effnet_ray.model.network import Network
 from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Score
 from effnet_ray.train.metrics import ClassCounts, MetricSums, ScoreCollector
 from effnet_ray.train.state import Batch
 
@@ -27,8 +28,9 @@ class EvalResult:
     @property
     def sort_key(self) -> tuple[float, float]:
         """Sorts the better result first: by mean average precision or top-1, then by loss."""
-        score = self.sums.top1 if self.mean_ap is None else self.mean_ap
-        return -score, self.sums.loss
+        score = Score.of({EVAL_TOP1.key: self.sums.top1, EVAL_MAP.key: self.mean_ap})
+        assert score is not None
+        return -score.value, self.sums.loss
 
 
 def best_result(results: Sequence[EvalResult]) -> EvalResult:

@@ -1,7 +1,8 @@
 """Definitions of the metrics that runs, releases, trackers and reports share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 LOSS_FORMAT, SHARE_FORMAT, COUNT_FORMAT = ".4f", ".2%", ",.0f"
 
@@ -24,6 +25,10 @@ class Metric:
         """Label for people, as in "eval top-1"."""
         return f"{self.split} {self.name}".strip()
 
+    def on(self, split: str) -> Self:
+        """The same metric on another split."""
+        return replace(self, key=f"{split}{self.key.removeprefix(self.split)}", split=split)
+
     def format(self, value: float) -> str:
         """The value alone, as in "91.20%"."""
         return format(value, self.format_spec)
@@ -41,14 +46,13 @@ def _share(split: str, suffix: str, name: str) -> Metric:
     return Metric(f"{split}_{suffix}", name, split, SHARE_FORMAT, higher_is_better=True)
 
 
-TRAIN_LOSS, TRAIN_TOP1 = _loss("train"), _share("train", "top1", "top-1")
 EVAL_LOSS = _loss("eval")
 EVAL_TOP1, EVAL_TOP5 = _share("eval", "top1", "top-1"), _share("eval", "top5", "top-5")
 EVAL_MAP = _share("eval", "map", "mAP")
 """Mean average precision; only with several labels per image."""
-TEST_LOSS = _loss("test")
-TEST_TOP1, TEST_TOP5 = _share("test", "top1", "top-1"), _share("test", "top5", "top-5")
-TEST_MAP = _share("test", "map", "mAP")
+TRAIN_LOSS, TRAIN_TOP1 = EVAL_LOSS.on("train"), EVAL_TOP1.on("train")
+TEST_LOSS, TEST_TOP1, TEST_TOP5 = (m.on("test") for m in (EVAL_LOSS, EVAL_TOP1, EVAL_TOP5))
+TEST_MAP = EVAL_MAP.on("test")
 SKIPPED = Metric("skipped", "skipped steps", "", COUNT_FORMAT, higher_is_better=False)
 QUARANTINED = Metric("quarantined", "quarantined images", "", COUNT_FORMAT, higher_is_better=False)
 
@@ -64,19 +68,37 @@ EPOCH_METRICS = (
 )
 """Metrics of one epoch: fields of EpochReport."""
 EVAL_SCORES = (EVAL_MAP, EVAL_TOP1)
-"""Metrics that rank epochs and releases: the first one that has a value."""
-TEST_SCORES = (TEST_MAP, TEST_TOP1)
+"""Metrics that rank epochs and releases: the first one that has a value. So images with several
+labels are ranked by mean average precision, others by top-1."""
+TEST_SCORES = tuple(metric.on("test") for metric in EVAL_SCORES)
 """Metrics that summarize the test split."""
+EVAL_METRICS = (*EVAL_SCORES, EVAL_TOP5, EVAL_LOSS)
+"""Metrics of the eval split, as people read them: the ranking ones first."""
+TEST_METRICS = tuple(metric.on("test") for metric in EVAL_METRICS)
 
 
-def ranking_metric(
-    values: Mapping[str, float | None], scores: tuple[Metric, ...] = EVAL_SCORES
-) -> Metric | None:
-    """The metric that ranks a model by `values` (JSON key → value); None if it has no score.
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The metric by which models of one task are compared, and its value."""
 
-    Mean average precision where images may have several labels, top-1 otherwise.
-    """
-    return next((metric for metric in scores if values.get(metric.key) is not None), None)
+    metric: Metric
+    value: float
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, Any], scores: tuple[Metric, ...] = EVAL_SCORES
+    ) -> "Score | None":
+        """The score in `values`, by the metrics' keys; None if there is none."""
+        found = (cls(m, values[m.key]) for m in scores if values.get(m.key) is not None)
+        return next(found, None)
+
+    def __str__(self) -> str:
+        return self.metric.format(self.value)
+
+
+def eval_scores(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The `EVAL_SCORES` in `values`, by their keys."""
+    return {metric.key: values.get(metric.key) for metric in EVAL_SCORES}
 
 
 PROGRESS, DEVICE_SECONDS = "reached", "device_seconds"

@@ -20,7 +20,7 @@ from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1
+from effnet_ray.train.metric_definitions import Score
 from effnet_ray.variants import InputSpec
 
 RUN = "run.json"
@@ -85,9 +85,9 @@ class Result:
     @property
     def summary(self) -> str:
         """The score of the best epoch, for people."""
-        if self.eval_map is not None:
-            return EVAL_MAP.describe(self.eval_map)
-        return EVAL_TOP1.describe(self.eval_top1)
+        score = Score.of(asdict(self))
+        assert score is not None  # top-1 always has a value
+        return score.metric.describe(score.value)
 
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
