@@ -26,6 +26,7 @@ from effnet_ray.errors import OutageError, StorageError, WeightsError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
+from effnet_ray.release.config import MALFORMED, parse_config
 from effnet_ray.release.record import is_release, read_file
 from effnet_ray.variants import InputSpec
 
@@ -62,47 +63,20 @@ def resolve(recipe: Recipe) -> Weights:
 
 def _resolve_release(uri: str, recipe: Recipe) -> Weights:
     try:
-        config: dict[str, Any] = json.loads(
-            _read_verified(uri, layout.CONFIG, storage.RECORD_BYTES)
-        )
-        preprocessing = config["pretrained_cfg"]
-        spec = InputSpec(
-            resolution=int(preprocessing["input_size"][-1]),
-            crop=float(preprocessing["crop_pct"]),
-            interpolation=str(preprocessing["interpolation"]),
-            mean=_triple(preprocessing["mean"]),
-            std=_triple(preprocessing["std"]),
-        )
-        architecture, names = (
-            config["architecture"],
-            tuple(map(str, config.get("label_names", ()))),
-        )
-        outputs = _outputs(config, names)
+        config = parse_config(json.loads(_read_verified(uri, layout.CONFIG, storage.RECORD_BYTES)))
     except OutageError:
         raise  # storage did not answer, which says nothing about the release
-    except (StorageError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (StorageError, RecursionError, *MALFORMED) as error:
         raise WeightsError(
             f"weights {uri} are not a release ({error}): expected NAME@vN, or the URI of a folder "
             f"with {layout.WEIGHTS} and {layout.CONFIG}"
         ) from error
-    if architecture != recipe.variant_spec.architecture:
+    if config.architecture != recipe.variant_spec.architecture:
         raise WeightsError(
-            f"weights {uri} are for {architecture}, but --variant {recipe.variant} is "
+            f"weights {uri} are for {config.architecture}, but --variant {recipe.variant} is "
             f"{recipe.variant_spec.architecture}: pass the variant of the weights"
         )
-    return Weights(uri, spec, names or None, outputs)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _outputs(config: dict[str, Any], names: tuple[str, ...]) -> int:
-    outputs = int(config["num_classes"])
-    if outputs < 1 or len(names) not in (0, outputs):
-        raise ValueError(f"num_classes is {outputs}, but label_names has {len(names)} names")
-    return outputs
+    return Weights(uri, config.spec, config.classes, config.num_classes)
 
 
 def _read_verified(uri: str, file: str, max_bytes: int | None = None) -> bytes:

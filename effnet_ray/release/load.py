@@ -8,8 +8,6 @@ is parsed, and only JSON and safetensors are parsed: no code in a release is eve
 release that is inconsistent is refused with a ReleaseError of one sentence.
 """
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, quote
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
+from effnet_ray.release.config import parse_config
 from effnet_ray.release.layout import CONFIG, METRICS, RECIPE, WEIGHTS
 from effnet_ray.release.names import parse_reference
 from effnet_ray.release.record import read_record
@@ -30,18 +29,12 @@ from effnet_ray.release.store import release_uri
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.variants import MIN_IMAGE_SIZE, InputSpec
+from effnet_ray.variants import InputSpec
 
 MAX_BYTES = {WEIGHTS: 1024**3}
 """B7's weights have 267 MB. Other files are limited to storage.RECORD_BYTES."""
-MAX_IMAGE_SIZE = 2048
-"""px. B7's own is 600; a larger image takes more than 12 MB."""
-MIN_CROP = 0.1
 HEAD = "classifier.weight"
 """timm's name of the last layer's weight, [classes, features]."""
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Not allowed in class names: control characters, and surrogates, which UTF-8 cannot encode."""
-INTERPOLATIONS = ("bicubic", "bilinear")
 INVALID_CONTENT = (
     EffnetRayError,
     SafetensorError,
@@ -92,20 +85,21 @@ def load_release(model: str, store: str) -> LoadedRelease:
 
 
 def _load(uri: str, files: "_Files") -> LoadedRelease:
-    config = files.read_json(CONFIG)
+    config = parse_config(files.read_json(CONFIG))
     recipe = from_dict(Recipe, files.read_json(RECIPE))
-    spec, classes = _input_spec(config), _class_names(config)
-    if config["architecture"] != recipe.variant_spec.architecture:
+    architecture, classes = recipe.variant_spec.architecture, config.classes
+    if classes is None:
+        raise ValueError(f"{CONFIG} has no label_names")
+    if config.architecture != architecture:
         raise ValueError(
-            f"{CONFIG} is for {config['architecture']}, but {RECIPE} is for "
-            f"{recipe.variant_spec.architecture}"
+            f"{CONFIG} is for {config.architecture}, but {RECIPE} is for {architecture}"
         )
     provenance = {name: value for name, value in files.record.items() if name != "files"}
     return LoadedRelease(
         reference=_reference(provenance, uri),
         uri=uri,
-        network=_network(recipe, spec, len(classes), files.read(WEIGHTS)),
-        spec=spec,
+        network=_network(recipe, config.spec, len(classes), files.read(WEIGHTS)),
+        spec=config.spec,
         classes=classes,
         recipe=recipe,
         history=tuple(map(_epoch_report, files.read_json(METRICS)["history"])),
@@ -161,51 +155,6 @@ def _reference(record: Mapping[str, Any], uri: str) -> str:
         return reference if parse_reference(reference).version else uri
     except ReleaseError:
         return uri
-
-
-def _input_spec(config: Mapping[str, Any]) -> InputSpec:
-    """The preprocessing in timm's hub format. Raises ValueError if it is not supported."""
-    data = config["pretrained_cfg"]
-    channels, height, width = data["input_size"]
-    spec = InputSpec(
-        resolution=height,
-        crop=float(data["crop_pct"]),
-        interpolation=data["interpolation"],
-        mean=_per_channel(data["mean"]),
-        std=_per_channel(data["std"]),
-    )
-    supported = (
-        (channels, width) == (3, height)
-        and type(height) is int
-        and MIN_IMAGE_SIZE <= height <= MAX_IMAGE_SIZE
-        and MIN_CROP <= spec.crop <= 1
-        and height / spec.crop <= 2 * MAX_IMAGE_SIZE  # px of the image before it is cropped
-        and spec.interpolation in INTERPOLATIONS
-        and all(map(math.isfinite, (*spec.mean, *spec.std)))
-        and min(spec.std) > 0
-    )
-    if not supported:
-        raise ValueError(f"{CONFIG} has unsupported preprocessing: {data}")
-    return spec
-
-
-def _per_channel(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    names = config["label_names"]
-    if not isinstance(names, list) or not all(type(name) is str for name in names):
-        raise ValueError(f"label_names of {CONFIG} is not a list of names")
-    if any(not name or UNPRINTABLE.search(name) for name in names):
-        raise ValueError(f"label_names of {CONFIG} has a name that is not printable text")
-    if len(set(names)) != len(names) or len(names) != config["num_classes"] or len(names) < 2:
-        raise ValueError(
-            f"label_names of {CONFIG} has {len(names)} names ({len(set(names))} distinct), "
-            f"expected {config['num_classes']} distinct names, at least 2"
-        )
-    return tuple(names)
 
 
 def _network(recipe: Recipe, spec: InputSpec, classes: int, weights: bytes) -> Network:

@@ -4,7 +4,7 @@ ORDER = (
     "errors variants schema recipe_rules recipe phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local storage.s3_errors "
     "storage.s3 storage storage.multipart storage.conditional "
-    "storage.checksummed_json storage.parquet release.layout release.record "
+    "storage.checksummed_json storage.parquet release.layout release.config release.record "
     "data.manifest data.classes data.augment data.image_checks data.decode data.views "
     "data.class_balance data.plan data.parquet_reads data.train_labels "
     "data.hf_parquet data.row_group data.feature_cache data.chunks "
