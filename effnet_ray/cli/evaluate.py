@@ -89,7 +89,7 @@ def _report_uri(report: str) -> str:
     if not report.endswith(".html"):
         raise RecipeError(f"report is {report!r}: expected a file name such as out.html")
     uri = storage.absolute(report)
-    no_bucket = storage.is_remote(uri) and uri.count("/") < 3  # s3://FILE.html
+    no_bucket = storage.is_remote(uri) and not storage.bucket_and_key(uri)[1]  # s3://FILE.html
     if no_bucket or Path(uri).is_dir():
         raise RecipeError(f"report is {report!r}: expected a file, such as s3://bucket/out.html")
     check_writable(uri.rpartition("/")[0] or "/", "the report")

@@ -17,7 +17,7 @@ def check_places(
     data: str, runs: str, store: str, *, single_writer: bool = False
 ) -> Iterator[Finding]:
     """S3 credentials, if any URI is on S3, and write access to runs and store."""
-    if any(map(storage.is_remote, (data, runs, store))):
+    if any(storage.scheme(uri) == storage.S3 for uri in (data, runs, store)):
         yield check_credentials()
     yield run_check("runs", lambda: check_writable(runs, "checkpoints and records"))
     yield run_check("store", lambda: check_publishable(store, single_writer=single_writer))

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 from effnet_ray.errors import AlreadyExistsError, StorageError
 from effnet_ray.storage import local as _local
 from effnet_ray.storage.backend import Backend, Entry
-from effnet_ray.storage.uri import absolute, bucket_and_key, is_remote, join
+from effnet_ray.storage.uri import S3, absolute, bucket_and_key, is_remote, join, scheme
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 __all__ = [
     "RECORD_BYTES",
+    "S3",
     "Entry",
     "absolute",
     "arrow_filesystem",
@@ -34,6 +35,7 @@ __all__ = [
     "read_bytes",
     "read_range",
     "read_with_retries",
+    "scheme",
     "sizes",
     "upload",
     "write_bytes",
@@ -46,8 +48,11 @@ RECORD_BYTES = 16_000_000
 
 
 def backend_of(uri: str) -> Backend:
-    """The module that implements the operations for this kind of URI."""
-    if is_remote(uri):
+    """The module that implements the operations for the URI's scheme.
+
+    Another scheme is another such module, a line here and one in `uri.SCHEMES`.
+    """
+    if scheme(uri) == S3:
         from effnet_ray.storage import s3  # imports s3fs and botocore
 
         return s3
@@ -128,24 +133,13 @@ def delete(uri: str) -> None:
 
 def arrow_filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":
     """Arrow's file system for the URI, and the URI's path in it."""
-    if is_remote(uri):
-        from effnet_ray.storage import s3
-
-        return s3.arrow_client(), "/".join(bucket_and_key(uri))
-    import pyarrow.fs
-
-    return pyarrow.fs.LocalFileSystem(), uri
+    return backend_of(uri).arrow_filesystem(uri)
 
 
 def read_with_retries(uri: str, operation: Callable[[], T], size: int = 0) -> T:
     """The result of `operation`, which reads the URI by itself, through `arrow_filesystem`.
 
-    It is repeated while S3 fails with transient errors. `size`: the bytes it reads. Raises
-    StorageError.
+    It is repeated while object storage fails with transient errors. `size`: the bytes it reads.
+    Raises StorageError.
     """
-    if is_remote(uri):
-        from effnet_ray.storage import s3
-
-        return s3.read_with_retries(uri, operation, size)
-    with _local.errors(uri, "read"):
-        return operation()
+    return backend_of(uri).read_with_retries(uri, operation, size)

@@ -1,11 +1,17 @@
 """The operations that each kind of storage implements: the disk (`local`) and S3 (`s3`)."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from effnet_ray.errors import TooLargeError
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,12 @@ class Backend(Protocol):
 
     def delete(self, uri: str) -> None:
         """Delete an object, or a folder with everything below it, if it exists."""
+
+    def arrow_filesystem(self, uri: str) -> "tuple[pafs.FileSystem, str]":
+        """Arrow's file system, and the URI's path in it."""
+
+    def read_with_retries(self, uri: str, operation: Callable[[], T], size: int) -> T:
+        """The result of `operation`, which reads `size` bytes of the URI by itself."""
 
 
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:

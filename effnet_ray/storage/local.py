@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from effnet_ray.errors import (
     AlreadyExistsError,
@@ -24,6 +24,11 @@ from effnet_ray.errors import (
     one_line,
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+T = TypeVar("T")
 
 PARTIAL = ".partial"
 """Suffix of temporary files."""
@@ -147,6 +152,19 @@ def delete(uri: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def arrow_filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":
+    """Arrow's file system, and the path in it."""
+    import pyarrow.fs as pafs  # only here: not every job reads Parquet
+
+    return pafs.LocalFileSystem(), uri
+
+
+def read_with_retries(uri: str, operation: Callable[[], T], size: int) -> T:
+    """The result of `operation`, which reads the file by itself; a disk is read once."""
+    with errors(uri, "read"):
+        return operation()
 
 
 def content_etag(data: bytes) -> str:

@@ -25,7 +25,7 @@ class Upload:
 
 def list_unfinished_uploads(uri: str) -> Iterator[Upload]:
     """The unfinished uploads of objects below the URI, page by page. Raises StorageError."""
-    if not storage.is_remote(uri):
+    if storage.scheme(uri) != storage.S3:
         return
     prefix = _bucket_and_prefix(uri)[1]
     parameters: dict[str, Any] = {"Prefix": prefix}

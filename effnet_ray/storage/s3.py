@@ -76,6 +76,11 @@ def arrow_client() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(**settings)
 
 
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Arrow's file system, and the URI's path in it."""
+    return arrow_client(), "/".join(bucket_and_key(uri))
+
+
 def endpoint() -> str:
     """The URL of a server other than AWS; empty for AWS. Raises StorageError if it is no URL."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
@@ -166,7 +171,7 @@ def request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str,
     return call(uri, verb, lambda fs: fs._call_s3(operation, **parameters))
 
 
-def read_with_retries(uri: str, operation: Callable[[], T], size: int = 0) -> T:
+def read_with_retries(uri: str, operation: Callable[[], T], size: int) -> T:
     """The result of a blocking read, with retries and a time limit. Raises StorageError."""
     with errors(uri, "read"):
         return with_retries(with_timeout(operation), is_transient, size)

@@ -4,27 +4,34 @@ import os
 
 from effnet_ray.errors import StorageError
 
-_S3 = "s3://"
+LOCAL, S3 = "", "s3"
+SCHEMES = (S3,)
+"""Schemes of object storage; `storage.backend_of` has the module that implements each."""
 
 
-def is_remote(uri: str) -> bool:
-    """Whether the URI is in object storage.
+def scheme(uri: str) -> str:
+    """One of SCHEMES; LOCAL for a path.
 
     Raises StorageError for an unknown scheme or a missing bucket name.
     """
-    scheme, separator, rest = uri.partition("://")
+    name, separator, rest = uri.partition("://")
     if not separator:
-        return False
-    if f"{scheme}://" != _S3:
-        raise StorageError(f"{uri} has the scheme {scheme}://: use s3://bucket/prefix or a path")
+        return LOCAL
+    if name not in SCHEMES:
+        raise StorageError(f"{uri} has the scheme {name}://: use s3://bucket/prefix or a path")
     if not rest.split("/")[0]:
         raise StorageError(f"{uri} has no bucket: use s3://bucket/prefix")
-    return True
+    return name
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI is in object storage. Raises StorageError as `scheme`."""
+    return scheme(uri) != LOCAL
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """The bucket and the key of an `s3://` URI; the key is empty for the bucket itself."""
-    bucket, _, key = uri.removeprefix(_S3).partition("/")
+    """The bucket and the key of a remote URI; the key is empty for the bucket itself."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
     return bucket, key
 
 
