@@ -11,12 +11,13 @@ from effnet_ray.variants import DROP_PATH, InputSpec, Variant, variant
 __all__ = ["MULTICLASS", "MULTILABEL", "OPTIMIZERS", "SYNC", "TASKS", "Recipe"]
 
 LR, LAYER_DECAY = 1e-3, 0.8
-"""Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights. Chosen, not
-measured; on a small backbone without ImageNet weights, `benchmarks/results/transfer.md` measures
-0.8 as worse than no layer decay."""
+"""Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights. A higher rate
+or factor learns faster and forgets more of what the weights have learned. Not measured with
+ImageNet weights; on a small backbone without them, `benchmarks/results/transfer.md` measures 0.8
+as worse than no layer decay."""
 HEAD_LR_FACTOR = 10.0
-"""Default head_lr as a multiple of lr: a newly initialised head has further to go. Chosen, not
-measured."""
+"""Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
+the rate of the backbone it would need more epochs."""
 MICRO_BATCH_GB = 12
 """GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
 which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""

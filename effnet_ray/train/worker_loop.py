@@ -48,7 +48,8 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 POST_EVERY_S = 0.5
 """Seconds between `StepDone` events."""
 DECISION_S = 2
-"""Time in which worker 0 decides whether a failed run is retried. Chosen, not measured."""
+"""Time in which worker 0 decides whether a failed run is retried: one call to the event queue. A
+longer time delays every retry, a shorter one may end the run before the decision is recorded."""
 
 # Batches are views of Ray's object store, which is read-only; nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
