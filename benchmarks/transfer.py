@@ -26,6 +26,7 @@ from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime import session
 
 TASK = {"image_size": 64, "batch_size": 16, "micro_batch": 8, "flip": 0.0, "crop_scale": 0.7,
@@ -91,7 +92,7 @@ def first(folder: Path, epochs: int) -> str:
     recipe = Recipe(weights="none", epochs=epochs, lr=3e-3, **TASK)  # type: ignore[arg-type]
     result = finetune(recipe, Placement(workers="1"), data, runs=f"{folder}/runs", name="first")
     print(f"0 to 4 from scratch: {result.eval_top1:.4f}", flush=True)
-    return release_run(result, f"{folder}/store").uri
+    return release_run(result, ModelStore(f"{folder}/store")).uri
 
 
 def trained(recipe: Recipe, data: str, folder: Path, name: str) -> float:

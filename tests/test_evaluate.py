@@ -27,6 +27,7 @@ from effnet_ray.inference.evaluate import Evaluation, ScoringActor, decode_score
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.evaluation import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
@@ -50,7 +51,7 @@ def judged(
     folder = tmp_path_factory.mktemp("judged")
     recipe = replace(RECIPE, limit=None, epochs=1, batch_size=32, micro_batch=16)
     result = plain_run(recipe, digits, str(folder), "judged", workers=2).finished
-    release = load_release(release_run(result, f"{folder}/store").uri, "")
+    release = load_release(release_run(result, ModelStore(f"{folder}/store")).uri, "")
     found = [
         evaluate(release, digits, Placement(workers=str(n), cores=1), thumbnails=True)
         for n in (1, 3)

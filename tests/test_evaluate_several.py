@@ -33,6 +33,7 @@ from effnet_ray.packing.pack import pack
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.evaluation import evaluate as training_evaluate
 from effnet_ray.train.state import Batch
@@ -168,7 +169,7 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     recipe = replace(SMALL, limit=None, epochs=1)
     result = plain_run(recipe, coloured, str(tmp_path), "run", workers=2).finished
     scoring = Scoring(coloured, Placement(workers="2"), lambda _: None)
-    released = release_run(result, f"{tmp_path}/store", scoring=scoring)
+    released = release_run(result, ModelStore(f"{tmp_path}/store"), scoring=scoring)
     release = load_release(released.uri, "")
     metrics = json.loads(storage.read_bytes(f"{release.uri}/metrics.json"))
     best, test = metrics["best"], metrics["test"]

@@ -20,6 +20,7 @@ from effnet_ray import Placement, Recipe
 from effnet_ray.errors import TrainingError
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release import layout
+from effnet_ray.release.store import ModelStore
 from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted
@@ -114,7 +115,7 @@ def test_a_released_recipe_run_again_gives_the_same_weights(
     for name in ("first", "again"):
         run = plain_run(recipe, digits, str(tmp_path), name, workers=2, mirror=weights_mirror)
         result = run.finished
-        release = release_run(result, str(tmp_path / "store"))
+        release = release_run(result, ModelStore(str(tmp_path / "store")))
         released.append((Path(release.uri) / "model.safetensors").read_bytes())
         recipe = from_dict(Recipe, json.loads((Path(release.uri) / "recipe.json").read_text()))
     assert released[0] == released[1] and recipe.micro_batch == 4 and recipe.head_epochs == 1

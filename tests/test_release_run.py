@@ -14,6 +14,7 @@ from support.reports import report
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.store import ModelStore
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.class_metrics import class_metrics
 
@@ -29,7 +30,7 @@ def test_a_release_holds_the_average_where_that_was_better(tmp_path: Path, avera
     uri = str(tmp_path / "run")
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
-    release = release_run(result(uri, found), str(tmp_path / "store"))
+    release = release_run(result(uri, found), ModelStore(str(tmp_path / "store")))
     weights = load((Path(release.uri) / "model.safetensors").read_bytes())
     expected = (state.averaged if averaged else state.network).backbone.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
@@ -44,7 +45,7 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
     ended = replace(result(uri, found), epochs=2, steps=2)
-    folder = Path(release_run(ended, str(tmp_path / "store")).uri)
+    folder = Path(release_run(ended, ModelStore(str(tmp_path / "store"))).uri)
     metrics = json.loads((folder / "metrics.json").read_bytes())
     assert [epoch["epoch"] for epoch in metrics["history"]] == [0, 1]
     assert metrics["best"]["epoch"] == 0
@@ -53,9 +54,11 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     cost = json.loads((folder / "release.json").read_bytes())["cost"]
     assert cost["train_images"] == sum(epoch["train_images"] for epoch in metrics["history"])
     shutil.rmtree(f"{uri}/{run_record.CHECKPOINTS}")
-    assert release_run(ended, str(tmp_path / "store")).uri == str(folder)  # reported, not redone
+    assert release_run(ended, ModelStore(str(tmp_path / "store"))).uri == str(
+        folder
+    )  # reported, not redone
     with pytest.raises(ReleaseError, match="or train again under another --name"):
-        release_run(ended, str(tmp_path / "other"))
+        release_run(ended, ModelStore(str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("aps", [(None, None), (0.5, 0.75)])
@@ -69,7 +72,7 @@ def test_a_release_tells_each_classs_average_precision_where_there_is_one(
     state.per_class = class_metrics([*each, ap] for each, ap in zip(counted, aps, strict=True))
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
-    folder = Path(release_run(result(uri, found), str(tmp_path / "store")).uri)
+    folder = Path(release_run(result(uri, found), ModelStore(str(tmp_path / "store"))).uri)
     told = json.loads((folder / "metrics.json").read_bytes())["per_class"]
     assert [each.get("ap") for each in told] == list(aps)
     assert [(each["class"], each["images"]) for each in told] == [("0", 4), ("1", 6)]

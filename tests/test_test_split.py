@@ -70,7 +70,7 @@ def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
 def again(folder: Path, scoring: Scoring) -> Any:
     """Release the run of `released`, under another name."""
     ended = result(str(folder / "run"), _checkpoint(folder))
-    return release_run(ended, str(folder / "store"), name="again", scoring=scoring)
+    return release_run(ended, ModelStore(str(folder / "store")), name="again", scoring=scoring)
 
 
 def _checkpoint(folder: Path) -> str:
@@ -88,7 +88,7 @@ def test_what_was_released_is_found_whatever_became_of_its_data(tmp_path: Path) 
     scoring = Scoring(f"{tmp_path}/gone", Placement(), never)
     opened = released(tmp_path)
     store = str(tmp_path / "store")
-    found = release_run(result(str(tmp_path / "run"), _checkpoint(tmp_path)), store,
+    found = release_run(result(str(tmp_path / "run"), _checkpoint(tmp_path)), ModelStore(store),
                         scoring=scoring)  # fmt: skip
     assert found.uri == opened.uri
     with pytest.raises(InputError, match="gone"):

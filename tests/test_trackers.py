@@ -128,7 +128,7 @@ def released(uri: str, store: str, history: Sequence[EpochReport]) -> Release:
         train_images_per_s=1.0, seconds=1.0, quarantined=0,
     )  # fmt: skip
     run_record.write_result(result)
-    return release_run(result, store)
+    return release_run(result, ModelStore(store))
 
 
 def tell(*told: Event | Release, names: Sequence[str] = BOTH) -> tuple[dict[str, str], list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effnet_ray.cli.check import preflight_or_raise
-from effnet_ray.cli.flags import Connect, TrainingFlags, parse_training
+from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.train.metric_definitions import TEST_SCORES
 
@@ -28,20 +28,17 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.release.record import read_record
     from effnet_ray.tracking.trackers import Trackers, parse_trackers
 
-    location = flags.location
     with Terminal() as terminal:
         data = flags.data_uri(terminal)
         preflight_or_raise(flags, data, terminal)
         if flags.recipe.weights == "none":
             terminal.print("training from scratch: no pretrained weights (--weights none)")
-        connect = flags.connector(terminal)
         with Trackers(parse_trackers(flags.tracker), terminal.print) as trackers:
-            result = _train(flags, data, terminal, trackers, connect)
+            result = _train(flags, data, terminal, trackers)
             release = release_run(
                 result,
-                location.store,
-                single_writer=location.single_writer,
-                scoring=flags.test_scoring(data, terminal, connect, flags.placement),
+                flags.location.model_store,
+                scoring=flags.test_scoring(data, terminal, flags.placement),
             )
             trackers.on_release(release)
         record = read_record(release.uri)
@@ -55,9 +52,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _train(
-    flags: Finetune, data: str, terminal: Terminal, trackers: "Trackers", connect: Connect
-) -> "Result":
+def _train(flags: Finetune, data: str, terminal: Terminal, trackers: "Trackers") -> "Result":
     """The run's result. Its events go to the terminal and to the trackers."""
     from effnet_ray.train.finetune import finetune
 
@@ -73,7 +68,7 @@ def _train(
         name=flags.name or None,
         mirror=flags.location.weights_mirror or None,
         on_event=on_event,
-        connect=connect,
+        connect=flags.connector(terminal),
     )
     if not terminal.training_started:
         terminal.print(f"run {result.run!r} is already finished: nothing to train")

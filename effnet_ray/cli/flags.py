@@ -18,6 +18,7 @@ from effnet_ray.variants import FAMILIES
 
 if TYPE_CHECKING:
     from effnet_ray.publish.test_score import Scoring
+    from effnet_ray.release.store import ModelStore
 
 Connect = Callable[[Placement], None]
 HOME = "~/effnet-ray"
@@ -57,6 +58,14 @@ class LocationFlags:
     weights_mirror: str = ""
     """Folder with <timm name>.safetensors files, used instead of the Hugging Face hub. Default:
     EFFNET_WEIGHTS, else the hub."""
+
+    @property
+    def model_store(self) -> "ModelStore":
+        """The model store. Raises StorageError for an unknown scheme."""
+        from effnet_ray import storage
+        from effnet_ray.release.store import ModelStore
+
+        return ModelStore(storage.absolute(self.store), self.single_writer)
 
 
 @dataclass(frozen=True)
@@ -98,24 +107,21 @@ class TrainingFlags:
         return connector(terminal, local=self.local, verbose=self.verbose, dashboard=dashboard)
 
     def test_scoring(
-        self, data: str, terminal: Terminal, connect: Connect, placement: Placement
+        self, data: str, terminal: Terminal, placement: Placement
     ) -> "Scoring | None":
         """How to score the test split; None with `--no-test-split`."""
         from effnet_ray.publish.test_score import Scoring
 
         if not self.test_split:
             return None
-        return Scoring(data, placement, connect, terminal.test_progress)
+        return Scoring(data, placement, self.connector(terminal), terminal.test_progress)
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with the name of a release as weights replaced by its verified URI."""
         weights = self.recipe.weights
         if "/" in weights or weights in (*FAMILIES, "best", "none"):
             return self.recipe
-        from effnet_ray import storage
-        from effnet_ray.release.store import ModelStore
-
-        store = ModelStore(storage.absolute(self.location.store))
+        store = self.location.model_store
         if "@" in weights or weights in store.models():
             return replace(self.recipe, weights=store.find(weights).uri)
         return self.recipe

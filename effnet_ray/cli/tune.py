@@ -10,7 +10,6 @@ import tyro
 from effnet_ray.cli.check import preflight_or_raise
 from effnet_ray.cli.flags import (
     LOCAL,
-    Connect,
     TrainingFlags,
     parse_training,
     workers_in_environment,
@@ -80,12 +79,11 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     terminal = Terminal()
     data = flags.data_uri(terminal)
     preflight_or_raise(flags, data, terminal)
-    connect = flags.connector(terminal, dashboard=True)
     explicit_workers = "--workers" in argv or workers_in_environment()
-    outcome = _tune(flags, data, space, terminal, connect, explicit_workers=explicit_workers)
+    outcome = _tune(flags, data, space, terminal, explicit_workers=explicit_workers)
     # Trials used all devices; one worker scores the test split, and fits wherever they did.
     placement = flags.placement if explicit_workers else replace(flags.placement, workers="1")
-    release, front = _publish(flags, outcome, data, terminal, connect, placement)
+    release, front = _publish(flags, outcome, data, terminal, placement)
     report = _write_report(outcome)
     _print_summary(terminal, outcome, release, report)
     return {
@@ -140,7 +138,6 @@ def _tune(
     data: str,
     space: dict[str, Any],
     terminal: Terminal,
-    connect: Connect,
     *,
     explicit_workers: bool,
 ) -> "Outcome":
@@ -163,7 +160,7 @@ def _tune(
             name=flags.name or None,
             mirror=flags.location.weights_mirror or None,
             on_progress=view.on_progress,
-            connect=connect,
+            connect=flags.connector(terminal, dashboard=True),
         )
 
 
@@ -172,19 +169,17 @@ def _publish(
     outcome: "Outcome",
     data: str,
     terminal: Terminal,
-    connect: Connect,
     placement: Placement,
 ) -> "tuple[Release, list[Release]]":
     """Publish the best trial and the Pareto front, and log them to the trackers."""
-    from effnet_ray.sweep.publish import publish
+    from effnet_ray.sweep.releases import release_models
     from effnet_ray.tracking.trackers import Trackers, parse_trackers
 
     with Trackers(parse_trackers(flags.tracker), terminal.print) as trackers:
-        release, front = publish(
+        release, front = release_models(
             outcome,
-            flags.location.store,
-            single_writer=flags.location.single_writer,
-            scoring=flags.test_scoring(data, terminal, connect, placement),
+            flags.location.model_store,
+            scoring=flags.test_scoring(data, terminal, placement),
         )
         for published in dict.fromkeys([release, *front]):
             trackers.on_release(published)

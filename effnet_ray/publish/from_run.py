@@ -25,26 +25,23 @@ from effnet_ray.train.run_record import Result, Run
 
 def release_run(
     result: Result,
-    store: str,
+    store: ModelStore,
     *,
     name: str | None = None,
     found_by: Mapping[str, Any] | None = None,
-    single_writer: bool = False,
     scoring: Scoring | None = None,
 ) -> Release:
     """Publish a finished run's best checkpoint in `store`, under `name` or the run's own name.
 
     A run that is published already is neither scored nor published again: its release is
-    returned. `found_by` is the provenance of a sweep's trial; `single_writer` promises that no
-    other process publishes in the store at the same time; `scoring` scores the test split if the
-    data has one. Raises ReleaseError if the run's record or best checkpoint is missing or damaged,
-    and whatever `scoring` raises.
+    returned. `found_by` is the provenance of a sweep's trial; `scoring` scores the test split if
+    the data has one. Raises ReleaseError if the run's record or best checkpoint is missing or
+    damaged, and whatever `scoring` raises.
     """
-    model_store = ModelStore(storage.absolute(store), single_writer)
     try:
         source = _read_run(result)
     except CheckpointError as error:
-        release = model_store.find_published(name or result.run, run=result.run_uri)
+        release = store.find_published(name or result.run, run=result.run_uri)
         if release:
             return release
         raise ReleaseError(
@@ -53,7 +50,7 @@ def release_run(
         ) from error
     name = name or source.run.name
     digest = hashlib.sha256(source.weights).hexdigest()
-    release = model_store.find_published(name, run=result.run_uri, weights_sha256=digest)
+    release = store.find_published(name, run=result.run_uri, weights_sha256=digest)
     if release:
         return release
     origin = provenance(source.run, result, source.checkpoint.step, source.history, found_by)
@@ -61,7 +58,7 @@ def release_run(
     if scoring:
         candidate = _release_files(name, source, {})
         test = scoring(result.run_uri, candidate, origin, source.run.recipe.limit)
-    return model_store.publish(name, _release_files(name, source, test), origin | test)
+    return store.publish(name, _release_files(name, source, test), origin | test)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from effnet_ray.model.batchnorm import batchnorms
 from effnet_ray.model.network import Network
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
+from effnet_ray.release.store import ModelStore
 from effnet_ray.train import checkpoint, run_record
 from support.finished_runs import result, run
 from support.loop_worker import new_state, settled
@@ -30,7 +31,7 @@ def released(
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     spec = replace(recipe.variant_spec.input_spec(), resolution=size)
     run_record.create(replace(run(), recipe=recipe, spec=spec), uri)
-    release = release_run(result(uri, found), shelves)
+    release = release_run(result(uri, found), ModelStore(shelves))
     return load_release(release.uri, shelves)
 
 

@@ -7,13 +7,14 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release.names import Release
+from effnet_ray.release.store import ModelStore
 from effnet_ray.sweep import results, sweep_record
 from effnet_ray.sweep.results import LeaderboardRow, Outcome
 from effnet_ray.train.run_record import Result, load_result
 
 
-def publish(
-    outcome: Outcome, store: str, *, single_writer: bool = False, scoring: Scoring | None = None
+def release_models(
+    outcome: Outcome, store: ModelStore, *, scoring: Scoring | None = None
 ) -> tuple[Release, list[Release]]:
     """Release the best model and the Pareto front's models, named SWEEP-VARIANT.
 
@@ -27,7 +28,6 @@ def publish(
             store,
             name=f"{outcome.sweep.name}-{row.trial.variant}",
             found_by=_provenance(outcome, row),
-            single_writer=single_writer,
             scoring=scoring,
         )
 
