@@ -54,9 +54,8 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     cost = json.loads((folder / "release.json").read_bytes())["cost"]
     assert cost["train_images"] == sum(epoch["train_images"] for epoch in metrics["history"])
     shutil.rmtree(f"{uri}/{run_record.CHECKPOINTS}")
-    assert release_run(ended, ModelStore(str(tmp_path / "store"))).uri == str(
-        folder
-    )  # reported, not redone
+    again = release_run(ended, ModelStore(str(tmp_path / "store")))
+    assert again.uri == str(folder)  # reported, not redone
     with pytest.raises(ReleaseError, match="or train again under another --name"):
         release_run(ended, ModelStore(str(tmp_path / "other")))
 

@@ -1,13 +1,13 @@
 """Small actors beside the driver, and the events that they deliver to it."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from effnet_ray.runtime.polling import call_every
 
 POLL_S = 0.25
 
@@ -30,21 +30,11 @@ def start_local_actor(
 @contextmanager
 def deliver_events(queue: Any, on_event: Callable[[Any], None]) -> Iterator[None]:
     """Call `on_event`, in a thread, with every event posted to the `EventQueue` actor."""
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.is_set():
-            _deliver(queue, on_event)
-            time.sleep(POLL_S)
-
-    thread = threading.Thread(target=poll, name="events", daemon=True)
-    thread.start()
     try:
-        yield
+        with call_every(POLL_S, lambda: _deliver(queue, on_event), name="events"):
+            yield
     finally:
-        stop.set()
-        thread.join()
-        _deliver(queue, on_event)
+        _deliver(queue, on_event)  # what was posted after the last call
 
 
 def _deliver(queue: Any, on_event: Callable[[Any], None]) -> None:

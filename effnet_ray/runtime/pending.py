@@ -1,7 +1,6 @@
 """Why a run has no workers: what the cluster has free, and what its autoscaler is doing."""
 
 import itertools
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import ray
 
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.runtime.nodes import ACCELERATOR_LABEL
+from effnet_ray.runtime.polling import call_every
 from effnet_ray.runtime.session import ResourceRequest
 
 GRACE_S = 5
@@ -82,7 +82,7 @@ def report_waiting(
         if reporter.active:
             reporter.update(cluster_status())
 
-    with _polling(poll):
+    with call_every(POLL_S, poll, name="waiting"):
         yield reporter
 
 
@@ -99,26 +99,8 @@ def report_waiting_trials(on_event: Callable[[WaitingForWorkers], None]) -> Iter
             reporter.stop()
         reporter.update(status)
 
-    with _polling(poll):
+    with call_every(POLL_S, poll, name="waiting"):
         yield
-
-
-@contextmanager
-def _polling(poll: Callable[[], None]) -> Iterator[None]:
-    """Call `poll` every `POLL_S` seconds in a thread."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.wait(POLL_S):
-            poll()
-
-    thread = threading.Thread(target=loop, name="waiting", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def cluster_status() -> Any:
