@@ -1,7 +1,7 @@
 """Sets up a run: checks its inputs, finds its record or makes one, and fetches its weights."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from effnet_ray import storage
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
@@ -17,6 +17,24 @@ from effnet_ray.train.run_record import Result, Run
 from effnet_ray.train.worker_job import WorkerJob
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInputs:
+    """What a run is made from."""
+
+    recipe: Recipe
+    placement: Placement
+    data: str
+    """URI of the packed data set."""
+    runs: str
+    """URI of the folder of all runs."""
+    name: str | None = None
+    """Name of the run. Default: derived from recipe and data."""
+    mirror: str | None = None
+    """URI of a folder of pretrained weights. Default: the hub."""
+    features_in: str | None = None
+    """URI of the folder of cached features. Default: below `runs`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunSetup:
     """A run that is ready to train."""
@@ -26,23 +44,15 @@ class RunSetup:
     """Whether the run is not recorded yet."""
 
 
-def set_up_run(
-    recipe: Recipe,
-    placement: Placement,
-    data: str,
-    runs: str,
-    *,
-    name: str | None = None,
-    mirror: str | None = None,
-    features_in: str | None = None,
-) -> RunSetup | Result:
-    """Check and prepare a run; return its result if it is finished. See `finetune`.
+def set_up_run(inputs: RunInputs) -> RunSetup | Result:
+    """Check and prepare a run; return its result if it is finished.
 
     Writes nothing but the pretrained weights, shared by runs. Raises InputError.
     """
-    data, runs = storage.absolute(data), storage.absolute(runs)
+    recipe, placement = inputs.recipe, inputs.placement
+    data, runs = storage.absolute(inputs.data), storage.absolute(inputs.runs)
     manifest = manifests.load(data)
-    name = check_run_name(name or run_record.default_name(recipe, manifest.fingerprint))
+    name = check_run_name(inputs.name or run_record.default_name(recipe, manifest.fingerprint))
     run_uri = storage.join(runs, name)
     recorded = run_record.load(run_uri)
     if recorded:
@@ -51,9 +61,9 @@ def set_up_run(
         if result:
             return result
     manifests.check_trainable(manifest.limited(recipe.limit), data)
-    run = recorded or _new_run(recipe, placement, manifest, data, runs, name, mirror)
+    run = recorded or _new_run(name, replace(inputs, data=data, runs=runs), manifest)
     check_sync(run.recipe, placement)
-    features = features_in or storage.join(runs, feature_cache.FOLDER)
+    features = inputs.features_in or storage.join(runs, feature_cache.FOLDER)
     dataset = _dataset(run, manifest, data, features)
     weights_uri = _weights_uri(runs, run.weights_sha256)
     return RunSetup(WorkerJob(run, run_uri, dataset, placement, weights_uri), recorded is None)
@@ -76,16 +86,9 @@ def check_sync(recipe: Recipe, placement: Placement) -> None:
         )
 
 
-def _new_run(
-    recipe: Recipe,
-    placement: Placement,
-    manifest: Manifest,
-    data: str,
-    runs: str,
-    name: str,
-    mirror: str | None,
-) -> Run:
+def _new_run(name: str, inputs: RunInputs, manifest: Manifest) -> Run:
     """A run with its recipe resolved and its pretrained weights in storage."""
+    recipe, placement = inputs.recipe, inputs.placement
     weights = pretrained.resolve(recipe)
     resolved = recipe.resolved(
         weights.spec,
@@ -94,9 +97,9 @@ def _new_run(
         task=manifest.task,
     )
     check_sync(resolved, placement)
-    content = pretrained.fetch(weights, mirror)
+    content = pretrained.fetch(weights, inputs.mirror)
     digest = hashlib.sha256(content).hexdigest() if content else ""
-    uri = _weights_uri(runs, digest)
+    uri = _weights_uri(inputs.runs, digest)
     if content and uri and not storage.exists(uri):
         storage.write_bytes(uri, content)
     return Run(
@@ -104,7 +107,7 @@ def _new_run(
         recipe=resolved,
         spec=pretrained.input_spec(resolved, weights.spec),
         classes=manifest.classes,
-        data=data,
+        data=inputs.data,
         fingerprint=manifest.fingerprint,
         weights=weights.name,
         weights_sha256=digest,
