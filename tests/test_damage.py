@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.opened import opened
 
-from effnet_ray.data import parquet_reads
+from effnet_ray.data import parquet_reads, row_group
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
 from effnet_ray.data.row_group import ImageRecord, RowGroup
 from effnet_ray.errors import DatasetError, ImageError
@@ -127,15 +127,15 @@ def test_a_bit_flipped_on_the_way_is_healed_by_a_second_read(
 ) -> None:
     """Found by a page's checksum, or where there is none by the image's digest."""
     file, whole = shard(dataset), chunk(dataset)
-    raw, reads, read = file.read_bytes(), [], RowGroup._read
+    raw, reads, read = file.read_bytes(), [], row_group.read_row_groups
     bit, _ = middle_of_an_image(raw, dataset)
 
-    def flips_once(self: Any, *, verify: bool, columns: list[str] | None = None) -> pa.Table:
+    def flips_once(*arguments: Any, verify: bool, columns: list[str] | None = None) -> pa.Table:
         reads.append(verify)
         file.write_bytes(flipped(raw, bit) if len(reads) == 1 else raw)
-        return read(self, verify=verify and verified, columns=columns)
+        return read(*arguments, verify=verify and verified, columns=columns)
 
-    monkeypatch.setattr(RowGroup, "_read", flips_once)
+    monkeypatch.setattr(row_group, "read_row_groups", flips_once)
     block = chunk(dataset)
     assert len(reads) == 2
     assert not any(block["bad"])

@@ -108,15 +108,15 @@ NAMES = ("dahlia", "garden", "roof", "shed")
 
 def alone(release: LoadedRelease, data: Path) -> MulticlassMetrics:
     """An evaluation without Ray in between."""
-    split = evaluating._open_inputs(release, str(data), "eval", thumbnails=True)
+    split = evaluating.open_inputs(release, str(data), "eval", thumbnails=True)
     actor = ScoringActor(release.uri, release.sha256, MachineShare())
     figures = MulticlassMetrics(len(release.classes))
     for pieces in split.read_units(4):
-        for row in evaluating._preprocessed_rows(split, pieces):
+        for row in evaluating.preprocessed_rows(split, pieces):
             for block in actor(row):
                 for scored in decode_scored(block):
                     figures.add(scored)
-    evaluating._check_metrics(release, figures, split)
+    evaluating.check_metrics(release, figures, split)
     return figures
 
 
@@ -127,7 +127,7 @@ def named(release: LoadedRelease) -> LoadedRelease:
 
 
 def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, packed: Path) -> None:
-    split = evaluating._open_inputs(named, str(packed), "eval", thumbnails=False)
+    split = evaluating.open_inputs(named, str(packed), "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
         for pieces in split.read_units(4):
@@ -154,9 +154,9 @@ def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: P
     assert 0 < wrong == len(figures.worst_mistakes) and all(
         each.thumbnail for each in figures.worst_mistakes
     )
-    split = evaluating._open_inputs(named, str(packed), "eval", thumbnails=True)
+    split = evaluating.open_inputs(named, str(packed), "eval", thumbnails=True)
     ((row, *_),) = [
-        list(evaluating._preprocessed_rows(split, pieces)) for pieces in split.read_units(64)
+        list(evaluating.preprocessed_rows(split, pieces)) for pieces in split.read_units(64)
     ]
     (block,) = ScoringActor(named.uri, named.sha256, MachineShare())(row)
     said = next(decode_scored(block))
@@ -209,14 +209,14 @@ def test_where_nothing_can_be_read_there_are_no_figures(
 
 def test_a_network_that_says_nothing_finite_is_refused(named: LoadedRelease, packed: Path) -> None:
     split, figures = (
-        evaluating._open_inputs(named, str(packed), "eval", False),
+        evaluating.open_inputs(named, str(packed), "eval", False),
         MulticlassMetrics(len(NAMES)),
     )
     said = score_images(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
     texts = {name: np.asarray([""] * 6, object) for name in ("path", "error", "thumbnail")}
     figures.add(said | texts | {"image": np.arange(6)})
     with pytest.raises(ReleaseError, match="NaN or infinite logits"):
-        evaluating._check_metrics(named, figures, split)
+        evaluating.check_metrics(named, figures, split)
 
 
 # --- what is refused before Ray
@@ -339,7 +339,7 @@ def test_a_split_is_judged_whatever_became_of_the_others(
     shutil.rmtree(data / "train")
     assert alone(named, data).images == manifests.load(str(data)).images["eval"]
     with pytest.raises(DatasetError, match=r"train/\S+ .* is missing"):
-        evaluating._open_inputs(named, str(data), "train", thumbnails=False)
+        evaluating.open_inputs(named, str(data), "train", thumbnails=False)
 
 
 def test_what_cannot_be_trained_on_can_be_judged(

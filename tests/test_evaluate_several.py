@@ -81,9 +81,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
 
 
 def rows(release: LoadedRelease, data: str) -> Iterator[Block]:
-    split = evaluating._open_inputs(release, data, "eval", thumbnails=True)
+    split = evaluating.open_inputs(release, data, "eval", thumbnails=True)
     for pieces in split.read_units(4):
-        yield from evaluating._preprocessed_rows(split, pieces)
+        yield from evaluating.preprocessed_rows(split, pieces)
 
 
 def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:
@@ -99,7 +99,7 @@ def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:
 def test_figures_are_those_of_training_time_evaluation(
     release: LoadedRelease, coloured: str
 ) -> None:
-    split = evaluating._open_inputs(release, coloured, "eval", thumbnails=False)
+    split = evaluating.open_inputs(release, coloured, "eval", thumbnails=False)
 
     def batches() -> Iterator[Batch]:
         for pieces in split.read_units(4):

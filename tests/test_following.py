@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.releases import released
 
-from effnet_ray.cli.serve import Serve, _follow
+from effnet_ray.cli import serve
+from effnet_ray.cli.serve import Serve
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import (
     EffnetRayError,
@@ -30,7 +31,7 @@ class Followed:
         said = io.StringIO()
         with Terminal(said) as people:
             flags = Serve(model="birds@live", store=store)
-            self.served = _follow(flags, self.first, people, self._deploy, self._ticks())
+            self.served = serve.follow(flags, self.first, people, self._deploy, self._ticks())
         self.said = said.getvalue()
 
     def _deploy(self, uri: str, serving: ServeOptions) -> None:

@@ -14,7 +14,7 @@ from effnet_ray.inference.logits import (
     probabilities,
 )
 from effnet_ray.inference.scorer import top_k
-from effnet_ray.train.metrics import _best_rank, _rank
+from effnet_ray.train import metrics
 
 
 def random_logits(seed: int, scale: float = 5.0) -> np.ndarray:
@@ -45,8 +45,11 @@ def test_ranks_are_those_of_training(seed: int) -> None:
     logits, draws = random_logits(seed), np.random.default_rng(seed)
     label, labels = draws.integers(0, 6, 40), (draws.random((40, 6)) < 0.3).astype(np.uint8)
     tensor = torch.from_numpy(logits)
-    assert label_rank(logits, label).tolist() == _rank(tensor, torch.from_numpy(label)).tolist()
-    first = _best_rank(tensor, torch.from_numpy(labels))
+    assert (
+        label_rank(logits, label).tolist()
+        == metrics.label_rank(tensor, torch.from_numpy(label)).tolist()
+    )
+    first = metrics.first_label_rank(tensor, torch.from_numpy(labels))
     assert first_label_rank(logits, labels).tolist() == first.tolist()
     assert label_rank(logits, predicted_class(logits)).max() == 0
 

@@ -264,7 +264,7 @@ def test_a_missing_row_is_told(pictures: Path, tmp_path: Path) -> None:
     predictions.parquet.write_table(f"{tmp_path}/part-00000.parquet", table)
     parts = list(enumerate(source.parts(100)))
     with pytest.raises(EvaluationError, match="1 rows and 0 quarantined images"):
-        predictions._finish(parts, source, str(tmp_path))
+        predictions.finish(parts, source, str(tmp_path))
 
 
 def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"part-00000\.parquet is damaged .* run the same command again"
     ):
-        predictions._finish(list(enumerate(source.parts(100))), source, str(tmp_path))
+        predictions.finish(list(enumerate(source.parts(100))), source, str(tmp_path))
 
 
 @pytest.mark.parametrize("begun", ["[]", "{", "1"])

@@ -473,11 +473,11 @@ def test_an_outage_buries_nothing(moto: str, monkeypatch: pytest.MonkeyPatch) ->
 def claim(store: ModelStore, run: str, given: dict[str, bytes]) -> str:
     """What a publisher leaves who dies once it has claimed v4; where it staged."""
     publishing, shelf = maintenance.publish, store.model_folder("pets")
-    content = publishing._record_content(given, {"run": run})
+    content = publishing.record_content(given, {"run": run})
     record = checksummed_json.seal({"name": "pets", "version": 4, "published": "x", **content})
-    publishing._write_files(publishing._staging_uri(shelf, content), given)
+    publishing.write_files(publishing.staging_uri(shelf, content), given)
     storage.write_bytes(shelf.claim_uri(4), record)
-    return publishing._staging_uri(shelf, content)
+    return publishing.staging_uri(shelf, content)
 
 
 def test_a_run_whose_publisher_died_is_finished_from_memory(store: ModelStore) -> None:

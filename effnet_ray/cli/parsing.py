@@ -29,11 +29,12 @@ def parse(flags: type[Flags], argv: Sequence[str], default: Flags | None = None)
     Prints help or an error to the terminal and exits where argparse would.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Flags = tyro.cli(flags, args=argv, registry=_registry(), **options)
+    parsed: Flags = tyro.cli(flags, args=argv, registry=tyro_registry(), **options)
     return parsed
 
 
-def _registry() -> ConstructorRegistry:
+def tyro_registry() -> ConstructorRegistry:
+    """tyro's registry with our rule for dataclasses of flags."""
     registry = ConstructorRegistry()
     registry.struct_rule(_dataclass_rule)
     return registry

@@ -74,7 +74,7 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
         try:
             server.deploy(uri, options)
             _print_ready(terminal, flags.model, uri, url)
-            served = _follow(flags, uri, terminal, server.deploy, _ticks(flags.follow_every))
+            served = follow(flags, uri, terminal, server.deploy, _ticks(flags.follow_every))
         finally:
             server.stop()
     return {"model": flags.model, "release_uri": served, "url": url}
@@ -111,7 +111,7 @@ def _ticks(seconds: float) -> Iterator[None]:
         return
 
 
-def _follow(
+def follow(
     flags: Serve, uri: str, terminal: Terminal, deploy: Deploy, ticks: Iterator[None]
 ) -> str:
     """Switch to the release that the model refers to, at each tick; return the last one served.

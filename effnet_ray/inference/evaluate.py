@@ -80,7 +80,7 @@ def evaluate(
     Raises InputError before it asks the cluster for resources, EvaluationError if it fails later.
     """
     data = storage.absolute(data)
-    inputs = _open_inputs(release, data, split, thumbnails, limit)
+    inputs = open_inputs(release, data, split, thumbnails, limit)
     (connect or partial(session.connect, local=False, verbose=False))(placement)
     request = session.request_resources(placement, [data, release.uri])
     new_metrics = MultilabelMetrics if inputs.multilabel else MulticlassMetrics
@@ -92,11 +92,11 @@ def evaluate(
             metrics.add(scored)
             if on_progress:
                 on_progress(metrics.processed, inputs.images)
-    _check_metrics(release, metrics, inputs)
+    check_metrics(release, metrics, inputs)
     return Evaluation(release, inputs.manifest, data, split, metrics)
 
 
-def _open_inputs(
+def open_inputs(
     release: LoadedRelease, data: str, split: str, thumbnails: bool, limit: int | None = None
 ) -> EvalInputs:
     """The images of the split. Raises DatasetError if this release cannot be evaluated on them."""
@@ -123,7 +123,7 @@ def _open_inputs(
     )
 
 
-def _check_metrics(release: LoadedRelease, metrics: Metrics, inputs: EvalInputs) -> None:
+def check_metrics(release: LoadedRelease, metrics: Metrics, inputs: EvalInputs) -> None:
     """Check that every image was counted once and that the metrics are finite."""
     if metrics.processed != inputs.images:
         raise EvaluationError(
@@ -157,14 +157,14 @@ def _score(
 
     def preprocess(batch: Block) -> Iterator[Block]:
         for units in batch["units"].tolist():
-            yield from _preprocessed_rows(inputs, [ReadUnit(**unit) for unit in json.loads(units)])
+            yield from preprocessed_rows(inputs, [ReadUnit(**unit) for unit in json.loads(units)])
 
     arguments = (release.uri, release.sha256, actors.share)
     for block in execute(work, preprocess, ScoringActor, arguments, actors):
         yield from decode_scored(block)
 
 
-def _preprocessed_rows(inputs: EvalInputs, units: Sequence[ReadUnit]) -> Iterator[Block]:
+def preprocessed_rows(inputs: EvalInputs, units: Sequence[ReadUnit]) -> Iterator[Block]:
     """One row for each unit."""
     for views, metadata in eval_inputs.preprocess(inputs, units):
         yield encode_row(metadata, views=views)

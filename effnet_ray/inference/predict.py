@@ -79,7 +79,7 @@ def predict(
         with as_evaluation_error("predicting"):
             for number, batches in itertools.groupby(predictions, lambda batch: batch.part):
                 _write_part(list(batches), number, release.classes, out)
-    return _finish(parts, images, out)
+    return finish(parts, images, out)
 
 
 def _report_progress(
@@ -159,7 +159,7 @@ def _as_table(predictions: Sequence[Predictions], classes: Sequence[str]) -> pa.
     return pa.table(columns)
 
 
-def _finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResult:
+def finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResult:
     """Count the rows and record the result.
 
     Raises EvaluationError if there is not one row or quarantined image for each image.

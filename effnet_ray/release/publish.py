@@ -44,7 +44,7 @@ def publish(
 
     If the same weights of the same run are published already, return that version's number.
     """
-    content = _record_content(files, provenance)
+    content = record_content(files, provenance)
     staged = False
     while True:
         folder = list_model(store, name)
@@ -56,7 +56,7 @@ def publish(
         for earlier in folder.unfinished:
             _wait_then_complete(folder, earlier)
         if not staged:
-            _write_files(_staging_uri(folder, content), files)
+            write_files(staging_uri(folder, content), files)
             staged = True
         version = folder.next
         claim = checksummed_json.seal(
@@ -73,8 +73,8 @@ def publish(
 
 def write_unpublished(uri: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> None:
     """Write a release folder outside of any store, so that it can be loaded before publishing."""
-    _write_files(uri, files)
-    record = checksummed_json.seal({"published": now(), **_record_content(files, provenance)})
+    write_files(uri, files)
+    record = checksummed_json.seal({"published": now(), **record_content(files, provenance)})
     storage.write_bytes(record_uri(uri), record)
 
 
@@ -94,7 +94,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The content of release.json except name, version and time."""
     ordered = sorted(files.items())
     content = {
@@ -148,14 +148,15 @@ def _read_claim(folder: ModelFolder, version: int) -> dict[str, Any]:
     return check_record(checksummed_json.read(uri), uri)
 
 
-def _staging_uri(folder: ModelFolder, record: Mapping[str, Any]) -> str:
+def staging_uri(folder: ModelFolder, record: Mapping[str, Any]) -> str:
     """URI of the staging folder of the files that the record lists."""
     key = repr((record.get("run"), sorted(record["files"].items())))
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return storage.join(folder.uri, layout.STAGING, digest)
 
 
-def _write_files(uri: str, files: Mapping[str, bytes]) -> None:
+def write_files(uri: str, files: Mapping[str, bytes]) -> None:
+    """Write the files of a release to a folder."""
     for file, data in sorted(files.items()):
         storage.write_bytes(storage.join(uri, file), data)
 
@@ -205,7 +206,7 @@ def write_release(
     claim_uri = folder.claim_uri(version)
     claim = checksummed_json.read_sealed(claim_uri)
     record = check_record(checksummed_json.unseal(claim, claim_uri), claim_uri)
-    staging = _staging_uri(folder, record)
+    staging = staging_uri(folder, record)
     if not is_release(uri):
         try:
             for file in record["files"]:

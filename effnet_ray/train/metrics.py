@@ -45,7 +45,7 @@ class MetricSums:
         """
         logits = logits.detach().float()
         loss = losses(logits, label)
-        rank = _rank(logits, label) if label.ndim == 1 else _best_rank(logits, label)
+        rank = label_rank(logits, label) if label.ndim == 1 else first_label_rank(logits, label)
         columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
         weighted = [(column.double() * weight).sum() for column in columns]
         zero = torch.zeros_like(weighted[0])
@@ -99,7 +99,7 @@ class MetricSums:
         return float(self.sums[index] / self.sums[3].clamp(min=1))
 
 
-def _rank(logits: Tensor, label: Tensor) -> Tensor:
+def label_rank(logits: Tensor, label: Tensor) -> Tensor:
     """[B]: number of classes ranked before the label's; 0 for a top-1 hit.
 
     Ties go to the lower class and NaN ranks first, as in `argmax`: a network with equal scores
@@ -111,10 +111,10 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
     return ((logits > label_logit) | ((logits == label_logit) & lower)).sum(1)
 
 
-def _best_rank(logits: Tensor, label: Tensor) -> Tensor:
+def first_label_rank(logits: Tensor, label: Tensor) -> Tensor:
     """[B]: number of classes ranked before an image's first label; K for one without labels.
 
-    Ties and NaN as in `_rank`.
+    Ties and NaN as in `label_rank`.
     """
     order = _nan_as_infinity(logits).sort(dim=1, descending=True, stable=True).indices
     ranked_labels = label.gather(1, order)

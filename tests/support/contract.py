@@ -122,7 +122,9 @@ def flags(**given: str) -> dict[str, dict[str, str]]:
 
 def _help(job: Job, argv: list[str]) -> str:
     said = io.BytesIO()
-    plain = patch("effnet_ray.cli.parsing._registry", ConstructorRegistry)  # tyro's own wording
+    plain = patch(
+        "effnet_ray.cli.parsing.tyro_registry", ConstructorRegistry
+    )  # tyro's own wording
     with io.TextIOWrapper(said, "utf-8") as out:  # tyro draws its boxes for this encoding
         try:
             with plain, redirect_stdout(out):
