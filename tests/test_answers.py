@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.answers import without_numbers
-from support.releases import released
+from support.releases import released, without_numbers
 
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.copies import copied
-from support.no_ray import no_ray
+from support.datasets import copied
+from support.evaluations import no_ray
 from support.servers import s3_environment
 
 from effnet_ray import Placement, Recipe, finetune

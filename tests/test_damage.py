@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.opened import opened
+from support.datasets import opened
 
 from effnet_ray.data import parquet_reads, row_group
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk

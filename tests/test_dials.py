@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.finished_runs import report
 from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch, settled
-from support.reports import report
 from torch import Tensor
 from torch.nn import functional as F
 

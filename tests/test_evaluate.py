@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.copies import copied
+from support.datasets import copied
+from support.evaluations import everything, no_ray
 from support.laws import RECIPE
-from support.no_ray import no_ray
 from support.plain_run import plain_run
 from support.releases import released
-from support.scored import everything
 
 from effnet_ray import Placement
 from effnet_ray.cli.evaluate import evaluate_job
@@ -144,7 +143,7 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
 
 def test_images_are_preprocessed_as_the_release_says(named: LoadedRelease, packed: Path) -> None:
     spec = replace(named.spec, crop=0.6, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
-    inputs = evaluating._open_inputs(replace(named, spec=spec), str(packed), "eval", False)
+    inputs = evaluating.open_inputs(replace(named, spec=spec), str(packed), "eval", False)
     assert inputs.spec == spec != named.recipe.variant_spec.input_spec()
 
 

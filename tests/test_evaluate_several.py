@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.copies import copied
-from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
-from support.no_ray import no_ray
+from support.datasets import COLOURS, SEVERAL, SMALL, WANTED, copied
+from support.evaluations import no_ray
 from support.pages import LONG, NASTY, Page, browser, measured
 from support.plain_run import plain_run
 from support.releases import released

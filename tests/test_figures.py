@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from sklearn import metrics
-from support.scored import everything
+from support.evaluations import everything
 
 from effnet_ray.inference.metric_sums import BINS, ScoredImages
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.in_place import in_place
-from support.opened import opened
+from support.datasets import in_place, opened
 from support.sources import files, write_hugging_face
 
 from effnet_ray.data import manifest as manifests, parquet_reads

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.in_place import in_place
-from support.opened import opened
+from support.datasets import in_place, opened
 
 from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk

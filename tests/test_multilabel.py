@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from support.datasets import COLOURS, SEVERAL, SMALL, WANTED
 from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, settled
-from support.multilabel import COLOURS, SEVERAL, SMALL, WANTED
 from support.plain_run import plain_run
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor

@@ -11,8 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from support.forged import forge
-from support.releases import CLASSES, released
+from support.releases import CLASSES, forge, released
 
 from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.release import layout, load

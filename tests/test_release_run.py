@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load
-from support.finished_runs import RECIPE, result, run
+from support.finished_runs import RECIPE, report, result, run
 from support.loop_worker import new_state
-from support.reports import report
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run

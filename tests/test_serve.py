@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.answers import without_numbers
-from support.releases import released
+from support.releases import released, without_numbers
 from support.servers import free_port
 
 from effnet_ray.data.decode import decode

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
-from support.copies import copied
+from support.datasets import copied
 
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.decode import decode

@@ -1,19 +1,23 @@
-"""Shared by tests: CLASSES, released."""
+"""Releases made without training, and releases that were tampered with."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from effnet_ray.model.batchnorm import batchnorms
 from effnet_ray.model.network import Network
 from effnet_ray.publish.from_run import release_run
+from effnet_ray.release.layout import WEIGHTS
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
+from effnet_ray.storage import checksummed_json
 from effnet_ray.train import checkpoint, run_record
-from support.finished_runs import result, run
+from support.finished_runs import report, result, run
 from support.loop_worker import new_state, settled
-from support.reports import report
 
 CLASSES = ("0", "1", "2", "3")
 
@@ -45,3 +49,28 @@ def normalise(network: Network) -> None:
     with torch.no_grad():
         network(torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8))
     network.eval().backbone.classifier.weight.data.normal_(0, 0.1)
+
+
+def forge(release: Path, name: str, data: bytes | None) -> None:
+    """Replace a file and what is sealed of it, as whoever can write to a store can.
+
+    None: take both away.
+    """
+    path, record = release / name, release / "release.json"
+    told = json.loads(record.read_text())
+    del told["files"][name], told["sizes"][name], told["sha256"]
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+        told["files"][name] = hashlib.sha256(data).hexdigest()
+        told["sizes"][name] = len(data)
+    record.write_bytes(checksummed_json.seal(told))
+
+
+def without_numbers(release: LoadedRelease) -> LoadedRelease:
+    """The release with a head whose sums are beyond float32, sealed again."""
+    weights = Path(release.uri) / WEIGHTS
+    tensors = safetensors.torch.load(weights.read_bytes())
+    tensors["classifier.weight"].fill_(1e38)  # finite, as a release must be; its sums are not
+    forge(Path(release.uri), WEIGHTS, safetensors.torch.save(tensors))
+    return release

@@ -1,7 +1,8 @@
-"""Shared by tests: everything."""
+"""Evaluations in tests: all metrics as a list, and a Ray that must not be joined."""
 
 from typing import Any
 
+from effnet_ray import Placement
 from effnet_ray.inference.multiclass import MulticlassMetrics
 
 
@@ -21,3 +22,7 @@ def everything(figures: MulticlassMetrics) -> list[Any]:
         figures.unreadable,
         figures.images,
     ]
+
+
+def no_ray(_: Placement) -> None:
+    raise AssertionError("Ray was asked for")
