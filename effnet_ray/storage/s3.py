@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 DEFAULT_REGION = "us-east-1"
 """S3 servers without regions accept it."""
-
 MAX_DELETED_AT_ONCE = 1000
 """S3's limit on the keys of a DeleteObjects request."""
 

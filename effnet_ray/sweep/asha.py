@@ -11,7 +11,8 @@ from effnet_ray.train import metric_definitions
 
 PROGRESS, SPENT = metric_definitions.PROGRESS, metric_definitions.DEVICE_SECONDS
 """Report keys: share of the trial's own full cost that it has taken, and device-seconds so far."""
-TOP1 = metric_definitions.EVAL_TOP1.key
+TOP1, MODE = metric_definitions.EVAL_TOP1.key, metric_definitions.EVAL_TOP1.mode
+"""What ranks trials, and which way."""
 KEEP = 2 / 3
 """Share of a variant's trials that continue past a rung."""
 FIRST_RUNG = 0.6
@@ -55,7 +56,7 @@ class Brackets(FIFOScheduler):  # type: ignore[misc]  # Ray Tune has no types
             self._brackets[variant] = ASHAScheduler(
                 time_attr=PROGRESS,
                 metric=TOP1,
-                mode="max",
+                mode=MODE,
                 max_t=1,
                 grace_period=FIRST_RUNG,
                 reduction_factor=1 / KEEP,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from effnet_ray.errors import RecipeError
-from effnet_ray.sweep.asha import TOP1
+from effnet_ray.sweep.asha import MODE, TOP1
 from effnet_ray.sweep.space import Domain, Settings, Space
 from effnet_ray.sweep.sweep_record import Trial
 
@@ -65,7 +65,7 @@ class TpeSampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         domains = {name: _tune_domain(domain) for name, domain in space.domains.items()}
         distributions = OptunaSearch.convert_search_space(domains)
-        self._search = OptunaSearch(space=distributions, metric=TOP1, mode="max", seed=seed)
+        self._search = OptunaSearch(space=distributions, metric=TOP1, mode=MODE, seed=seed)
         self._suggested: set[int] = set()
 
     def __call__(self, number: int) -> Settings:

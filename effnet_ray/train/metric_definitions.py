@@ -25,6 +25,11 @@ class Metric:
         """Label for people, as in "eval top-1"."""
         return f"{self.split} {self.name}".strip()
 
+    @property
+    def mode(self) -> str:
+        """The better direction in the words of Ray Tune: `max` or `min`."""
+        return "max" if self.higher_is_better else "min"
+
     def on(self, split: str) -> Self:
         """The same metric on another split."""
         return replace(self, key=f"{split}{self.key.removeprefix(self.split)}", split=split)
