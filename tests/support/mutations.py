@@ -201,9 +201,9 @@ LAWS_OF_RECORDS = (
         "    (connect or _connect)(placement)\n    setup = set_up_run(",
         "test_cli.py::test_a_run_reads_its_data_set_before_it_asks_for_ray"),
     Mutation(8, "`evaluate` compares classes after Ray was asked for.", "inference/evaluate.py",
-        "    inputs = _open_inputs(",
+        "    inputs = open_inputs(",
         "    (connect or partial(session.connect, local=False, verbose=False))(placement)\n"
-        "    inputs = _open_inputs(",
+        "    inputs = open_inputs(",
         "test_evaluate.py::test_classes_that_the_release_does_not_know_are_named"),
     Mutation(8, "Wrong flags end with the exit code of a failed run.", "errors.py",
         "    exit_code = 2\n",
