@@ -28,7 +28,7 @@ from effnet_ray.model.network import build
 from effnet_ray.train import events
 from effnet_ray.train.feature_tasks import missing_shards, required_views
 from effnet_ray.train.run_record import Result
-from effnet_ray.train.run_setup import RunSetup, set_up_run
+from effnet_ray.train.run_setup import RunInputs, RunSetup, set_up_run
 
 HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
 """Two epochs of the head alone."""
