@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.contract import (
@@ -152,7 +153,13 @@ def test_packing_makes_the_same_data_set(
     for path in (place / "data").rglob("*"):
         mine = tmp_path / "data" / path.relative_to(place / "data")
         if path.suffix == ".parquet":
-            assert pq.read_table(mine).equals(pq.read_table(path))
+            now, then = (without_reasons(pq.read_table(at)) for at in (mine, path))
+            assert now.equals(then)
+
+
+def without_reasons(table: pa.Table) -> pa.Table:
+    """All columns but the messages for people."""
+    return table.select([name for name in table.column_names if name != "reason"])
 
 
 def below(*folders: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from effnet_ray.train.epoch_report import EpochReport, best
-from effnet_ray.train.evaluation import EvalResult, epoch_report
+from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report
 from effnet_ray.train.metrics import ClassCounts, MetricSums
 
 
@@ -120,6 +120,11 @@ def test_best_is_the_highest_top1_then_the_lowest_loss_then_the_earliest(
 def test_a_loss_that_is_no_number_is_the_highest() -> None:
     found = best(epochs((0.5, float("nan")), (0.5, 2.0)))
     assert found and found.eval_loss == 2.0
+    sums = MetricSums.of(*scores(20, 8, seed=4)).sums
+    finite = EvalResult(MetricSums(sums))
+    nan = EvalResult(MetricSums(torch.cat([torch.tensor([torch.nan]), sums[1:]])))
+    assert np.isnan(nan.sums.loss)
+    assert best_result([nan, finite]) is best_result([finite, nan]) is finite
 
 
 def test_without_epochs_there_is_no_best() -> None:

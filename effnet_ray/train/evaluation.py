@@ -1,5 +1,6 @@
 """Evaluation of networks on all workers, and the epoch's report made from it."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,10 +28,13 @@ class EvalResult:
 
     @property
     def sort_key(self) -> tuple[float, float]:
-        """Sorts the better result first: by mean average precision or top-1, then by loss."""
+        """Sorts the better result first: by mean average precision or top-1, then by loss.
+
+        A NaN loss counts as infinite.
+        """
         score = Score.of({EVAL_TOP1.key: self.sums.top1, EVAL_MAP.key: self.mean_ap})
         assert score is not None
-        return -score.value, self.sums.loss
+        return -score.value, math.inf if math.isnan(self.sums.loss) else self.sums.loss
 
 
 def best_result(results: Sequence[EvalResult]) -> EvalResult:

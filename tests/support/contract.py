@@ -222,9 +222,13 @@ def answer(job: str, *argv: str) -> dict[str, Any]:
 
 
 def keys(value: Any) -> Any:
-    """The keys of JSON, nested; `*` stands for the members of lists."""
+    """The keys of JSON, nested; `*` stands for the members of lists, and for a key with spaces.
+
+    Such a key is a message for people: the reason of a quarantine, say.
+    """
     if isinstance(value, Mapping):
-        return {name: keys(inner) for name, inner in sorted(value.items())}
+        named = ((("*" if " " in name else name), inner) for name, inner in value.items())
+        return {name: keys(inner) for name, inner in sorted(named)}
     if isinstance(value, list):
         merged: Any = {}
         for member in map(keys, value):
