@@ -27,7 +27,9 @@ NOT_THE_LAW = ("ImportError", "ModuleNotFoundError", "SyntaxError", "NameError",
 
 def main() -> int:
     """The exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="mutations whose row has TEXT")
     parser.add_argument("--ray", action="store_true", help="also those whose test starts Ray")
     options = parser.parse_args()
@@ -51,10 +53,6 @@ def main() -> int:
     caught = verdicts.count(CAUGHT)
     print(f"{caught} of {len(verdicts)} caught")
     return 0 if verdicts and caught == len(verdicts) else 1
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines."""
 
 
 def _line(*columns: object) -> str:
