@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from effnet_ray.cli.data_set import data_uri
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import StorageError
@@ -50,7 +51,7 @@ def _check_run(flags: Check, terminal: Terminal) -> "list[Finding]":
     from effnet_ray.tracking.trackers import parse_trackers
 
     location = flags.location
-    data = flags.data_uri(terminal)
+    data = data_uri(flags.location.data, terminal)
     return list(
         preflight.all_checks(
             flags.resolved_recipe(),

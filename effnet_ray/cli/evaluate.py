@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from effnet_ray.cli.flags import default_data, sample_data
+from effnet_ray.cli.data_set import data_uri
+from effnet_ray.cli.flags import default_data
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
@@ -102,7 +103,7 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
 
     return evaluate(
         flags.load(),
-        flags.data or sample_data(terminal),
+        data_uri(flags.data, terminal),
         flags.placement,
         split=flags.split,
         examples=flags.examples,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effnet_ray.cli.check import preflight_or_raise
+from effnet_ray.cli.data_set import data_uri
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.train.metric_definitions import TEST_SCORES
@@ -29,7 +30,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.tracking.trackers import Trackers, parse_trackers
 
     with Terminal() as terminal:
-        data = flags.data_uri(terminal)
+        data = data_uri(flags.location.data, terminal)
         preflight_or_raise(flags, data, terminal)
         if flags.recipe.weights == "none":
             terminal.print("training from scratch: no pretrained weights (--weights none)")

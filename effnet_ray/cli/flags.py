@@ -98,10 +98,6 @@ class TrainingFlags:
     verbose: bool = False
     """Show Ray's own logs."""
 
-    def data_uri(self, terminal: Terminal) -> str:
-        """The data set of `--data`, or the sample data."""
-        return self.location.data or sample_data(terminal)
-
     def connector(self, terminal: Terminal, *, dashboard: bool = False) -> Connect:
         """A function that joins or starts Ray; see `connector`."""
         return connector(terminal, local=self.local, verbose=self.verbose, dashboard=dashboard)
@@ -221,18 +217,3 @@ def connector(
             terminal.print(f"Ray: {cluster}")
 
     return connect
-
-
-def sample_data(terminal: Terminal) -> str:
-    """URI of the sample data set, packed on first use."""
-    from effnet_ray import storage
-    from effnet_ray.data import manifest as manifests
-
-    out = storage.absolute(f"{HOME}/sample-data")
-    if not storage.exists(storage.join(out, manifests.NAME)):
-        from effnet_ray.packing.sample import pack_sample
-
-        terminal.print(f"packing the sample data (1,797 handwritten digits) into {out}")
-        pack_sample(out)
-    terminal.print(f"no --data: using the sample data in {out}")
-    return out

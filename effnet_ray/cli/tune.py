@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from effnet_ray.cli.check import preflight_or_raise
+from effnet_ray.cli.data_set import data_uri
 from effnet_ray.cli.flags import (
     LOCAL,
     TrainingFlags,
@@ -77,7 +78,7 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
         )
     space = _search_space([*flags.space, *domains], explicit, flags)
     terminal = Terminal()
-    data = flags.data_uri(terminal)
+    data = data_uri(flags.location.data, terminal)
     preflight_or_raise(flags, data, terminal)
     explicit_workers = "--workers" in argv or workers_in_environment()
     outcome = _tune(flags, data, space, terminal, explicit_workers=explicit_workers)

@@ -1,11 +1,10 @@
-"""Loads one chunk of the plan as arrays: views of images, or their cached features.
+"""Loads one chunk of the plan as arrays: views of images decoded on CPUs, or cached features.
 
 An executor calls `load_chunk` in its tasks. An image that cannot be read has a reason and no
 pixels.
 
-Images are decoded here, on CPUs: `load_rows` returns decoded uint8 views, and
-`train.device_batches` moves them to the device. A GPU decoder would have `load_rows` return
-encoded images, and decode them in `train.device_batches`.
+`load_rows` returns decoded uint8 views, and `train.device_batches` moves them to the device. To
+decode on a GPU, let `load_rows` return encoded images, and decode them in `train.device_batches`.
 """
 
 import json

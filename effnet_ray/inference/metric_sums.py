@@ -2,6 +2,10 @@
 
 Every sum is float64 and grows by one image at a time, in the order of the split. The metrics are
 therefore the same however the images were batched or distributed over workers.
+
+A metric by groups of images, such as by patient, also needs the group of every image:
+`packing.shards` writes it as a column, `data.row_group` reads it, and `inference.eval_inputs`
+passes it on beside `image` and `path`.
 """
 
 import heapq

@@ -1,6 +1,7 @@
 """config.json of a release, in timm's hub format: architecture, class names and preprocessing.
 
-A release may come from anyone, so every value is checked.
+Checked here, since a release may come from anyone; written by `model.pretrained.hub_config` with
+timm's own writer. A new setting of inference, such as a temperature, needs a line in both.
 """
 
 import math

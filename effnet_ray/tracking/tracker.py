@@ -1,4 +1,7 @@
-"""The interface of experiment trackers."""
+"""The interface of experiment trackers.
+
+Another tracker is a module with this interface, and a row of `trackers.TRACKERS`.
+"""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,9 @@
-"""Losses of single images: cross-entropy, or binary cross-entropy for several labels."""
+"""Losses of single images: cross-entropy, or binary cross-entropy for several labels.
+
+`train.step` takes gradients of `train_losses`. Reported losses are sums of `losses`, without
+smoothing, mixing or class weights, in `train.metrics`. For evaluations of a release,
+`inference.multiclass` and `inference.multilabel` compute them with NumPy.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""All state that survives a restart, and what checkpoint.json records of it.
+"""All that a checkpoint records of a run, and the batches that a run is trained on.
 
-Also the batches that a run is trained on.
+A new field of `Progress` is a new field of checkpoint.json.
 """
 
 import copy
