@@ -1,10 +1,11 @@
 """All that a checkpoint records of a run, and the batches that a run is trained on.
 
-A new field of `Progress` is a new field of checkpoint.json.
+A new field of `Progress` is a field of checkpoint.json; if it is no JSON value, it needs a row of
+`ENCODERS` and one of `DECODERS`.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,29 +87,43 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """Its form in checkpoint.json."""
         return {
-            "step": self.step,
-            "history": [asdict(report) for report in self.history],
-            "tally": self.train_sums.sums.tolist(),
-            "per_class": [metrics.to_row() for metrics in self.per_class],
-            "device_s": self.device_s,
-            "skipped": self.skipped,
-            "scale": asdict(self.scale),
-            "pieces": self.micro_batch_splits,
+            KEYS.get(item.name, item.name): ENCODERS.get(item.name, _unchanged)(
+                getattr(self, item.name)
+            )
+            for item in fields(Progress)
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Progress":
         """The opposite of `to_json`. Raises LookupError, TypeError or RecipeError if malformed."""
-        return Progress(
-            step=record["step"],
-            history=[from_dict(EpochReport, report) for report in record["history"]],
-            train_sums=MetricSums(torch.tensor(record["tally"], dtype=torch.float64)),
-            per_class=class_metrics(record["per_class"]),
-            device_s=record["device_s"],
-            skipped=record["skipped"],
-            scale=from_dict(LossScale, record["scale"]),
-            micro_batch_splits=record["pieces"],
-        )
+        values = {
+            item.name: DECODERS.get(item.name, _unchanged)(record[KEYS.get(item.name, item.name)])
+            for item in fields(Progress)
+        }
+        return Progress(**values)
+
+
+KEYS = {"train_sums": "tally", "micro_batch_splits": "pieces"}
+"""Keys of checkpoint.json; those of the other fields are their names."""
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+ENCODERS: Mapping[str, Callable[[Any], Any]] = {
+    "history": lambda history: [asdict(report) for report in history],
+    "train_sums": lambda sums: sums.sums.tolist(),
+    "per_class": lambda per_class: [metrics.to_row() for metrics in per_class],
+    "scale": asdict,
+}
+"""The fields that are no JSON values, as such; `DECODERS` are the opposite."""
+DECODERS: Mapping[str, Callable[[Any], Any]] = {
+    "history": lambda history: [from_dict(EpochReport, report) for report in history],
+    "train_sums": lambda sums: MetricSums(torch.tensor(sums, dtype=torch.float64)),
+    "per_class": class_metrics,
+    "scale": lambda scale: from_dict(LossScale, scale),
+}
 
 
 @dataclass(slots=True)
