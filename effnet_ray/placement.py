@@ -22,8 +22,8 @@ class Workers:
     """Workers and their hardware, for training and for using a release."""
 
     workers: str = "2"
-    """Worker processes, each with a copy of the network: N, or MIN:MAX to grow and shrink with
-    the cluster (elastic training). Default: EFFNET_WORKERS, else 2."""
+    """Worker processes, each with a copy of the network: N, or MIN:MAX to start with MIN and use
+    up to MAX. Default: EFFNET_WORKERS, else 2."""
     gpus_per_worker: float = 0
     """GPUs per worker: a whole number, or a share of one GPU. 0: use CPUs. Default:
     EFFNET_GPUS_PER_WORKER, else 0."""
@@ -100,6 +100,10 @@ class Workers:
 class Placement(Workers):
     """Settings that decide only where and how fast a training run executes."""
 
+    workers: str = "2"
+    """Worker processes, each with a copy of the network: N, or MIN:MAX to grow and shrink with
+    the cluster (elastic training). Default: EFFNET_WORKERS, else 2; with `tune`: chosen by the
+    sweep, to keep all devices busy."""
     checkpoint_every: int = 0
     """Steps between checkpoints, in addition to one at the end of each epoch. 0: only at the end
     of each epoch."""

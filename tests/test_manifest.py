@@ -131,6 +131,14 @@ def test_what_is_no_json_is_no_manifest(tmp_path: Path, content: bytes) -> None:
 def test_where_no_data_set_is_the_person_is_told_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=f"no data set at {tmp_path}: .*effnet-ray pack"):
         manifests.load(str(tmp_path))
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.jpg").write_bytes(b"1")
+    advice = f"has 1 files but no {manifests.NAME}.* --out {tmp_path}-packed, then pass --data"
+    for uri in (tmp_path, tmp_path / manifests.NAME):
+        with pytest.raises(DatasetError, match=f"^{tmp_path} {advice}"):
+            manifests.load(str(uri))
+    with pytest.raises(DatasetError, match=r"manifest.jsn is not a manifest: pass the data set's"):
+        manifests.load(f"{tmp_path}/manifest.jsn")
 
 
 def test_an_unharmed_data_set_passes(packed: Path) -> None:

@@ -10,18 +10,23 @@ from pathlib import Path
 
 import pytest
 from ray._private.runtime_env import packaging
+from support.evaluations import no_ray
 from support.servers import s3_environment
 
 from effnet_ray import storage
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.main import main
+from effnet_ray.data import manifest as manifests
+from effnet_ray.placement import Placement
 from effnet_ray.preflight.cluster import check_memory
 from effnet_ray.preflight.findings import Finding, all_right
 from effnet_ray.preflight.inputs import check_inputs
 from effnet_ray.preflight.permissions import check_places
+from effnet_ray.preflight.preflight import all_checks
 from effnet_ray.preflight.working_dir import check_working_dir, uploaded_files
 from effnet_ray.recipe import Recipe
+from effnet_ray.train import run_record
 
 ROOT = Path(__file__).parents[1]
 SCRATCH = Recipe(weights="none")
@@ -198,6 +203,52 @@ def test_a_run_that_could_not_publish_is_refused_before_it_begins(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("new", "runs/new is new"),
+        (None, "is new"),
+        ("a/b", "'a/b' cannot be the name of a run"),
+        ("other", "run 'other' exists with another recipe: got lr 0.1 (recorded: 0.5)"),
+        ("same", "runs/same exists: resume it"),
+    ],
+)
+def test_the_check_looks_at_the_name_of_the_run(
+    packed: Path, tmp_path: Path, name: str | None, says: str
+) -> None:
+    manifest, runs = manifests.load(str(packed)), f"{tmp_path}/runs"
+    wanted = Recipe(weights="none", lr=0.1)
+    spec = wanted.variant_spec.input_spec()
+    for recorded, recipe in {"other": replace(wanted, lr=0.5), "same": wanted}.items():
+        run = run_record.Run(
+            name=recorded,
+            recipe=recipe.resolved(spec, workers=1, on_gpu=False),
+            spec=spec,
+            classes=manifest.classes,
+            data=str(packed),
+            fingerprint=manifest.fingerprint,
+            weights="none",
+            weights_sha256="",
+            weights_head=0,
+        )
+        run_record.create(run, f"{runs}/{recorded}")
+    findings = all_checks(
+        wanted,
+        Placement(),
+        str(packed),
+        runs,
+        f"{tmp_path}/store",
+        None,
+        name,
+        trackers=(),
+        single_writer=False,
+        submits=False,
+        connect=no_ray,
+    )
+    found = next(each for each in findings if each.check == "run")
+    assert found.ok == (name in (None, "new", "same")) and says in found.found
+
+
 @pytest.mark.ray
 def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     cluster: None, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -208,7 +259,7 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     told = json.loads(out)
     names = [each["check"] for each in told["findings"]]
     assert told["ok"] is True and err.rstrip().endswith("checks passed")
-    assert names == ["runs", "store", "data", "first image", "weights", "working dir",
+    assert names == ["runs", "store", "data", "first image", "weights", "run", "working dir",
                      "working dir secrets", "recipe", "versions", "workers"]  # fmt: skip
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1
     out, err = capsys.readouterr()

@@ -103,7 +103,7 @@ def test_every_verb_of_models(
     assert said("delete", "birds@v1", "--force")["best"] == 3
     assert said("show", "birds")["aliases"] == {"best": 3, "champion": 3}
     storage.write_bytes(f"{place.store}/birds/staging/0123456789abcdef/x", b"left")
-    (removed,) = said("gc", "--older-than", "-1")["removed"]
+    (removed,) = said("gc", "--older-than", "0")["removed"]
     assert removed.endswith("0123456789abcdef")
     assert said("verify", "birds")["verified"] == ["birds@v2", "birds@v3"]
 

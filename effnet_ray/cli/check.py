@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from effnet_ray.cli.data_set import data_uri
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.errors import StorageError
+from effnet_ray.errors import InputError
 
 if TYPE_CHECKING:
     from effnet_ray.preflight.findings import Finding
@@ -60,6 +60,7 @@ def _check_run(flags: Check, terminal: Terminal) -> "list[Finding]":
             location.runs,
             location.store,
             location.weights_mirror or None,
+            flags.name or None,
             trackers=parse_trackers(flags.tracker),
             single_writer=location.single_writer,
             submits="RAY_API_SERVER_ADDRESS" in os.environ,
@@ -69,7 +70,7 @@ def _check_run(flags: Check, terminal: Terminal) -> "list[Finding]":
 
 
 def preflight_or_raise(flags: TrainingFlags, data: str, terminal: Terminal) -> None:
-    """Run the quick checks. Raises StorageError if results could not be saved or tracked."""
+    """Run the quick checks. Raises InputError if results could not be saved or tracked."""
     from effnet_ray.preflight import preflight
     from effnet_ray.runtime import session
     from effnet_ray.tracking.trackers import parse_trackers
@@ -85,7 +86,7 @@ def preflight_or_raise(flags: TrainingFlags, data: str, terminal: Terminal) -> N
     )
     for finding in findings:
         if not finding.ok:
-            raise StorageError(finding.message)
+            raise InputError(finding.message)
         if finding.do:
             terminal.print(finding.message)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Connect = Callable[[Placement], None]
 HOME = "~/effnet-ray"
+HELP = {"-h", "--help"}
 
 SAMPLE = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "crop_ratio": 1.1}
 """Recipe defaults for the sample data: no download, and no mirror images, since a mirrored digit
@@ -46,7 +47,8 @@ class LocationFlags:
     """URIs of data, runs and releases: s3://… or local paths."""
 
     data: str = ""
-    """The packed data set. Default: EFFNET_DATA, else the built-in sample data."""
+    """The packed data set. Default: EFFNET_DATA, else the built-in sample data, with the
+    defaults --weights none --flip 0 --crop-scale 0.7 --crop-ratio 1.1."""
     store: str = ""
     """The model store, where releases are published. Default: EFFNET_STORE, else
     ~/effnet-ray/store."""
@@ -88,8 +90,8 @@ class TrainingFlags:
     """Name of the run or sweep. Default: derived from recipe and data, so that the same command
     resumes an unfinished run."""
     local: bool = False
-    """Use this machine only, with small defaults: the sample data, images of 64 px (48 px in a
-    sweep) and settings that suit them."""
+    """Use this machine only, with defaults for the sample data: small images, weights none and
+    further settings, which `--local --help` shows."""
     tracker: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Log the run to mlflow, tensorboard, or both, separated by a comma. MLflow reads its own
     environment variables, such as MLFLOW_TRACKING_URI."""
@@ -133,16 +135,25 @@ def parse_training(
 
     `local` are recipe defaults with `--local`; `defaults` are those of the job's own fields.
     The first pass finds the flags that change the recipe's defaults, the second one uses them.
+    Help shows the defaults for your own data, or those with `--local`.
     """
     placement = Placement(**placement_in_environment())
     from_environment = flags(placement=placement, location=default_location(), **defaults)
-    first = parse(flags, argv, from_environment)
-    if first.recipe_file:
-        recipe = _read_recipe(first.recipe_file)
+    if HELP & set(argv):
+        recipe = from_dict(Recipe, local if "--local" in argv else {})
     else:
-        settings = local if first.local else SAMPLE if not first.location.data else {}
-        recipe = from_dict(Recipe, settings)
+        first = parse(flags, argv, from_environment)
+        recipe = _default_recipe(first, local)
     return parse(flags, argv, replace(from_environment, recipe=recipe))
+
+
+def _default_recipe(flags: TrainingFlags, local: Mapping[str, Any]) -> Recipe:
+    """The recipe that these flags start from."""
+    if flags.recipe_file:
+        return _read_recipe(flags.recipe_file)
+    if flags.local:
+        return from_dict(Recipe, local)
+    return from_dict(Recipe, {} if flags.location.data else SAMPLE)
 
 
 def _read_recipe(uri: str) -> Recipe:

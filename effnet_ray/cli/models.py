@@ -1,7 +1,4 @@
-"""`models`: manage the releases of a model store. Each verb is a dataclass and a function.
-
-The tables are in `models_tables`: together, the two files would be too long.
-"""
+"""`models`: manage the releases of a model store. Each verb is a dataclass and a function."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +15,7 @@ from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases, catalog, maintenance, names
 from effnet_ray.release.store import ModelStore
+from effnet_ray.schema import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +231,12 @@ class Gc(WritableStoreFlags):
     """Finish interrupted publishes and delete their leftovers."""
 
     older_than: float = maintenance.STALE_AFTER_S / 3600
-    """Keep files modified within this many hours. Must be longer than any publish takes."""
+    """Delete only leftovers unchanged for this many hours; longer than any publish takes."""
 
 
 def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:
     """Run `models gc`."""
+    require(flags.older_than >= 0, "older-than", flags.older_than, "0 hours or more")
     result = flags.open().gc(flags.older_than * 3600)
     lines = [
         *(f"completed {release}" for release in result.finished),
@@ -245,10 +244,10 @@ def gc(flags: Gc, terminal: Terminal) -> dict[str, Any]:
             f"deleted {release}: its publish was interrupted and cannot be completed"
             for release in result.buried
         ),
-        *(f"removed {uri}" for uri in result.removed),
+        *(f"deleted {uri}" for uri in result.removed),
         *([f"aborted {result.uploads} unfinished uploads"] if result.uploads else ()),
     ]
-    for line in lines or ["nothing to remove"]:
+    for line in lines or ["nothing to delete"]:
         terminal.print(line)
     if result.unlisted:
         terminal.print(f"unfinished uploads could not be listed: {result.unlisted}")

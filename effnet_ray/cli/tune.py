@@ -103,14 +103,16 @@ def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]
     """
     names = {recipe_field.name for recipe_field in fields(Recipe)}
     rest, domains, explicit = list[str](), list[str](), set[str]()
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if flag[:2] != "--" or name not in names:
             rest.append(word)
             continue
-        value = value if equals else next(words, "")
+        if not equals and words and not words[0].startswith("--"):  # a switch has no value
+            value = words.pop(0)
         if DOMAIN.match(value):
             domains.append(f"{name}={value}")
         else:

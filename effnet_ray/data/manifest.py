@@ -126,10 +126,7 @@ def load(data: str) -> Manifest:
     except BucketNotFoundError:
         raise
     except NotFoundError as error:
-        raise DatasetError(
-            f"no data set at {data}: {NAME} is missing: create it with "
-            f"`effnet-ray pack --source IMAGES --out {data}`"
-        ) from error
+        raise DatasetError(_describe_missing(data)) from error
     try:
         record = json.loads(raw)
         recorded = record.pop("fingerprint"), record.pop("version")
@@ -145,6 +142,23 @@ def load(data: str) -> Manifest:
             f"{uri} was altered: its content does not match its fingerprint: pack again"
         )
     return manifest
+
+
+def _describe_missing(data: str) -> str:
+    """What is at the URI of a data set that has no manifest, and what to do."""
+    parent, _, name = data.rpartition("/")
+    if name.startswith("manifest."):
+        if name != NAME:
+            return f"{data} is not a manifest: pass the data set's folder, or its {NAME}"
+        return _describe_missing(parent)
+    files = len(storage.sizes(data))
+    if not files:
+        return f"no data set at {data}: check the path, or create it with `effnet-ray pack`"
+    return (
+        f"{data} has {files:,} files but no {NAME}: finish an interrupted packing; or pack its "
+        f"images: effnet-ray pack --source {data} --out {data}-packed, then pass --data "
+        f"{data}-packed"
+    )
 
 
 def check_trainable(manifest: Manifest, data: str) -> None:

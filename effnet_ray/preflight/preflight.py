@@ -16,7 +16,8 @@ from effnet_ray.preflight.permissions import check_places
 from effnet_ray.preflight.working_dir import check_working_dir
 from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.tracking import trackers as track
-from effnet_ray.train.run_setup import check_sync
+from effnet_ray.train import run_record
+from effnet_ray.train.run_setup import check_run_name, check_sync, find_run_uri, load_same_run
 from effnet_ray.variants import InputSpec
 
 
@@ -43,6 +44,7 @@ def all_checks(
     runs: str,
     store: str,
     mirror: str | None,
+    name: str | None,
     *,
     trackers: Sequence[str],
     single_writer: bool,
@@ -52,6 +54,7 @@ def all_checks(
     """All checks. `connect` joins or starts Ray; `submits`: the working dir will be uploaded."""
     yield from check_places(data, runs, store, single_writer=single_writer)
     yield from check_inputs(recipe, data, mirror)
+    yield run_check("run", lambda: _check_run(recipe, data, runs, name))
     yield from _check_trackers(trackers)
     yield from check_working_dir(Path.cwd(), submits=submits)
     connect(placement)
@@ -70,6 +73,18 @@ def all_checks(
 def _check_trackers(names: Sequence[str]) -> Iterator[Finding]:
     for name in names:
         yield run_check(f"tracker {name}", partial(track.check_tracker, name))
+
+
+def _check_run(recipe: Recipe, data: str, runs: str, name: str | None) -> str:
+    """Whether the run is new. Raises InputError for an invalid or taken name."""
+    if name:
+        check_run_name(name)
+    manifest = manifests.load(storage.absolute(data))
+    uri = find_run_uri(recipe, manifest, storage.absolute(runs), name)
+    if not load_same_run(uri, recipe, manifest):
+        return f"{uri} is new"
+    finished = run_record.load_result(uri)
+    return f"{uri} is finished: nothing to train" if finished else f"{uri} exists: resume it"
 
 
 def _check_recipe(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:

@@ -25,7 +25,7 @@ class GcResult:
     finished: list[str] = field(default_factory=list)
     """Releases completed after their publisher had died."""
     buried: list[str] = field(default_factory=list)
-    """Claimed versions that could not be completed and now have a tombstone."""
+    """Claimed versions deleted because they could not be completed: they have a tombstone."""
     removed: list[str] = field(default_factory=list)
     """URIs of deleted leftovers."""
     uploads: int = 0

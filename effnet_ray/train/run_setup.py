@@ -52,21 +52,36 @@ def set_up_run(inputs: RunInputs) -> RunSetup | Result:
     recipe, placement = inputs.recipe, inputs.placement
     data, runs = storage.absolute(inputs.data), storage.absolute(inputs.runs)
     manifest = manifests.load(data)
-    name = check_run_name(inputs.name or run_record.default_name(recipe, manifest.fingerprint))
-    run_uri = storage.join(runs, name)
-    recorded = run_record.load(run_uri)
-    if recorded:
-        run_record.check_same(recorded, recipe, manifest.fingerprint)
-        result = run_record.load_result(run_uri)
-        if result:
-            return result
+    run_uri = find_run_uri(recipe, manifest, runs, inputs.name)
+    recorded = load_same_run(run_uri, recipe, manifest)
+    result = run_record.load_result(run_uri) if recorded else None
+    if result:
+        return result
     manifests.check_trainable(manifest.limited(recipe.limit), data)
+    name = run_uri.rpartition("/")[2]
     run = recorded or _new_run(name, replace(inputs, data=data, runs=runs), manifest)
     check_sync(run.recipe, placement)
     features = inputs.features_in or storage.join(runs, feature_cache.FOLDER)
     dataset = _dataset(run, manifest, data, features)
     weights_uri = _weights_uri(runs, run.weights_sha256)
     return RunSetup(WorkerJob(run, run_uri, dataset, placement, weights_uri), recorded is None)
+
+
+def find_run_uri(recipe: Recipe, manifest: Manifest, runs: str, name: str | None) -> str:
+    """The URI of the run of this name, by default the one derived from recipe and data.
+
+    Raises RecipeError if the name is not a safe folder name.
+    """
+    name = name or run_record.default_name(recipe, manifest.fingerprint)
+    return storage.join(runs, check_run_name(name))
+
+
+def load_same_run(run_uri: str, recipe: Recipe, manifest: Manifest) -> Run | None:
+    """The recorded run, None if it is new. Raises RunExistsError if it has other inputs."""
+    recorded = run_record.load(run_uri)
+    if recorded:
+        run_record.check_same(recorded, recipe, manifest.fingerprint)
+    return recorded
 
 
 def check_run_name(name: str) -> str:

@@ -1,0 +1,71 @@
+"""The sentence for a mistake says what is wrong and what to do; help says what holds."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effnet_ray.cli.finetune import finetune_job
+from effnet_ray.cli.flags import LOCAL, SAMPLE
+from effnet_ray.cli.main import main
+from effnet_ray.cli.models import models_job
+from effnet_ray.cli.tune import _split_domains, tune_job
+
+Refused = Callable[..., str]
+Job = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def help_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The words that a job prints with these flags and --help."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(job: Job, *flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["job", *flags, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main(job)
+        assert ended.value.code in (0, None)
+        return " ".join(capsys.readouterr().out.replace("│", "").split())
+
+    return run
+
+
+# --- sweeps
+
+
+def test_a_switch_before_a_flag_swallows_nothing() -> None:
+    words = ["--head-cache", "--lr", "1e-3", "--drop-path", "uniform:0:0.3", "--epochs=2"]
+    assert _split_domains(words) == (
+        ["--head-cache", "--lr", "1e-3", "--epochs", "2"],
+        ["drop_path=uniform:0:0.3"],
+        {"head_cache", "lr", "epochs"},
+    )
+    assert _split_domains(["--lr"]) == (["--lr"], [], {"lr"})
+
+
+# --- releases
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan"])
+def test_leftovers_are_not_deleted_by_a_negative_age(
+    refused: Refused, tmp_path: Path, hours: str
+) -> None:
+    flags = ["gc", "--store", str(tmp_path), "--older-than", hours]
+    assert "expected 0 hours or more" in refused(*flags, job=models_job)
+
+
+# --- help
+
+
+def test_help_shows_the_defaults_that_other_flags_set(help_of: Callable[..., str]) -> None:
+    plain, local = help_of(finetune_job), help_of(finetune_job, "--local")
+    assert "(default: 64)" in plain and f"(default: {LOCAL['lr']})" not in plain
+    assert f"(default: {LOCAL['batch_size']})" in local and f"(default: {LOCAL['lr']})" in local
+    for name, value in SAMPLE.items():
+        value = f"{value:g}" if isinstance(value, float) else value
+        assert f"--{name.replace('_', '-')} {value}" in plain
+    assert "with `tune`: chosen by the sweep" in help_of(tune_job)
