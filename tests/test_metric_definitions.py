@@ -11,7 +11,6 @@ from effnet_ray.train.metric_definitions import (
     EVAL_TOP1,
     TEST_METRICS,
     TEST_SCORES,
-    TEST_TOP1,
     Score,
 )
 
@@ -31,7 +30,7 @@ def test_values_are_formatted_for_people() -> None:
 def test_models_are_ranked_by_map_where_there_is_one() -> None:
     assert Score.of({"eval_top1": 0.5, "eval_map": 0.4}) == Score(EVAL_MAP, 0.4)
     assert Score.of({"eval_top1": 0.5, "eval_map": None}) == Score(EVAL_TOP1, 0.5)
-    assert Score.of({"test_top1": 0.5}, TEST_SCORES) == Score(TEST_TOP1, 0.5)
+    assert Score.of({"test_top1": 0.5}, TEST_SCORES) == Score(EVAL_TOP1.on("test"), 0.5)
     assert Score.of({}) is None
 
 
@@ -42,4 +41,4 @@ def test_keys_are_those_of_the_files() -> None:
     assert [metric.key for metric in TEST_METRICS] == [
         "test_map", "test_top1", "test_top5", "test_loss",
     ]  # fmt: skip
-    assert TEST_TOP1.label == "test top-1"
+    assert EVAL_TOP1.on("test").label == "test top-1"

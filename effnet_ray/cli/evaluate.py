@@ -14,7 +14,6 @@ from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
 from effnet_ray.errors import RecipeError
-from effnet_ray.train.metric_definitions import EVAL_LOSS, EVAL_MAP, EVAL_TOP1, EVAL_TOP5
 
 if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
@@ -58,9 +57,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     return {
         "model": evaluation.release.reference,
         "split": evaluation.split,
-        EVAL_TOP1.key: metrics.top1,
-        EVAL_TOP5.key: metrics.top5,
-        EVAL_LOSS.key: metrics.loss,
+        **{metric.key: value for metric, value in metrics.scores.items()},
         "images": metrics.processed,
         "quarantined": len(metrics.unreadable),
         "f1": metrics.macro_f1,
@@ -76,7 +73,7 @@ def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
     from effnet_ray.inference.multilabel import MultilabelMetrics
 
     if isinstance(metrics, MultilabelMetrics):
-        return {EVAL_MAP.key: metrics.mean_ap, "micro_f1": metrics.micro_f1}
+        return {"micro_f1": metrics.micro_f1}
     return {}
 
 
@@ -126,7 +123,7 @@ def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str)
     for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
         terminal.print(f"quarantined image {image}: {path}: {reason}")
     terminal.console.print(_class_table(evaluation))
-    headline, *scores = _scores(metrics).items()
+    headline, *scores = ((m.name, m.format(value)) for m, value in metrics.scores.items())
     title = f"{evaluation.release.reference} on {evaluation.split}: {' '.join(headline)}"
     facts = dict(scores) | _facts(evaluation) | {"report": report}
     terminal.print_summary(title, {name: text for name, text in facts.items() if text})
@@ -156,20 +153,11 @@ def _percentages(row: "ClassMetrics", *, multilabel: bool) -> list[str]:
     return ["" if row.ap is None else f"{row.ap:.1%}", *cells] if multilabel else cells
 
 
-def _scores(metrics: "Metrics") -> dict[str, str]:
-    """The main scores; the first one is the headline."""
-    from effnet_ray.inference.multilabel import MultilabelMetrics
-
-    scores = {EVAL_TOP1.name: metrics.top1, EVAL_TOP5.name: metrics.top5}
-    if isinstance(metrics, MultilabelMetrics):
-        scores = {EVAL_MAP.name: metrics.mean_ap} | scores | {"micro F1": metrics.micro_f1}
-    return {name: f"{value:.2%}" for name, value in scores.items()}
-
-
 def _facts(evaluation: "Evaluation") -> dict[str, str]:
     metrics = evaluation.metrics
+    micro_f1 = _multilabel_json(metrics).get("micro_f1")
     return {
-        "loss": f"{metrics.loss:.4f}",
+        "micro F1": "" if micro_f1 is None else f"{micro_f1:.2%}",
         "macro F1": f"{metrics.macro_f1:.2%}",
         "calibration error": f"{metrics.ece:.2%} (expected calibration error, 15 bins)",
         "images": f"{metrics.processed:,}, {len(metrics.unreadable):,} of them unreadable",

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.train.class_metrics import ClassMetrics, macro_f1
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_METRICS, Metric
 
 BINS = 15
 """Bins of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
@@ -222,6 +223,11 @@ class EvalMetrics(ABC, Generic[M, E]):
     def top5(self) -> float:
         """Share of images with one of their labels among the five highest scores, 0 to 1."""
         return self._mean(2)
+
+    @property
+    def scores(self) -> dict[Metric, float]:
+        """The `EVAL_METRICS` that images of this kind have, and their values."""
+        return {m: getattr(self, m.suffix) for m in EVAL_METRICS if m is not EVAL_MAP}
 
     def _mean(self, index: int) -> float:
         return float(self._sums[index] / max(1, self.images))

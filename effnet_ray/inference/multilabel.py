@@ -17,6 +17,7 @@ from effnet_ray.inference.logits import first_label_rank, numpy_probabilities
 from effnet_ray.inference.metric_sums import EvalMetrics, Mistake, ScoredImages, rows
 from effnet_ray.train.average_precision import average_precisions, mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
+from effnet_ray.train.metric_definitions import EVAL_MAP, Metric
 
 THRESHOLD = 0.5
 """Probability at which a class is predicted."""
@@ -156,6 +157,11 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
         equal images ranks first.
         """
         return mean_average_precision([row.ap for row in self.per_class])
+
+    @property
+    def scores(self) -> dict[Metric, float]:
+        """The `EVAL_METRICS` and their values."""
+        return {EVAL_MAP: self.mean_ap} | super().scores
 
     @property
     def micro_f1(self) -> float:

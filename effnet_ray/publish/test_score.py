@@ -15,12 +15,10 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import EffnetRayError
 from effnet_ray.inference.evaluate import evaluate
-from effnet_ray.inference.multilabel import MultilabelMetrics
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.publish import write_unpublished
 from effnet_ray.storage.checksummed_json import to_json
-from effnet_ray.train.metric_definitions import TEST_LOSS, TEST_MAP, TEST_TOP1, TEST_TOP5
 
 TEST = "test"
 CANDIDATE = "candidate-"
@@ -50,10 +48,10 @@ class Scoring:
         provenance: Mapping[str, Any],
         limit: int | None,
     ) -> dict[str, float]:
-        """Return `test_top1`, `test_top5`, `test_loss`, `test_images` of the release's files.
+        """Return the release's `TEST_METRICS`, by their keys, and `test_images`.
 
-        A multi-label release also has `test_map`. Without a test split the result is empty. The
-        same weights are scored on the same data only once. Raises InputError, EvaluationError.
+        Without a test split the result is empty. The same weights are scored on the same data
+        only once. Raises InputError, EvaluationError.
         """
         manifest = manifests.load(self.data).limited(limit)
         if not manifest.images.get(TEST):
@@ -86,13 +84,8 @@ class Scoring:
             on_progress=self.on_progress,
             connect=self.connect,
         ).metrics
-        scores: dict[str, float] = {
-            TEST_TOP1.key: metrics.top1,
-            TEST_TOP5.key: metrics.top5,
-            TEST_LOSS.key: metrics.loss,
-            "test_images": metrics.images,
-            **({TEST_MAP.key: metrics.mean_ap} if isinstance(metrics, MultilabelMetrics) else {}),
-        }
+        scores = {metric.on(TEST).key: value for metric, value in metrics.scores.items()}
+        scores["test_images"] = metrics.images
         record = {**_score_key(release, manifest), "figures": scores}
         storage.write_bytes(storage.join(run_uri, SCORE_FILE), to_json(record))
         return scores

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from effnet_ray.model.network import Network
 from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Score
+from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_METRICS, Score
 from effnet_ray.train.metrics import ClassCounts, MetricSums, ScoreCollector
 from effnet_ray.train.state import Batch
 
@@ -27,12 +28,18 @@ class EvalResult:
     per_class: tuple[ClassMetrics, ...] = ()
 
     @property
+    def metrics(self) -> dict[str, Any]:
+        """The values of `EVAL_METRICS`, by their keys."""
+        sums = {m.key: getattr(self.sums, m.suffix, None) for m in EVAL_METRICS}
+        return sums | {EVAL_MAP.key: self.mean_ap}
+
+    @property
     def sort_key(self) -> tuple[float, float]:
         """Sorts the better result first: by mean average precision or top-1, then by loss.
 
         A NaN loss counts as infinite.
         """
-        score = Score.of({EVAL_TOP1.key: self.sums.top1, EVAL_MAP.key: self.mean_ap})
+        score = Score.of(self.metrics)
         assert score is not None
         return -score.value, math.inf if math.isnan(self.sums.loss) else self.sums.loss
 
@@ -103,10 +110,7 @@ def epoch_report(epoch: int, step: int, train: MetricSums, *results: EvalResult)
         train_loss=train.loss,
         train_top1=train.top1,
         train_images=train.images,
-        eval_loss=sums.loss if sums else None,
-        eval_top1=sums.top1 if sums else None,
-        eval_top5=sums.top5 if sums else None,
-        eval_map=chosen.mean_ap if chosen else None,
+        **(chosen.metrics if chosen else {m.key: None for m in EVAL_METRICS}),
         eval_images=sums.images if sums else 0,
         quarantined=train.quarantined + (sums.quarantined if sums else 0),
         skipped=train.skipped_steps,

@@ -1,4 +1,9 @@
-"""Definitions of the metrics that runs, releases, trackers and reports share."""
+"""Definitions of the metrics that runs, releases, trackers and reports share.
+
+A new metric of the eval and test splits is a row here and in `EVAL_METRICS`, a property of
+`train.metrics.MetricSums` and of `inference.metric_sums.EvalMetrics`, and a field of `EpochReport`
+and `Result`. Tables, pages, cards and last lines have it then.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +24,18 @@ class Metric:
     """`train`, `eval` or `test`; empty for a count over the whole epoch."""
     format_spec: str
     higher_is_better: bool
+    min_classes: int = 2
+    """With fewer classes its value says nothing, and pages omit it."""
+
+    @property
+    def suffix(self) -> str:
+        """Key without the split, as in `top1`; property of the sums that have the metric."""
+        return self.key.removeprefix(f"{self.split}_")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share, 0 to 1, which people read as a percentage."""
+        return self.format_spec == SHARE_FORMAT
 
     @property
     def label(self) -> str:
@@ -47,31 +64,20 @@ def _loss(split: str) -> Metric:
     return Metric(f"{split}_loss", "loss", split, LOSS_FORMAT, higher_is_better=False)
 
 
-def _share(split: str, suffix: str, name: str) -> Metric:
-    return Metric(f"{split}_{suffix}", name, split, SHARE_FORMAT, higher_is_better=True)
+def _share(split: str, suffix: str, name: str, min_classes: int = 2) -> Metric:
+    key = f"{split}_{suffix}"
+    return Metric(key, name, split, SHARE_FORMAT, higher_is_better=True, min_classes=min_classes)
 
 
 EVAL_LOSS = _loss("eval")
-EVAL_TOP1, EVAL_TOP5 = _share("eval", "top1", "top-1"), _share("eval", "top5", "top-5")
+EVAL_TOP1 = _share("eval", "top1", "top-1")
+EVAL_TOP5 = _share("eval", "top5", "top-5", min_classes=6)
 EVAL_MAP = _share("eval", "map", "mAP")
 """Mean average precision; only with several labels per image."""
 TRAIN_LOSS, TRAIN_TOP1 = EVAL_LOSS.on("train"), EVAL_TOP1.on("train")
-TEST_LOSS, TEST_TOP1, TEST_TOP5 = (m.on("test") for m in (EVAL_LOSS, EVAL_TOP1, EVAL_TOP5))
-TEST_MAP = EVAL_MAP.on("test")
 SKIPPED = Metric("skipped", "skipped steps", "", COUNT_FORMAT, higher_is_better=False)
 QUARANTINED = Metric("quarantined", "quarantined images", "", COUNT_FORMAT, higher_is_better=False)
 
-EPOCH_METRICS = (
-    TRAIN_LOSS,
-    TRAIN_TOP1,
-    EVAL_LOSS,
-    EVAL_TOP1,
-    EVAL_TOP5,
-    EVAL_MAP,
-    SKIPPED,
-    QUARANTINED,
-)
-"""Metrics of one epoch: fields of EpochReport."""
 EVAL_SCORES = (EVAL_MAP, EVAL_TOP1)
 """Metrics that rank epochs and releases: the first one that has a value. So images with several
 labels are ranked by mean average precision, others by top-1."""
@@ -80,6 +86,8 @@ TEST_SCORES = tuple(metric.on("test") for metric in EVAL_SCORES)
 EVAL_METRICS = (*EVAL_SCORES, EVAL_TOP5, EVAL_LOSS)
 """Metrics of the eval split, as people read them: the ranking ones first."""
 TEST_METRICS = tuple(metric.on("test") for metric in EVAL_METRICS)
+EPOCH_METRICS = (TRAIN_LOSS, TRAIN_TOP1, *EVAL_METRICS, SKIPPED, QUARANTINED)
+"""Metrics of one epoch: fields of EpochReport."""
 
 
 @dataclass(frozen=True, slots=True)

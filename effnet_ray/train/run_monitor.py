@@ -6,6 +6,7 @@ from effnet_ray.errors import TrainingError
 from effnet_ray.train import checkpoint, events
 from effnet_ray.train.checkpoint import Checkpoint
 from effnet_ray.train.epoch_report import EpochReport, best, ended_early
+from effnet_ray.train.metric_definitions import EVAL_METRICS
 from effnet_ray.train.run_record import Result
 from effnet_ray.train.worker_job import WorkerJob
 
@@ -69,16 +70,11 @@ class RunMonitor:
         self.raise_if_failed()
         job = self._job
         last, best_epoch = self._finished()
-        top1, top5, loss = best_epoch.eval_top1, best_epoch.eval_top5, best_epoch.eval_loss
-        assert top1 is not None and top5 is not None and loss is not None  # it was evaluated
         return Result(
             run=job.run.name,
             run_uri=job.run_uri,
             checkpoint=f"{job.checkpoints_uri}/{checkpoint.folder(best_epoch.step)}",
-            eval_top1=top1,
-            eval_top5=top5,
-            eval_loss=loss,
-            eval_map=best_epoch.eval_map,
+            **{metric.key: getattr(best_epoch, metric.key) for metric in EVAL_METRICS},
             epochs=len(last.history),
             steps=last.step,
             resumed_from_step=self._started.step if self._started else 0,
