@@ -1,9 +1,12 @@
 """Checkpoints: complete or absent, found or passed over, and resuming equals never stopping."""
 
 import copy
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
-from effnet_ray.variants import LAYOUTS
+from effnet_ray.variants import CHANNELS_LAST, LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,9 +215,14 @@ def assert_resuming_equals_never_stopping(
     return resumed
 
 
-@pytest.mark.parametrize("kill", [1, 4])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("batchnorm", ["train", "frozen"])
+def cases() -> Iterator[Any]:
+    """Each value of each option once; the other combinations are long."""
+    for batchnorm, memory, kill in itertools.product(("train", "frozen"), LAYOUTS, (1, 4)):
+        short = (batchnorm == "train") == (memory == CHANNELS_LAST)
+        yield pytest.param(batchnorm, memory, kill, marks=[] if short else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("batchnorm", "layout", "kill"), cases())
 def test_resuming_equals_never_stopping(
     tmp_path: Path, batchnorm: str, layout: str, kill: int
 ) -> None:

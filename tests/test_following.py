@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from support.releases import released
@@ -44,13 +43,19 @@ class Followed:
         yield from (None,) * 3
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """A store with two releases."""
+    folder = tmp_path_factory.mktemp("followed")
+    released(folder / "a", store=folder / "store")
+    released(folder / "b", store=folder / "store", seed=5)
+    return ModelStore(str(folder / "store"))
+
+
 @pytest.fixture
-def follow(tmp_path: Path) -> Callable[..., Followed]:
-    store = tmp_path / "store"
-    released(tmp_path / "a", store=store)
-    released(tmp_path / "b", store=store, seed=5)
-    ModelStore(str(store)).promote("birds@v1", "live", force=True)
-    return lambda *failures: Followed(str(store), list(failures))
+def follow(store: ModelStore) -> Callable[..., Followed]:
+    store.promote("birds@v1", "live", force=True)
+    return lambda *failures: Followed(store.uri, list(failures))
 
 
 def test_what_storage_did_not_give_is_said_once_and_tried_again(

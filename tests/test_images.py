@@ -145,7 +145,9 @@ def test_crops_have_the_area_and_aspect_asked_for(scale: float, seed: int) -> No
     assert 0.74 <= width / height <= 1.35
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize(
+    "size", [1, 2, 3, *(pytest.param(size, marks=pytest.mark.long) for size in (5, 9))]
+)
 def test_a_training_view_decoded_coarsely_is_the_one_decoded_finely(size: int) -> None:
     """The same crop of a photograph, from a JPEG that is shrunk while decoding and from a PNG."""
     height, width = (length * size // 2 for length in PHOTOGRAPHS[0].shape[:2])

@@ -26,6 +26,8 @@ from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted
 from effnet_ray.train.run_record import Result
 
+FOUR = pytest.param(4, marks=pytest.mark.long)
+"""A worker for each lane."""
 Runs = Callable[[int], PlainRun]
 
 
@@ -38,26 +40,26 @@ def newest_files(result: Result) -> dict[str, bytes]:
     return files | {"history": json.dumps(history).encode()}
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, FOUR])
 def test_train_uses_every_image_once_an_epoch(
     undisturbed: Runs, digits: str, workers: int
 ) -> None:
     assert_once_each(undisturbed(workers).finished, planned(digits))
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("workers", [2, 3, FOUR])
 def test_the_order_is_planned_not_placed(undisturbed: Runs, workers: int) -> None:
     assert audit(undisturbed(workers).finished) == audit(undisturbed(1).finished)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("workers", [2, 3, FOUR])
 def test_placement_is_not_a_hyper_parameter(undisturbed: Runs, workers: int) -> None:
     assert losses(undisturbed(workers).finished) == pytest.approx(
         losses(undisturbed(1).finished), abs=1e-4
     )
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, FOUR])
 def test_eval_counts_every_image_once_on_any_number_of_workers(
     undisturbed: Runs, workers: int
 ) -> None:

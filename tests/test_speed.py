@@ -190,6 +190,7 @@ except ClusterError as error:
 """
 
 
+@pytest.mark.long
 def test_a_worker_without_a_compiler_ends_in_a_sentence(tmp_path: Path) -> None:
     paths = os.pathsep.join(map(str, [Path(__file__).parents[1], Path(__file__).parent]))
     told = subprocess.run(

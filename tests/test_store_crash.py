@@ -45,7 +45,7 @@ class Workers:
         self._server.communicate(timeout=30)
 
 
-@pytest.fixture(params=["disk", "moto", "rclone"])
+@pytest.fixture(params=["disk", "moto", pytest.param("rclone", marks=pytest.mark.long)])
 def workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workers]:
     """On each kind of storage in turn; on rclone they must be a single writer."""
     yield from _workers(request, tmp_path)

@@ -30,7 +30,8 @@ from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json
 
-PLACES = ("disk", "moto", "rclone")
+PLACES = [pytest.param("disk", marks=pytest.mark.long), "moto",
+          pytest.param("rclone", marks=pytest.mark.long)]  # fmt: skip
 PATIENCE = 120.0
 """Seconds in which a server begins to serve."""
 
@@ -162,11 +163,6 @@ def data(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "place",
-    [pytest.param(place, marks=[] if place == "moto" else pytest.mark.long) for place in PLACES],
-    indirect=True,
-)
 def test_a_release_is_judged_and_predicts_and_serves(
     place: Place, jobs: Jobs, release: LoadedRelease, data: Path
 ) -> None:
