@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from effnet_ray.errors import RecipeError
 from effnet_ray.schema import require
 
 ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
@@ -15,6 +16,17 @@ ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 PREFETCH_MB = 320
 """Default for each decode task: eight chunks of 256 views of 224 px."""
 MIN_PREFETCH_MB = 16
+
+
+def parse_worker_range(workers: str, name: str = "workers") -> tuple[int, int]:
+    """Minimum and maximum of N or MIN:MAX. Raises RecipeError, which calls the value `name`."""
+    try:
+        low, *high = map(int, workers.split(":"))
+    except ValueError:
+        low, high = 0, []
+    valid = len(high) <= 1 and 1 <= low <= min(high, default=low)
+    require(valid, name, workers, "N, or MIN:MAX with MIN at most MAX, 1 or more")
+    return low, max(high, default=low)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +64,7 @@ class Workers:
         require(value is None or value >= lowest, name, value, f"{lowest} or more")
 
     def _check_workers(self) -> None:
-        low, high = self.worker_range
-        require(1 <= low <= high, "workers", self.workers, "N or MIN:MAX, 1 or more")
+        parse_worker_range(self.workers)
         gpus = self.gpus_per_worker
         require(
             0 <= gpus <= 1 or (1 < gpus < math.inf and gpus % 1 == 0),
@@ -62,22 +73,14 @@ class Workers:
             "a share of one GPU, or a whole number",
         )
         valid = all(map(ACCELERATOR.fullmatch, self.accelerators))
-        require(
-            valid and (not self.accelerators or gpus > 0),
-            "accelerator",
-            self.accelerators,
-            "names like L4 or L4,L40S, with gpus_per_worker > 0",
-        )
+        require(valid, "accelerator", self.accelerator, "names like L4 or L4,L40S")
+        if self.accelerator and not gpus:
+            raise RecipeError(f"--accelerator {self.accelerator} needs --gpus-per-worker above 0")
 
     @property
     def worker_range(self) -> tuple[int, int]:
         """Minimum and maximum number of workers."""
-        try:
-            numbers = [int(part) for part in self.workers.split(":")]
-        except ValueError:
-            numbers = []
-        require(len(numbers) in (1, 2), "workers", self.workers, "N or MIN:MAX, 1 or more")
-        return numbers[0], numbers[-1]
+        return parse_worker_range(self.workers)
 
     @property
     def accelerators(self) -> tuple[str, ...]:

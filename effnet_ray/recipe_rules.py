@@ -30,6 +30,31 @@ decay (Tan & Le 2019, arXiv 1905.11946). The others are customary, not measured 
 SYNC = "sync"
 """The `batchnorm` mode that normalises over the whole batch."""
 
+SYNONYMS = {
+    **dict.fromkeys(("model", "arch", "architecture", "backbone"), "variant"),
+    **dict.fromkeys(("pretrained", "checkpoint", "init"), "weights"),
+    **dict.fromkeys(("img_size", "imgsz", "size", "input_size", "resolution"), "image_size"),
+    **dict.fromkeys(("epoch", "num_epochs", "n_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("optimizer", "optim"), "opt"),
+    **dict.fromkeys(("learning_rate", "learningrate", "max_lr", "base_lr"), "lr"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "schedule"), "sched"),
+    **dict.fromkeys(("warmup", "num_warmup_epochs"), "warmup_epochs"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "gradient_clip_val"), "clip_grad"),
+    **dict.fromkeys(("ema", "model_ema_decay"), "ema_decay"),
+    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
+    **dict.fromkeys(("auto_augment", "augment", "randaugment"), "aa"),
+    **dict.fromkeys(("erasing", "random_erasing"), "reprob"),
+    **dict.fromkeys(("smoothing",), "label_smoothing"),
+    **dict.fromkeys(("drop", "drop_rate", "dropout_rate"), "dropout"),
+    **dict.fromkeys(("drop_path_rate", "stochastic_depth"), "drop_path"),
+    **dict.fromkeys(("amp", "dtype"), "precision"),
+    **dict.fromkeys(("hflip", "horizontal_flip"), "flip"),
+    **dict.fromkeys(("random_seed", "random_state"), "seed"),
+}
+"""Usual names of a recipe's fields, as in timm, Keras, Lightning or Ultralytics → our field."""
+
 _AUTO_AUGMENT = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
 
 _Rule = tuple[str, Callable[[Any], bool], str]

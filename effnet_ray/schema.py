@@ -1,9 +1,9 @@
 """Validated dataclasses from JSON."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from effnet_ray.errors import RecipeError
@@ -11,15 +11,35 @@ from effnet_ray.errors import RecipeError
 Record = TypeVar("Record")
 
 
-def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
+SIMILARITY = 0.75
+"""difflib's ratio from which a name is suggested: at its default, 0.6, `nested` is like `seed`."""
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    NoneType: "null",
+}
+"""JSON's words for types, in the order of a sentence."""
+
+
+def from_dict(
+    kind: type[Record], values: Mapping[str, Any], synonyms: Mapping[str, str] | None = None
+) -> Record:
     """Build a dataclass from its JSON form.
 
-    Raises RecipeError for an unknown field, with the most similar name, and for a wrong type.
+    Raises RecipeError for a wrong type, and for an unknown field: with the field of which it is
+    one of the `synonyms`, or the most similar name.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass type
     for name in values:
         if name not in names:
-            similar = difflib.get_close_matches(name, names, n=1)
+            similar = difflib.get_close_matches(name, names, n=1, cutoff=SIMILARITY)
+            if synonyms and name in synonyms:
+                similar = [synonyms[name]]
             hint = (
                 f": did you mean {similar[0]!r}?"
                 if similar
@@ -28,7 +48,7 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
             raise RecipeError(f"{kind.__name__} has no field {name!r}{hint}")
     hints = get_type_hints(kind)
     for name, value in values.items():
-        _check_type(f"{kind.__name__}.{name}", value, hints[name])
+        _check_type(name, value, hints[name])
     return kind(**{name: _list_as_tuple(value) for name, value in values.items()})
 
 
@@ -43,8 +63,13 @@ def _check_type(name: str, value: object, hint: Any) -> None:
         return
     allowed = {*kinds, int} if float in kinds else set(kinds)
     if type(value) not in allowed:
-        expected = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise RecipeError(f"{name} is {value!r}: expected {expected}")
+        raise RecipeError(f"{name} is {value!r}: expected {describe_types(kinds)}")
+
+
+def describe_types(kinds: Collection[type]) -> str:
+    """The types in JSON's words."""
+    names = [name for kind, name in TYPE_NAMES.items() if kind in kinds]
+    return " or ".join(names) or " or ".join(kind.__name__ for kind in kinds)
 
 
 def require(ok: bool, field: str, value: object, expected: str) -> None:

@@ -109,10 +109,13 @@ class Variant:
         resolved = self._resolve(family)
         if resolved not in self.families:
             choices = ", ".join((*self.families, "best", "none"))
-            problem = "exists, but not for" if resolved in FAMILIES else "is not known for"
+            problem = (
+                f"there are no {family!r} weights for {self.name}"
+                if resolved in FAMILIES
+                else f"weights {family!r} is no known family"
+            )
             raise WeightsError(
-                f"weights {family!r} {problem} {self.name}: choose one of {choices}, "
-                "or a release (NAME@vN or its URI)"
+                f"{problem}: choose one of {choices}, or a release (NAME@vN or its URI)"
             )
         return f"{self.architecture}.{FAMILIES[resolved][0]}"
 

@@ -25,12 +25,19 @@ Refused = Callable[..., str]
     ("flags", "says"),
     [
         (["--variant", "b8"], "b0, b1, b2, b3, b4, b5, b6, b7"),
-        (["--weights", "jft"], "in1k, aa, ap, ns, best, none"),
-        (["--variant", "b7", "--weights", "in1k"], "exists, but not for b7"),
+        (["--weights", "jft"], "'jft' is no known family: choose one of in1k, aa, ap, ns, best"),
+        (
+            ["--variant", "b7", "--weights", "in1k"],
+            "there are no 'in1k' weights for b7: choose one of",
+        ),
         (["--image-size", "31"], "at least 32 px"),
         (["--micro-batch", "7"], "a divisor of batch_size 64"),
-        (["--workers", "two"], "N or MIN:MAX"),
-        (["--workers", "3:2"], "N or MIN:MAX"),
+        (["--workers", "two"], "expected N, or MIN:MAX"),
+        (["--workers", "3:2"], "with MIN at most MAX"),
+        (["--accelerator", "RTX"], "--accelerator RTX needs --gpus-per-worker above 0"),
+        (["--accelerator", "a b", "--gpus-per-worker", "1"], "names like L4 or L4,L40S"),
+        (["--learning-rate", "1e-3"], "there is no flag --learning-rate: did you mean --lr?"),
+        (["--img-size=64"], "there is no flag --img-size: did you mean --image-size?"),
         (["--epochs", "0"], "1 or more"),
         (["--name", "a/b"], "cannot be the name of a run"),
         (["--gpus-per-worker", "1.5"], "a share of one GPU, or a whole number"),
@@ -151,19 +158,44 @@ def test_compiling_without_a_compiler_is_refused(
 
 
 def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:
-    assert "there is no model pets" in refused("--data", str(packed), "--weights", "pets@v3")
+    told = refused("--data", str(packed), "--weights", "pets@v3")
+    assert "there is no model pets" in told and "which is empty: check --store, or publish" in told
 
 
 def test_an_unknown_field_of_a_recipe_file_is_refused(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "recipe.json"
-    file.write_text('{"epoch": 3}')
-    assert "did you mean 'epochs'?" in refused("--recipe", str(file))
+    for text, says in {
+        '{"epoch": 3}': ": Recipe has no field 'epoch': did you mean 'epochs'?",
+        '{"learning_rate": 3}': ": Recipe has no field 'learning_rate': did you mean 'lr'?",
+        '{"nested": 3}': ": Recipe has no field 'nested': expected one of variant,",
+        '{"lr": "x"}': ": lr is 'x': expected a number or null",
+        '{"opt": "adam"}': ": opt is 'adam': expected one of adamw,",
+        '{"weights": "ra"}': ": there are no 'ra' weights for b0",
+        "[1]": " is a list, in JSON: expected an object of recipe fields",
+        "lr: 3": " is not JSON (line 1, column 1): expected an object",
+    }.items():
+        file.write_text(text)
+        assert f"{file}{says}" in refused("--recipe", str(file))
 
 
 def test_pack_refuses_what_it_cannot_pack(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     flags = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
     assert "no images" in refused(*flags, job=pack_job)
+    for name in ("1.png", "2.png"):
+        (tmp_path / "source" / name).write_bytes(b"1")
+    assert f"2 images lie directly in {tmp_path}/source" in refused(*flags, job=pack_job)
+    file = str(tmp_path / "source" / "1.png")
+    says = f"{file} is a file: expected a folder, or a CSV, TSV or Parquet table"
+    assert says in refused("--source", file, *flags[2:], job=pack_job)
+    assert f"{file} is a file: choose a folder" in refused(*flags[:2], "--out", file, job=pack_job)
+
+
+def test_a_packed_data_set_is_not_packed_again(
+    refused: Refused, packed: Path, tmp_path: Path
+) -> None:
+    flags = ["--source", str(packed), "--out", str(tmp_path / "out")]
+    assert f"{packed} is packed already: pass it as --data" in refused(*flags, job=pack_job)
 
 
 def test_pack_prints_one_json_line(

@@ -11,7 +11,7 @@ from effnet_ray.cli.tune import tune_job
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--variants", "b0,b8"], "b0, b1, b2, b3, b4, b5, b6, b7"),
+        (["--variants", "b0,b8"], ": variant 'b8' is unknown: choose one of b0, b1, b2, b3, b4"),
         (["--variants", ""], "variants is '': expected one or more of b0,"),
         (["--variants", "b0,b0"], "each at most once"),
         (["--variant", "b3"], "pass --variants"),
@@ -20,10 +20,15 @@ from effnet_ray.cli.tune import tune_job
             ["--budget", "0.01"],
             "a budget of 0.01 device-seconds is too small: a trial of b0 needs",
         ),
-        (["--budget", "-5"], "too small"),
+        (["--budget", "-5"], "budget is -5.0: expected above 0"),
+        (["--data", "nowhere", "--trials", "0"], "0 trials are too few for 8 variants"),
+        (["--data", "nowhere", "--searcher", "bayes"], "searcher 'bayes' is unknown"),
         (["--searcher", "bayes"], "random"),
         (["--space", "nowhere.json"], "neither FIELD=DOMAIN nor a JSON file"),
-        (["--space", "learning_rate=log:1e-4:1e-2"], "has no field 'learning_rate'"),
+        (
+            ["--space", "learning_rate=log:1e-4:1e-2"],
+            "has no field 'learning_rate': did you mean 'lr'?",
+        ),
         (["--space", "variant=choice:b0,b1"], "list variants with --variants"),
         (["--space", "lr=1e-4"], "expected log:LOW:HIGH"),
         (["--lr", "log:1e-2:1e-4"], "expected LOW below HIGH"),

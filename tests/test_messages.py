@@ -2,16 +2,22 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from effnet_ray.cli.check import check_job
 from effnet_ray.cli.finetune import finetune_job
-from effnet_ray.cli.flags import LOCAL, SAMPLE
+from effnet_ray.cli.flags import LOCAL, SAMPLE, LocationFlags
 from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
-from effnet_ray.cli.tune import _split_domains, tune_job
+from effnet_ray.cli.tune import Tune, _split_domains, tune_job
+from effnet_ray.placement import Placement
+from effnet_ray.recipe import Recipe
+from effnet_ray.recipe_rules import SYNONYMS
+from effnet_ray.sweep.costs import two_digits
 
 Refused = Callable[..., str]
 Job = Callable[..., dict[str, Any]]
@@ -45,6 +51,41 @@ def test_a_switch_before_a_flag_swallows_nothing() -> None:
         {"head_cache", "lr", "epochs"},
     )
     assert _split_domains(["--lr"]) == (["--lr"], [], {"lr"})
+
+
+def test_estimates_have_two_digits() -> None:
+    shown = [two_digits(number) for number in (0.0123, 0.5, 3.14159, 99.9, 12345.6)]
+    assert shown == ["0.012", "0.50", "3.1", "100", "12,000"]
+
+
+# --- names of other libraries
+
+
+def test_a_synonym_is_no_flag_and_stands_for_a_field() -> None:
+    names = {f.name for kind in (Recipe, Placement, LocationFlags, Tune) for f in fields(kind)}
+    assert not SYNONYMS.keys() & names
+    assert set(SYNONYMS.values()) <= {field.name for field in fields(Recipe)}
+
+
+def test_the_environment_is_named(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFNET_WORKERS", "two")
+    assert "EFFNET_WORKERS is 'two': expected N, or MIN:MAX" in refused()
+
+
+# --- files
+
+
+def test_a_cluster_file_that_is_not_there_is_said(refused: Refused) -> None:
+    says = "nowhere.yaml does not exist: check the path"
+    assert says in refused("--cluster-file", "nowhere.yaml", job=check_job)
+
+
+def test_a_file_is_no_store(refused: Refused, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for store in ("file", "file/store"):
+        flags = ["--data", str(packed), "--weights", "none", "--store", str(tmp_path / store)]
+        assert f"{tmp_path}/file is a file: choose a folder" in refused(*flags)
+    assert "is a file" in refused("list", "--store", f"{tmp_path}/file", job=models_job)
 
 
 # --- releases

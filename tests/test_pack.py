@@ -380,11 +380,21 @@ def test_packing_again_is_reported_not_redone(images: Path, tmp_path: Path) -> N
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*")} == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"eval_fraction": 0.3}, {"test_fraction": 0.2}])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"eval_fraction": 0.3}, "eval_fraction 0.25, not 0.3"),
+        ({"test_fraction": 0.2, "seed": 2}, "seed 0, not 2, test_fraction 0.0, not 0.2"),
+        ({"max_side": 64}, "max_side None, not 64"),
+    ],
+)
 def test_another_data_set_is_never_replaced(
-    photographs: Path, packed: Path, change: dict[str, Any]
+    photographs: Path, packed: Path, change: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(DatasetError, match=f"{packed} contains another data set .*another --out"):
+    with pytest.raises(
+        DatasetError, match=f"{packed} was packed with {says}: choose another --out"
+    ):
         pack(str(photographs), str(packed), Packing(**({"eval_fraction": 0.25} | change)))
 
 
@@ -419,13 +429,20 @@ def test_a_class_too_small_to_split_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "fractions",
-    [(0.0, 0.0), (1.0, 0.0), (-0.1, 0.0), (0.5, 0.5), (0.2, -0.1), (float("nan"), 0.0)],
+    ("fractions", "says"),
+    [
+        ((0.0, 0.0), "eval-fraction is 0: expected above 0, below 1"),
+        ((1.0, 0.0), "eval-fraction is 1: expected above 0, below 1"),
+        ((-0.1, 0.0), "eval-fraction is -0.1: expected above 0, below 1"),
+        ((0.5, 0.5), "leave no train images: expected a sum below 1"),
+        ((0.2, -0.1), "test-fraction is -0.1: expected 0 or more, below 1"),
+        ((float("nan"), 0.0), "eval-fraction is nan"),
+    ],
 )
 def test_fractions_that_leave_nothing_are_refused(
-    photographs: Path, tmp_path: Path, fractions: tuple[float, float]
+    photographs: Path, tmp_path: Path, fractions: tuple[float, float], says: str
 ) -> None:
-    with pytest.raises(DatasetError, match="leave no train images"):
+    with pytest.raises(DatasetError, match=says):
         pack(
             str(photographs),
             str(tmp_path),

@@ -132,7 +132,9 @@ def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
     ("make", "message"),
     [
         (lambda folder: (folder / "a.parquet").write_text("no Parquet"), "not readable Parquet"),
-        (lambda folder: (folder / "a.txt").write_text("a"), r"no images at .* \(1 files\)"),
+        (lambda folder: (folder / "a.txt").write_text("a"), r"no images in .* \(1 files\)"),
+        (lambda folder: (folder / "a").mkdir(), r"no images in .* \(0 files\): expected"),
+        (lambda folder: folder.rmdir(), r"source .* does not exist: check the path"),
         (lambda folder: pq.write_table(pa.table({"a": [1]}), folder / "a.parquet"), "no column"),
     ],
 )  # fmt: skip

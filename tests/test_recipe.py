@@ -249,7 +249,7 @@ def test_a_backbone_that_knows_nothing_is_not_kept_frozen(dials: dict[str, Any])
 
 
 def test_weights_the_variant_does_not_have_are_refused_by_name() -> None:
-    with pytest.raises(WeightsError, match="'ra' exists, but not for b0"):
+    with pytest.raises(WeightsError, match="there are no 'ra' weights for b0"):
         Recipe(variant="b0", weights="ra")
 
 
@@ -261,7 +261,7 @@ def test_workers_are_a_number_or_a_range(low: int, more: int) -> None:
 
 @pytest.mark.parametrize("workers", ["", "0", "-1", "two", "1.5", "0:2", "4:2", "1:2:3", "1:"])
 def test_workers_that_are_no_range_are_refused(workers: str) -> None:
-    with pytest.raises(RecipeError, match=f"^workers is '{workers}': expected N or MIN:MAX"):
+    with pytest.raises(RecipeError, match=f"^workers is '{workers}': expected N, or MIN:MAX"):
         Placement(workers=workers)
 
 

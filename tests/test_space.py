@@ -53,7 +53,7 @@ def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "domain", "says"),
     [
-        ("learning_rate", "log:1e-4:1e-2", "no field 'learning_rate'"),
+        ("learning_rate", "log:1e-4:1e-2", "no field 'learning_rate': did you mean 'lr'?"),
         ("variant", "choice:b0,b1", "--variants"),
         ("epochs", "int:1:10", "--epochs"),
         ("lr", "log:1e-2:1e-4", "LOW below HIGH"),
@@ -63,7 +63,7 @@ def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
         ("lr", "uniform:0:inf", "LOW below HIGH"),
         ("lr", [], "one or more choices"),
         ("lr", [1e-3, 1e-3], "each at most once"),
-        ("lr", "choice:fast,slow", "expected float"),
+        ("lr", "choice:fast,slow", "expected a number"),
         ("batch_size", "uniform:8:16", "whole numbers"),
         ("batch_size", "int:8:9.5", "whole numbers"),
         ("batchnorm", "int:0:1", "not a number"),
@@ -90,6 +90,8 @@ def test_a_field_given_twice_is_refused() -> None:
 def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="neither FIELD=DOMAIN nor a JSON file"):
         collect(["no/such.json"])
+    with pytest.raises(RecipeError, match=r"^--space lr has no domain: write lr=DOMAIN, such as"):
+        collect(["lr"])
 
 
 def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:

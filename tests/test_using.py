@@ -25,7 +25,9 @@ def store(tmp_path: Path) -> str:
     ("flags", "says"),
     [
         (["--model", "birds@v2"], "birds@v2 is not in"),
-        (["--model", "birds@v1", "--source", "nowhere"], "no images at"),
+        (["--model", "birds@v1", "--source", "nowhere"], "nowhere does not exist: check the path"),
+        (["--model", "./nowhere"], "./nowhere does not exist: check the path, or pass NAME@vN"),
+        (["--model", "birds@v1", "--store", __file__], "is a file: choose a folder"),
         (["--model", "birds@v1", "--source", "ftp://x"], "has the scheme ftp://"),
         (["--model", "birds@v1", "--top", "-1"], "top is -1: expected 1 or more"),
         (["--model", "birds@v1", "--workers", "none"], "workers is 'none'"),

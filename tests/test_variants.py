@@ -29,7 +29,7 @@ def test_families_are_exactly_those_timm_has(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_families_a_variant_lacks_are_refused(name: str) -> None:
     for family in (*(set(FAMILIES) - set(variant(name).families)), "imagenet21k", ""):
-        with pytest.raises(WeightsError, match=f"weights '{family}' .* {name}: choose one of"):
+        with pytest.raises(WeightsError, match=f"'{family}' .*: choose one of"):
             variant(name).weights_tag(family)
 
 

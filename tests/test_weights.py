@@ -113,13 +113,13 @@ def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
 
 def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed() -> None:
     with pytest.raises(
-        WeightsError, match="exists, but not for b0: choose one of in1k, aa, ap, ns"
+        WeightsError, match="weights for b0: choose one of in1k, aa, ap, ns"
     ):
         pretrained.resolve(Recipe(variant="b0", weights="ra"))
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(WeightsError, match="'imagenet' is not known for b0"):
+    with pytest.raises(WeightsError, match="weights 'imagenet' is no known family"):
         pretrained.resolve(Recipe(weights="imagenet"))
 
 

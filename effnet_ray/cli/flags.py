@@ -10,10 +10,11 @@ import tyro
 
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.errors import RecipeError
-from effnet_ray.placement import Placement
+from effnet_ray.errors import InputError, RecipeError, quote
+from effnet_ray.placement import Placement, parse_worker_range
 from effnet_ray.recipe import Recipe
-from effnet_ray.schema import from_dict
+from effnet_ray.recipe_rules import SYNONYMS
+from effnet_ray.schema import describe_types, from_dict
 from effnet_ray.variants import FAMILIES
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Connect = Callable[[Placement], None]
 HOME = "~/effnet-ray"
 HELP = {"-h", "--help"}
+FIELDS = "an object of recipe fields"
 
 SAMPLE = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "crop_ratio": 1.1}
 """Recipe defaults for the sample data: no download, and no mirror images, since a mirrored digit
@@ -137,6 +139,7 @@ def parse_training(
     The first pass finds the flags that change the recipe's defaults, the second one uses them.
     Help shows the defaults for your own data, or those with `--local`.
     """
+    _refuse_synonyms(argv)
     placement = Placement(**placement_in_environment())
     from_environment = flags(placement=placement, location=default_location(), **defaults)
     if HELP & set(argv):
@@ -160,11 +163,31 @@ def _read_recipe(uri: str) -> Recipe:
     from effnet_ray import storage
 
     try:
-        return from_dict(Recipe, json.loads(storage.read_bytes(storage.absolute(uri))))
-    except (ValueError, TypeError, AttributeError) as error:
+        content = json.loads(storage.read_bytes(storage.absolute(uri)))
+    except json.JSONDecodeError as error:
         raise RecipeError(
-            f"{uri} is not a recipe ({error}): expected a JSON object of recipe fields"
+            f"{uri} is not JSON (line {error.lineno}, column {error.colno}): expected {FIELDS}"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{uri} is not JSON ({quote(error)}): expected {FIELDS}") from error
+    if not isinstance(content, dict):
+        found = describe_types([type(content)])
+        raise RecipeError(f"{uri} is {found}, in JSON: expected {FIELDS}")
+    try:
+        return from_dict(Recipe, content, SYNONYMS)
+    except InputError as error:
+        raise type(error)(f"{uri}: {error}") from error
+
+
+def _refuse_synonyms(argv: Sequence[str]) -> None:
+    """Raise RecipeError for the usual name of a recipe field, where the flag has another."""
+    for word in argv:
+        flag = word.partition("=")[0]
+        field = SYNONYMS.get(flag.removeprefix("--").replace("-", "_"))
+        if flag.startswith("--") and field:
+            raise RecipeError(
+                f"there is no flag {flag}: did you mean --{field.replace('_', '-')}?"
+            )
 
 
 def placement_in_environment() -> dict[str, Any]:
@@ -172,6 +195,7 @@ def placement_in_environment() -> dict[str, Any]:
     options: dict[str, Any] = {}
     if workers_in_environment():
         options["workers"] = os.environ["EFFNET_WORKERS"]
+        parse_worker_range(options["workers"], "EFFNET_WORKERS")
     gpus = os.environ.get("EFFNET_GPUS_PER_WORKER")
     if gpus:
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.errors import DatasetError
 from effnet_ray.packing.options import Packing
 from effnet_ray.placement import Placement
 
@@ -50,6 +52,8 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.packing.pack import pack
 
     out = storage.absolute(flags.out)
+    if Path(out).is_file():
+        raise DatasetError(f"--out {out} is a file: choose a folder")
     manifest_uri = storage.join(out, manifests.NAME)
     with Terminal() as terminal:
         map_function = _map_function(

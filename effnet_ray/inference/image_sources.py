@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -122,7 +123,7 @@ def find_images(uri: str, split: str = "") -> ImageSource:
         units.append(ImageUnit(len(files), files))
     if not units:
         raise DatasetError(
-            f"no images at {uri} ({len(sizes)} files): expected "
+            f"no images in {uri} ({len(sizes)} files): expected "
             f"{', '.join(DECODABLE_SUFFIXES)} files, a data set packed with `effnet-ray pack`, or "
             "Parquet with an image column"
         )
@@ -133,10 +134,11 @@ def _list_files(uri: str) -> tuple[str, dict[str, int]]:
     """A folder and the sizes of its files; for the URI of a file, its folder and its size."""
     with suppress(StorageError):  # a local file cannot be listed; other errors are raised below
         sizes = storage.sizes(uri)
-        if sizes:
+        if sizes or Path(uri).is_dir():
             return uri, sizes
     if not storage.exists(uri):
-        return uri, storage.sizes(uri)
+        storage.sizes(uri)  # raises if the bucket is missing or cannot be listed
+        raise DatasetError(f"source {uri} does not exist: check the path")
     folder, _, name = uri.rpartition("/")
     is_parquet = name.lower().endswith(".parquet")  # read in parts, so its size does not matter
     return folder, {name: 0 if is_parquet else len(storage.read_bytes(uri))}

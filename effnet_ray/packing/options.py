@@ -30,8 +30,8 @@ class SourceColumns:
     label_separator: str = "|"
     """Separator between the labels in a multilabel text."""
     classes: str = ""
-    """URI of a file with one class name per line; the line number is the class index. Default:
-    the class names of the source, sorted."""
+    """URI of a file with one class name per line; the first line is class 0. Default: the class
+    names of the source, sorted."""
 
     @property
     def separator(self) -> str:
@@ -55,8 +55,8 @@ class Packing(SourceColumns):
     """Downscale images whose longer side exceeds this, px (JPEG, quality 92). Default: keep the
     original files."""
     duplicates: Literal["move", "refuse"] = "move"
-    """For byte-identical images in different splits: `move` all of them to one split (the first
-    of train, eval, test), or `refuse` to pack."""
+    """For byte-identical images in different splits. `move`: all go to train if any is there, else
+    to eval; `refuse`: stop."""
     in_place: bool = False
     """Write only a manifest beside Parquet shards in Hugging Face's image layout, without copying
     them. Images are not shuffled, split, checked or quarantined."""
@@ -64,10 +64,14 @@ class Packing(SourceColumns):
     def __post_init__(self) -> None:
         """Raise DatasetError for invalid values."""
         for_eval, for_test = self.eval_fraction, self.test_fraction
-        if not (0 < for_eval < 1 and 0 <= for_test and for_eval + for_test < 1):
+        if not 0 < for_eval < 1:
+            raise DatasetError(f"eval-fraction is {for_eval:g}: expected above 0, below 1")
+        if not 0 <= for_test < 1:
+            raise DatasetError(f"test-fraction is {for_test:g}: expected 0 or more, below 1")
+        if for_eval + for_test >= 1:
             raise DatasetError(
                 f"eval-fraction {for_eval:g} and test-fraction {for_test:g} leave no train "
-                "images: expected eval-fraction above 0, and a sum below 1"
+                "images: expected a sum below 1"
             )
         if self.max_side is not None and self.max_side < MIN_SIDE:
             raise DatasetError(f"max-side is {self.max_side} px: expected {MIN_SIDE} or more")

@@ -104,12 +104,18 @@ def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
         return None
     existing = manifests.load(out)
     defaults = {name: value for name, value in asdict(Packing()).items() if value is not None}
-    if _comparable(made_from) == _comparable(defaults | existing.made_from):
+    ours, theirs = _comparable(made_from), _comparable(defaults | existing.made_from)
+    names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    if not names:
         return existing
-    raise DatasetError(
-        f"{out} contains another data set (from {existing.made_from.get('source', 'elsewhere')}, "
-        f"seed {existing.made_from.get('seed', '?')}): choose another --out, or delete it first"
-    )
+    if "listing" in names:
+        source = existing.made_from.get("source", "elsewhere")
+        difference = f"contains another data set (from {source}, with other images or labels)"
+    else:
+        difference = "was packed with " + ", ".join(
+            f"{name} {theirs.get(name)}, not {ours.get(name)}" for name in names
+        )
+    raise DatasetError(f"{out} {difference}: choose another --out, or delete it first")
 
 
 def _comparable(made_from: MadeFrom) -> MadeFrom:

@@ -9,11 +9,12 @@ Only archives are read for the listing; of images in files of their own the size
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from effnet_ray import storage
-from effnet_ray.data import classes, hf_parquet
+from effnet_ray.data import classes, hf_parquet, manifest as manifests
 from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError, StorageError
 from effnet_ray.packing import archives, tables
@@ -73,9 +74,15 @@ def _index_file(source: str, columns: SourceColumns, out: str, map_function: Map
 
 def _index_folder(source: str, columns: SourceColumns, out: str, map_function: Map) -> Index:
     """Index a folder of archives, or else of class folders."""
+    if Path(source).is_file():
+        raise DatasetError(
+            f"{source} is a file: expected a folder, or a CSV, TSV or Parquet table"
+        )
     sizes = storage.sizes(source)
     if not sizes and not storage.exists(source):
         raise DatasetError(f"source {source} does not exist: check the path")
+    if manifests.NAME in sizes and "listing" in manifests.load(source).made_from:
+        raise DatasetError(f"{source} is packed already: pass it as --data")
     sizes = {p: size for p, size in sizes.items() if not f"{source}/{p}".startswith(f"{out}/")}
     in_archives = {p: size for p, size in sizes.items() if p.lower().endswith(archives.SUFFIXES)}
     if in_archives:
@@ -127,6 +134,12 @@ def _refuse_table_flags(columns: SourceColumns, source: str) -> None:
 def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
     """Index one folder per class, or one folder per split with one per class in it."""
     paths = [p for p in sizes if "/" in p and p.lower().endswith(IMAGE_SUFFIXES)]
+    loose = sum(p.lower().endswith(IMAGE_SUFFIXES) for p in sizes)
+    if loose and not paths:
+        raise DatasetError(
+            f"{loose:,} images lie directly in {source}: pass the folder that contains the class "
+            f"folders ({source.rpartition('/')[0]})"
+        )
     if not paths:
         raise DatasetError(
             f"no images in {source} ({len(sizes)} files): expected one folder per class, each "

@@ -46,6 +46,8 @@ def check_cluster_file(path: str) -> list[Finding]:
     try:
         text = Path(path).expanduser().read_text()
         config = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        raise ClusterError(f"{path} does not exist: check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterError(
             f"{path} cannot be read as YAML ({one_line(error)}): correct it"

@@ -7,10 +7,11 @@ overwritten: a folder without release.json is not a release.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.errors import ReleaseError
+from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.release import aliases, maintenance, publish
 from effnet_ray.release.alias_move import Move
 from effnet_ray.release.maintenance import STALE_AFTER_S, GcResult
@@ -46,6 +47,11 @@ class ModelStore:
     single_writer: bool = False
     """The caller guarantees that no two processes write to the store at once."""
 
+    def __post_init__(self) -> None:
+        """Raise StorageError if the URI is a local file."""
+        if Path(self.uri).is_file():
+            raise StorageError(f"--store {self.uri} is a file: choose a folder")
+
     def publish(
         self, name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any]
     ) -> Release:
@@ -79,8 +85,13 @@ class ModelStore:
         """List a model's folder. Raises ReleaseError if it is empty."""
         folder = list_model(self.uri, check_model_name(name))
         if not folder.files:
-            models = ", ".join(self.models()) or "no models"
-            raise ReleaseError(f"there is no model {name} in {self.uri}; it has: {models}")
+            models = ", ".join(self.models())
+            content = (
+                f"; it has: {models}"
+                if models
+                else ", which is empty: check --store, or publish one with effnet-ray finetune"
+            )
+            raise ReleaseError(f"there is no model {name} in {self.uri}{content}")
         return folder
 
     def versions(self, name: str) -> list[int]:
@@ -162,7 +173,10 @@ class ModelStore:
 def release_uri(model: str, store: str) -> str:
     """The folder's URI of `NAME@vN`, `NAME@ALIAS` or a URI. Raises ReleaseError."""
     if "/" in model:
-        return storage.absolute(model)
+        uri = storage.absolute(model)
+        if not storage.exists(uri):
+            raise ReleaseError(f"{model} does not exist: check the path, or pass NAME@vN")
+        return uri
     folder, version = ModelStore(storage.absolute(store)).resolve(model)
     return folder.release(version).uri
 

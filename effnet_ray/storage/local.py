@@ -48,6 +48,12 @@ def errors(uri: str, verb: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {verb} {uri}: access denied ({error}): check the file's permissions"
         ) from error
+    except IsADirectoryError as error:
+        raise StorageError(f"cannot {verb} {uri}: it is a folder: choose a file") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        paths = (path for path in (Path(uri), *Path(uri).parents) if path.is_file())
+        file = next(paths, uri)
+        raise StorageError(f"cannot {verb} {uri}: {file} is a file: choose a folder") from error
     except (TimeoutError, ConnectionError) as error:  # of a network file system
         raise OutageError(f"cannot {verb} {uri}: {one_line(error)}") from error
     except OSError as error:

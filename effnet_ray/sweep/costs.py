@@ -1,6 +1,7 @@
 """What trials cost to train (estimated) and what their models cost to use (measured)."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
@@ -75,3 +76,9 @@ def costs_by_trial(
     """Trial number → cost of its model, where that is known."""
     keys = {trial.number: cost_key(sweep, trial.variant, trial.settings) for trial in trials}
     return {number: costs[key] for number, key in keys.items() if key in costs}
+
+
+def two_digits(number: float) -> str:
+    """A positive number with two significant digits, and without an exponent."""
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:,.{max(0, 1 - math.floor(math.log10(rounded)))}f}"

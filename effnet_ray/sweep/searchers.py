@@ -23,15 +23,20 @@ class Sampler(Protocol):
         """Take an ended trial into account."""
 
 
+def check_searcher(searcher: str) -> None:
+    """Raises RecipeError for an unknown name."""
+    if searcher not in (RANDOM, TPE):
+        raise RecipeError(f"searcher {searcher!r} is unknown: choose random or tpe")
+
+
 def sampler(searcher: str, space: Space, seed: int) -> Sampler:
     """The sampler of that name, random or tpe.
 
     Raises RecipeError for an unknown name, and for tpe where Optuna is not installed.
     """
+    check_searcher(searcher)
     if searcher == RANDOM:
         return RandomSampler(space, seed)
-    if searcher != TPE:
-        raise RecipeError(f"searcher {searcher!r} is unknown: choose random or tpe")
     try:
         return TpeSampler(space, seed)
     except ImportError as error:

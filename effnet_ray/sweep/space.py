@@ -18,7 +18,8 @@ from typing import Any, get_args, get_type_hints
 
 from effnet_ray.errors import InputError, RecipeError
 from effnet_ray.recipe import Recipe
-from effnet_ray.schema import from_dict
+from effnet_ray.recipe_rules import SYNONYMS
+from effnet_ray.schema import describe_types, from_dict
 
 Settings = dict[str, Any]
 """One sample of a space: field → value."""
@@ -139,6 +140,11 @@ def collect(entries: Iterable[str]) -> dict[str, Any]:
 
 
 def _read_file(path: str) -> dict[str, Any]:
+    if path.replace("-", "_") in {field.name for field in fields(Recipe)}:
+        raise RecipeError(
+            f"--space {path} has no domain: write {path}=DOMAIN, such as lr=log:1e-4:1e-2, or "
+            "pass the path of a JSON file"
+        )
     try:
         content = json.loads(Path(path).expanduser().read_text())
     except (OSError, ValueError) as error:
@@ -154,7 +160,9 @@ def _domain(field: str, text: Any) -> Domain:
     """Raises RecipeError if the text is not a domain, or does not fit the field."""
     if field in NOT_SEARCHABLE:
         raise RecipeError(f"{field} cannot be in the search space: {NOT_SEARCHABLE[field]}")
-    from_dict(Recipe, dict.fromkeys([field], _default(field)))  # suggests the nearest name
+    from_dict(
+        Recipe, dict.fromkeys([field], _default(field)), SYNONYMS
+    )  # suggests the nearest name
     types = _types(field)
     if isinstance(text, list):
         return _validated(field, Domain("choice", choices=tuple(text)), text)
@@ -179,7 +187,7 @@ def _validated(field: str, domain: Domain, text: Any) -> Domain:
     elif not all(
         type(choice) in types | ({int} if float in types else set()) for choice in domain.choices
     ):
-        problem = "expected " + " or ".join(sorted(k.__name__ for k in types - {type(None)}))
+        problem = f"expected {describe_types(types)}"
     elif kind in ("log", "uniform") and float not in types:
         problem = "the field takes whole numbers: expected int:LOW:HIGH or choice:A,B,…"
     elif kind == "int" and not {int, float} & types:

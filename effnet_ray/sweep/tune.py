@@ -15,21 +15,22 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
+from effnet_ray.schema import require
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record
 from effnet_ray.sweep.asha import FIRST_RUNG, Brackets
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Allocation, Hardware, allocate
 from effnet_ray.sweep.results import Outcome
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
-from effnet_ray.sweep.searchers import RANDOM, Sampler, sampler
+from effnet_ray.sweep.searchers import RANDOM, Sampler, check_searcher, sampler
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_registry
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
-from effnet_ray.sweep.variant_schedule import VariantSchedule
+from effnet_ray.sweep.variant_schedule import VariantSchedule, check_trials
 from effnet_ray.train import run_record
 from effnet_ray.train.run_setup import check_run_name
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import VARIANTS, variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,13 @@ def tune(
     Raises InputError before anything is leased, TrainingError when no trial finishes.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
+    _check(recipe, variants, space)
+    check_trials(trials, variants)
+    check_searcher(searcher)
+    require(budget is None or budget > 0, "budget", budget, "above 0")
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(recipe.limit), data)
-    _check(recipe, variants, space, manifest)
+    _check_task(recipe, manifest)
     sweep = _define(recipe, variants, trials, space, searcher, budget, data, manifest, name)
     uri = storage.join(runs, sweep.name)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
@@ -100,15 +105,15 @@ def _ignore(event: object) -> None:
     """Default callback: do nothing."""
 
 
-def _check(
-    recipe: Recipe, variants: Sequence[str], space: Mapping[str, Any], manifest: Manifest
-) -> None:
+def _check(recipe: Recipe, variants: Sequence[str], space: Mapping[str, Any]) -> None:
     """Raises RecipeError for settings that a sweep does not support."""
     if not variants or len(set(variants)) < len(variants):
         raise RecipeError(
             f"variants is {','.join(variants)!r}: expected one or more of {', '.join(VARIANTS)}, "
             "each at most once"
         )
+    for name in variants:
+        variant(name)  # raises RecipeError for an unknown one
     if recipe.patience or "patience" in space:
         raise RecipeError(
             "a sweep does not support patience: ASHA stops its trials early; remove the setting"
@@ -118,17 +123,21 @@ def _check(
             "a sweep does not support eval_every above 1: it compares trials after every epoch; "
             "remove the setting"
         )
-    if MULTILABEL in (recipe.task, manifest.task):
-        raise RecipeError(
-            "a sweep does not support task multilabel: it ranks trials by top-1 accuracy, which "
-            "needs one class per image; use finetune instead"
-        )
     if SYNC in (recipe.batchnorm, *str(space.get("batchnorm", "")).replace(":", ",").split(",")):
         raise RecipeError(
             "a sweep does not support batchnorm sync: the number of workers per trial depends on "
             "the cluster's free resources; choose train or frozen"
         )
     spaces.parse(space).check(recipe, variants)
+
+
+def _check_task(recipe: Recipe, manifest: Manifest) -> None:
+    """Raises RecipeError for images with any number of labels."""
+    if MULTILABEL in (recipe.task, manifest.task):
+        raise RecipeError(
+            "a sweep does not support task multilabel: it ranks trials by top-1 accuracy, which "
+            "needs one class per image; use finetune instead"
+        )
 
 
 def _define(
@@ -274,8 +283,8 @@ def _schedule(
     if sweep.budget is not None and sweep.budget < rung:
         raise RecipeError(
             f"a budget of {sweep.budget:,g} device-seconds is too small: a trial of {cheapest} "
-            f"needs about {rung:,.1f} to reach ASHA's first rung (estimated from timm's speed on "
-            "an RTX 3090): raise --budget, or lower --epochs or --image-size"
+            f"needs about {costs.two_digits(rung)} to reach ASHA's first rung (estimated from "
+            "timm's speed on an RTX 3090): raise --budget, or lower --epochs or --image-size"
         )
     return VariantSchedule(
         estimates,

@@ -11,7 +11,7 @@ Trials compete only with trials of the same variant (`asha`).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from effnet_ray.errors import RecipeError
@@ -27,6 +27,15 @@ MAX_CARRIED = 6
 """Maximum number of settings that a cheap variant takes over from the one below it."""
 MAX_CARRIED_EXPENSIVE = 2
 """Maximum number of settings that an expensive variant takes over."""
+
+
+def check_trials(trials: int, variants: Sequence[str]) -> None:
+    """Raises RecipeError if there are fewer trials than variants."""
+    if trials < len(variants):
+        raise RecipeError(
+            f"{trials} trials are too few for {len(variants)} variants: expected at least one "
+            "each: raise --trials or list fewer --variants"
+        )
 
 
 @dataclass(slots=True)
@@ -68,11 +77,7 @@ class VariantSchedule:
 
     def __post_init__(self) -> None:
         self._by_cost = sorted(self.costs, key=lambda name: self.costs[name])
-        if self.trials < len(self._by_cost):
-            raise RecipeError(
-                f"{self.trials} trials are too few for {len(self._by_cost)} variants: expected at "
-                "least one each: raise --trials or list fewer --variants"
-            )
+        check_trials(self.trials, self._by_cost)
         self._rounds = self._make_rounds(self.costs[self._by_cost[0]])
         self._ranking: list[Settings] = []
         self._queue: list[tuple[str, Settings | None]] = []
