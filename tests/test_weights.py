@@ -112,9 +112,7 @@ def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
 
 
 def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed() -> None:
-    with pytest.raises(
-        WeightsError, match="weights for b0: choose one of in1k, aa, ap, ns"
-    ):
+    with pytest.raises(WeightsError, match="weights for b0: choose one of in1k, aa, ap, ns"):
         pretrained.resolve(Recipe(variant="b0", weights="ra"))
 
 
