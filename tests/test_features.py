@@ -28,7 +28,7 @@ from effnet_ray.model.network import build
 from effnet_ray.train import events
 from effnet_ray.train.feature_tasks import missing_shards, required_views
 from effnet_ray.train.run_record import Result
-from effnet_ray.train.run_setup import RunInputs, RunSetup, set_up_run
+from effnet_ray.train.run_setup import RunSetup, set_up_run
 
 HEAD = replace(RECIPE, weights="ns", unfreeze="head", head_epochs=None, lr=1e-3)
 """Two epochs of the head alone."""
@@ -304,16 +304,7 @@ def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
     assert computed == 2 * 44 + 44
     runs, recipe = str(tmp_path / "runs"), replace(HEAD, head_views=2)
     placement = Placement(workers="3")
-    setup = set_up_run(
-        RunInputs(
-            recipe=recipe,
-            placement=placement,
-            data=digits,
-            runs=runs,
-            name="warm",
-            mirror=weights_mirror,
-        )
-    )
+    setup = set_up_run(recipe, placement, digits, runs=runs, name="warm", mirror=weights_mirror)
     assert isinstance(setup, RunSetup)
     assert missing_shards(setup.job.dataset, retry_bad=True) == {}
     warm = plain_run(recipe, digits, runs, "warm", workers=3, mirror=weights_mirror).finished

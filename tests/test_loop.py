@@ -381,12 +381,10 @@ def steps_until_stopped(
     """Steps taken by a run of 13 train and 15 eval images, and why it stopped."""
     recipe = settled(batch_size=8, micro_batch=4)
     batches = WithBad(recipe, bad=bad, bad_eval=bad_eval)
+    sizes = replace(batches.shape(), max_uses=max_uses, max_bad_fraction=fraction)
     state = new_state(recipe)
     try:
-        fit(
-            state, recipe, replace(batches.shape(), max_uses=max_uses), batches,
-            on_step=nothing, on_epoch=nothing, max_bad_fraction=fraction,
-        )  # fmt: skip
+        fit(state, recipe, sizes, batches, on_step=nothing, on_epoch=nothing)
     except BadImagesError as error:
         return state.step, str(error)
     return state.step, ""

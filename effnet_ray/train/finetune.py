@@ -18,7 +18,7 @@ from effnet_ray.train import events, precompute_features, run_record
 from effnet_ray.train.ray_trainer import run_trainer
 from effnet_ray.train.run_monitor import OnEvent, RunMonitor
 from effnet_ray.train.run_record import Result
-from effnet_ray.train.run_setup import RunInputs, RunSetup, set_up_run
+from effnet_ray.train.run_setup import RunSetup, set_up_run
 from effnet_ray.train.worker import RayWorkerConfig
 
 
@@ -46,15 +46,7 @@ def finetune(
     """
     start = time.perf_counter()
     setup = set_up_run(
-        RunInputs(
-            recipe=recipe,
-            placement=placement,
-            data=data,
-            runs=runs,
-            name=name,
-            mirror=mirror,
-            features_in=features_in,
-        )
+        recipe, placement, data, runs=runs, name=name, mirror=mirror, features_in=features_in
     )
     if isinstance(setup, Result):
         return setup

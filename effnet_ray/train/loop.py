@@ -34,7 +34,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochSizes:
-    """What the plan says about every epoch."""
+    """What the plan and the placement say about every epoch."""
 
     steps_per_epoch: int
     train_images: int
@@ -43,6 +43,8 @@ class EpochSizes:
     """Maximum number of uses of one image per epoch."""
     class_weights: tuple[float, ...] = ()
     """Factor on the loss of each class's train images; empty: none."""
+    max_bad_fraction: float = 1.0
+    """Maximum share of a split's images that may be quarantined."""
 
 
 def fit(
@@ -54,7 +56,6 @@ def fit(
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
     should_stop: Callable[[], bool] | None = None,
-    max_bad_fraction: float = 1.0,
 ) -> bool:
     """Train from `state.step` to the end of the recipe. Called on every worker.
 
@@ -63,7 +64,7 @@ def fit(
     epoch's report. `should_stop` is checked before each step: if it is true on any worker, all
     workers stop before that step, and the result is False.
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
-    if more than `max_bad_fraction` of a split is quarantined.
+    if too many images of a split are quarantined.
     """
     device = next(state.network.parameters()).device
     state.train_sums = MetricSums(state.train_sums.sums.to(device))
@@ -84,9 +85,9 @@ def fit(
             rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
             state.train_sums += train_step(trainer, lanes, count, rate, state.step)
             state.step += 1
-            _check_train_images(state.train_sums, sizes, max_bad_fraction)
+            _check_train_images(state.train_sums, sizes)
             on_step(state)
-        on_epoch(_finish_epoch(trainer, epoch, sizes, batches, max_bad_fraction), state)
+        on_epoch(_finish_epoch(trainer, epoch, sizes, batches), state)
     return True
 
 
@@ -100,11 +101,7 @@ def _start_phase(
 
 
 def _finish_epoch(
-    trainer: PhaseTrainer,
-    epoch: int,
-    sizes: EpochSizes,
-    batches: Batches,
-    max_bad_fraction: float,
+    trainer: PhaseTrainer, epoch: int, sizes: EpochSizes, batches: Batches
 ) -> EpochReport:
     """Evaluate, if the recipe does after this epoch, and add the epoch's report to the history."""
     state = trainer.state
@@ -117,7 +114,7 @@ def _finish_epoch(
             trainer.autocast,
             multilabel=trainer.recipe.task == MULTILABEL,
         )
-        _check_eval_images(results[0].sums, epoch, state.step, sizes, max_bad_fraction)
+        _check_eval_images(results[0].sums, epoch, state.step, sizes)
         state.per_class = best_result(results).per_class
     report = epoch_report(epoch, state.step, state.train_sums, *results)
     state.history.append(report)
@@ -128,20 +125,18 @@ def _finish_epoch(
 # Sums are equal on every worker: if a check fails, all workers stop at the same step.
 
 
-def _check_train_images(sums: MetricSums, sizes: EpochSizes, max_bad_fraction: float) -> None:
+def _check_train_images(sums: MetricSums, sizes: EpochSizes) -> None:
     """Raises BadImagesError if too many images of the epoch so far could not be read.
 
     One bad image is allowed, however often the epoch uses it.
     """
-    _check_bad("train", sums, sizes.train_images, max_bad_fraction, allowed=sizes.max_uses)
+    _check_bad("train", sums, sizes, sizes.train_images, allowed=sizes.max_uses)
 
 
-def _check_eval_images(
-    sums: MetricSums, epoch: int, step: int, sizes: EpochSizes, max_bad_fraction: float
-) -> None:
+def _check_eval_images(sums: MetricSums, epoch: int, step: int, sizes: EpochSizes) -> None:
     """Raises TrainingError if images are missing, too many are bad, or the loss is not finite."""
     _check_count(epoch, "eval", sums, sizes.eval_images)
-    _check_bad("eval", sums, sizes.eval_images, max_bad_fraction, allowed=1)
+    _check_bad("eval", sums, sizes, sizes.eval_images, allowed=1)
     if not torch.isfinite(sums.sums[0]):
         raise TrainingError(
             f"the eval loss is not finite after step {step - 1}: lower --lr, or use --audit and "
@@ -150,13 +145,13 @@ def _check_eval_images(
 
 
 def _check_bad(
-    split: str, sums: MetricSums, images: int, max_bad_fraction: float, *, allowed: int
+    split: str, sums: MetricSums, sizes: EpochSizes, images: int, *, allowed: int
 ) -> None:
-    max_bad = max(allowed, max_bad_fraction * images) if max_bad_fraction else 0
+    max_bad = max(allowed, sizes.max_bad_fraction * images) if sizes.max_bad_fraction else 0
     if sums.quarantined > max_bad:
         raise BadImagesError(
             f"{sums.quarantined:,} of {images:,} {split} images cannot be read, more than "
-            f"--max-bad-fraction {max_bad_fraction:g} allows"
+            f"--max-bad-fraction {sizes.max_bad_fraction:g} allows"
         )
 
 

@@ -1,7 +1,7 @@
 """Sets up a run: checks its inputs, finds its record or makes one, and fetches its weights."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from effnet_ray import storage
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
@@ -9,30 +9,13 @@ from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
 from effnet_ray.model import pretrained
+from effnet_ray.model.pretrained import Weights
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.storage.names import check_name
 from effnet_ray.train import run_record
 from effnet_ray.train.run_record import Result, Run
 from effnet_ray.train.worker_job import WorkerJob
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunInputs:
-    """What a run is made from."""
-
-    recipe: Recipe
-    placement: Placement
-    data: str
-    """URI of the packed data set."""
-    runs: str
-    """URI of the folder of all runs."""
-    name: str | None = None
-    """Name of the run. Default: derived from recipe and data."""
-    mirror: str | None = None
-    """URI of a folder of pretrained weights. Default: the hub."""
-    features_in: str | None = None
-    """URI of the folder of cached features. Default: below `runs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +27,37 @@ class RunSetup:
     """Whether the run is not recorded yet."""
 
 
-def set_up_run(inputs: RunInputs) -> RunSetup | Result:
+def set_up_run(
+    recipe: Recipe,
+    placement: Placement,
+    data: str,
+    *,
+    runs: str,
+    name: str | None = None,
+    mirror: str | None = None,
+    features_in: str | None = None,
+) -> RunSetup | Result:
     """Check and prepare a run; return its result if it is finished.
 
-    Writes nothing but the pretrained weights, shared by runs. Raises InputError.
+    The arguments are those of `finetune`. Writes nothing but the pretrained weights, shared by
+    runs. Raises InputError.
     """
-    recipe, placement = inputs.recipe, inputs.placement
-    data, runs = storage.absolute(inputs.data), storage.absolute(inputs.runs)
+    data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
-    run_uri = find_run_uri(recipe, manifest, runs, inputs.name)
+    run_uri = find_run_uri(recipe, manifest, runs, name)
     recorded = load_same_run(run_uri, recipe, manifest)
     result = run_record.load_result(run_uri) if recorded else None
     if result:
         return result
     manifests.check_trainable(manifest.limited(recipe.limit), data)
-    name = run_uri.rpartition("/")[2]
-    run = recorded or _new_run(name, replace(inputs, data=data, runs=runs), manifest)
+    run = recorded
+    if run is None:
+        weights = pretrained.resolve(recipe)
+        resolved = _resolve(recipe, placement, weights, manifest)
+        digest = _store_weights(runs, pretrained.fetch(weights, mirror))
+        run = _new_run(run_uri, resolved, data, manifest, weights, digest)
     check_sync(run.recipe, placement)
-    features = inputs.features_in or storage.join(runs, feature_cache.FOLDER)
+    features = features_in or storage.join(runs, feature_cache.FOLDER)
     dataset = _dataset(run, manifest, data, features)
     weights_uri = _weights_uri(runs, run.weights_sha256)
     return RunSetup(WorkerJob(run, run_uri, dataset, placement, weights_uri), recorded is None)
@@ -101,10 +97,8 @@ def check_sync(recipe: Recipe, placement: Placement) -> None:
         )
 
 
-def _new_run(name: str, inputs: RunInputs, manifest: Manifest) -> Run:
-    """A run with its recipe resolved and its pretrained weights in storage."""
-    recipe, placement = inputs.recipe, inputs.placement
-    weights = pretrained.resolve(recipe)
+def _resolve(recipe: Recipe, placement: Placement, weights: Weights, manifest: Manifest) -> Recipe:
+    """The resolved recipe. Raises RecipeError if it does not fit the data or the placement."""
     resolved = recipe.resolved(
         weights.spec,
         workers=placement.worker_range[1],
@@ -112,17 +106,30 @@ def _new_run(name: str, inputs: RunInputs, manifest: Manifest) -> Run:
         task=manifest.task,
     )
     check_sync(resolved, placement)
-    content = pretrained.fetch(weights, inputs.mirror)
-    digest = hashlib.sha256(content).hexdigest() if content else ""
-    uri = _weights_uri(inputs.runs, digest)
-    if content and uri and not storage.exists(uri):
+    return resolved
+
+
+def _store_weights(runs: str, content: bytes | None) -> str:
+    """Store a pretrained file, shared by runs; return its SHA-256, or "" if there is none."""
+    if not content:
+        return ""
+    digest = hashlib.sha256(content).hexdigest()
+    uri = _weights_uri(runs, digest)
+    if uri and not storage.exists(uri):
         storage.write_bytes(uri, content)
+    return digest
+
+
+def _new_run(
+    run_uri: str, recipe: Recipe, data: str, manifest: Manifest, weights: Weights, digest: str
+) -> Run:
+    """A run of a resolved recipe; `digest` is the SHA-256 of its pretrained file."""
     return Run(
-        name=name,
-        recipe=resolved,
-        spec=pretrained.input_spec(resolved, weights.spec),
+        name=run_uri.rpartition("/")[2],
+        recipe=recipe,
+        spec=pretrained.input_spec(recipe, weights.spec),
         classes=manifest.classes,
-        data=inputs.data,
+        data=data,
         fingerprint=manifest.fingerprint,
         weights=weights.name,
         weights_sha256=digest,

@@ -130,6 +130,7 @@ class WorkerLoop:
             job.dataset.eval_plan.images,
             max_uses=plan.max_uses,
             class_weights=job.dataset.class_weights,
+            max_bad_fraction=job.placement.max_bad_fraction,
         )
         self._log = StepLog(
             job.quarantine_uri,
@@ -173,7 +174,6 @@ class WorkerLoop:
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
                 should_stop=should_stop,
-                max_bad_fraction=self._job.placement.max_bad_fraction,
             )
             if not finished and self._rank.leads:
                 self._save()

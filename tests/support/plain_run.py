@@ -24,7 +24,7 @@ from effnet_ray.train import run_record
 from effnet_ray.train.events import Event, EventChannel, RunStarted
 from effnet_ray.train.run_monitor import RunMonitor
 from effnet_ray.train.run_record import Result
-from effnet_ray.train.run_setup import RunInputs, set_up_run
+from effnet_ray.train.run_setup import set_up_run
 from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
 
@@ -70,10 +70,7 @@ def plain_run(
     """
     start = time.perf_counter()
     placement = placement or Placement(workers=str(workers), audit=True, checkpoint_every=2)
-    inputs = RunInputs(
-        recipe=recipe, placement=placement, data=data, runs=runs, name=name, mirror=mirror
-    )
-    setup = set_up_run(inputs)
+    setup = set_up_run(recipe, placement, data, runs=runs, name=name, mirror=mirror)
     assert not isinstance(setup, Result), "the run is finished"
     if setup.new:
         run_record.create(setup.job.run, setup.job.run_uri)
