@@ -65,9 +65,8 @@ def test_the_remaining_time_is_estimated_from_the_first_step_on(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0)
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
     log = io.StringIO()
-    with Terminal(log) as people:
+    with Terminal(log, clock=lambda: now) as people:
         people.on_event(WorkersStarted(workers=2, step=0, steps=30, device="cpu"))
         for step, now in [(1, 100.0), (2, 100.2), (11, 110.0), (21, 120.0)]:  # noqa: B007
             people.on_event(StepDone(step=step, loss=0.75, images_per_s=150.0))
@@ -75,10 +74,9 @@ def test_the_remaining_time_is_estimated_from_the_first_step_on(
     assert etas == ["–", "–", "0:00:19", "0:00:09"]  # 100 s of warm-up do not count
 
 
-def test_a_resumed_run_counts_only_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_counts_only_its_own_steps() -> None:
     now = 0.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    eta = console.Eta(1000)
+    eta = console.Eta(1000, clock=lambda: now)
     assert eta.update(900) == "–"
     now = 50.0
     assert eta.update(950) == "0:00:50"

@@ -3,8 +3,6 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +12,19 @@ import torch
 from support.releases import released
 
 from effnet_ray import Placement, storage
-from effnet_ray.data.chunks import Block
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
-from effnet_ray.inference import image_sources, predict as predictions, predictor
+from effnet_ray.inference import image_sources, predict as predictions
 from effnet_ray.inference.image_sources import ImageSource, find_images
 from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predict import predict
+from effnet_ray.inference.predictor import (
+    PredictingActor,
+    decode_predictions,
+    preprocess_units,
+    work_items,
+)
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.runtime.inference_actors import MachineShare
 
@@ -167,27 +170,21 @@ def spoken(release: LoadedRelease, data: bytes) -> np.ndarray:
 
 
 def test_a_prediction_is_made_by_the_released_preprocessing(
-    release: LoadedRelease, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    release: LoadedRelease, pictures: Path
 ) -> None:
-    """Without Ray: its tasks and actors are called here, one after the other."""
-
-    def in_this_process(
-        items: list[dict[str, str]], preprocess: Any, actor: Any, arguments: Any, _: object
-    ) -> Iterator[Block]:
-        made = actor(*arguments)
-        for item in items:
-            for row in preprocess({"unit": np.asarray([item["unit"]], object)}):
-                yield from made(row)
-
-    pool = SimpleNamespace(share=MachineShare(cores=1))
-    monkeypatch.setattr(predictor, "ActorPool", SimpleNamespace(of=lambda *_: pool))
-    monkeypatch.setattr(predictor, "execute", in_this_process)
-    monkeypatch.setattr(predictor, "ray", SimpleNamespace(put=lambda it: it, get=lambda it: it))
-    source = find_images(str(pictures))
-    parts = list(enumerate(source.parts(100)))
-    request: Any = None  # of resources
-    told = predictor.predict_parts(release, source, parts, PredictOptions(top=4), TWO, request)
-    rows = [row for batch in told for row in batch.readable_rows]
+    """Without Ray: what its tasks and actors do is done here, one after the other."""
+    source, options = find_images(str(pictures)), PredictOptions(top=4)
+    actor = PredictingActor(options, release.uri, release.sha256, MachineShare(cores=1))
+    rows = [
+        row
+        for item in work_items(source, list(enumerate(source.parts(100))))
+        for views in preprocess_units(
+            {"unit": np.asarray([item["unit"]], object)}, source, release.spec, max_images=64
+        )
+        for block in actor(views)
+        for batch in decode_predictions(block, options)
+        for row in batch.readable_rows
+    ]
     assert len(rows) == 24
     for path, labels, shares in rows:
         expected = spoken(release, (pictures / path).read_bytes())[labels]

@@ -39,7 +39,10 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 class Terminal:
     """Prints for people, by default to stderr. A context manager: it shows a progress bar."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -50,8 +53,8 @@ class Terminal:
         )
         self._task: TaskID | None = None
         self._activity = ""
-        self._started = self._last_plain = time.monotonic()
-        self._eta = Eta(0)
+        self._started = self._last_plain = self._clock()
+        self._eta = Eta(0, clock)
         self._failed = False
         self.training_started = False
         """Whether any worker has started training."""
@@ -91,7 +94,7 @@ class Terminal:
     def _show_images(self, activity: str, past_tense: str, done: int, total: int) -> None:
         if self._activity != activity:
             self._start_bar(activity, total)
-        rate = f"{done / max(1e-3, time.monotonic() - self._started):,.0f} images/s"
+        rate = f"{done / max(1e-3, self._clock() - self._started):,.0f} images/s"
         eta = self._eta.update(done)
         self._update_bar(done, f"images  {rate}  ETA {eta}")
         if done == total:
@@ -103,7 +106,7 @@ class Terminal:
     def _start_bar(self, activity: str, total: int, done: int = 0) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._activity, self._started, self._eta = activity, time.monotonic(), Eta(total)
+        self._activity, self._started, self._eta = activity, self._clock(), Eta(total, self._clock)
         self._task = self._bar.add_task(activity, total=total, completed=done, text="")
 
     def _update_bar(self, done: int, text: str) -> None:
@@ -112,7 +115,7 @@ class Terminal:
 
     def _plain_line_due(self) -> bool:
         """Whether it is time for a progress line in a log."""
-        now = time.monotonic()
+        now = self._clock()
         due = not self.console.is_terminal and now - self._last_plain >= PLAIN_EVERY_S
         if due:
             self._last_plain = now
@@ -176,7 +179,7 @@ class Terminal:
 
     def _show_epoch(self, event: "EpochDone") -> None:
         report = event.report
-        self._last_plain = time.monotonic()
+        self._last_plain = self._clock()
         if self._task is not None:
             self._bar.update(self._task, completed=report.step)
         self.print(
@@ -202,13 +205,13 @@ class Eta:
     What happens before it, like starting workers, compiling, and the first batch, does not count.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self._clock = total, clock
         self._first: tuple[float, int] | None = None
 
     def update(self, done: int) -> str:
         """The time until `total`, as H:MM:SS; "–" until there is enough progress to tell."""
-        now = time.monotonic()
+        now = self._clock()
         if self._first is None:
             self._first = (now, done)
         start, first = self._first

@@ -68,25 +68,39 @@ def predict_parts(
 ) -> Iterator[Predictions]:
     """Predict the images of these parts in one Ray Data execution; the results in their order."""
     spec, max_images = release.spec, batch_images(release.recipe, release.spec.resolution)
-    unit_index = {unit: index for index, unit in enumerate(source.units)}
-    work = [
-        {"unit": json.dumps([part, unit_index[unit]])} for part, units in parts for unit in units
-    ]
+    work = work_items(source, parts)
     actors = ActorPool.of(placement, request, len(work))
     shared_source = ray.put(source)
 
     def preprocess(batch: Block) -> Iterator[Block]:
-        source: ImageSource = ray.get(shared_source)
-        for encoded in batch["unit"].tolist():
-            part, index = json.loads(encoded)
-            yield from _preprocessed_rows(source, source.units[index], part, spec, max_images)
+        yield from preprocess_units(batch, ray.get(shared_source), spec, max_images)
 
     arguments = (options, release.uri, release.sha256, actors.share)
     for block in execute(work, preprocess, PredictingActor, arguments, actors):
-        for metadata, arrays in decode_rows(block):
-            readable = [not error for error in metadata["error"]]
-            embedding = np.asarray(arrays["embedding"])[readable] if options.embeddings else None
-            yield Predictions(**metadata, embedding=embedding)
+        yield from decode_predictions(block, options)
+
+
+def work_items(source: ImageSource, parts: Sequence[Part]) -> list[dict[str, str]]:
+    """The items of Ray Data: each a part's number and the index of one of its units, as JSON."""
+    index = {unit: number for number, unit in enumerate(source.units)}
+    return [{"unit": json.dumps([part, index[unit]])} for part, units in parts for unit in units]
+
+
+def preprocess_units(
+    items: Block, source: ImageSource, spec: InputSpec, max_images: int
+) -> Iterator[Block]:
+    """Views of the images of these items, in rows of up to `max_images`."""
+    for encoded in items["unit"].tolist():
+        part, index = json.loads(encoded)
+        yield from _preprocessed_rows(source, source.units[index], part, spec, max_images)
+
+
+def decode_predictions(block: Block, options: PredictOptions) -> Iterator[Predictions]:
+    """The predictions in a block of `PredictingActor`."""
+    for metadata, arrays in decode_rows(block):
+        readable = [not error for error in metadata["error"]]
+        embedding = np.asarray(arrays["embedding"])[readable] if options.embeddings else None
+        yield Predictions(**metadata, embedding=embedding)
 
 
 def _preprocessed_rows(
