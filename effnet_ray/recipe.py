@@ -17,7 +17,7 @@ ImageNet weights; on a small backbone without them, `benchmarks/results/transfer
 as worse than no layer decay."""
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
-the rate of the backbone it would need more epochs."""
+the rate of the backbone it would need more epochs. Customary, not measured here."""
 MICRO_BATCH_GB = 12
 """GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
 which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""

@@ -27,9 +27,12 @@ Pairs = npt.NDArray[np.int64]
 """[n, 2]: positions of two images, the lower first."""
 
 NEAR_BITS = 5
-"""Largest number of differing bits of nearly identical images."""
+"""Largest number of differing bits of nearly identical images. `test_duplicates` finds 99 of 100
+photographs that were re-encoded, shrunk or made a tenth brighter; two random hashes are as close
+with a probability of 4.5e-13."""
 MIN_EXCESS = 0.1
-"""A bit is set if its frequency is this much above the median; rounding errors are smaller."""
+"""A bit is set if its frequency is this much above the median. Rounding errors are smaller:
+float32 has steps of 0.0005 at the largest frequency, 8,160, the mean of a white image."""
 MIN_SET_BITS = 16
 """The hash of an image with fewer set bits is not distinctive, so it is not compared."""
 NEIGHBOURS = 8

@@ -27,6 +27,8 @@ from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
 SHARD_BYTES = 128 * 1024**2
+"""Bytes of images per shard, about: ImageNet-1k, 140 GB, has a thousand shards, few enough to list
+and enough to spread over tasks."""
 
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"

@@ -19,7 +19,8 @@ from effnet_ray.storage.parquet import column_values
 NAME = "report.json"
 
 TINY = 10
-"""A class with fewer train images is listed as tiny."""
+"""A class with fewer train images is listed as tiny: with the default eval fraction, a
+fifth, it has about two eval images, so its eval metrics say little. The list is a warning only."""
 MAX_REASONS = 20
 """Reasons for quarantine that are listed, the most frequent ones."""
 

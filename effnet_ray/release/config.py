@@ -16,6 +16,8 @@ from effnet_ray.variants import MIN_IMAGE_SIZE, InputSpec
 MAX_IMAGE_SIZE = 2048
 """px. B7's own is 600; a larger image takes more than 12 MB."""
 MIN_CROP = 0.1
+"""Share of the resized image's side. timm's EfficientNets have 0.875 to 1; with less than a tenth,
+an image would be resized to more than 100 times the pixels that are used."""
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Not allowed in class names: control characters, and surrogates, which UTF-8 cannot encode."""
 INTERPOLATIONS = ("bicubic", "bilinear")

@@ -6,6 +6,8 @@ import ray
 from ray._private.state import state  # Ray Train's own watcher uses it too (ray 2.60)
 
 POLL_S = 1
+"""Seconds between polls: little of the two minutes between EC2's notice and the end of a spot
+machine."""
 
 
 class PreemptionWatch:
