@@ -23,9 +23,10 @@ OPTIMIZERS = {
 }
 """timm's names of the optimizers for which resuming is tested to the bit → the default learning
 rate, as a multiple of AdamW's, and the default weight decay (for the last three an L2 penalty on
-the loss). lion: a tenth of AdamW's rate and ten times its decay, of the 3 to 10 times that its authors
-advise (Chen et al. 2023, arXiv 2302.06675, §5); lamb: 5e-3 and 0.02 (Wightman et al. 2021, arXiv
-2110.00476, A2); rmsproptf: EfficientNet's decay (Tan & Le 2019, arXiv 1905.11946). The others are customary, not measured here."""
+the loss). lion: a tenth of AdamW's rate and ten times its decay, the upper end of what its
+authors advise (Chen et al. 2023, arXiv 2302.06675, §5); lamb: 5e-3 and 0.02 (Wightman et al. 2021,
+arXiv 2110.00476, A2); rmsproptf: EfficientNet's decay (Tan & Le 2019, arXiv 1905.11946). The
+others are customary, not measured here."""
 
 SYNC = "sync"
 """The `batchnorm` mode that normalises over the whole batch."""

@@ -1,4 +1,4 @@
-"""Class weights and uses as laws over any classes: what is levelled, and how evenly."""
+"""Class weights and uses as laws over any classes: what is balanced, and how evenly."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ def plain_plans(draw: st.DrawFn) -> Plan:
 
 
 @st.composite
-def levelled_plans(draw: st.DrawFn) -> Plan:
+def balanced_plans(draw: st.DrawFn) -> Plan:
     """Any plan that levels its classes: few or many of them, one of which may be most."""
     plan, classes = draw(plain_plans()), draw(st.integers(1, 300))
     share = np.random.default_rng(draw(st.integers(0, 99))).dirichlet(np.full(classes, 0.3))
@@ -32,7 +32,7 @@ def levelled_plans(draw: st.DrawFn) -> Plan:
     return replace(plan, labels=Labels.of(labels, classes), balance=balance)
 
 
-plans = plain_plans() | levelled_plans()
+plans = plain_plans() | balanced_plans()
 
 
 def lane_order(plan: Plan, epoch: int, lane: int) -> Rows:
@@ -71,8 +71,8 @@ def test_an_epoch_uses_every_image_once(plan: Plan, epoch: int) -> None:
     assert sorted(pairs(rows)) == all_rows(plan.row_groups) and not rows[:, 2].any()
 
 
-@given(levelled_plans(), epochs)
-def test_a_levelled_epoch_is_as_long_and_uses_the_images_of_a_class_alike(
+@given(balanced_plans(), epochs)
+def test_a_balanced_epoch_is_as_long_and_uses_the_images_of_a_class_alike(
     plan: Plan, epoch: int
 ) -> None:
     assert plan.labels
@@ -83,14 +83,14 @@ def test_a_levelled_epoch_is_as_long_and_uses_the_images_of_a_class_alike(
         assert of_class.max() - of_class.min() <= 1
 
 
-@given(levelled_plans(), epochs, epochs)
+@given(balanced_plans(), epochs, epochs)
 def test_a_class_is_used_as_often_in_every_epoch(plan: Plan, one: int, other: int) -> None:
     assert plan.labels
     sums = [np.bincount(plan.labels.values, used(plan, epoch)) for epoch in (one, other)]
     assert np.array_equal(*sums)
 
 
-@given(levelled_plans(), epochs)
+@given(balanced_plans(), epochs)
 def test_classes_of_one_size_leave_the_plan_as_it_is(plan: Plan, epoch: int) -> None:
     alike = replace(plan, labels=Labels.of(np.arange(plan.images), plan.images))
     plain = replace(plan, labels=None, balance=0.0)
@@ -207,7 +207,7 @@ def test_a_chunk_of_a_million_images_is_read_from_few_row_groups() -> None:
 
 
 @pytest.mark.parametrize("balance", [0.5, 1.0])
-def test_a_chunk_of_a_levelled_million_is_read_from_few_row_groups(balance: float) -> None:
+def test_a_chunk_of_a_balanced_million_is_read_from_few_row_groups(balance: float) -> None:
     labels = Labels.of(np.random.default_rng(0).random(64 * 16_000) < 0.01, 2)
     plan = Plan((64,) * 16_000, 0, 256, 64, labels, balance)
     for epoch, lane, index in ((0, 0, 0), (29, 3, plan.chunks_per_epoch // 2)):
@@ -216,7 +216,7 @@ def test_a_chunk_of_a_levelled_million_is_read_from_few_row_groups(balance: floa
         assert len(np.unique(rows[:, 0])) <= 3 * len(rows) // 64 + 2
 
 
-def test_an_images_uses_are_spread_over_a_levelled_epoch() -> None:
+def test_an_images_uses_are_spread_over_a_balanced_epoch() -> None:
     labels = Labels.of(np.random.default_rng(0).random(64 * 500) < 0.01, 2)
     rows = lane_order(Plan((64,) * 500, 0, 64, 64, labels, 1.0), 0, 0)
     image = rows[:, 0] * 64 + rows[:, 1]
