@@ -115,8 +115,8 @@ class Placement(Workers):
     max_failures: int = 3
     """Maximum number of worker failures to recover from."""
     max_bad_fraction: float = 0.01
-    """Maximum share of unreadable images per split and epoch, 0 to 1. Above it the run fails, but
-    a single unreadable image is allowed. 0: fail at the first."""
+    """Largest share of unreadable images in a split, 0 to 1; one is always allowed, unless 0.
+    Above it the run fails."""
     audit: bool = False
     """Record the images of each step, as Parquet files in the run's audit/ folder."""
 

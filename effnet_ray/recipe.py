@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from effnet_ray import recipe_rules
-from effnet_ray.recipe_rules import MULTICLASS, MULTILABEL, OPTIMIZERS, SYNC, TASKS
+from effnet_ray.recipe_rules import CHOICES, MULTICLASS, MULTILABEL, OPTIMIZERS, SYNC, TASKS
 from effnet_ray.schema import require
 from effnet_ray.variants import DROP_PATH, InputSpec, Variant, variant
 
@@ -36,11 +36,11 @@ class Recipe:
     """
 
     variant: str = "b0"
-    """EfficientNet variant: b0 to b7."""
+    """EfficientNet variant: b0 to b7. `tune` takes --variants instead."""
     weights: str = "best"
     """Initial weights: a pretrained family (in1k, aa, ra, ap, ns, or best: the highest ImageNet
     top-1), none (train from scratch), or one of your releases (NAME@vN or its URI)."""
-    task: str | None = None
+    task: str | None = field(default=None, metadata={"choices": CHOICES["task"]})
     """multiclass (one class per image) or multilabel (any number of labels per image: binary
     cross-entropy, the best epoch chosen by mean average precision). Default: the data set's."""
     image_size: int | None = None
@@ -70,26 +70,26 @@ class Recipe:
     batch_size: int = 64
     """Batch size: images per optimizer step, over all workers."""
     micro_batch: int | None = None
-    """Images per forward pass; must divide the batch size (gradient accumulation). Default: batch
+    """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch
     size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
-    opt: str = "adamw"
+    opt: str = field(default="adamw", metadata={"choices": CHOICES["opt"]})
     """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (with Nesterov momentum),
     momentum (SGD without Nesterov) or rmsproptf."""
     lr: float | None = None
-    """Peak learning rate. Default: 1e-3 for AdamW, and a multiple of it for other optimizers (sgd
-    and momentum 20, rmsproptf 2, lamb 5, lion 0.1)."""
+    """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
+    rmsproptf, × 5 for lamb, × 0.1 for lion."""
     head_lr: float | None = None
-    """Peak learning rate of linear probing. Default: 10 × lr. With --unfreeze head: --lr, if
-    set."""
+    """Peak learning rate of linear probing. Default: 10 × lr; with --unfreeze head: --lr, if
+    given."""
     layer_decay: float | None = None
     """Layer-wise learning-rate decay: factor from each stage to the one below it. Default: 0.8
     for pretrained weights, 1 (off) from scratch."""
     momentum: float = 0.9
     """Momentum, for sgd, momentum and rmsproptf."""
     weight_decay: float | None = None
-    """Weight decay; not applied to norms and biases. Default: 0.05 for AdamW, 1e-4 for sgd, and
-    so on by optimizer."""
-    sched: str = "cosine"
+    """Weight decay; not applied to norms and biases. Default: 0.05 for adamw and nadamw, 0.02 for
+    lamb, 0.5 for lion, 1e-4 for sgd and momentum, 1e-5 for rmsproptf."""
+    sched: str = field(default="cosine", metadata={"choices": CHOICES["sched"]})
     """Learning-rate schedule after warm-up: cosine (down to 1 % of the peak at the end of the
     phase) or constant."""
     warmup_epochs: float = 1.0
@@ -121,7 +121,7 @@ class Recipe:
     label_smoothing: float = 0.1
     """Label smoothing: share of each target that is spread over all classes, 0 to 1. For
     multilabel data, each 0/1 target is smoothed."""
-    class_weights: str = "none"
+    class_weights: str = field(default="none", metadata={"choices": CHOICES["class_weights"]})
     """Class weights of the loss, with mean 1: balanced (inverse to the number of the class's
     training images), sqrt (inverse to its square root) or none. Reported metrics are
     unweighted."""
@@ -132,14 +132,14 @@ class Recipe:
     """Dropout before the head. Default: the variant's (0.2 for b0 to 0.5 for b7)."""
     drop_path: float | None = None
     """Stochastic depth (drop path). Default: 0.2."""
-    batchnorm: str | None = None
+    batchnorm: str | None = field(default=None, metadata={"choices": CHOICES["batchnorm"]})
     """BatchNorm: train, frozen (statistics and scales stay as loaded) or sync (train, normalised
     over the whole batch: on GPUs, with one worker per micro-batch). Default: frozen for pretrained
     weights, train from scratch."""
-    precision: str | None = None
+    precision: str | None = field(default=None, metadata={"choices": CHOICES["precision"]})
     """Mixed precision (autocast): float32, bfloat16 or float16 (with a loss scale). Default:
     bfloat16 on GPUs, float32 on CPUs."""
-    layout: str | None = None
+    layout: str | None = field(default=None, metadata={"choices": CHOICES["layout"]})
     """Memory layout of images and weights: channels_last or contiguous (NCHW). Default:
     channels_last."""
     compile: bool | None = None
@@ -152,8 +152,8 @@ class Recipe:
     flip: float = field(default=0.5, metadata=CHANGES_VIEW)
     """Horizontal flip: probability for each training image."""
     limit: int | None = None
-    """Use only the first N images of each split. Packing shuffles, so they are a random sample.
-    Default: all images."""
+    """Use only the first N images of each split. Packing shuffles, so they are a random sample
+    (not with pack --in-place). Default: all images."""
     seed: int = 0
     """Random seed of image order, augmentation, the new head, dropout, drop path, mixup, cutmix
     and random erasing."""

@@ -58,11 +58,22 @@ SYNONYMS = {
 
 _AUTO_AUGMENT = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": TASKS,
+    "opt": tuple(OPTIMIZERS),
+    "sched": ("cosine", "constant"),
+    "class_weights": ("none", "balanced", "sqrt"),
+    "batchnorm": ("train", "frozen", SYNC),
+    "precision": ("float32", "bfloat16", "float16"),
+    "layout": LAYOUTS,
+}
+"""Fields with a fixed set of values → the values."""
+
 _Rule = tuple[str, Callable[[Any], bool], str]
 
 
-def _one_of(fields: str, choices: tuple[str, ...], words: str = "") -> _Rule:
-    return fields, choices.__contains__, words or " or ".join(map(repr, choices))
+def _one_of(name: str, words: str = "") -> _Rule:
+    return name, CHOICES[name].__contains__, words or " or ".join(map(repr, CHOICES[name]))
 
 
 _RULES: tuple[_Rule, ...] = (
@@ -88,17 +99,13 @@ _RULES: tuple[_Rule, ...] = (
         lambda v: _AUTO_AUGMENT.fullmatch(v) is not None,
         "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9",
     ),
-    _one_of("opt", tuple(OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}"),
-    _one_of("task", TASKS, " or ".join(TASKS)),
-    _one_of("class_weights", ("none", "balanced", "sqrt"), "none, balanced or sqrt"),
-    _one_of("sched", ("cosine", "constant")),
-    _one_of("batchnorm", ("train", "frozen", SYNC), f"'train', 'frozen' or {SYNC!r}"),
-    _one_of(
-        "precision",
-        ("float32", "bfloat16", "float16"),
-        "'float32', 'bfloat16' or 'float16'",
-    ),
-    _one_of("layout", LAYOUTS),
+    _one_of("opt", f"one of {', '.join(OPTIMIZERS)}"),
+    _one_of("task", " or ".join(TASKS)),
+    _one_of("class_weights", "none, balanced or sqrt"),
+    _one_of("sched"),
+    _one_of("batchnorm", f"'train', 'frozen' or {SYNC!r}"),
+    _one_of("precision", "'float32', 'bfloat16' or 'float16'"),
+    _one_of("layout"),
 )
 """Fields, the test of a value, and the same in words; None passes every test."""
 

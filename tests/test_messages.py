@@ -1,5 +1,6 @@
 """The sentence for a mistake says what is wrong and what to do; help says what holds."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,13 +12,14 @@ import pytest
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.finetune import finetune_job
 from effnet_ray.cli.flags import LOCAL, SAMPLE, LocationFlags
-from effnet_ray.cli.main import main
+from effnet_ray.cli.main import main, run
 from effnet_ray.cli.models import models_job
 from effnet_ray.cli.tune import Tune, _split_domains, tune_job
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.recipe_rules import SYNONYMS
+from effnet_ray.recipe_rules import CHOICES, OPTIMIZERS, SYNONYMS
 from effnet_ray.sweep.costs import two_digits
+from effnet_ray.sweep.objective import OBJECTIVES
 
 Refused = Callable[..., str]
 Job = Callable[..., dict[str, Any]]
@@ -110,3 +112,37 @@ def test_help_shows_the_defaults_that_other_flags_set(help_of: Callable[..., str
         value = f"{value:g}" if isinstance(value, float) else value
         assert f"--{name.replace('_', '-')} {value}" in plain
     assert "with `tune`: chosen by the sweep" in help_of(tune_job)
+
+
+def test_help_lists_the_choices_and_the_defaults_by_optimizer(help_of: Callable[..., str]) -> None:
+    text = help_of(tune_job)
+    for name, choices in CHOICES.items():
+        assert f"--{name.replace('_', '-')} {{{','.join(choices)}}}" in text
+    assert "--searcher {random,tpe}" in text and f"--objective {{{','.join(OBJECTIVES)}}}" in text
+    text = help_of(finetune_job)
+    rate, decay = text.partition("--lr ")[2], text.partition("--weight-decay ")[2]
+    numbers = set(map(float, re.findall(r"\d+(?:\.\d+)?(?:e-\d)?", decay[:200])))
+    for name, (factor, weight_decay) in OPTIMIZERS.items():
+        assert name in decay[:200] and weight_decay in numbers
+        assert name in rate[:200] and (factor == 1 or f"× {factor:g}" in rate[:200])
+
+
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_the_command_says_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["effnet-ray", *words])
+    with pytest.raises(SystemExit):
+        run()
+    told = capsys.readouterr().out
+    assert "Fine-tune EfficientNet B0 to B7" in told and "--version" in told and "(gc)" in told
+
+
+def test_a_wrong_switch_is_offered_two_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job", "--compile", "maybe"])
+    with pytest.raises(SystemExit) as ended:
+        main(finetune_job)
+    told = "".join(capsys.readouterr())
+    assert ended.value.code == 2 and "expected True or False" in told and "None" not in told

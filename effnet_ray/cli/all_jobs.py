@@ -19,10 +19,15 @@ from effnet_ray.cli.tune import Tune
 
 @dataclass(frozen=True)
 class Models:
-    """List, show, promote, verify, export and delete the releases of a model store."""
+    """List, show, promote, verify, export, delete and clean up (gc) the releases of a store."""
 
     verb: tyro.conf.OmitSubcommandPrefixes[verb_flags()]  # type: ignore[valid-type]
 
+
+DESCRIPTION = (
+    "Fine-tune EfficientNet B0 to B7 on your images with Ray, on a laptop or a cluster.\n"
+    "`effnet-ray --version` prints the version."
+)
 
 FLAGS: dict[str, type] = {
     "pack": Pack,
@@ -43,4 +48,4 @@ def parse_all(argv: Sequence[str]) -> None:
     """
     flags = [Annotated[kind, tyro.conf.subcommand(job)] for job, kind in FLAGS.items()]
     command: Any = Union[tuple(flags)]  # noqa: UP007  # built at run time
-    parse(command, argv)
+    parse(command, argv, description=DESCRIPTION)

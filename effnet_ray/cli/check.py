@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Check(TrainingFlags):
     """Check everything a training run needs before it costs anything, or check a cluster file.
 
-    Takes the flags of the run.
+    Takes the flags of `finetune`.
     """
 
     cluster_file: str = ""

@@ -57,8 +57,8 @@ class LocationFlags:
     runs: str = ""
     """Where runs keep checkpoints and records. Default: EFFNET_RUNS, else ~/effnet-ray/runs."""
     single_writer: bool = False
-    """Skip the check for conditional writes. You guarantee that only one job publishes at a time.
-    Default: EFFNET_SINGLE_WRITER, else off."""
+    """For a store whose server ignores conditional writes: publish anyway. You guarantee that only
+    one job publishes at a time. Default: EFFNET_SINGLE_WRITER, else off."""
     weights_mirror: str = ""
     """Folder with <timm name>.safetensors files, used instead of the Hugging Face hub. Default:
     EFFNET_WEIGHTS, else the hub."""

@@ -17,6 +17,10 @@ from effnet_ray.release import aliases, catalog, maintenance, names
 from effnet_ray.release.store import ModelStore
 from effnet_ray.schema import require
 
+DESCRIPTION = (
+    "List, show, promote, verify, export, delete and clean up (gc) the releases of a store."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags:
@@ -35,8 +39,8 @@ class WritableStoreFlags(StoreFlags):
     """The flags of verbs that change the store."""
 
     single_writer: bool = field(default_factory=default_single_writer)
-    """Skip the check for conditional writes. You guarantee that only one command changes the
-    store at a time. Default: EFFNET_SINGLE_WRITER, else off."""
+    """For a store whose server ignores conditional writes: change it anyway. You guarantee that
+    only one command does so at a time. Default: EFFNET_SINGLE_WRITER, else off."""
 
     def open(self) -> ModelStore:
         """The store."""
@@ -95,7 +99,7 @@ class Promote(WritableStoreFlags):
     """Point an alias to a release, unless that release is worse than the current one."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
-    """NAME@vN or NAME@ALIAS."""
+    """The release to point to: NAME@vN or NAME@ALIAS."""
     alias: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALIAS")]
     """best, champion, or any other name."""
     force: bool = False
@@ -120,7 +124,7 @@ class Export(StoreFlags):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@…")]
     """NAME@vN, NAME@ALIAS, or a release's URI."""
     out: str
-    """URI of the folder to write the model and export.json to, which describes the inputs."""
+    """URI of the folder for the model and export.json, which describes the inputs."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx: model.onnx (needs the extra `onnx`); torch: model.pt2, for torch.export.load."""
 
@@ -273,6 +277,6 @@ def verb_flags() -> Any:
 
 def models_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `models`."""
-    flags: Any = parse(verb_flags(), argv)
+    flags: Any = parse(verb_flags(), argv, description=DESCRIPTION)
     run = next(function for kind, function in VERBS.values() if type(flags) is kind)
     return run(flags, Terminal())

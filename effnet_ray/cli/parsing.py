@@ -10,6 +10,7 @@ import docstring_parser
 import tyro
 from tyro.constructors import (
     ConstructorRegistry,
+    PrimitiveConstructorSpec,
     StructConstructorSpec,
     StructFieldSpec,
     StructTypeInfo,
@@ -23,13 +24,22 @@ LONG_FLOAT = re.compile(r"\d+\.\d{6,}")
 """A float with more digits than anyone writes, such as 4/3; help shows two decimals of it."""
 
 
-def parse(flags: type[Flags], argv: Sequence[str], default: Flags | None = None) -> Flags:
+def parse(
+    flags: type[Flags],
+    argv: Sequence[str],
+    default: Flags | None = None,
+    description: str | None = None,
+) -> Flags:
     """Parse `argv`; `default` provides the values of absent flags.
+
+    `description` introduces the help, by default the docstring of `flags`.
 
     Prints help or an error to the terminal and exits where argparse would.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Flags = tyro.cli(flags, args=argv, registry=tyro_registry(), **options)
+    parsed: Flags = tyro.cli(
+        flags, args=argv, registry=tyro_registry(), description=description, **options
+    )
     return parsed
 
 
@@ -58,7 +68,7 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         hint = hints[field.name]
         text = docs.get(field.name, "")
         if text:
-            hint = _with_help(hint, text)
+            hint = _with_help(hint, text, field.metadata.get("choices", ()))
         fields.append(StructFieldSpec(field.name, hint, default, helptext=text or None))
     return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
@@ -81,15 +91,38 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return tyro.MISSING
 
 
-def _with_help(hint: Any, text: str) -> Any:
+def _with_help(hint: Any, text: str, choices: Sequence[str]) -> Any:
+    """The type with its help, and with the name of its values: choices, or the type's."""
     base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     types = [kind for kind in get_args(base) if kind is not NoneType]
     optional = NoneType in get_args(base) and len(types) == 1
     metavar = METAVARS.get(types[0]) if optional else None
+    if optional and types == [bool]:
+        hint = Annotated[hint, SWITCH]
+    if choices:
+        metavar = f"{{{','.join(choices)}}}"
     return Annotated[
         hint,
         tyro.conf.arg(metavar=metavar, help_behavior_hint=_default_hint(text)),
     ]
+
+
+def _parse_switch(words: list[str]) -> bool | None:
+    """The value of an optional boolean. Raises ValueError, which tyro shows, for another word."""
+    values = {"True": True, "False": False, "None": None}
+    if words[0] not in values:
+        raise ValueError(f"{words[0]!r}: expected True or False")
+    return values[words[0]]
+
+
+SWITCH = PrimitiveConstructorSpec[bool | None](
+    nargs=1,
+    metavar="{True,False}",
+    instance_from_str=_parse_switch,
+    is_instance=lambda value: value is None or isinstance(value, bool),
+    str_from_instance=lambda value: [str(value)],
+)
+"""How tyro parses `bool | None`: its own error for a wrong word offers None too."""
 
 
 def _default_hint(text: str) -> Callable[[str], str]:

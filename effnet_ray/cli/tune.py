@@ -58,7 +58,7 @@ class Tune(TrainingFlags):
     space: tuple[str, ...] = ()
     """Search space: FIELD=DOMAIN, or JSON files of fields and domains. Default: lr, weight_decay,
     label_smoothing and drop_path, minus the fields that you set by flag."""
-    searcher: str = "random"
+    searcher: str = field(default="random", metadata={"choices": ("random", "tpe")})
     """Search algorithm: random, or tpe (Optuna's; pip install 'effnet-ray[tpe]')."""
     budget: float | None = None
     """Device-seconds that the sweep may use. Default: no limit."""

@@ -1,7 +1,7 @@
 """The objective of a sweep: how its best model is chosen. No torch, no Ray."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from effnet_ray.errors import RecipeError
@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from effnet_ray.model.profile import Cost
 
 
+OBJECTIVES = ("accuracy", "accuracy-under", "cheapest")
+"""See `Objective.objective`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
     """How the best model of a sweep is chosen."""
 
-    objective: str = "accuracy"
+    objective: str = field(default="accuracy", metadata={"choices": OBJECTIVES})
     """accuracy: the highest eval top-1; accuracy-under: the highest eval top-1 within the --max-*
     limits; cheapest: the fewest multiply-adds within --within-points of the best eval top-1."""
     max_params: float | None = None
@@ -29,7 +33,7 @@ class Objective:
     def __post_init__(self) -> None:
         limits = [self.max_params, self.max_latency_ms, self.max_cost]
         set_limits = [limit for limit in limits if limit is not None]
-        if self.objective not in ("accuracy", "accuracy-under", "cheapest"):
+        if self.objective not in OBJECTIVES:
             raise RecipeError(
                 f"objective {self.objective!r} is unknown: choose accuracy, accuracy-under or "
                 "cheapest"
