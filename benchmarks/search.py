@@ -34,7 +34,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.variant_schedule import VariantSchedule
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS as VARIANTS, variant
 
 EPOCHS = 16
 DEVICES = 8
@@ -44,7 +44,7 @@ IMAGENET = dict(
     zip(VARIANTS, (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85), strict=True)
 )
 """Top-1 of the NoisyStudent weights (timm `results/results-imagenet.csv`)."""
-COSTS = {name: 1779 / row.train_images_per_s for name, row in VARIANTS.items()}
+COSTS = {name: 1779 / variant(name).train_images_per_s for name in VARIANTS}
 """Of an epoch, in epochs of B0."""
 
 

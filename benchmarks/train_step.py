@@ -26,7 +26,7 @@ from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.state import Batch, TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
-from effnet_ray.variants import LAYOUTS, VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS, LAYOUTS, VARIANTS
 
 CLASSES = 100
 
@@ -191,7 +191,7 @@ def show(found: dict[str, Contestant], told: dict[str, dict[str, object]]) -> No
 
 def main(settings: Settings) -> None:
     """Measure one variant after the other, and print."""
-    variants = settings.variants or (",".join(VARIANTS) if on_gpu() else "b0,b1")
+    variants = settings.variants or (",".join(DEFAULT_VARIANTS) if on_gpu() else "b0,b1")
     told = {}
     for variant in variants.split(","):
         found = measured(settings, variant)

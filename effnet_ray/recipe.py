@@ -36,10 +36,12 @@ class Recipe:
     """
 
     variant: str = "b0"
-    """EfficientNet variant: b0 to b7. `tune` takes --variants instead."""
+    """EfficientNet variant: b0 to b7, lite0 to lite4, v2_b0 to v2_b3, v2_s, v2_m or v2_l. `tune`
+    takes --variants instead."""
     weights: str = "best"
-    """Initial weights: a pretrained family (in1k, aa, ra, ap, ns, or best: the highest ImageNet
-    top-1), none (train from scratch), or one of your releases (NAME@vN or its URI)."""
+    """Initial weights: a pretrained family of the variant (in1k, aa, ra, ap, ns, in21k, in21k_ft,
+    or best: the highest ImageNet top-1), none (train from scratch), or one of your releases
+    (NAME@vN or its URI)."""
     task: str | None = field(default=None, metadata={"choices": CHOICES["task"]})
     """multiclass (one class per image) or multilabel (any number of labels per image: binary
     cross-entropy, the best epoch chosen by mean average precision). Default: the data set's."""
@@ -159,9 +161,6 @@ class Recipe:
     and random erasing."""
 
     def __post_init__(self) -> None:
-        row = variant(self.variant)
-        if self.weights == "best":  # record the family itself: the best one may change later
-            object.__setattr__(self, "weights", row.best_family)
         recipe_rules.check(self)
 
     @property
@@ -192,6 +191,11 @@ class Recipe:
         return self.batch_size // self.micro_batch
 
     @property
+    def with_family(self) -> Self:
+        """This recipe with the family itself in place of `best`, which may change later."""
+        return replace(self, weights=self.variant_spec.resolved_family(self.weights))
+
+    @property
     def with_defaults(self) -> Self:
         """This recipe with every default that depends on the recipe alone."""
         pretrained = self.weights != "none"
@@ -199,7 +203,7 @@ class Recipe:
         lr = self.lr or factor * LR
         lr_is_for_head = self.unfreeze == "head" and self.lr
         return replace(
-            self,
+            self.with_family,
             head_epochs=self._default_head_epochs(pretrained),
             lr=lr,
             head_lr=self.head_lr or (lr if lr_is_for_head else HEAD_LR_FACTOR * lr),

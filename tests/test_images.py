@@ -6,6 +6,7 @@ import random as python_random
 import struct
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -25,7 +26,15 @@ from effnet_ray.data.image_checks import MAX_PIXELS
 from effnet_ray.data.views import crop_box, eval_view, train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
-from effnet_ray.variants import VARIANTS, InputSpec, variant
+from effnet_ray.variants import (
+    CENTER,
+    CROP_MODES,
+    DEFAULT_VARIANTS,
+    SQUASH,
+    VARIANTS,
+    InputSpec,
+    variant,
+)
 
 PHOTOGRAPHS: list[Pixels] = load_sample_images().images
 SMALL = InputSpec(resolution=64, crop=0.875)
@@ -58,20 +67,28 @@ def timm_view(pixels: Pixels, spec: InputSpec) -> np.ndarray:
             "interpolation": spec.interpolation,
             "mean": spec.mean,
             "std": spec.std,
+            "crop_mode": spec.crop_mode,
         }
     )
     view = create_transform(**config, is_training=False)(Image.fromarray(pixels))
     return view.permute(1, 2, 0).numpy() * np.array(spec.std) + np.array(spec.mean)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("family", ["ap", "ns"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *((family, name) for family in ("ap", "ns") for name in DEFAULT_VARIANTS),
+        *(("in1k", name) for name in ("lite0", "lite3", "v2_b0", "v2_b3", "v2_s", "v2_m")),
+        ("in21k_ft", "v2_b3"),
+    ],
+)
 def test_the_eval_view_is_timms_for_every_variant(name: str, family: str) -> None:
     spec, cfg = (
         variant(name).input_spec(family),
         timm.get_pretrained_cfg(variant(name).weights_tag(family)),
     )
-    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg.to_dict()))
+    config = resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
+    transform = create_transform(**config)
     for photograph in PHOTOGRAPHS:
         view = transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()
         off = np.abs(
@@ -80,14 +97,24 @@ def test_the_eval_view_is_timms_for_every_variant(name: str, family: str) -> Non
         assert off.mean() <= 1 / 255 and off.max() <= 2 / 255
 
 
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
 @given(shapes, st.integers(32, 96), st.floats(0.5, 1), st.sampled_from(["bicubic", "bilinear"]))
 def test_the_eval_view_is_timms_for_any_shape_and_spec(
-    shape: tuple[int, int], resolution: int, crop: float, interpolation: str
+    crop_mode: str, shape: tuple[int, int], resolution: int, crop: float, interpolation: str
 ) -> None:
-    spec = InputSpec(resolution=resolution, crop=crop, interpolation=interpolation)
+    spec = InputSpec(
+        resolution=resolution, crop=crop, interpolation=interpolation, crop_mode=crop_mode
+    )
     view = eval_view(noise(shape), spec)
     assert view.shape == (resolution, resolution, 3) and view.dtype == np.uint8
     assert np.abs(timm_view(noise(shape), spec) - view / 255).max() <= 1 / 255
+
+
+def test_no_shape_is_too_long_to_be_squashed() -> None:
+    line, squashed = noise((1, 10_000)), replace(SMALL, resolution=512, crop_mode=SQUASH)
+    with pytest.raises(ImageError, match="too long and narrow: 10000×1 px, resized to 585 px"):
+        eval_view(line, replace(squashed, crop_mode=CENTER))
+    assert eval_view(line, squashed).shape == (512, 512, 3)
 
 
 # --- the training view

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS, VARIANTS
 
 KERAS_TRAINABLE = {
     "b0": 5_288_548, "b1": 7_794_184, "b2": 9_109_994, "b3": 12_233_232, "b4": 19_341_616,
@@ -26,7 +26,7 @@ def theirs(variant: str) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
 def test_as_many_parameters_learn_as_in_timm_keras_and_torchvision(variant: str) -> None:
     with torch.device("meta"):
         ours = timm.create_model(VARIANTS[variant].architecture)
@@ -35,7 +35,7 @@ def test_as_many_parameters_learn_as_in_timm_keras_and_torchvision(variant: str)
     assert counts == KERAS_TRAINABLE[variant] == weights.meta["num_params"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
 def test_logits_are_torchvisions_with_the_same_weights(variant: str) -> None:
     """At 65 px all strided layers see odd sizes, where TensorFlow's padding is symmetric.
 
@@ -60,7 +60,15 @@ def test_logits_are_torchvisions_with_the_same_weights(variant: str) -> None:
     assert torch.allclose(found / expected.std(), expected / expected.std(), atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["v2_s", "v2_m", "v2_l"])
+def test_as_many_parameters_learn_in_v2_as_in_torchvision(variant: str) -> None:
+    with torch.device("meta"):
+        ours = timm.create_model(VARIANTS[variant].architecture)
+    weights = getattr(torchvision.models, f"EfficientNet_{variant.upper()}_Weights").DEFAULT
+    assert sum(p.numel() for p in ours.parameters()) == weights.meta["num_params"]
+
+
+@pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
 def test_drop_path_rises_over_the_blocks_as_torchvisions(variant: str) -> None:
     """And with it the number of blocks is the paper's."""
     with torch.device("meta"):

@@ -27,7 +27,7 @@ TOPS = ("conv_head.", "bn2.", "classifier.")
 
 
 def settled(**given: object) -> Recipe:
-    recipe = Recipe(**({"weights": "ns"} | given))  # type: ignore[arg-type]
+    recipe = Recipe(**({"weights": "best"} | given))  # type: ignore[arg-type]
     return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
@@ -140,10 +140,11 @@ def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:
 def test_a_part_means_the_same_for_every_variant(variant: str) -> None:
     """Stage N is timm's blocks.N-1, whatever the number of its blocks."""
     names = [name for name, _ in network(variant).backbone.named_parameters()]
-    parts = [part_of(name, VARIANTS[variant].stages) for name in names]
-    assert parts == sorted(parts) and set(parts) == set(range(10))
+    stages = VARIANTS[variant].stages
+    parts = [part_of(name, stages) for name in names]
+    assert parts == sorted(parts) and set(parts) == set(range(stages + 3))
     for name, part in zip(names, parts, strict=True):
-        if 1 <= part <= 7:
+        if 1 <= part <= stages:
             assert name.startswith(f"blocks.{part - 1}.")
     assert {n.split(".")[0] for n, p in zip(names, parts, strict=True) if p == 0} == {
         "conv_stem",
@@ -160,18 +161,29 @@ def test_a_parameter_of_no_known_part_is_refused(name: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_learns_in_each_phase(variant: str) -> None:
     made, recipe = network(variant), settled(variant=variant, batchnorm="train")
+    count = VARIANTS[variant].stages
     everything = [name for name, _ in made.backbone.named_parameters()]
 
     def learning(unfreeze: str) -> list[str]:
-        set_trainable(made, recipe, lowest_trainable(unfreeze, 7))
+        set_trainable(made, recipe, lowest_trainable(unfreeze, count))
         return [name for name, p in made.backbone.named_parameters() if p.requires_grad]
 
     assert learning("head") == ["classifier.weight", "classifier.bias"]
     assert learning("all") == everything
-    for stage in range(1, 8):
-        stages = tuple(f"blocks.{n - 1}." for n in range(stage, 8))
+    for stage in range(1, count + 1):
+        stages = tuple(f"blocks.{n - 1}." for n in range(stage, count + 1))
         expected = [name for name in everything if name.startswith(stages + TOPS)]
         assert learning(f"stage:{stage}") == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_module_is_of_a_part(variant: str) -> None:
+    made, recipe = network(variant), settled(variant=variant)
+    head = lowest_trainable("head", VARIANTS[variant].stages)
+    train_mode(made, recipe, head)
+    learning = [name for name, module in made.backbone.named_modules() if module.training]
+    pooling = [name for name in learning if name.startswith("global_pool.")]
+    assert {*learning} - {*pooling} == {"", "blocks", "global_pool", "classifier"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -23,7 +23,7 @@ from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS, SQUASH, VARIANTS
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
 HEAD = ("classifier.weight", "classifier.bias")
@@ -104,7 +104,7 @@ def test_from_scratch_nothing_is_fetched() -> None:
     assert (found.name, pretrained.fetch(found, None)) == ("none", None)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
 def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
     best, ns = (pretrained.resolve(settled(variant=variant, weights=w)) for w in ("best", "ns"))
     assert best == ns
@@ -245,7 +245,7 @@ def test_timm_loads_a_release_with_its_labels_and_its_preprocessing(
     assert (recorded["crop_pct"], recorded["interpolation"]) == (0.77, "bicubic")
 
 
-@pytest.mark.parametrize(("variant", "size"), [("b0", 48), ("b2", 64)])
+@pytest.mark.parametrize(("variant", "size"), [("b0", 48), ("b2", 64), ("v2_b0", 64)])
 def test_timms_own_eval_view_of_a_release_is_the_recorded_one(
     variant: str, size: int, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.train.metric_definitions import EVAL_TOP1
-from effnet_ray.variants import VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS
 
 if TYPE_CHECKING:
     from effnet_ray.release.names import Release
@@ -44,14 +44,14 @@ SMALL_SPACE = {
 
 @dataclass(frozen=True)
 class Tune(TrainingFlags):
-    """Search B0–B7 and hyper-parameters with ASHA; report the Pareto front of accuracy and cost.
+    """Search variants and settings with ASHA; report the Pareto front of accuracy and cost.
 
     All trials share the other flags. To search a recipe field, give its flag a domain:
     --lr log:1e-4:1e-2, --drop-path uniform:0:0.3, --warmup-epochs int:0:3,
     --batchnorm choice:train,frozen. Only released trials are logged to trackers, after the sweep.
     """
 
-    variants: str = ",".join(VARIANTS)
+    variants: str = ",".join(DEFAULT_VARIANTS)
     """EfficientNet variants to try, separated by commas. With --local: b0,b1,b2."""
     trials: int = 16
     """Trials over all variants. With --local: 8."""

@@ -11,7 +11,7 @@ the split's shards.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -75,7 +75,7 @@ def folder(
         recipe.variant,
         backbone,
         manifest.fingerprint,
-        asdict(spec),
+        spec.as_json(),
         recipe.precision,
         split,
         view,

@@ -16,7 +16,7 @@ from effnet_ray.data.decode import Box, Pixels, decode, decode_crop
 from effnet_ray.data.image_checks import MAX_PIXELS
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
-from effnet_ray.variants import InputSpec
+from effnet_ray.variants import SQUASH, InputSpec
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -48,12 +48,21 @@ def write_eval_view(
 def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
     """timm's view for evaluation: an antialiased resize, then a centre crop.
 
-    The shorter side becomes floor(R / crop) px. Source: timm 1.0.31
-    `timm/data/transforms_factory.py transforms_imagenet_eval` and torchvision's Resize.
-    Raises ImageError if the longer side would then exceed `MAX_PIXELS`.
+    Source: timm 1.0.31 `timm/data/transforms_factory.py transforms_imagenet_eval` and
+    torchvision's Resize. Raises ImageError if the resized image would exceed `MAX_PIXELS`.
     """
-    size = math.floor(spec.resolution / spec.crop)
-    height, width = pixels.shape[:2]
+    target = _resized_shape(pixels.shape[0], pixels.shape[1], spec)
+    image = Image.fromarray(pixels).resize(target, _RESAMPLING[spec.interpolation])
+    left = round((target[0] - spec.resolution) / 2.0)
+    top = round((target[1] - spec.resolution) / 2.0)
+    return np.asarray(image.crop((left, top, left + spec.resolution, top + spec.resolution)))
+
+
+def _resized_shape(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+    """Width and height of an image before the centre crop. Raises ImageError as `eval_view`."""
+    size = spec.resized
+    if spec.crop_mode == SQUASH:
+        return size, size
     short, long = min(height, width), max(height, width)
     if size * size * long > MAX_PIXELS * short:
         raise ImageError(
@@ -61,11 +70,7 @@ def eval_view(pixels: Pixels, spec: InputSpec) -> Pixels:
             f"exceeds {MAX_PIXELS:,} px"
         )
     scaled = (size, int(size * long / short))
-    target = scaled if width <= height else scaled[::-1]
-    image = Image.fromarray(pixels).resize(target, _RESAMPLING[spec.interpolation])
-    left = round((target[0] - spec.resolution) / 2.0)
-    top = round((target[1] - spec.resolution) / 2.0)
-    return np.asarray(image.crop((left, top, left + spec.resolution, top + spec.resolution)))
+    return scaled if width <= height else scaled[::-1]
 
 
 def train_view(data: bytes, spec: InputSpec, recipe: Recipe, random: Random) -> Pixels:

@@ -26,6 +26,7 @@ from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference.logits import probabilities
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
+from effnet_ray.variants import SQUASH, InputSpec
 
 RECORD = "export.json"
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
@@ -128,14 +129,19 @@ def _interface(release: LoadedRelease) -> dict[str, Any]:
         },
         "preprocessing": {
             "turn": "by the EXIF orientation",
-            "resize": f"the shorter side to {int(size / spec.crop)} px, {spec.interpolation}, "
-            "antialiased",
+            "resize": f"{_resize_target(spec)}, {spec.interpolation}, antialiased",
             "crop": f"{size}×{size} px from the centre",
             "normalise": "done by the model: scale to 0–1, subtract "
             f"{list(spec.mean)}, divide by {list(spec.std)}",
         },
         "classes": release.classes,
     }
+
+
+def _resize_target(spec: InputSpec) -> str:
+    if spec.crop_mode == SQUASH:
+        return f"both sides to {spec.resized} px, whatever the aspect ratio"
+    return f"the shorter side to {spec.resized} px"
 
 
 def _to_onnx(

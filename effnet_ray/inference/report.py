@@ -93,7 +93,7 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
         "run": release.provenance.get("run"),
         "started from": release.provenance.get("weights"),
         "preprocessing": f"{spec.resolution}×{spec.resolution} px, {spec.interpolation}, "
-        f"centre crop {spec.crop:g}, mean {_format_rgb(spec.mean)}, std {_format_rgb(spec.std)}",
+        f"{spec.crop_description}, mean {_format_rgb(spec.mean)}, std {_format_rgb(spec.std)}",
     }
     return {name: fact for name, fact in facts.items() if fact}
 

@@ -28,7 +28,7 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
 from effnet_ray.release.config import MALFORMED, parse_config
 from effnet_ray.release.record import is_release, read_file
-from effnet_ray.variants import InputSpec
+from effnet_ray.variants import FAMILIES, InputSpec
 
 HUB_OWNER = "timm"
 
@@ -42,7 +42,7 @@ class Weights:
     spec: InputSpec
     """How images must be preprocessed for them."""
     classes: tuple[str, ...] | None = None
-    """Class names of a release's head; None for ImageNet's head or no head."""
+    """Class names of a release's head; None for a hub checkpoint's head or no head."""
     num_classes: int = 1000
     """Outputs of the checkpoint's head."""
 
@@ -58,7 +58,8 @@ def resolve(recipe: Recipe) -> Weights:
     if "/" in name:
         return _resolve_release(storage.absolute(name), recipe)
     tag = row.weights_tag(name)  # raises WeightsError for an unknown name
-    return Weights(tag, row.input_spec(name))
+    family = row.resolved_family(name)
+    return Weights(tag, row.input_spec(family), num_classes=FAMILIES[family].classes)
 
 
 def _resolve_release(uri: str, recipe: Recipe) -> Weights:
@@ -232,7 +233,7 @@ def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> d
         "interpolation": spec.interpolation,
         "mean": spec.mean,
         "std": spec.std,
-        "crop_mode": "center",
+        "crop_mode": spec.crop_mode,
     }
     with tempfile.TemporaryDirectory(prefix="effnet-config-") as folder:
         path = Path(folder) / layout.CONFIG

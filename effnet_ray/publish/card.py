@@ -37,7 +37,7 @@ tags: [image-classification, timm, efficientnet]
 ---
 # {name}
 
-An EfficientNet-{variant} that {purpose}, fine-tuned with
+An {variant} that {purpose}, fine-tuned with
 [effnet_ray](https://pypi.org/project/effnet-ray/).
 
 ## Intended use
@@ -99,7 +99,7 @@ def model_card(
         names += ", …"
     return CARD.format(
         name=name,
-        variant=run.recipe.variant.upper(),
+        variant=run.recipe.variant_spec.title,
         purpose=PURPOSE[task].format(classes=len(run.classes)),
         intended_use=INTENDED_USE[task].format(names=names),
         eval_images=f"{report.eval_images:,}",
@@ -172,8 +172,8 @@ def _training_table(run: Run, report: EpochReport) -> str:
         ("initial weights", "random" if run.weights == "none" else f"`{run.weights}`"),
         (
             "input",
-            f"{spec.resolution}×{spec.resolution} px RGB, {spec.interpolation} resize, centre "
-            f"crop {spec.crop:g}",
+            f"{spec.resolution}×{spec.resolution} px RGB, {spec.interpolation} resize, "
+            f"{spec.crop_description}",
         ),
         ("released epoch", f"{report.epoch + 1} of {recipe.epochs}"),
         ("batch size", str(recipe.batch_size)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effnet_ray.release.layout import CONFIG
-from effnet_ray.variants import MIN_IMAGE_SIZE, InputSpec
+from effnet_ray.variants import CENTER, CROP_MODES, MIN_IMAGE_SIZE, InputSpec
 
 MAX_IMAGE_SIZE = 2048
 """px. B7's own is 600; a larger image takes more than 12 MB."""
@@ -61,6 +61,7 @@ def _input_spec(data: Mapping[str, Any]) -> InputSpec:
         interpolation=data["interpolation"],
         mean=_per_channel(data["mean"]),
         std=_per_channel(data["std"]),
+        crop_mode=data.get("crop_mode", CENTER),
     )
     supported = (
         (channels, width) == (3, height)
@@ -69,6 +70,7 @@ def _input_spec(data: Mapping[str, Any]) -> InputSpec:
         and MIN_CROP <= spec.crop <= 1
         and height / spec.crop <= 2 * MAX_IMAGE_SIZE  # px of the image before it is cropped
         and spec.interpolation in INTERPOLATIONS
+        and spec.crop_mode in CROP_MODES
         and all(map(math.isfinite, (*spec.mean, *spec.std)))
         and min(spec.std) > 0
     )

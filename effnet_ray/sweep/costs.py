@@ -32,8 +32,9 @@ def estimated_device_seconds(recipe: Recipe, manifest: Manifest) -> float:
     images = manifest.limited(recipe.limit).images
     trained = phases.cost(recipe.with_defaults, recipe.epochs) * images.get("train", 0)
     evaluated = phases.FORWARD_COST * recipe.epochs * images.get("eval", 0)
-    area = (_input_spec(recipe).resolution / recipe.variant_spec.resolution) ** 2
-    return (trained + evaluated) * area / recipe.variant_spec.train_images_per_s
+    row = recipe.variant_spec
+    area = (_input_spec(recipe).resolution / row.benchmark_resolution) ** 2
+    return (trained + evaluated) * area / row.train_images_per_s
 
 
 def _input_spec(recipe: Recipe) -> InputSpec:

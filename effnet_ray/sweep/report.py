@@ -11,6 +11,8 @@ from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 COLOURS = ("#1b6ca8", "#e07a1f", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#a07d00", "#868e96")
 """One per variant: distinguishable with colour blindness, on white and on black."""
+LINE_STYLES = ("-", "--", ":")
+"""Of learning curves: the second for variants from the ninth on, which repeat the colours."""
 END_MARKERS = {
     sweep_record.FINISHED: "o",
     sweep_record.STOPPED: "x",
@@ -49,6 +51,10 @@ def _colour(outcome: Outcome, variant: str) -> str:
     return COLOURS[outcome.sweep.variants.index(variant) % len(COLOURS)]
 
 
+def _line_style(outcome: Outcome, variant: str) -> str:
+    return LINE_STYLES[outcome.sweep.variants.index(variant) // len(COLOURS)]
+
+
 def _learning_curves(outcome: Outcome) -> str:
     """Eval top-1 over the fraction of a trial's epochs, and how each trial ended."""
     figure = new_figure(HEIGHT, WIDTH)
@@ -62,7 +68,8 @@ def _learning_curves(outcome: Outcome) -> str:
         progress = [100 * point.reached for point in trial.curve]
         top1 = [100 * point.eval_top1 for point in trial.curve]
         colour = _colour(outcome, trial.variant)
-        axes.plot(progress, top1, color=colour, lw=1.2, alpha=0.8, label=label)
+        style = _line_style(outcome, trial.variant)
+        axes.plot(progress, top1, color=colour, ls=style, lw=1.2, alpha=0.8, label=label)
         marker = END_MARKERS.get(trial.state, ".")
         axes.plot(progress[-1], top1[-1], marker, color=colour, ms=5)
     for rung in RUNGS:

@@ -11,7 +11,7 @@ A resumed run reads these and the checkpoints; it does not need Ray Train's own 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,7 +92,7 @@ class Result:
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
     """`<variant>-<8 hex digits of recipe and data>`: the same command is the same run."""
-    content = json.dumps([asdict(recipe), fingerprint], sort_keys=True)
+    content = json.dumps([asdict(recipe.with_family), fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
@@ -121,8 +121,9 @@ def _readable(uri: str) -> Iterator[None]:
 
 def create(run: Run, run_uri: str) -> None:
     """Write the record. Raises RunExistsError if another process was first."""
+    record = asdict(run) | {"spec": run.spec.as_json()}
     try:
-        storage.write_bytes(storage.join(run_uri, RUN), _json(run), exclusive=True)
+        storage.write_bytes(storage.join(run_uri, RUN), _json(record), exclusive=True)
     except AlreadyExistsError as error:
         raise RunExistsError(
             f"run {run.name!r} was just started by another process: run the command again "
@@ -152,7 +153,7 @@ def check_same(recorded: Run, recipe: Recipe, fingerprint: str) -> None:
 
 def write_result(result: Result) -> None:
     """Record that the run is finished."""
-    storage.write_bytes(storage.join(result.run_uri, RESULT), _json(result))
+    storage.write_bytes(storage.join(result.run_uri, RESULT), _json(asdict(result)))
 
 
 def load_result(run_uri: str) -> Result | None:
@@ -164,5 +165,5 @@ def load_result(run_uri: str) -> Result | None:
         return from_dict(Result, json.loads(storage.read_bytes(uri)))
 
 
-def _json(record: Run | Result) -> bytes:
-    return json.dumps(asdict(record), indent=1, ensure_ascii=False).encode()
+def _json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, ensure_ascii=False).encode()
