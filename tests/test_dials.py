@@ -40,7 +40,8 @@ def changed(recipe: Recipe) -> set[int]:
     """The parts of which a run of this recipe changed something, statistics included."""
     before, after = new_state(recipe).network.backbone, trained(recipe).network.backbone
     pairs = zip(before.state_dict().items(), after.state_dict().values(), strict=True)
-    return {part_of(name, 7) for (name, was), now in pairs if not torch.equal(was, now)}
+    stages = recipe.variant_spec.stages
+    return {part_of(name, stages) for (name, was), now in pairs if not torch.equal(was, now)}
 
 
 # --- phases
@@ -55,6 +56,9 @@ def changed(recipe: Recipe) -> set[int]:
         ({"unfreeze": "all"}, set(range(10))),
         ({"head_epochs": 2}, {9}),
         ({"head_epochs": 2, "batchnorm": "train"}, {9}),
+        ({"variant": "lite0", "weights": "in1k", "unfreeze": "stage:7"}, {7, 8, 9}),
+        ({"variant": "v2_b0", "weights": "in1k", "unfreeze": "stage:5"}, {5, 6, 7, 8}),
+        ({"variant": "v2_b0", "weights": "in1k", "batchnorm": "train"}, set(range(9))),
     ],
 )
 def test_only_what_is_unfrozen_changes(dials: dict[str, object], parts: set[int]) -> None:

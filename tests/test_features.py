@@ -180,6 +180,8 @@ def test_the_key_of_a_recipe_never_changes() -> None:
         return feature_cache.folder("", "0" * 64, manifest, recipe, spec, "train", view)
 
     assert (key(None), key(1)) == ("/6fbbf9e66a9ff57c", "/766659b6b6890bbd")
+    centre, spec = key(None), replace(spec, crop_mode="squash")
+    assert key(None) != centre
 
 
 def test_a_run_wants_each_of_its_views_once() -> None:

@@ -3,7 +3,10 @@
 import copy
 
 import pytest
+import timm
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -54,6 +57,26 @@ def test_logits_are_those_of_timms_network_on_images_normalised_by_hand(family: 
         assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["b0", "lite0", "v2_b0"])
+def test_logits_are_those_that_timm_gives_an_image_prepared_by_its_own_transform(
+    variant: str,
+) -> None:
+    """Of the same weights, in timm's own network."""
+    recipe = settled(variant=variant)
+    network = fresh(recipe).eval()
+    theirs = timm.create_model(recipe.variant_spec.architecture, num_classes=CLASSES).eval()
+    theirs.load_state_dict(network.backbone.state_dict())
+    cfg = timm.get_pretrained_cfg(recipe.variant_spec.weights_tag("in1k")).to_dict()
+    config = resolve_data_config(pretrained_cfg=cfg | {"input_size": (3, 32, 32), "crop_pct": 1.0})
+    transform = create_transform(**config)
+    images = photographs(3, seed=6)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    with torch.no_grad():
+        expected = theirs(torch.stack([transform(picture) for picture in pictures]))
+        assert expected.std() > 0
+        assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_two_families_of_means_do_not_see_the_same_image() -> None:
     recipe = settled()
     images = photographs(2, seed=2)
@@ -70,8 +93,9 @@ def test_what_the_network_records_of_itself_is_timms_state_and_nothing_else() ->
     assert set(network.state_dict()) == {f"backbone.{n}" for n in network.backbone.state_dict()}
 
 
-def test_frozen_batchnorm_neither_learns_nor_moves() -> None:
-    recipe = settled(batchnorm="frozen")
+@pytest.mark.parametrize("variant", ["b0", "lite0", "v2_b0"])
+def test_frozen_batchnorm_neither_learns_nor_moves(variant: str) -> None:
+    recipe = settled(variant=variant, batchnorm="frozen")
     network = fresh(recipe)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     before = snapshot(network)
@@ -83,8 +107,9 @@ def test_frozen_batchnorm_neither_learns_nor_moves() -> None:
     assert network.training and not any(layer.training for layer in layers)
 
 
-def test_training_batchnorm_learns_and_moves() -> None:
-    recipe = settled(batchnorm="train")
+@pytest.mark.parametrize("variant", ["b0", "lite0", "v2_b0"])
+def test_training_batchnorm_learns_and_moves(variant: str) -> None:
+    recipe = settled(variant=variant, batchnorm="train")
     network = fresh(recipe)
     before = snapshot(network)
     train_mode(network, recipe, STEM)

@@ -15,6 +15,7 @@ from support.releases import CLASSES, forge, released
 
 from effnet_ray.errors import ReleaseError, StorageError
 from effnet_ray.release import layout, load
+from effnet_ray.release.config import parse_config
 from effnet_ray.release.load import load_release
 
 
@@ -50,6 +51,15 @@ def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
     assert (seen["input_size"][-1], seen["crop_pct"]) == (spec.resolution, spec.crop)
     assert (tuple(seen["mean"]), tuple(seen["std"])) == (spec.mean, spec.std)
     assert seen["interpolation"] == spec.interpolation
+    assert seen["crop_mode"] == spec.crop_mode
+
+
+def test_a_config_without_a_crop_mode_means_center(release: Path) -> None:
+    told = json.loads((release / "config.json").read_bytes())
+    squash = told["pretrained_cfg"] | {"crop_mode": "squash"}
+    assert parse_config(told | {"pretrained_cfg": squash}).spec.crop_mode == "squash"
+    del told["pretrained_cfg"]["crop_mode"]
+    assert parse_config(told).spec.crop_mode == "center"
 
 
 def config(**given: Any) -> Callable[[bytes], bytes]:
@@ -126,6 +136,7 @@ HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("config.json", seen(crop_pct=10**400), "too large"),
     ("config.json", seen(crop_pct=0.2, input_size=[3, 1024, 1024]), "preprocessing"),
     ("config.json", seen(interpolation="nearest"), "preprocessing"),
+    ("config.json", seen(crop_mode="border"), "preprocessing"),
     ("recipe.json", config(variant="b9"), "b9"),
     ("recipe.json", config(evil=1), "evil"),
     ("metrics.json", config(history=[{"epoch": 1}]), "EpochReport"),

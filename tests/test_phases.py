@@ -1,6 +1,7 @@
 """Which parameters learn in which epochs: by name, and the same for every variant."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import timm
@@ -31,8 +32,9 @@ def settled(**given: object) -> Recipe:
     return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
+@cache
 def network(variant: str) -> Network:
-    """Without memory for its parameters: their names are enough."""
+    """Without memory for its parameters: their names are enough. Tests set what learns anew."""
     row = VARIANTS[variant]
     with torch.device("meta"):
         return Network(timm.create_model(row.architecture, num_classes=5), row.input_spec())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -246,6 +246,25 @@ def test_labels_are_needed_only_by_dials_that_are_on(dials: dict[str, Any], need
 def test_a_backbone_that_knows_nothing_is_not_kept_frozen(dials: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="expected pretrained weights if parts"):
         Recipe(weights="none", **dials)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("b0", "ns"), ("lite0", "in1k"), ("v2_s", "in21k_ft")]
+)
+def test_best_weights_follow_the_variant_until_the_recipe_is_resolved(
+    name: str, family: str
+) -> None:
+    recipe = replace(Recipe(), variant=name)
+    assert (recipe.weights, recipe.with_family.weights) == ("best", family)
+    assert recipe.with_defaults.weights == family
+    resolved = recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
+    assert resolved.weights == family and not recipe.differences(resolved)
+
+
+def test_stages_are_those_of_the_variant() -> None:
+    assert Recipe(variant="v2_b0", unfreeze="stage:6") and Recipe(unfreeze="stage:7")
+    with pytest.raises(RecipeError, match="expected all, head, or stage:N with N from 1 to 6"):
+        Recipe(variant="v2_b0", unfreeze="stage:7")
 
 
 def test_weights_the_variant_does_not_have_are_refused_by_name() -> None:

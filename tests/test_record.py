@@ -1,5 +1,6 @@
 """A run's record: the same command means the same run, and another is refused by name."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_best_and_what_it_stands_for_have_one_default_name() -> None:
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
     run_record.create(RUN, str(tmp_path))
     assert run_record.load(str(tmp_path)) == RUN
+
+
+def test_a_crop_mode_is_recorded_unless_it_is_center(tmp_path: Path) -> None:
+    squash = replace(RUN, spec=replace(RUN.spec, crop_mode="squash"))
+    for run, names in ((RUN, set[str]()), (squash, {"crop_mode"})):
+        run_record.create(run, str(tmp_path / run.spec.crop_mode))
+        file = tmp_path / run.spec.crop_mode / run_record.RUN
+        plain = {"resolution", "crop", "interpolation", "mean", "std"}
+        assert json.loads(file.read_bytes())["spec"].keys() == plain | names
+        assert run_record.load(str(file.parent)) == run
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
-from effnet_ray.variants import DEFAULT_VARIANTS, SQUASH, VARIANTS
+from effnet_ray.variants import CENTER, DEFAULT_VARIANTS, SQUASH, VARIANTS
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
 HEAD = ("classifier.weight", "classifier.bias")
@@ -109,6 +109,12 @@ def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
     best, ns = (pretrained.resolve(settled(variant=variant, weights=w)) for w in ("best", "ns"))
     assert best == ns
     assert best.name == f"tf_efficientnet_{variant}.ns_jft_in1k"
+
+
+def test_in21k_has_a_head_of_its_own() -> None:
+    found = pretrained.resolve(settled(variant="v2_s", weights="in21k"))
+    assert found.name == "tf_efficientnetv2_s.in21k" and found.num_classes == 21_843
+    assert pretrained.head_classes(found, ("cat", "dog")) == 21_843
 
 
 def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed() -> None:
@@ -245,15 +251,21 @@ def test_timm_loads_a_release_with_its_labels_and_its_preprocessing(
     assert (recorded["crop_pct"], recorded["interpolation"]) == (0.77, "bicubic")
 
 
-@pytest.mark.parametrize(("variant", "size"), [("b0", 48), ("b2", 64), ("v2_b0", 64)])
+@pytest.mark.parametrize(
+    ("variant", "size", "crop_mode"),
+    [("b0", 48, CENTER), ("b2", 64, CENTER), ("v2_b0", 64, SQUASH)],
+)
 def test_timms_own_eval_view_of_a_release_is_the_recorded_one(
-    variant: str, size: int, tmp_path: Path
+    variant: str, size: int, crop_mode: str, tmp_path: Path
 ) -> None:
-    _, folder = released(tmp_path / "v0001", variant, size)
+    _, folder = released(tmp_path / "v0001", variant, size, crop_mode)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     for test in (False, True):
         view = timm.data.resolve_data_config({}, model=model, use_test_size=test)
         assert (view["input_size"], view["crop_pct"]) == ((3, size, size), 0.77)
+        assert view["crop_mode"] == crop_mode
+    found = pretrained.resolve(settled(variant=variant, weights=str(folder))).spec
+    assert (found.resolution, found.crop_mode) == (size, crop_mode)
 
 
 def test_a_release_says_what_it_was_shown(release: Path) -> None:

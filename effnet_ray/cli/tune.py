@@ -22,7 +22,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.train.metric_definitions import EVAL_TOP1
-from effnet_ray.variants import DEFAULT_VARIANTS
+from effnet_ray.variants import DEFAULT_VARIANTS, FAMILIES
 
 if TYPE_CHECKING:
     from effnet_ray.release.names import Release
@@ -70,6 +70,7 @@ class Tune(TrainingFlags):
 def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `tune`."""
     argv, domains, explicit = _split_domains(argv)
+    argv = _with_base_variant(argv)
     small = {"variants": "b0,b1,b2", "trials": 8} if "--local" in argv else {}
     flags = parse_training(Tune, argv, SMALL, **small)
     if "variant" in explicit:
@@ -119,6 +120,27 @@ def _split_domains(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]
             explicit.add(name)
             rest += [flag, value] if value else [flag]
     return rest, domains, explicit
+
+
+def _with_base_variant(argv: list[str]) -> list[str]:
+    """`argv`, with the first of `--variants` as `--variant` if the default lacks the weights.
+
+    Otherwise the recipe that trials share would be refused before it gets their variants.
+    """
+    weights, variants = _value(argv, "--weights"), _value(argv, "--variants")
+    if not variants or weights not in FAMILIES or weights in Recipe().variant_spec.families:
+        return argv
+    return [*argv, "--variant", variants.split(",")[0]]
+
+
+def _value(argv: Sequence[str], flag: str) -> str:
+    """The last value of a flag; empty if it is absent."""
+    found = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found
 
 
 def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> dict[str, Any]:

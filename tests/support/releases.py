@@ -16,6 +16,7 @@ from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train import checkpoint, run_record
+from effnet_ray.variants import CENTER
 from support.finished_runs import report, result, run
 from support.loop_worker import new_state, settled
 
@@ -23,7 +24,12 @@ CLASSES = ("0", "1", "2", "3")
 
 
 def released(
-    folder: Path, *, size: int = 64, store: Path | None = None, **given: object
+    folder: Path,
+    *,
+    size: int = 64,
+    store: Path | None = None,
+    crop_mode: str = CENTER,
+    **given: object,
 ) -> LoadedRelease:
     """A release with statistics and a head of its own, so that images differ in what it says."""
     shelves = str(store or folder / "store")
@@ -33,7 +39,7 @@ def released(
     state.step, state.history = 1, [report(0, 0.75)]
     uri = str(folder / "run")
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
-    spec = replace(recipe.variant_spec.input_spec(), resolution=size)
+    spec = replace(recipe.variant_spec.input_spec(), resolution=size, crop_mode=crop_mode)
     run_record.create(replace(run(), recipe=recipe, spec=spec), uri)
     release = release_run(result(uri, found), ModelStore(shelves))
     return load_release(release.uri, shelves)

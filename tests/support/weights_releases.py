@@ -10,6 +10,7 @@ from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
 from effnet_ray.release import layout
+from effnet_ray.variants import CENTER, INCEPTION
 
 CLASSES = ("cat", "dog", "émeu")
 
@@ -19,10 +20,20 @@ def settled(**given: object) -> Recipe:
     return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 
 
-def released(folder: Path, variant: str = "b0", size: int = 48) -> tuple[Network, Path]:
+def released(
+    folder: Path, variant: str = "b0", size: int = 48, crop_mode: str = CENTER
+) -> tuple[Network, Path]:
     """A network and its release folder, such as the store writes."""
     recipe = settled(variant=variant, weights="none", image_size=size, seed=1)
-    spec = replace(recipe.variant_spec.input_spec("ap"), resolution=size, crop=0.77)
+    mean, std = INCEPTION
+    spec = replace(
+        recipe.variant_spec.input_spec(),
+        resolution=size,
+        crop=0.77,
+        mean=mean,
+        std=std,
+        crop_mode=crop_mode,
+    )
     network = build(recipe, spec, len(CLASSES)).eval()
     folder.mkdir()
     config = pretrained.hub_config(network, spec, CLASSES)
