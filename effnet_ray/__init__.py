@@ -1,4 +1,4 @@
-"""Fine-tune EfficientNet B0–B7 on a Ray cluster, from images in object storage to a release.
+"""Fine-tune EfficientNets on a Ray cluster, from images in object storage to a release.
 
 The Python API: `pack` → `finetune` or `tune` → `ModelStore`. Importing this package imports
 neither Ray nor torch; each name below imports its module when it is first used.

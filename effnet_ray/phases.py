@@ -2,7 +2,7 @@
 
 A part means the same for every variant: 0 is the stem, 1 to N are the stages of the paper's table
 (block1 … blockN in Keras, blocks.0 … blocks.N-1 in timm), N + 1 is the last convolution, and
-N + 2 the head. EfficientNets have N = 7 stages.
+N + 2 the head. N is the variant's `stages`.
 """
 
 import re

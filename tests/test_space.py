@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import DEFAULT, collect, parse
+from effnet_ray.sweep.tune import _with_common_family
 
 seeds = st.integers(0, 2**32)
 
@@ -104,6 +106,15 @@ def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:
     with pytest.raises(RecipeError, match="space of weights for b0"):
         parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b0"])
     parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b5", "b7"])
+
+
+def test_a_sweep_records_the_best_family_if_all_variants_have_the_same() -> None:
+    assert _with_common_family(Recipe(), ["b1", "b7"]).weights == "ns"
+    assert _with_common_family(Recipe(weights="aa"), ["b0", "b7"]).weights == "aa"
+    mixed = _with_common_family(Recipe(), ["v2_s", "lite0"])
+    assert mixed.weights == "best"
+    parse(DEFAULT).check(mixed, ["v2_s", "lite0"])
+    assert replace(mixed, variant="v2_s").with_defaults.weights == "in21k_ft"
 
 
 def test_choices_that_contradict_each_other_are_refused_before_a_trial() -> None:

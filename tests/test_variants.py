@@ -1,5 +1,7 @@
 """The table of variants against timm's own records."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -94,3 +96,11 @@ def test_networks_have_the_parameters_that_timm_lists(networks: dict[str, nn.Mod
     }
     assert millions == pytest.approx(listed, abs=0.006)
     assert millions["b0"] == 5.288548
+
+
+def test_the_table_of_the_page_is_that_of_the_rows(networks: dict[str, nn.Module]) -> None:
+    page = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    for name, row in VARIANTS.items():
+        millions = sum(weights.numel() for weights in networks[name].parameters()) / 1e6
+        families = ", ".join(f"`{family}`" for family in row.families)
+        assert f"| `{name}` | {row.resolution} | {millions:.1f} | {families} |" in page
