@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -136,7 +137,7 @@ def _with_base_variant(argv: list[str]) -> list[str]:
 def _value(argv: Sequence[str], flag: str) -> str:
     """The last value of a flag; empty if it is absent."""
     found = ""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         name, equals, value = word.partition("=")
         if name == flag:
             found = value if equals else following

@@ -4,7 +4,7 @@ A sweep resumes from these files and its trials' runs alone; Ray Tune's own stat
 
     RUNS/NAME/sweep.json          written once, before the first trial
     RUNS/NAME/trials/NNN.json     written when a trial starts, reports and ends
-    RUNS/NAME/runs/NAME-NNN-bN/   the trial's run (`train.run_record`)
+    RUNS/NAME/runs/NAME-NNN-VARIANT/  the trial's run (`train.run_record`)
     RUNS/NAME/report.html         written at the end, with outcome.json
     RUNS/NAME/outcome.json
 """
