@@ -15,8 +15,8 @@ from effnet_ray.cli.tune import tune_job
         (["--variants", ""], "variants is '': expected one or more of b0,"),
         (["--variants", "b0,b0"], "each at most once"),
         (["--variant", "b3"], "pass --variants"),
-        (["--weights", "in21k"], "'in21k' exists, but not for b0"),
-        (["--variants", "v2_s,lite0", "--weights=in21k"], "'in21k' exists, but not for lite0"),
+        (["--weights", "in21k"], "no 'in21k' weights for b0"),
+        (["--variants", "v2_s,lite0", "--weights=in21k"], "no 'in21k' weights for lite0"),
         (["--variants=v2_s,v2_m", "--weights", "in21k", "--epochs", "0"], "1 or more"),
         (["--trials", "7"], "7 trials are too few for 8 variants"),
         (

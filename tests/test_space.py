@@ -13,7 +13,7 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import DEFAULT, collect, parse
-from effnet_ray.sweep.tune import _with_common_family
+from effnet_ray.sweep.sweep_record import with_common_family
 
 seeds = st.integers(0, 2**32)
 
@@ -109,9 +109,9 @@ def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:
 
 
 def test_a_sweep_records_the_best_family_if_all_variants_have_the_same() -> None:
-    assert _with_common_family(Recipe(), ["b1", "b7"]).weights == "ns"
-    assert _with_common_family(Recipe(weights="aa"), ["b0", "b7"]).weights == "aa"
-    mixed = _with_common_family(Recipe(), ["v2_s", "lite0"])
+    assert with_common_family(Recipe(), ["b1", "b7"]).weights == "ns"
+    assert with_common_family(Recipe(weights="aa"), ["b0", "b7"]).weights == "aa"
+    mixed = with_common_family(Recipe(), ["v2_s", "lite0"])
     assert mixed.weights == "best"
     parse(DEFAULT).check(mixed, ["v2_s", "lite0"])
     assert replace(mixed, variant="v2_s").with_defaults.weights == "in21k_ft"

@@ -10,7 +10,7 @@ A sweep resumes from these files and its trials' runs alone; Ray Tune's own stat
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, S
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import Settings
+from effnet_ray.variants import variant
 
 SWEEP, OUTCOME, REPORT = "sweep.json", "outcome.json", "report.html"
 TRIALS, RUNS = "trials", "runs"
@@ -100,6 +101,15 @@ class Trial:
     def device_seconds(self) -> float:
         """The reported device-seconds so far."""
         return self.curve[-1].device_seconds if self.curve else 0.0
+
+
+def with_common_family(recipe: Recipe, variants: Sequence[str]) -> Recipe:
+    """The recipe with the family of the `best` weights if it is the same for all variants.
+
+    Otherwise it keeps `best`, and each trial's run records its own family.
+    """
+    families = {variant(name).best_family for name in (recipe.variant, *variants)}
+    return recipe.with_family if len(families) == 1 else recipe
 
 
 def create(sweep: Sweep, uri: str) -> None:

@@ -79,7 +79,7 @@ def tune(
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(recipe.limit), data)
     _check_task(recipe, manifest)
-    recipe = _with_common_family(recipe, variants)
+    recipe = sweep_record.with_common_family(recipe, variants)
     sweep = _define(recipe, variants, trials, space, searcher, budget, data, manifest, name)
     uri = storage.join(runs, sweep.name)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
@@ -139,15 +139,6 @@ def _check_task(recipe: Recipe, manifest: Manifest) -> None:
             "a sweep does not support task multilabel: it ranks trials by top-1 accuracy, which "
             "needs one class per image; use finetune instead"
         )
-
-
-def _with_common_family(recipe: Recipe, variants: Sequence[str]) -> Recipe:
-    """The recipe with the family of the `best` weights if it is the same for all variants.
-
-    Otherwise it keeps `best`, and each trial's run records its own family.
-    """
-    families = {variant(name).best_family for name in (recipe.variant, *variants)}
-    return recipe.with_family if len(families) == 1 else recipe
 
 
 def _define(
