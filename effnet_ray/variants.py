@@ -86,7 +86,7 @@ class InputSpec:
         return f"{squashed}centre crop {self.crop:g}"
 
     def as_json(self) -> dict[str, Any]:
-        """The fields. Without `crop_mode` if it is center, as records had none at first."""
+        """The fields for a record, which leaves `crop_mode` out if it is center."""
         values = asdict(self)
         if self.crop_mode == CENTER:
             del values["crop_mode"]
