@@ -298,7 +298,7 @@ def test_batches_that_end_early_end_the_run() -> None:
     recipe = settled()
     batches = FixedBatches(recipe, steps=1)
     shape = FixedBatches(recipe, steps=2).shape()
-    with pytest.raises(TrainingError, match="epoch 0 used"):
+    with pytest.raises(TrainingError, match="epoch 1 used"):
         fit(new_state(recipe), recipe, shape, batches, on_step=nothing, on_epoch=nothing)
 
 
