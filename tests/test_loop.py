@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from support.loop_worker import (
     STEPS,
     WORLDS,
@@ -22,6 +21,7 @@ from support.loop_worker import (
     train,
     worker,
 )
+from support.plain_run import in_processes
 from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, NonFiniteError, TrainingError
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What one, two and three worker processes found in every scenario."""
     folder = tmp_path_factory.mktemp("worlds")
-    mp.spawn(worker, args=(str(folder),), nprocs=max(WORLDS))
+    in_processes(worker, str(folder), processes=max(WORLDS))
     return {
         (name, workers): json.loads((folder / f"{name}-{workers}.json").read_text())
         for name in scenarios()

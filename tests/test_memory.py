@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from support.loop_worker import DIALS, FixedBatches, new_state, nothing, random_batch, settled
+from support.plain_run import in_processes
 from torch import Tensor, nn
 
 from effnet_ray.errors import TrainingError
@@ -240,7 +240,7 @@ def two_workers(rank: int, folder: str, images: tuple[int, int]) -> None:
 
 
 def on_two(folder: Path, *images: int) -> Iterator[tuple[int, list[float], str]]:
-    mp.spawn(two_workers, args=(str(folder), images), nprocs=2)
+    in_processes(two_workers, str(folder), images, processes=2)
     for rank in range(2):
         yield json.loads((folder / f"{rank}.json").read_text())
 

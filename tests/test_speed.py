@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from support.loop_worker import DIALS, FixedBatches, new_state, settled, train
+from support.plain_run import in_processes
 from torch import Tensor, distributed as dist
 
 from effnet_ray.errors import ClusterError
@@ -141,7 +141,7 @@ def in_a_group(rank: int, folder: str, workers: int) -> None:
 def test_compiled_steps_are_the_same_on_any_number_of_workers(tmp_path: Path) -> None:
     sums = []
     for workers in (1, 2):
-        mp.spawn(in_a_group, args=(str(tmp_path), workers), nprocs=workers)
+        in_processes(in_a_group, str(tmp_path), workers, processes=workers)
         sums.append(torch.tensor(json.loads((tmp_path / f"{workers}-0.json").read_text())))
     assert torch.allclose(*sums, rtol=0, atol=1e-4)
 

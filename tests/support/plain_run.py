@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.data.thread_executor import ThreadExecutor
@@ -29,8 +31,13 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+PROCESSES.set_forkserver_preload([__name__, "support.loop_worker"])
 TIMEOUT_S = 120
+
+
+def in_processes(work: Callable[..., None], *arguments: object, processes: int) -> None:
+    """Call `work(rank, *arguments)` in so many processes; raises what one of them raises."""
+    mp.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
 
 
 @dataclass(frozen=True)
