@@ -183,9 +183,7 @@ def test_another_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
     sweep_record.create(SWEEP, str(tmp_path))
     sweep_record.create(SWEEP, str(tmp_path))
     other = Sweep(**{**{f: getattr(SWEEP, f) for f in SWEEP.__slots__}, "trials": 5})
-    with pytest.raises(
-        RunExistsError, match=r"settings: trials \(recorded 4, requested 5\)"
-    ):
+    with pytest.raises(RunExistsError, match=r"settings: trials \(recorded 4, requested 5\)"):
         sweep_record.create(other, str(tmp_path))
 
 
