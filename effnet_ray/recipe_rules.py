@@ -1,12 +1,13 @@
-"""The values that a Recipe's fields may have, alone and together."""
+"""The values that a Recipe's fields may have."""
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any
 
 from effnet_ray.schema import require
-from effnet_ray.variants import FAMILIES, LAYOUTS, MIN_IMAGE_SIZE, variant
+from effnet_ray.variants import LAYOUTS, MIN_IMAGE_SIZE
 
 MULTICLASS, MULTILABEL = "multiclass", "multilabel"
 TASKS = (MULTICLASS, MULTILABEL)
@@ -56,177 +57,57 @@ SYNONYMS = {
 }
 """Usual names of a recipe's fields, as in timm, Keras, Lightning or Ultralytics → our field."""
 
-_AUTO_AUGMENT = re.compile(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?")
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "task": TASKS,
-    "opt": tuple(OPTIMIZERS),
-    "sched": ("cosine", "constant"),
-    "class_weights": ("none", "balanced", "sqrt"),
-    "batchnorm": ("train", "frozen", SYNC),
-    "precision": ("float32", "bfloat16", "float16"),
-    "layout": LAYOUTS,
-}
-"""Fields with a fixed set of values → the values."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which values a field may have; None, an unset field, passes every rule."""
 
-_Rule = tuple[str, Callable[[Any], bool], str]
+    is_allowed: Callable[[Any], bool]
+    expected: str
+    """The same in words."""
 
 
-def _one_of(name: str, words: str = "") -> _Rule:
-    return name, CHOICES[name].__contains__, words or " or ".join(map(repr, CHOICES[name]))
+Metadata = dict[str, Any]
+"""Metadata of a dataclass field: its `rule`, and its `choices` if it has a fixed set of values."""
 
 
-_RULES: tuple[_Rule, ...] = (
-    (
-        "image_size",
-        lambda v: v >= MIN_IMAGE_SIZE,
-        f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)",
-    ),
-    ("epochs eval_every batch_size micro_batch limit head_views", lambda v: v >= 1, "1 or more"),
-    ("head_epochs max_skips patience seed", lambda v: v >= 0, "0 or more"),
-    ("lr head_lr", lambda v: 0 < v < math.inf, "above 0"),
-    (
-        "weight_decay warmup_epochs clip_grad mixup cutmix",
-        lambda v: 0 <= v < math.inf,
-        "0 or more",
-    ),
-    ("label_smoothing dropout drop_path flip reprob balance", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("momentum ema_decay", lambda v: 0 <= v < 1, "0 or more, below 1"),
-    ("layer_decay crop_scale progressive", lambda v: 0 < v <= 1, "above 0, up to 1"),
-    ("crop_ratio", lambda v: 1 <= v < math.inf, "1 or more"),
-    (
-        "aa",
-        lambda v: _AUTO_AUGMENT.fullmatch(v) is not None,
-        "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9",
-    ),
-    _one_of("opt", f"one of {', '.join(OPTIMIZERS)}"),
-    _one_of("task", " or ".join(TASKS)),
-    _one_of("class_weights", "none, balanced or sqrt"),
-    _one_of("sched"),
-    _one_of("batchnorm", f"'train', 'frozen' or {SYNC!r}"),
-    _one_of("precision", "'float32', 'bfloat16' or 'float16'"),
-    _one_of("layout"),
+def rule(is_allowed: Callable[[Any], bool], expected: str) -> Metadata:
+    """The metadata of a field whose values pass a test."""
+    return {"rule": Rule(is_allowed, expected)}
+
+
+def one_of(*choices: str) -> Metadata:
+    """The metadata of a field with a fixed set of values."""
+    listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    expected = f"one of {', '.join(choices)}" if len(choices) > 3 else listed
+    return rule(choices.__contains__, expected) | {"choices": choices}
+
+
+AT_LEAST_1 = rule(lambda v: v >= 1, "1 or more")
+AT_LEAST_0 = rule(lambda v: 0 <= v < math.inf, "0 or more")
+ABOVE_0 = rule(lambda v: 0 < v < math.inf, "above 0")
+SHARE = rule(lambda v: 0 <= v <= 1, "0 to 1")
+SHARE_ABOVE_0 = rule(lambda v: 0 < v <= 1, "above 0, up to 1")
+DECAY = rule(lambda v: 0 <= v < 1, "0 or more, below 1")
+RATIO = rule(lambda v: 1 <= v < math.inf, "1 or more")
+IMAGE_SIZE = rule(
+    lambda v: v >= MIN_IMAGE_SIZE,
+    f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)",
 )
-"""Fields, the test of a value, and the same in words; None passes every test."""
+AUTO_AUGMENT = rule(
+    lambda v: re.fullmatch(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?", v) is not None,
+    "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9",
+)
+TASK, OPT = one_of(*TASKS), one_of(*OPTIMIZERS)
+SCHED, CLASS_WEIGHTS = one_of("cosine", "constant"), one_of("none", "balanced", "sqrt")
+BATCHNORM, LAYOUT = one_of("train", "frozen", SYNC), one_of(*LAYOUTS)
+PRECISION = one_of("float32", "bfloat16", "float16")
 
 
-class _Recipe(Protocol):
-    """The fields of a Recipe that have rules together; `Recipe` itself imports this module."""
-
-    @property
-    def variant(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def unfreeze(self) -> str: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def head_epochs(self) -> int | None: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def micro_batch(self) -> int | None: ...
-    @property
-    def mixes(self) -> bool: ...
-    @property
-    def reprob(self) -> float: ...
-    @property
-    def opt(self) -> str: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def task(self) -> str | None: ...
-    @property
-    def needs_labels(self) -> bool: ...
-    @property
-    def batchnorm(self) -> str | None: ...
-    @property
-    def compile(self) -> bool | None: ...
-
-
-def check(recipe: _Recipe) -> None:
-    """Raise RecipeError or WeightsError for the first value that is not allowed."""
-    row = variant(recipe.variant)
-    if recipe.weights in FAMILIES:
-        row.weights_tag(recipe.weights)
-    for names, is_allowed, expected in _RULES:
-        for name in names.split():
-            value = getattr(recipe, name)
-            require(value is None or is_allowed(value), name, value, expected)
-    _check_unfreeze(recipe, row.stages)
-    _check_batches(recipe)
-    _check_combinations(recipe)
-
-
-def _check_unfreeze(recipe: _Recipe, stages: int) -> None:
-    choices = ("all", "head", *(f"stage:{stage}" for stage in range(1, stages + 1)))
-    require(
-        recipe.unfreeze in choices,
-        "unfreeze",
-        recipe.unfreeze,
-        f"all, head, or stage:N with N from 1 to {stages}",
-    )
-
-
-def _check_batches(recipe: _Recipe) -> None:
-    micro_batch, head_epochs, epochs = recipe.micro_batch, recipe.head_epochs, recipe.epochs
-    require(
-        micro_batch is None or recipe.batch_size % micro_batch == 0,
-        "micro_batch",
-        micro_batch,
-        f"a divisor of batch_size {recipe.batch_size}",
-    )
-    require(
-        head_epochs is None or head_epochs <= epochs,
-        "head_epochs",
-        head_epochs,
-        f"at most epochs, {epochs}",
-    )
-    require(
-        recipe.unfreeze != "head" or head_epochs in (None, epochs),
-        "head_epochs",
-        head_epochs,
-        f"all {epochs} epochs when unfreeze is head",
-    )
-    require(
-        not recipe.mixes or min(recipe.batch_size, micro_batch or 2) > 1,
-        "micro_batch",
-        micro_batch,
-        "2 or more with mixup or cutmix",
-    )
-
-
-def _check_combinations(recipe: _Recipe) -> None:
-    require(
-        recipe.unfreeze != "head" or not (recipe.mixes or recipe.reprob > 0),
-        "unfreeze",
-        "head",
-        "all or stage:N with mixup, cutmix or reprob: they do not apply while only the head "
-        "is trained",
-    )
-    require(
-        recipe.opt != "sgd" or recipe.momentum > 0,
-        "momentum",
-        recipe.momentum,
-        "above 0 for sgd, which uses Nesterov momentum",
-    )
-    require(
-        recipe.task != MULTILABEL or not recipe.needs_labels,
-        "task",
-        recipe.task,
-        "multiclass with class_weights or balance: they need exactly one class per image",
-    )
-    require(
-        recipe.batchnorm != SYNC or not recipe.compile,
-        "compile",
-        recipe.compile,
-        "False when batchnorm is sync",
-    )
-    trains_everything = not recipe.head_epochs and recipe.unfreeze == "all"
-    require(
-        trains_everything or recipe.weights != "none",
-        "weights",
-        "none",
-        "pretrained weights if parts of the network stay frozen (head_epochs, unfreeze)",
-    )
+def check_fields(record: Any) -> None:
+    """Raise RecipeError for the first field of a dataclass whose value breaks its rule."""
+    for field in fields(record):
+        found: Rule | None = field.metadata.get("rule")
+        value = getattr(record, field.name)
+        if found and value is not None:
+            require(found.is_allowed(value), field.name, value, found.expected)

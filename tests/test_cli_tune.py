@@ -36,7 +36,7 @@ from effnet_ray.cli.tune import tune_job
         (["--space", "lr=1e-4"], "expected log:LOW:HIGH"),
         (["--lr", "log:1e-2:1e-4"], "expected LOW below HIGH"),
         (["--lr", "log:0:1"], "expected LOW above 0"),
-        (["--batchnorm", "choice:train,melted"], "'train', 'frozen' or 'sync'"),
+        (["--batchnorm", "choice:train,melted"], "train, frozen or sync"),
         (["--lr", "1e-3", "--space", "lr=log:1e-4:1e-2"], "remove one of the two"),
         (["--lr", "log:1e-4:1e-2", "--space", "lr=log:1e-3:1e-2"], "lr twice"),
         (["--objective", "speed"], "choose accuracy, accuracy-under or cheapest"),

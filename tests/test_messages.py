@@ -17,7 +17,7 @@ from effnet_ray.cli.models import models_job
 from effnet_ray.cli.tune import Tune, _split_domains, tune_job
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.recipe_rules import CHOICES, OPTIMIZERS, SYNONYMS
+from effnet_ray.recipe_rules import OPTIMIZERS, SYNONYMS
 from effnet_ray.sweep.costs import two_digits
 from effnet_ray.sweep.objective import OBJECTIVES
 
@@ -116,7 +116,9 @@ def test_help_shows_the_defaults_that_other_flags_set(help_of: Callable[..., str
 
 def test_help_lists_the_choices_and_the_defaults_by_optimizer(help_of: Callable[..., str]) -> None:
     text = help_of(tune_job)
-    for name, choices in CHOICES.items():
+    choices_of = {f.name: f.metadata["choices"] for f in fields(Recipe) if "choices" in f.metadata}
+    assert len(choices_of) == 7
+    for name, choices in choices_of.items():
         assert f"--{name.replace('_', '-')} {{{','.join(choices)}}}" in text
     assert "--searcher {random,tpe}" in text and f"--objective {{{','.join(OBJECTIVES)}}}" in text
     text = help_of(finetune_job)

@@ -1,0 +1,266 @@
+"""The fields of a Recipe, each with its rule, and the rules of several fields together."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from effnet_ray.recipe_rules import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    AUTO_AUGMENT,
+    BATCHNORM,
+    CLASS_WEIGHTS,
+    DECAY,
+    IMAGE_SIZE,
+    LAYOUT,
+    MULTILABEL,
+    OPT,
+    PRECISION,
+    RATIO,
+    SCHED,
+    SHARE,
+    SHARE_ABOVE_0,
+    SYNC,
+    TASK,
+    check_fields,
+)
+from effnet_ray.schema import require
+from effnet_ray.variants import FAMILIES, Variant, variant
+
+CHANGES_VIEW = {"changes_view": True}
+"""Metadata of the fields that change how a training view is drawn: they are part of the feature
+cache's key. Mark every new augmentation that applies during linear probing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeFields:
+    """What a Recipe consists of. A field's docstring is the help of its flag."""
+
+    variant: str = "b0"
+    """EfficientNet variant: b0 to b7, lite0 to lite4, v2_b0 to v2_b3, v2_s, v2_m or v2_l. `tune`
+    takes --variants instead."""
+    weights: str = "best"
+    """Initial weights: a pretrained family of the variant (in1k, aa, ra, ap, ns, in21k, in21k_ft,
+    or best: the highest ImageNet top-1), none (train from scratch), or one of your releases
+    (NAME@vN or its URI)."""
+    task: str | None = field(default=None, metadata=TASK)
+    """multiclass (one class per image) or multilabel (any number of labels per image: binary
+    cross-entropy, the best epoch chosen by mean average precision). Default: the data set's."""
+    image_size: int | None = field(default=None, metadata=IMAGE_SIZE)
+    """Height and width of the network's input, px, at least 32. Default: the resolution of the
+    weights."""
+    progressive: float = field(default=1.0, metadata=SHARE_ABOVE_0)
+    """Progressive resizing: training starts at this share of the image size and grows to the full
+    size over the first three quarters of the epochs after linear probing; evaluation always uses
+    the full size. 1: off."""
+    epochs: int = field(default=10, metadata=AT_LEAST_1)
+    """Epochs (passes over the train split), including the linear-probing epochs."""
+    eval_every: int = field(default=1, metadata=AT_LEAST_1)
+    """Epochs between evaluations. The last epoch of each phase is always evaluated."""
+    head_epochs: int | None = field(default=None, metadata=AT_LEAST_0)
+    """Linear-probing epochs: epochs at the start that train only the new head, on a frozen
+    backbone. Default: a quarter of all epochs for pretrained weights, 0 from scratch."""
+    head_views: int = field(default=1, metadata=AT_LEAST_1)
+    """Number of views of each image during linear probing, cycled by epoch: view 1 is the eval
+    view, the others are augmented random crops, without mixup, cutmix or random erasing."""
+    head_cache: bool = True
+    """Feature cache: compute the backbone's features of these views once, and keep them as
+    float16 under RUNS/features for all linear-probing epochs and for later runs. Off: the
+    backbone runs in every linear-probing epoch."""
+    unfreeze: str = "all"
+    """Layers trained after linear probing: all, head, or stage:N (stage N and everything above
+    it). Stage N is blockN in Keras and blocks.N-1 in timm."""
+    batch_size: int = field(default=64, metadata=AT_LEAST_1)
+    """Batch size: images per optimizer step, over all workers."""
+    micro_batch: int | None = field(default=None, metadata=AT_LEAST_1)
+    """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch
+    size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
+    opt: str = field(default="adamw", metadata=OPT)
+    """Optimizer, by timm's name: adamw, nadamw, lamb, lion, sgd (with Nesterov momentum),
+    momentum (SGD without Nesterov) or rmsproptf."""
+    lr: float | None = field(default=None, metadata=ABOVE_0)
+    """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
+    rmsproptf, × 5 for lamb, × 0.1 for lion."""
+    head_lr: float | None = field(default=None, metadata=ABOVE_0)
+    """Peak learning rate of linear probing. Default: 10 × lr; with --unfreeze head: --lr, if
+    given."""
+    layer_decay: float | None = field(default=None, metadata=SHARE_ABOVE_0)
+    """Layer-wise learning-rate decay: factor from each stage to the one below it. Default: 0.8
+    for pretrained weights, 1 (off) from scratch."""
+    momentum: float = field(default=0.9, metadata=DECAY)
+    """Momentum, for sgd, momentum and rmsproptf."""
+    weight_decay: float | None = field(default=None, metadata=AT_LEAST_0)
+    """Weight decay; not applied to norms and biases. Default: 0.05 for adamw and nadamw, 0.02 for
+    lamb, 0.5 for lion, 1e-4 for sgd and momentum, 1e-5 for rmsproptf."""
+    sched: str = field(default="cosine", metadata=SCHED)
+    """Learning-rate schedule after warm-up: cosine (down to 1 % of the peak at the end of the
+    phase) or constant."""
+    warmup_epochs: float = field(default=1.0, metadata=AT_LEAST_0)
+    """Epochs of linear learning-rate warm-up; at most half of a phase."""
+    clip_grad: float = field(default=0.0, metadata=AT_LEAST_0)
+    """Gradient clipping: maximum norm over all parameters. 0: off."""
+    max_skips: int = field(default=3, metadata=AT_LEAST_0)
+    """Consecutive steps that may be skipped because of a NaN or infinite loss or gradient. If
+    more are skipped, the run resumes once from the newest checkpoint; if it happens again, it
+    fails."""
+    ema_decay: float = field(default=0.0, metadata=DECAY)
+    """EMA of the weights: decay per step, such as 0.99. The average is evaluated too, and released
+    if it is better. After n steps the decay is at most (1 + n) / (10 + n). 0: off."""
+    patience: int = field(default=0, metadata=AT_LEAST_0)
+    """Early stopping: evaluations without improvement before the run ends, counted from the end
+    of linear probing. 0: off."""
+    aa: str = field(default="none", metadata=AUTO_AUGMENT | CHANGES_VIEW)
+    """Auto-augment policy of training images, after crop and flip: auto (AutoAugment), trivial
+    (TrivialAugment), rand (RandAugment: 2 operations at magnitude 9 of 30), rand-mM-nN (magnitude
+    M, N operations) or none."""
+    mixup: float = field(default=0.0, metadata=AT_LEAST_0)
+    """Mixup alpha: images of a micro-batch are blended in pairs, with a weight drawn from
+    Beta(alpha, alpha). Reported training loss and top-1 ignore the mixed-in label. 0: off."""
+    cutmix: float = field(default=0.0, metadata=AT_LEAST_0)
+    """CutMix alpha: a box of another image is pasted in. If mixup is on too, each image gets one
+    of the two at random. 0: off."""
+    reprob: float = field(default=0.0, metadata=SHARE)
+    """Random erasing: probability that a box of a training image is replaced by noise."""
+    label_smoothing: float = field(default=0.1, metadata=SHARE)
+    """Label smoothing: share of each target that is spread over all classes, 0 to 1. For
+    multilabel data, each 0/1 target is smoothed."""
+    class_weights: str = field(default="none", metadata=CLASS_WEIGHTS)
+    """Class weights of the loss, with mean 1: balanced (inverse to the number of the class's
+    training images), sqrt (inverse to its square root) or none. Reported metrics are
+    unweighted."""
+    balance: float = field(default=0.0, metadata=SHARE)
+    """Class-balanced sampling, 0 to 1: 0 draws each training image once per epoch, 1 draws all
+    classes equally often. The length of an epoch does not change."""
+    dropout: float | None = field(default=None, metadata=SHARE)
+    """Dropout before the head. Default: the variant's (0.2 for b0 to 0.5 for b7)."""
+    drop_path: float | None = field(default=None, metadata=SHARE)
+    """Stochastic depth (drop path). Default: 0.2."""
+    batchnorm: str | None = field(default=None, metadata=BATCHNORM)
+    """BatchNorm: train, frozen (statistics and scales stay as loaded) or sync (train, normalised
+    over the whole batch: on GPUs, with one worker per micro-batch). Default: frozen for pretrained
+    weights, train from scratch."""
+    precision: str | None = field(default=None, metadata=PRECISION)
+    """Mixed precision (autocast): float32, bfloat16 or float16 (with a loss scale). Default:
+    bfloat16 on GPUs, float32 on CPUs."""
+    layout: str | None = field(default=None, metadata=LAYOUT)
+    """Memory layout of images and weights: channels_last or contiguous (NCHW). Default:
+    channels_last."""
+    compile: bool | None = None
+    """Compile the training steps after linear probing (torch.compile). Needs a C++
+    compiler, and takes minutes at the start for each image size. Default: no."""
+    crop_scale: float = field(default=0.35, metadata=SHARE_ABOVE_0 | CHANGES_VIEW)
+    """Random resized crop: smallest share of the image's area; the largest is 1."""
+    crop_ratio: float = field(default=4 / 3, metadata=RATIO | CHANGES_VIEW)
+    """Random resized crop: largest aspect ratio; the smallest is its inverse."""
+    flip: float = field(default=0.5, metadata=SHARE | CHANGES_VIEW)
+    """Horizontal flip: probability for each training image."""
+    limit: int | None = field(default=None, metadata=AT_LEAST_1)
+    """Use only the first N images of each split. Packing shuffles, so they are a random sample
+    (not with pack --in-place). Default: all images."""
+    seed: int = field(default=0, metadata=AT_LEAST_0)
+    """Random seed of image order, augmentation, the new head, dropout, drop path, mixup, cutmix
+    and random erasing."""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError or WeightsError for the first value that is not allowed."""
+        row = variant(self.variant)
+        if self.weights in FAMILIES:
+            row.weights_tag(self.weights)
+        check_fields(self)
+        _check_unfreeze(self, row.stages)
+        _check_batches(self)
+        _check_combinations(self)
+
+    @property
+    def variant_spec(self) -> Variant:
+        """The variant's row."""
+        return variant(self.variant)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed (mixup or cutmix)."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether all labels of the train split must be read before training."""
+        return self.balance > 0 or self.class_weights != "none"
+
+    @property
+    def view_settings(self) -> tuple[Any, ...]:
+        """What decides a drawn training view: the seed, then the `CHANGES_VIEW` fields."""
+        marked = [item.name for item in fields(self) if item.metadata.get("changes_view")]
+        return self.seed, *(getattr(self, name) for name in marked)
+
+
+def _check_unfreeze(recipe: RecipeFields, stages: int) -> None:
+    choices = ("all", "head", *(f"stage:{stage}" for stage in range(1, stages + 1)))
+    require(
+        recipe.unfreeze in choices,
+        "unfreeze",
+        recipe.unfreeze,
+        f"all, head, or stage:N with N from 1 to {stages}",
+    )
+
+
+def _check_batches(recipe: RecipeFields) -> None:
+    micro_batch, head_epochs, epochs = recipe.micro_batch, recipe.head_epochs, recipe.epochs
+    require(
+        micro_batch is None or recipe.batch_size % micro_batch == 0,
+        "micro_batch",
+        micro_batch,
+        f"a divisor of batch_size {recipe.batch_size}",
+    )
+    require(
+        head_epochs is None or head_epochs <= epochs,
+        "head_epochs",
+        head_epochs,
+        f"at most epochs, {epochs}",
+    )
+    require(
+        recipe.unfreeze != "head" or head_epochs in (None, epochs),
+        "head_epochs",
+        head_epochs,
+        f"all {epochs} epochs when unfreeze is head",
+    )
+    require(
+        not recipe.mixes or min(recipe.batch_size, micro_batch or 2) > 1,
+        "micro_batch",
+        micro_batch,
+        "2 or more with mixup or cutmix",
+    )
+
+
+def _check_combinations(recipe: RecipeFields) -> None:
+    require(
+        recipe.unfreeze != "head" or not (recipe.mixes or recipe.reprob > 0),
+        "unfreeze",
+        "head",
+        "all or stage:N with mixup, cutmix or reprob: they do not apply while only the head "
+        "is trained",
+    )
+    require(
+        recipe.opt != "sgd" or recipe.momentum > 0,
+        "momentum",
+        recipe.momentum,
+        "above 0 for sgd, which uses Nesterov momentum",
+    )
+    require(
+        recipe.task != MULTILABEL or not recipe.needs_labels,
+        "task",
+        recipe.task,
+        "multiclass with class_weights or balance: they need exactly one class per image",
+    )
+    require(
+        recipe.batchnorm != SYNC or not recipe.compile,
+        "compile",
+        recipe.compile,
+        "False when batchnorm is sync",
+    )
+    trains_everything = not recipe.head_epochs and recipe.unfreeze == "all"
+    require(
+        trains_everything or recipe.weights != "none",
+        "weights",
+        "none",
+        "pretrained weights if parts of the network stay frozen (head_epochs, unfreeze)",
+    )
