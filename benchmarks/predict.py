@@ -33,9 +33,9 @@ from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.inference.predict import predict
 from effnet_ray.model import network, pretrained
-from effnet_ray.release import layout
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format import layout
 from effnet_ray.runtime import session
 from effnet_ray.runtime.inference_actors import batch_images
 from effnet_ray.storage.checksummed_json import to_json

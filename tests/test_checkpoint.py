@@ -18,7 +18,7 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError
 from effnet_ray.phases import phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
-from effnet_ray.release import layout
+from effnet_ray.release_format import layout
 from effnet_ray.train import checkpoint
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.class_metrics import class_metrics

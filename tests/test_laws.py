@@ -18,7 +18,7 @@ from support.runs import assert_once_each, audit, eval_images, losses, planned, 
 
 from effnet_ray import Placement, finetune, storage
 from effnet_ray.errors import TrainingError
-from effnet_ray.release import layout
+from effnet_ray.release_format import layout
 from effnet_ray.train import checkpoint, events
 
 pytestmark = pytest.mark.ray

@@ -41,6 +41,11 @@ def own(name: str) -> set[str]:
     return {i if i in MODULES else i.rpartition(".")[0] or i for i in found}
 
 
+def room(name: str) -> str:
+    """The package that a module is in."""
+    return name.partition(".")[0]
+
+
 def may(name: str, library: str) -> bool:
     """Whether the module is one of the library's doors."""
     doors = DOORS[library].split()
@@ -55,6 +60,11 @@ def test_every_module_has_its_place_in_the_order() -> None:
 def test_a_module_imports_only_from_above(name: str) -> None:
     above = set(ORDER[: ORDER.index(name)]) if name in ORDER else set(ORDER)
     assert own(name) - above - {"__version__"} == set()
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    rooms = {(room(name), room(other)) for name in MODULES for other in own(name)}
+    assert sorted(pair for pair in rooms if pair[::-1] in rooms and pair[0] < pair[1]) == []
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -14,9 +14,10 @@ import torch
 from support.releases import CLASSES, forge, released
 
 from effnet_ray.errors import ReleaseError, StorageError
-from effnet_ray.release import layout, load
-from effnet_ray.release.config import parse_config
+from effnet_ray.release import load
 from effnet_ray.release.load import load_release
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.config import parse_config
 
 
 @pytest.fixture(scope="module")

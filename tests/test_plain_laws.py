@@ -19,8 +19,8 @@ from support.runs import assert_once_each, audit, eval_images, losses, planned, 
 from effnet_ray import Placement, Recipe
 from effnet_ray.errors import TrainingError
 from effnet_ray.publish.from_run import release_run
-from effnet_ray.release import layout
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format import layout
 from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted

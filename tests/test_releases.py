@@ -7,8 +7,8 @@ import pytest
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release.record import verify_files
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format.record import verify_files
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}"}
 

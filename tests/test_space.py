@@ -99,9 +99,7 @@ def test_a_file_that_is_not_there_is_refused() -> None:
 def test_a_space_that_contradicts_the_recipe_or_a_variant_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"space of micro_batch for b0: .*divisor"):
         parse({"micro_batch": [7]}).check(Recipe(batch_size=64), ["b0"])
-    with pytest.raises(
-        RecipeError, match=r"space of batchnorm for b0: .*train, frozen or sync"
-    ):
+    with pytest.raises(RecipeError, match=r"space of batchnorm for b0: .*train, frozen or sync"):
         parse({"batchnorm": "choice:thawed"}).check(Recipe(), ["b0"])
     with pytest.raises(RecipeError, match="space of weights for b0"):
         parse({"weights": ["ra", "ns"]}).check(Recipe(), ["b0"])

@@ -20,8 +20,9 @@ from effnet_ray.cli.main import main
 from effnet_ray.cli.models import models_job
 from effnet_ray.errors import ReleaseError, StorageError, WeightsError
 from effnet_ray.model import pretrained
-from effnet_ray.release import aliases, layout, maintenance
+from effnet_ray.release import aliases, maintenance
 from effnet_ray.release.store import DeleteResult, ModelStore
+from effnet_ray.release_format import layout
 from effnet_ray.storage import checksummed_json, multipart, retry, s3
 
 Refused = Callable[..., str]

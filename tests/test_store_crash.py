@@ -13,9 +13,9 @@ from support.servers import fresh_bucket, s3_environment
 from support.store_worker import files
 
 from effnet_ray import storage
-from effnet_ray.release import layout
-from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.record import read_record
 from effnet_ray.storage import checksummed_json
 
 ROOT = Path(__file__).parents[1]

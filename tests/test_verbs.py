@@ -26,8 +26,8 @@ from effnet_ray.cli.models import models_job
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.release.load import LoadedRelease
-from effnet_ray.release.record import read_record
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format.record import read_record
 from effnet_ray.storage import checksummed_json
 
 PLACES = [pytest.param("disk", marks=pytest.mark.long), "moto",

@@ -22,7 +22,7 @@ from effnet_ray.errors import WeightsError
 from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
-from effnet_ray.release import layout
+from effnet_ray.release_format import layout
 from effnet_ray.variants import CENTER, DEFAULT_VARIANTS, SQUASH, VARIANTS
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"

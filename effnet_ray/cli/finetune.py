@@ -26,7 +26,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `finetune`."""
     flags = parse_training(Finetune, argv)
     from effnet_ray.publish.from_run import release_run
-    from effnet_ray.release.record import read_record
+    from effnet_ray.release_format.record import read_record
     from effnet_ray.tracking.trackers import Trackers, parse_trackers
 
     with Terminal() as terminal:

@@ -25,9 +25,9 @@ from effnet_ray import storage
 from effnet_ray.errors import OutageError, StorageError, WeightsError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
-from effnet_ray.release import layout
-from effnet_ray.release.config import MALFORMED, parse_config
-from effnet_ray.release.record import is_release, read_file
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.config import MALFORMED, parse_config
+from effnet_ray.release_format.record import is_release, read_file
 from effnet_ray.variants import FAMILIES, InputSpec
 
 HUB_OWNER = "timm"

@@ -11,9 +11,9 @@ from effnet_ray.model import network, pretrained
 from effnet_ray.publish.card import model_card
 from effnet_ray.publish.provenance import provenance
 from effnet_ray.publish.test_score import Scoring
-from effnet_ray.release import layout
 from effnet_ray.release.names import Release
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format import layout
 from effnet_ray.reporting.training_curves import training_curves_png
 from effnet_ray.storage.checksummed_json import to_json
 from effnet_ray.train import checkpoint, run_record

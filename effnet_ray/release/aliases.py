@@ -14,11 +14,11 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ConflictError, RecipeError, ReleaseError
-from effnet_ray.release import layout
 from effnet_ray.release.alias_move import Move
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.release.names import BEST, Release, check_alias_name
 from effnet_ray.release.publish import now
+from effnet_ray.release_format import layout
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json, conditional, local
 from effnet_ray.storage.checksummed_json import RESTORE

@@ -21,11 +21,11 @@ from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, quote
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
-from effnet_ray.release.config import parse_config
-from effnet_ray.release.layout import CONFIG, METRICS, RECIPE, WEIGHTS
 from effnet_ray.release.names import parse_reference
-from effnet_ray.release.record import read_record
 from effnet_ray.release.store import release_uri
+from effnet_ray.release_format.config import parse_config
+from effnet_ray.release_format.layout import CONFIG, METRICS, RECIPE, WEIGHTS
+from effnet_ray.release_format.record import read_record
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.epoch_report import EpochReport

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from effnet_ray import storage
 from effnet_ray.errors import OutageError, ReleaseError, StorageError
-from effnet_ray.release import aliases, layout, publish
+from effnet_ray.release import aliases, publish
 from effnet_ray.release.model_folder import ModelFolder
-from effnet_ray.release.record import record_uri, verify_files
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.record import record_uri, verify_files
 from effnet_ray.storage import checksummed_json, conditional, multipart
 from effnet_ray.storage.checksummed_json import RESTORE
 from effnet_ray.storage.local import PARTIAL

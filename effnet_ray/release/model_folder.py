@@ -7,9 +7,9 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
-from effnet_ray.release import layout
 from effnet_ray.release.names import Release
-from effnet_ray.release.record import read_record
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.record import read_record
 from effnet_ray.storage.checksummed_json import RESTORE
 
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, ReleaseError, StorageError
-from effnet_ray.release import layout
 from effnet_ray.release.model_folder import ModelFolder, list_model
-from effnet_ray.release.record import check_record, is_release, record_uri
+from effnet_ray.release_format import layout
+from effnet_ray.release_format.record import check_record, is_release, record_uri
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.metric_definitions import EVAL_TOP1, eval_scores
 

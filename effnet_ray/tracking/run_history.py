@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases
-from effnet_ray.release.layout import METRICS
 from effnet_ray.release.model_folder import list_model
 from effnet_ray.release.names import BEST, Release
-from effnet_ray.release.record import read_record
+from effnet_ray.release_format.layout import METRICS
+from effnet_ray.release_format.record import read_record
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train import run_record

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
-from effnet_ray.release.layout import WEIGHTS
+from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.state import Progress, TrainState
 

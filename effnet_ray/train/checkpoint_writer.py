@@ -3,7 +3,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from effnet_ray import storage
-from effnet_ray.release.layout import WEIGHTS
+from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.train.checkpoint import (
     AVERAGED,
     RECORD,

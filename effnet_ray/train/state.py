@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from effnet_ray import storage
 from effnet_ray.model import network as networks, optimizer as optimizers
 from effnet_ray.model.network import Network
-from effnet_ray.release.layout import WEIGHTS
+from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.schema import from_dict
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.epoch_report import EpochReport

@@ -11,9 +11,9 @@ import torch
 from effnet_ray.model.batchnorm import batchnorms
 from effnet_ray.model.network import Network
 from effnet_ray.publish.from_run import release_run
-from effnet_ray.release.layout import WEIGHTS
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
+from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.variants import CENTER

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
-from effnet_ray.release import layout
+from effnet_ray.release_format import layout
 from effnet_ray.train import checkpoint
 from effnet_ray.train.run_record import Result
 from support.laws import RECIPE, STEPS

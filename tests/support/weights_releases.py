@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from effnet_ray.model import pretrained
 from effnet_ray.model.network import Network, build
 from effnet_ray.recipe import Recipe
-from effnet_ray.release import layout
+from effnet_ray.release_format import layout
 from effnet_ray.variants import CENTER, INCEPTION
 
 CLASSES = ("cat", "dog", "émeu")

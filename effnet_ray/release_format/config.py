@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from effnet_ray.release.layout import CONFIG
+from effnet_ray.release_format.layout import CONFIG
 from effnet_ray.variants import CENTER, CROP_MODES, MIN_IMAGE_SIZE, InputSpec
 
 MAX_IMAGE_SIZE = 2048

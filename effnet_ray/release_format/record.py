@@ -6,7 +6,7 @@ It lists every file of the release with its SHA-256, so what is read is what was
 from typing import Any
 
 from effnet_ray import storage
-from effnet_ray.release.layout import RECORD
+from effnet_ray.release_format.layout import RECORD
 from effnet_ray.storage import checksummed_json
 
 

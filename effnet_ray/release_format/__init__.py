@@ -1,0 +1,1 @@
+"""The files of a release: their names, config.json and release.json."""
