@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
         for step in range(settings.every):
             batch = given[step % len(given)]
             count, _ = worker.sync_step([batch])
-            state.train_sums += train_step(worker, [batch], count, 1e-3, state.step)
+            state.train_sums += train_step(worker, [batch], count, 1e-3)
             state.step += 1
         return time.perf_counter() - begin
 

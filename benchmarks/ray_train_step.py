@@ -93,7 +93,7 @@ def our_round(settings: Settings) -> Callable[[], float]:
         begin = time.perf_counter()
         for batch in batches:
             count, _ = worker.sync_step([batch])
-            state.train_sums += train_step(worker, [batch], count, 1e-3, state.step)
+            state.train_sums += train_step(worker, [batch], count, 1e-3)
             state.step += 1
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 

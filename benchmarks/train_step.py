@@ -110,7 +110,7 @@ class Contestant:
         begin = time.perf_counter()
         for _ in range(steps):
             count, _ = self.worker.sync_step([self.lane])
-            train_step(self.worker, [self.lane], count, 1e-4, self.state.step)
+            train_step(self.worker, [self.lane], count, 1e-4)
             self.state.step += 1
         if on_gpu():
             torch.cuda.synchronize()

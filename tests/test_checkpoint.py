@@ -45,7 +45,7 @@ def trained() -> TrainState:
     state = new_state(RECIPE)
     lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
     worker = PhaseTrainer(state, RECIPE, phases(RECIPE)[0])
-    state.train_sums = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3, 0)
+    state.train_sums = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3)
     state.step, state.history = 7, [REPORT]
     return state
 

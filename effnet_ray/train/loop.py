@@ -83,7 +83,7 @@ def fit(
             if stop:
                 return False
             rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
-            state.train_sums += train_step(trainer, lanes, count, rate, state.step)
+            state.train_sums += train_step(trainer, lanes, count, rate)
             state.step += 1
             _check_train_images(state.train_sums, sizes)
             on_step(state)

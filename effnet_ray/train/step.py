@@ -166,13 +166,14 @@ class PhaseTrainer:
 
 
 def train_step(
-    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float, step: int
+    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float
 ) -> MetricSums:
     """Take one optimizer step and return the global batch's sums, over all workers.
 
     `count` [1] is the global number of readable images, from `PhaseTrainer.sync_step`. If loss or
     gradient is not finite, the step counts but changes nothing.
     """
+    step = trainer.state.step
     filled = [lane for lane in lanes if len(lane.label)]
     if not filled:
         # SyncBatchNorm must not include images that do not exist.

@@ -82,7 +82,14 @@ def run_worker(
         resume(state, job, rank.rank)
         splits = max(state.micro_batch_splits, channel.required_splits())
         state.micro_batch_splits = splits
-        loop = WorkerLoop(job, rank, state, channel, execute, started=started)
+        stream = Stream(
+            job.dataset,
+            rank=rank.rank,
+            workers=rank.workers,
+            first_step=state.step,
+            execute=execute,
+        )
+        loop = WorkerLoop(job, rank, state, channel, stream, started=started)
         loop.run(report, should_stop)
     except InputError as error:  # data or storage that a retry cannot fix
         channel.post(RunFailed(str(error)))
@@ -112,7 +119,7 @@ class WorkerLoop:
         rank: WorkerRank,
         state: TrainState,
         channel: Channel,
-        execute: ChunkExecutor,
+        stream: Stream,
         *,
         started: float,
     ) -> None:
@@ -138,18 +145,12 @@ class WorkerLoop:
             rank=rank.rank,
             steps_per_epoch=plan.steps_per_epoch,
         )
-        self._batches = self._start_stream(execute)
+        self._batches = self._device_batches(stream)
 
-    def _start_stream(self, execute: ChunkExecutor) -> DeviceBatches:
+    def _device_batches(self, stream: Stream) -> DeviceBatches:
         job, rank = self._job, self._rank
         return DeviceBatches(
-            Stream(
-                job.dataset,
-                rank=rank.rank,
-                workers=rank.workers,
-                first_step=self._state.step,
-                execute=execute,
-            ),
+            stream,
             job.dataset.plan.workers_lanes(rank.rank, rank.workers),
             rank.device,
             on_train_images=self._on_train_images,
