@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 # Tests without Ray, file by file on up to four cores; those with Ray have the machine to themselves.
-PURE = $(BIN)/python -m pytest -q --durations=10 -n logical --maxprocesses 4 --dist loadfile -m "not ray and not long"
+PURE = $(BIN)/python -m pytest -q --durations=10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not ray and not long"
 
 .PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
 

@@ -269,7 +269,7 @@ def test_a_release_that_was_altered_is_not_opened(tmp_path: Path, name: str, mes
     [
         (["--model", "birds@v9"], "is not in"),
         (["--model", "birds@champion"], "is not in"),
-        (["--model", "../birds@v1"], "is missing"),
+        (["--model", "../birds@v1"], "does not exist"),
         (["--model", "birds@v1", "--report", "page.txt"], "expected a file name"),
         (["--model", "birds@v1", "--examples", "-1"], "0 or more"),
         (["--model", "birds@v1", "--data", "nowhere"], "no data set at"),

@@ -113,7 +113,8 @@ def test_figures_are_those_of_training_time_evaluation(
     figures, tally = alone(release, coloured), trained.sums
     assert figures.mean_ap == trained.mean_ap
     assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
-    assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
+    # Logits are in the hundreds, and float32 adds in another order on another number of threads.
+    assert figures.loss == pytest.approx(tally.loss, rel=1e-3)
 
 
 def test_classes_are_counted_under_their_names(release: LoadedRelease, coloured: str) -> None:

@@ -97,7 +97,9 @@ def test_timm_squashes_as_a_release_says_and_its_exports_and_card_say_so(
     assert "squashed to a square, centre crop 0.875" in card and "An EfficientNet-B0 that" in card
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize(
+    "task", ["multiclass", pytest.param("multilabel", marks=pytest.mark.long)]
+)
 def test_an_export_says_what_it_expects_and_gives(tmp_path: Path, task: str) -> None:
     release = released(tmp_path, task=task)
     told = export(release, str(tmp_path / "out"))

@@ -66,7 +66,7 @@ def test_eval_counts_every_image_once_on_any_number_of_workers(
     assert eval_images(undisturbed(workers).finished) == [44, 44]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_a_killed_run_resumes_bit_equal_and_times_what_it_did_itself(
     undisturbed: Runs, digits: str, tmp_path: Path, workers: int
 ) -> None:

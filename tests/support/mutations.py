@@ -52,7 +52,7 @@ LAWS_OF_THE_PLAN = (
         "or 1)\n"
         "        return type(self)(total)",
         "test_loop.py::test_an_evaluation_counts_every_image_once_on_any_number_of_workers"
-        "[frozen-2]"),
+        "[frozen-3]"),
     Mutation(2, "Images of weight 0 count in the metrics.", "train/metrics.py",
         "(column.double() * weight).sum()",
         "column.double().sum()",
@@ -80,7 +80,7 @@ LAWS_OF_TRAINING = (
     Mutation(4, "The loss is divided by the worker's own number of images.", "train/step.py",
         "return totals[:1], bool(totals[1])",
         "return torch.tensor([readable]), bool(totals[1])",
-        "test_loop.py::test_the_first_gradients_are_as_long_on_any_number_of_workers[frozen-2]"),
+        "test_loop.py::test_the_first_gradients_are_as_long_on_any_number_of_workers[frozen-3]"),
     Mutation(4, "Dropout is seeded by the worker's rank.", "train/step.py",
         "torch.manual_seed(lane_seed(trainer.recipe.seed, step, lane.lane))",
         "rank = dist.get_rank() if dist.is_initialized() else 0\n"
