@@ -15,6 +15,7 @@ from effnet_ray.release.store import ModelStore
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
+@pytest.mark.long
 def test_a_submitted_run_buys_its_machine_trains_publishes_and_gives_it_back(
     fleet: dict[str, str], bucket: str
 ) -> None:
