@@ -177,7 +177,15 @@ def test_the_key_of_a_recipe_never_changes() -> None:
     manifest = cast(Manifest, SimpleNamespace(fingerprint="1" * 64))
 
     def key(view: int | None) -> str:
-        return feature_cache.folder("", "0" * 64, manifest, recipe, spec, "train", view)
+        return feature_cache.folder(
+            "",
+            backbone="0" * 64,
+            manifest=manifest,
+            recipe=recipe,
+            spec=spec,
+            split="train",
+            view=view,
+        )
 
     assert (key(None), key(1)) == ("/6fbbf9e66a9ff57c", "/766659b6b6890bbd")
     centre, spec = key(None), replace(spec, crop_mode="squash")

@@ -284,7 +284,7 @@ class Killed(Exception):
 def test_an_interrupted_packing_is_continued(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("effnet_ray.packing.pack.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("effnet_ray.packing.shard_jobs.SHARD_BYTES", 20_000)
     whole = pack(str(images), str(tmp_path / "whole"))
     assert len(whole.splits["train"]) > 3
 

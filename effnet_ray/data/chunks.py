@@ -1,4 +1,4 @@
-"""Loads one chunk of the plan as arrays: views of images decoded on CPUs, or cached features.
+"""Loads one chunk of the plan as arrays: views of images, decoded here on CPUs, or features.
 
 An executor calls `load_chunk` in its tasks. An image that cannot be read has a reason and no
 pixels.
@@ -89,7 +89,13 @@ class Dataset:
     def features_uri(self, split: str, view: int | None) -> str:
         """The folder of a split's cached features of a view (by number; None: the eval view)."""
         return feature_cache.folder(
-            self.features, self.backbone, self.manifest, self.recipe, self.spec, split, view
+            self.features,
+            backbone=self.backbone,
+            manifest=self.manifest,
+            recipe=self.recipe,
+            spec=self.spec,
+            split=split,
+            view=view,
         )
 
 

@@ -35,6 +35,7 @@ from effnet_ray.variants import InputSpec
 FOLDER = "features"
 RECORD = "features.json"
 VERSION = 1
+"""Of the files and of how features are computed: part of the key, so a change makes new files."""
 BAD_COUNT = b"bad"
 """Key in a file's Parquet metadata: how many of its images could not be read."""
 ROW_GROUP_ROWS = 64
@@ -58,6 +59,7 @@ class FeatureRows:
 
 def folder(
     root: str,
+    *,
     backbone: str,
     manifest: Manifest,
     recipe: Recipe,

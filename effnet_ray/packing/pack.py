@@ -7,7 +7,6 @@ again after an interruption reuses the completed shards.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -20,23 +19,17 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, in_place, report, sources, splits
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
-from effnet_ray.packing.shards import WriteJob, WrittenShard, write_shard
+from effnet_ray.packing.shard_jobs import OnProgress, ShardWriter
+from effnet_ray.packing.shards import WrittenShard
 from effnet_ray.packing.splits import Ints
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
-SHARD_BYTES = 128 * 1024**2
-"""Bytes of images per shard, about: ImageNet-1k, 140 GB, has a thousand shards, few enough to list
-and enough to spread over tasks."""
-
 QUARANTINE = "quarantine.parquet"
 DUPLICATES = "duplicates.parquet"
 STARTED = "begun.json"
 """In the work folder: what the shards beside it are made from."""
-
-OnProgress = Callable[[int, int], None]
-"""Called with the number of packed images and of all images."""
 
 MadeFrom = dict[str, str | int | float]
 
@@ -75,7 +68,7 @@ def pack(
         return existing
     split = _assign_splits(listing, packing)
     _prepare_folder(out, made_from)
-    writer = _ShardWriter(listing, packing, out, on_progress, map_function)
+    writer = ShardWriter(listing, packing, out, on_progress, map_function)
     written = writer.write(splits.shuffled(split, packing.seed))
     final_split = _merge_duplicates(written, listing, split, packing, source)
     if (final_split != split).any():
@@ -164,66 +157,6 @@ def _assign_splits(listing: Listing, packing: Packing) -> Ints:
     else:
         stratum = labels.to_numpy()
     return splits.assign(stratum, unit, given, names, fractions, packing.seed)
-
-
-class _ShardWriter:
-    """Plans shards and runs the jobs that write them."""
-
-    def __init__(
-        self,
-        listing: Listing,
-        packing: Packing,
-        out: str,
-        on_progress: OnProgress | None,
-        map_function: Map,
-    ) -> None:
-        ids = pa.array(range(len(listing.images)), pa.int64())
-        self._images = listing.images.append_column("id", ids)
-        self._sizes = self._images["bytes"].to_numpy()
-        self._classes, self._packing, self._out = listing.classes, packing, out
-        self._on_progress, self._map = on_progress, map_function
-        self._planned: dict[str, Ints] = {}
-
-    def write(self, order: dict[str, Ints]) -> dict[str, WrittenShard]:
-        """Write every shard; return the written shards by path."""
-        self._planned = {
-            f"{name}/{index:05d}.parquet": ids
-            for name in order
-            for index, ids in enumerate(splits.cut_shards(order[name], self._sizes, SHARD_BYTES))
-        }
-        return self._run(self._planned)
-
-    def rewrite(self, before: Ints, after: Ints) -> dict[str, WrittenShard]:
-        """Write the shards that lose images again; append shards with the moved images."""
-        moved = np.flatnonzero(before != after)
-        planned = {path: ids[~np.isin(ids, moved)] for path, ids in self._planned.items()}
-        for index, name in enumerate(SPLITS):
-            count = sum(path.startswith(f"{name}/") for path in planned)
-            arriving = moved[after[moved] == index]
-            shards = splits.cut_shards(arriving, self._sizes, SHARD_BYTES)
-            for number, ids in enumerate(shards, start=count):
-                planned[f"{name}/{number:05d}.parquet"] = ids
-        return self._run(planned)
-
-    def _run(self, planned: dict[str, Ints]) -> dict[str, WrittenShard]:
-        jobs = [self._job(path, ids) for path, ids in planned.items()]
-        done, total, written = 0, sum(map(len, planned.values())), {}
-        for job, result in zip(jobs, self._map(write_shard, jobs), strict=True):
-            written[job.path] = result
-            done += len(planned[job.path])
-            if self._on_progress:
-                self._on_progress(done, total)
-        return written
-
-    def _job(self, path: str, ids: Ints) -> WriteJob:
-        return WriteJob(
-            out=self._out,
-            path=path,
-            classes=self._classes,
-            images=self._images.take(ids),
-            max_side=self._packing.max_side,
-            record_folder=storage.join(self._out, WORK_FOLDER, "shards"),
-        )
 
 
 def _all_records(written: dict[str, WrittenShard]) -> pa.Table:

@@ -40,12 +40,12 @@ def quick_checks(
 def all_checks(
     recipe: Recipe,
     placement: Placement,
+    *,
     data: str,
     runs: str,
     store: str,
     mirror: str | None,
     name: str | None,
-    *,
     trackers: Sequence[str],
     single_writer: bool,
     submits: bool,

@@ -80,7 +80,17 @@ def tune(
     manifests.check_trainable(manifest.limited(recipe.limit), data)
     _check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
-    sweep = _define(recipe, variants, trials, space, searcher, budget, data, manifest, name)
+    sweep = _define(
+        recipe,
+        manifest,
+        data=data,
+        variants=variants,
+        trials=trials,
+        space=space,
+        searcher=searcher,
+        budget=budget,
+        name=name,
+    )
     uri = storage.join(runs, sweep.name)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
     if sweep_record.has_outcome(uri):
@@ -143,13 +153,14 @@ def _check_task(recipe: Recipe, manifest: Manifest) -> None:
 
 def _define(
     recipe: Recipe,
+    manifest: Manifest,
+    *,
+    data: str,
     variants: Sequence[str],
     trials: int,
     space: Mapping[str, Any],
     searcher: str,
     budget: float | None,
-    data: str,
-    manifest: Manifest,
     name: str | None,
 ) -> Sweep:
     """The sweep's definition; its default name follows from everything but the data's URI."""
