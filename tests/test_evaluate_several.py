@@ -256,7 +256,7 @@ def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
     for one in figures.per_class:
         for share in (one.ap, one.precision, one.recall, one.f1):
             assert share is not None and f"{100 * share:.1f} %" in text
-    shown = [*figures.worst_mistakes, *(each.mistake for each in figures.label_errors)]
+    shown = [*figures.worst_mistakes, *figures.label_errors]
     assert page.count("data:image/jpeg;base64,") == len(shown)
     assert all(f"id {each.image}, loss {each.loss:.2f}" in text for each in shown)
     assert "Loss and mAP of each epoch" in page and "truncated" in text

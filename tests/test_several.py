@@ -167,9 +167,9 @@ def test_suspected_labels_are_those_of_confident_learning_for_each_class() -> No
         suspected |= own & (share[:, k] < 0.5) & (1 - share[:, k] >= away)
     figures = added(judged(logits, label))
     assert figures.label_error_count == suspected.sum() > 5
-    assert {each.mistake.image for each in figures.label_errors} == {*lacking, *doubtful}
+    assert {each.image for each in figures.label_errors} == {*lacking, *doubtful}
     for each in figures.label_errors:
-        which = each.missing_labels if each.mistake.image in lacking else each.wrong_labels
+        which = each.missing_labels if each.image in lacking else each.wrong_labels
         assert {2, 4} & {k for k, _ in which}
     every = MultilabelMetrics(CLASSES, examples=400)
     every.add(judged(logits, label))

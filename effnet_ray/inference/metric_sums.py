@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,28 +99,14 @@ class Mistake(ABC):
         """How much more probable the prediction is than the label, 0 to 1."""
 
 
-class WithMargin(Protocol):
-    """A mistake, or a suspected label error."""
-
-    @property
-    def image(self) -> int:
-        """The image's id."""
-        ...
-
-    @property
-    def margin(self) -> float:
-        """How much more probable the prediction is than the label, 0 to 1."""
-        ...
-
-
 M = TypeVar("M", bound=Mistake)
-E = TypeVar("E", bound=WithMargin)
+E = TypeVar("E", bound=Mistake)
 
 
 class EvalMetrics(ABC, Generic[M, E]):
     """The metrics that multiclass and multilabel evaluation share.
 
-    M: a mistake; E: a suspected label error.
+    M: a mistake; E: a mistake that is a suspected label error.
     """
 
     def __init__(self, classes: int, examples: int = 24) -> None:

@@ -6,7 +6,7 @@ class, as in training's evaluation (`train.average_precision`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -66,20 +66,14 @@ class MultilabelMistake(Mistake):
         return _margin((*self.false_positives, *self.false_negatives))
 
 
-@dataclass(frozen=True, slots=True)
-class LabelError:
-    """An image whose labels may be wrong."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelError(MultilabelMistake):
+    """A mistake of which the labels may be wrong."""
 
-    mistake: MultilabelMistake
     missing_labels: tuple[ClassProbability, ...]
     """Classes that the image may have, besides its labels."""
     wrong_labels: tuple[ClassProbability, ...]
     """Labels that the image may not have."""
-
-    @property
-    def image(self) -> int:
-        """The image's id."""
-        return self.mistake.image
 
     @property
     def margin(self) -> float:
@@ -198,7 +192,9 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
         absent, present = self.thresholds
         missing = tuple(item for item in mistake.false_positives if item[1] >= present[item[0]])
         wrong = tuple(item for item in mistake.false_negatives if 1 - item[1] >= absent[item[0]])
-        return LabelError(mistake, missing, wrong) if missing or wrong else None
+        if not (missing or wrong):
+            return None
+        return LabelError(**asdict(mistake), missing_labels=missing, wrong_labels=wrong)
 
 
 def _probabilities(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
