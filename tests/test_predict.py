@@ -116,18 +116,12 @@ def test_pictures_beside_parquet_are_read_too(pictures: Path, tmp_path: Path) ->
     assert find_images(str(shards)).images == 27
 
 
-def test_a_picture_that_may_not_be_read_is_not_called_unreadable(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_storage_does_not_read_is_not_called_unreadable(pictures: Path) -> None:
     source = find_images(str(pictures))
     (pictures / "broken.jpg").unlink()  # gone: a reason
     assert isinstance(everything(source)["broken.jpg"], ImageError)
-
-    def denied(uri: str, size: int) -> bytes:
-        raise StorageError(f"cannot read {uri}: access denied") from PermissionError()
-
-    monkeypatch.setattr(image_sources.storage, "read_bytes", denied)
-    with pytest.raises(StorageError, match="access denied"):
+    (pictures / "broken.jpg").symlink_to("broken.jpg")  # a link to itself: no reason of the image
+    with pytest.raises(StorageError, match=r"cannot read .*broken\.jpg"):
         everything(source)
 
 

@@ -173,9 +173,15 @@ def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone, before = released(tmp_path), server.ask(None, "/", "GET")[1]
-    shutil.rmtree(gone.uri)
+
+    def load_and_delete(uri: str, store: str) -> LoadedRelease:
+        """The driver loads the release; before a replica does, it is gone."""
+        loaded = load_release(uri, store)
+        shutil.rmtree(loaded.uri)
+        return loaded
+
     with monkeypatch.context() as patch:
-        patch.setattr(serves, "load_release", lambda uri, store: gone)  # the driver's look alone
+        patch.setattr(serves, "load_release", load_and_delete)
         with pytest.raises(
             EvaluationError, match=f"still served: {before['release_uri']}"
         ) as told:
@@ -190,8 +196,13 @@ def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
 def test_what_a_replica_could_not_open_at_first_is_asked_for_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = released(tmp_path)
-    away = shutil.move(late.uri, tmp_path / "away")
+    late, away = released(tmp_path), tmp_path / "away"
+
+    def load_and_move_away(uri: str, store: str) -> LoadedRelease:
+        """The driver loads the release; a replica's first look does not find it."""
+        loaded = load_release(uri, store)
+        shutil.move(loaded.uri, away)
+        return loaded
 
     def pauses() -> Iterator[float]:
         yield 0
@@ -199,7 +210,7 @@ def test_what_a_replica_could_not_open_at_first_is_asked_for_again(
         yield 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(serves, "load_release", lambda uri, store: late)
+        patch.setattr(serves, "load_release", load_and_move_away)
         patch.setattr(serves, "PAUSES_S", pauses())
         server.roll_to(late)
     assert server.ask(None, "/", "GET")[1]["release_uri"] == late.uri

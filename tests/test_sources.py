@@ -240,10 +240,11 @@ def test_numbered_labels_take_their_names_from_the_file_and_their_order_from_the
     }  # fmt: skip
 
 
-def test_an_index_is_made_once(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_made_once(images: Path, out: Path) -> None:
     source = write_tar(images, out, "000.tar.gz")
     first = listed(source, out)
-    monkeypatch.setattr(tarfile, "open", None)
+    tar = out / "000.tar.gz"
+    tar.write_bytes(bytes(tar.stat().st_size))  # as large as before, and no longer readable
     assert listed(source, out).images.equals(first.images)
 
 
