@@ -16,8 +16,8 @@ STEM = 0
 FORWARD_COST = 1 / 3
 """Cost of a forward pass, in training steps: the backward pass costs two forward passes."""
 CACHED_COST = 0.01
-"""Cost of a head epoch from cached features, in full epochs; measured values are below it
-(`benchmarks/features.py`)."""
+"""Cost of an epoch of linear probing from cached features, in full epochs; measured values are
+below it (`benchmarks/features.py`)."""
 GROWTH_SHARE = 0.75
 """Progressive resizing: share of a phase in which images grow (FFCV's schedule)."""
 GROWTH_STEP = 16

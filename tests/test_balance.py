@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from effnet_ray.data.class_balance import Ints, Labels, class_draws, class_weights, image_draws
+from effnet_ray.data.class_balance import Ints, Labels, class_uses, class_weights, image_uses
 
 counts = st.lists(st.integers(0, 10_000), min_size=2, max_size=300).filter(any).map(np.asarray)
 few = st.lists(st.integers(0, 40), min_size=2, max_size=12).filter(any).map(np.asarray)
@@ -40,7 +40,7 @@ def test_weights_fall_with_the_images_of_a_class_or_with_their_root() -> None:
 def test_uses_are_as_many_as_images_and_the_wanted_share_to_less_than_one(
     counts: Ints, balance: float
 ) -> None:
-    uses = class_draws(counts, balance)
+    uses = class_uses(counts, balance)
     shares = np.where(counts, np.maximum(counts, 1.0) ** (1 - balance), 0)
     assert uses.sum() == counts.sum()
     assert np.abs(uses - counts.sum() * shares / shares.sum()).max() < 1 + 1e-5
@@ -49,8 +49,8 @@ def test_uses_are_as_many_as_images_and_the_wanted_share_to_less_than_one(
 
 @given(counts)
 def test_the_dials_ends_are_as_often_as_there_are_images_and_all_alike(counts: Ints) -> None:
-    assert np.array_equal(class_draws(counts, 0.0), counts)
-    level = class_draws(counts, 1.0)[counts > 0]
+    assert np.array_equal(class_uses(counts, 0.0), counts)
+    level = class_uses(counts, 1.0)[counts > 0]
     assert level.max() - level.min() <= 1
 
 
@@ -59,7 +59,7 @@ def test_over_many_epochs_too_the_images_of_a_class_are_used_alike(
     counts: Ints, balance: float, seed: int, epochs: int
 ) -> None:
     known = labels(counts)
-    total = sum(image_draws(known, balance, seed, epoch) for epoch in range(epochs + 1))
+    total = sum(image_uses(known, balance, seed, epoch) for epoch in range(epochs + 1))
     for label in np.flatnonzero(counts):
         of_class = np.asarray(total)[known.values == label]
         assert of_class.max() - of_class.min() <= 1
@@ -67,8 +67,8 @@ def test_over_many_epochs_too_the_images_of_a_class_are_used_alike(
 
 def test_the_next_epoch_uses_others_and_another_seed_does_too() -> None:
     known = labels(np.asarray([900, 100]))
-    draws = [(0, 0), (0, 1), (1, 0)]
-    one, next_epoch, reseeded = (image_draws(known, 1.0, seed, epoch) for seed, epoch in draws)
+    given = [(0, 0), (0, 1), (1, 0)]
+    one, next_epoch, reseeded = (image_uses(known, 1.0, seed, epoch) for seed, epoch in given)
     assert not np.array_equal(one, next_epoch) and not np.array_equal(one, reseeded)
 
 

@@ -1,4 +1,4 @@
-"""Out of memory divides a lane's compute: the same gradients, the same parts on every worker."""
+"""Out of memory divides a lane's compute: the same gradients, the same splits on every worker."""
 
 import gc
 import json
@@ -32,10 +32,10 @@ SIX = {"batch_size": 6, "micro_batch": 6}
 # --- the same step
 
 
-def lane_of_six(recipe: Recipe, pieces: int) -> tuple[list[Tensor], list[float], int]:
+def lane_of_six(recipe: Recipe, splits: int) -> tuple[list[Tensor], list[float], int]:
     """Gradients and sums of one lane, and its forward passes."""
     state, passes = new_state(recipe), list[int]()
-    state.micro_batch_splits = pieces
+    state.micro_batch_splits = splits
     made = PhaseTrainer(state, recipe, phases(recipe)[-1])
     state.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     tally = accumulate_gradients(made, [random_batch(1, 6, 32, lane=1)], 3, torch.tensor([6.0]))
@@ -43,14 +43,14 @@ def lane_of_six(recipe: Recipe, pieces: int) -> tuple[list[Tensor], list[float],
     return found, tally.sums.tolist(), len(passes)
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 6])
+@pytest.mark.parametrize("splits", [2, 3, 6])
 @pytest.mark.parametrize("dials", [{}, DIALS], ids=["plain", "every dial"])
-def test_parts_of_a_lane_add_up_to_it(dials: dict[str, object], pieces: int) -> None:
+def test_parts_of_a_lane_add_up_to_it(dials: dict[str, object], splits: int) -> None:
     """With dropout, drop path, mixing and erasing drawn for the whole lane."""
     recipe = settled(**SIX, **dials)
     whole, sums, once = lane_of_six(recipe, 1)
-    parts, divided, passes = lane_of_six(recipe, pieces)
-    assert (once, passes) == (1, pieces)
+    parts, divided, passes = lane_of_six(recipe, splits)
+    assert (once, passes) == (1, splits)
     assert divided == pytest.approx(sums, abs=1e-5)
     assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(whole, parts, strict=True))
 
@@ -92,7 +92,7 @@ def test_a_divided_run_evaluates_every_image_once_and_no_more_at_a_time() -> Non
     assert parts.history[0].train_loss == pytest.approx(whole.history[0].train_loss, abs=1e-4)
 
 
-# --- how many parts
+# --- how many splits
 
 
 def holding(state: TrainState, images: int) -> None:
@@ -112,13 +112,13 @@ def worker_holding(images: int, **dials: object) -> PhaseTrainer:
     return PhaseTrainer(state, recipe, phases(recipe)[0])
 
 
-@pytest.mark.parametrize(("images", "pieces"), [(6, 1), (5, 2), (3, 2), (2, 4), (1, 6)])
-def test_a_lane_is_divided_until_it_fits(images: int, pieces: int) -> None:
+@pytest.mark.parametrize(("images", "splits"), [(6, 1), (5, 2), (3, 2), (2, 4), (1, 6)])
+def test_a_lane_is_divided_until_it_fits(images: int, splits: int) -> None:
     """A CPU never raises the error, so a hook raises torch's own where a pass has more images:
     as near to a GPU as these machines come."""
     worker = worker_holding(images)
     split_until_it_fits(worker)
-    assert worker.state.micro_batch_splits == pieces
+    assert worker.state.micro_batch_splits == splits
 
 
 def test_parts_never_become_fewer() -> None:
@@ -206,8 +206,8 @@ def test_the_parts_are_kept_in_a_checkpoint(tmp_path: Path) -> None:
 def test_the_board_remembers_the_most_parts() -> None:
     board = EventChannel()
     assert board.required_splits() == 1
-    for pieces in (2, 4, 2):
-        board.require_splits(pieces)
+    for splits in (2, 4, 2):
+        board.require_splits(splits)
     assert board.required_splits() == 4
 
 
@@ -249,8 +249,8 @@ def test_all_workers_divide_as_the_smallest_must(tmp_path: Path) -> None:
     recipe = settled(batch_size=8, micro_batch=4)
     state, batches = new_state(recipe), FixedBatches(recipe)
     fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
-    for pieces, losses, said in on_two(tmp_path, 4, 1):
-        assert (pieces, said) == (4, "")
+    for splits, losses, said in on_two(tmp_path, 4, 1):
+        assert (splits, said) == (4, "")
         assert losses == pytest.approx([state.history[0].train_loss], abs=1e-4)
 
 

@@ -136,9 +136,7 @@ class Terminal:
             case events.StepDone():
                 self._show_step(event)
             case events.MicroBatchSplit():
-                self.print(
-                    f"out of memory: each micro-batch is now split into {event.parts} parts"
-                )
+                self.print(f"out of memory: each micro-batch now has {event.splits} splits")
             case events.EpochDone():
                 self._show_epoch(event)
             case events.ImagesQuarantined():

@@ -17,9 +17,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 READS_PER_PASS = 3
-"""Maximum number of reads of a row group whose images have one use each on average; in proportion
-for others, but at least one. More reads spread an image's uses better, but each reads the whole
-group."""
+"""A row group is read up to three times per epoch if its images have one use each on average; more
+or fewer in proportion, but at least once if any image is used. More reads spread an image's uses
+better, but each reads the whole group. Chosen, not measured."""
 POWERS = {"balanced": 1.0, "sqrt": 0.5}
 """Exponents p: the weight of a class of n images is proportional to n^-p."""
 
@@ -58,7 +58,7 @@ def class_weights(counts: Ints, kind: str) -> tuple[float, ...]:
     return tuple((raw * (counts.sum() / (raw @ counts))).tolist())
 
 
-def class_draws(counts: Ints, balance: float) -> Ints:
+def class_uses(counts: Ints, balance: float) -> Ints:
     """Uses of each class's images in an epoch: [K], proportional to n^(1 - balance).
 
     The sum is that of `counts`: classes with the largest remainders are rounded up.
@@ -67,24 +67,24 @@ def class_draws(counts: Ints, balance: float) -> Ints:
     shares = np.where(counts > 0, counts.clip(min=1) ** (1 - balance), 0.0)
     # CPUs may differ in the last bit of a power, but the plan must be the same on all machines.
     exact = np.round(images * shares / shares.sum(), 6)
-    draws: Ints = np.floor(exact).astype(np.int64)
-    draws[np.argsort(draws - exact, kind="stable")[: images - draws.sum()]] += 1
-    return draws
+    uses: Ints = np.floor(exact).astype(np.int64)
+    uses[np.argsort(uses - exact, kind="stable")[: images - uses.sum()]] += 1
+    return uses
 
 
-def image_draws(labels: Labels, balance: float, seed: int, epoch: int) -> Ints:
+def image_uses(labels: Labels, balance: float, seed: int, epoch: int) -> Ints:
     """Uses of each image in an epoch, [N]. Within a class the numbers differ by at most one.
 
-    The images that are drawn again rotate through the class's shuffled order from epoch to epoch,
-    so that uses are also even over the epochs.
+    The images with one use more rotate through the class's shuffled order from epoch to epoch, so
+    that uses are also even over the epochs.
     """
     order, counts = _by_class(labels, seed), labels.counts
-    base, extra = np.divmod(class_draws(counts, balance), counts.clip(min=1))
+    base, extra = np.divmod(class_uses(counts, balance), counts.clip(min=1))
     label = labels.values[order]
     place = np.arange(len(label)) - (np.cumsum(counts) - counts)[label]
     uses = np.empty(len(label), np.int64)
-    is_drawn_again = (place - epoch * extra[label]) % counts[label] < extra[label]
-    uses[order] = base[label] + is_drawn_again
+    has_one_more = (place - epoch * extra[label]) % counts[label] < extra[label]
+    uses[order] = base[label] + has_one_more
     return uses
 
 
@@ -105,7 +105,7 @@ def balanced_epoch(
     Takes a third of a second for a million images; the process caches it. If every image is used
     once, this is the order of an epoch without balancing.
     """
-    uses = image_draws(labels, balance, seed, epoch)
+    uses = image_uses(labels, balance, seed, epoch)
     image = np.repeat(np.arange(len(uses)), uses)
     use = np.arange(len(image)) - np.repeat(np.cumsum(uses) - uses, uses)
     read, reads = _assign_reads(np.asarray(row_groups, np.int64), uses)

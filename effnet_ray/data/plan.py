@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.data.class_balance import Labels, balanced_epoch, class_draws
+from effnet_ray.data.class_balance import Labels, balanced_epoch, class_uses
 
 Rows = npt.NDArray[np.int64]
 """[n, 3], in planned order: index of the row group in its split; row in the row group; index of
@@ -60,7 +60,7 @@ class Plan:
             return 1
         assert self.labels
         counts = self.labels.counts
-        return int(np.max(-(-class_draws(counts, self.balance) // counts.clip(min=1))))
+        return int(np.max(-(-class_uses(counts, self.balance) // counts.clip(min=1))))
 
     @property
     def lanes(self) -> int:

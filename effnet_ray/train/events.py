@@ -54,8 +54,8 @@ class StepDone:
 class MicroBatchSplit:
     """A micro-batch does not fit into memory at once."""
 
-    parts: int
-    """Number of parts that it is computed in."""
+    splits: int
+    """Number of micro-batch splits in which it is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,11 @@ class Channel(Protocol):
         ...
 
     def require_splits(self, splits: int) -> None:
-        """Make the next workers split lanes into at least `splits` parts."""
+        """Make the next workers use at least `splits` micro-batch splits."""
         ...
 
     def required_splits(self) -> int:
-        """Number of parts that lanes must be split into at least."""
+        """The least number of micro-batch splits for the next workers."""
         ...
 
 
@@ -175,9 +175,9 @@ class EventChannel(EventQueue):
         return before
 
     def require_splits(self, splits: int) -> None:
-        """Make the next workers split lanes into at least `splits` parts."""
+        """Make the next workers use at least `splits` micro-batch splits."""
         self._splits = max(self._splits, splits)
 
     def required_splits(self) -> int:
-        """Number of parts that lanes must be split into at least."""
+        """The least number of micro-batch splits for the next workers."""
         return self._splits

@@ -66,7 +66,7 @@ class Progress:
     scale: LossScale = field(default_factory=LossScale)
     """Loss scale of float16 training."""
     micro_batch_splits: int = 1
-    """Number of micro-batch splits: parts that a lane is computed in, to fit into memory. It never
+    """Number of micro-batch splits in which a lane is computed, to fit into memory. It never
     decreases."""
 
     def copy_progress(self) -> "Progress":
@@ -104,7 +104,8 @@ class Progress:
 
 
 KEYS = {"train_sums": "tally", "micro_batch_splits": "pieces"}
-"""Keys of checkpoint.json; those of the other fields are their names."""
+"""Keys of checkpoint.json: the names in checkpoints that already exist. The other fields' keys are
+their names."""
 
 
 def _unchanged(value: Any) -> Any:

@@ -97,9 +97,9 @@ class ActorChannel:
         return bool(ray.get(self._actor.failed_before.remote(step)))
 
     def require_splits(self, splits: int) -> None:
-        """Make the next workers split lanes into at least `splits` parts."""
+        """Make the next workers use at least `splits` micro-batch splits."""
         ray.get(self._actor.require_splits.remote(splits))
 
     def required_splits(self) -> int:
-        """Number of parts that lanes must be split into at least."""
+        """The least number of micro-batch splits for the next workers."""
         return int(ray.get(self._actor.required_splits.remote()))
