@@ -22,6 +22,7 @@ RAND = re.compile(r"rand(?:-m(\d+))?(?:-n(\d+))?")
 RAND_MAGNITUDE, RAND_OPERATIONS, RAND_BINS = 9, 2, 30
 """Cubuk et al. 2019 (arXiv 1909.13719), as torchvision sets it: a magnitude of 0 to 30."""
 AUTO_BINS = 9
+"""Magnitudes of AUTO are 0 to 9: Cubuk et al. 2018 (arXiv 1805.09501)."""
 
 SHAPES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 COLORS = ("Brightness", "Color", "Contrast", "Sharpness")

@@ -14,6 +14,7 @@ from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, 
 from effnet_ray.schema import from_dict
 
 VERSION = 1
+"""Of the format; other versions are refused."""
 NAME = "manifest.json"
 SPLITS = ("train", "eval", "test")
 

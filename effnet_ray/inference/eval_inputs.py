@@ -24,7 +24,7 @@ from effnet_ray.variants import InputSpec
 THUMBNAIL_PX = 128
 """Longer side of a thumbnail."""
 MAX_NAMES = 5
-"""Class names in an error message."""
+"""Class names in an error message: enough to recognise another data set."""
 
 
 @dataclass(frozen=True, slots=True)

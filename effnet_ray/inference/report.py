@@ -15,6 +15,7 @@ from effnet_ray.train.class_metrics import ClassMetrics
 MAX_TABLE_CLASSES = 16
 """Classes up to which the confusion matrix is a table of numbers; with more it is a picture."""
 MAX_CONFUSED_PAIRS = 15
+"""Pairs of classes that are listed, the most confused first: about one screen."""
 MAX_UNREADABLE = 200
 """Unreadable images that are listed."""
 

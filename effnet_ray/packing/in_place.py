@@ -24,7 +24,8 @@ from effnet_ray.storage.parquet import column_values
 
 MIN_DIVERSITY = 0.5
 """Rows count as sorted by class if the median row group has fewer distinct classes than this
-fraction of what random rows would have."""
+fraction of what random rows would have. Random rows have about 1, sorted ones with many classes
+almost 0; half is far from both. Chosen, not measured."""
 
 
 @dataclass(frozen=True, slots=True)

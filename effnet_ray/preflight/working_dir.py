@@ -21,6 +21,7 @@ SAMPLE_FILES = ("*.example", "*.sample", "*.template")
 LARGE_FILES = ("*.parquet", "*.safetensors", "checkpoints")
 """Data, weights and runs: a job reads them from storage, not from the working dir."""
 MAX_NAMES = 3
+"""Files and folders that a finding names, so that it stays about a line long."""
 
 
 def check_working_dir(folder: Path, *, submits: bool) -> Iterator[Finding]:

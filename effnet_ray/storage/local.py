@@ -35,6 +35,7 @@ PARTIAL = ".partial"
 MAX_ATTEMPTS = 20
 """Attempts to write a file while another process keeps deleting its folder."""
 COPY_BYTES = 2**20
+"""Bytes that a copy holds at a time."""
 
 
 @contextmanager

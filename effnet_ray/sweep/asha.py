@@ -14,7 +14,8 @@ PROGRESS, SPENT = metric_definitions.PROGRESS, metric_definitions.DEVICE_SECONDS
 TOP1, MODE = metric_definitions.EVAL_TOP1.key, metric_definitions.EVAL_TOP1.mode
 """What ranks trials, and which way."""
 KEEP = 2 / 3
-"""Share of a variant's trials that continue past a rung."""
+"""Share of a variant's trials that continue past a rung. Chosen with `benchmarks/search.py`, as
+FIRST_RUNG."""
 FIRST_RUNG = 0.6
 """Share of a full trial after which it may be stopped; the next rung is at 0.9. Earlier rungs
 favour learning rates that are too high (`benchmarks/search.py`)."""

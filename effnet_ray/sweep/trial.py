@@ -25,7 +25,8 @@ from effnet_ray.train.finetune import finetune
 from effnet_ray.train.ray_trainer import poll_interval
 
 MAX_CRASHES = 2
-"""Restarts of a trial's driver after its process died."""
+"""Restarts of a trial's driver after its process died. Chosen, not measured: after three
+deaths the trial itself is the likely cause."""
 DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 """What a trial's driver leases: no CPU, since only its workers compute, and a place on the head
 node, which is not a spot machine."""

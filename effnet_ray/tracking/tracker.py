@@ -14,6 +14,7 @@ from effnet_ray.tracking.run_history import RunHistory
 from effnet_ray.train.run_record import Run
 
 MAX_ERROR_CHARS = 300
+"""Three lines of a terminal."""
 
 
 class RunStatus(Enum):

@@ -48,6 +48,7 @@ from effnet_ray.train.state import initial_network
 from effnet_ray.train.worker_job import WorkerJob
 
 POST_EVERY_S = 0.5
+"""Seconds between events of progress, as in `worker_loop`."""
 ATTEMPTS = 5
 """The features may be computed by another run's driver, which may end before they are complete."""
 
