@@ -146,8 +146,8 @@ class RecipeFields:
     """Memory layout of images and weights: channels_last or contiguous (NCHW). Default:
     channels_last."""
     compile: bool | None = None
-    """Compile the training steps after linear probing (torch.compile). Needs a C++
-    compiler, and takes minutes at the start for each image size. Default: no."""
+    """Compile the training steps after linear probing (torch.compile). Needs a C++ compiler,
+    and takes about a minute for each image size on a CPU. Default: no."""
     crop_scale: float = field(default=0.35, metadata=SHARE_ABOVE_0 | CHANGES_VIEW)
     """Random resized crop: smallest share of the image's area; the largest is 1."""
     crop_ratio: float = field(default=4 / 3, metadata=RATIO | CHANGES_VIEW)

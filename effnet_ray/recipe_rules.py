@@ -22,12 +22,12 @@ OPTIMIZERS = {
     "momentum": (20.0, 1e-4),
     "rmsproptf": (2.0, 1e-5),
 }
-"""timm's names of the optimizers for which resuming is tested to the bit → the default learning
-rate, as a multiple of AdamW's, and the default weight decay (for the last three an L2 penalty on
-the loss). lion: a tenth of AdamW's rate and ten times its decay, the upper end of what its
-authors advise (Chen et al. 2023, arXiv 2302.06675, §5); lamb: 5e-3 and 0.02 (Wightman et al. 2021,
-arXiv 2110.00476, A2); rmsproptf: EfficientNet's decay (Tan & Le 2019, arXiv 1905.11946). The
-others are customary, not measured here."""
+"""timm's name → (default rate as a multiple of AdamW's, default weight decay). Resuming is tested
+to the bit for these. The last three apply decay as an L2 penalty. Sources: lion, a tenth of
+AdamW's rate and ten times its decay, the upper end of what its authors advise (Chen et al. 2023,
+arXiv 2302.06675, §5); lamb, 5e-3 and 0.02 (Wightman et al. 2021, arXiv 2110.00476, A2);
+rmsproptf, EfficientNet's decay (Tan & Le 2019, arXiv 1905.11946). The others are customary, not
+measured here."""
 
 SYNC = "sync"
 """The `batchnorm` mode that normalises over the whole batch."""

@@ -1,6 +1,7 @@
 """The data set that a job uses: that of `--data`, or the sample data.
 
-A job uses packed data sets only; `cli.pack` packs a folder of images.
+A job uses packed data sets only; `cli.pack` packs a folder of images. Packing on demand would go
+into `data_uri`; `check` calls it too, and must not pack a user's images.
 """
 
 from effnet_ray.cli.flags import HOME

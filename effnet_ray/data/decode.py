@@ -1,6 +1,6 @@
-"""Decodes an image file to upright RGB pixels on the CPU, whole or as a crop. No torch, no Ray.
+"""Decodes the bytes of one image to upright RGB pixels, whole or as a crop; called by `views`.
 
-`views` calls it for each image of a chunk; see `chunks` for where a GPU decoder would go.
+Runs on the CPU, without torch and Ray; see `chunks` for where a GPU's decoding would begin.
 """
 
 import io

@@ -25,9 +25,9 @@ OPTIONS: dict[str, dict[str, object]] = {
 def optimizer(network: Network, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer, by timm, over all parameters that are ever trained.
 
-    Parameters are grouped by part. A group's `lr_scale` is layer_decay to the power of its
-    distance from the head in parts, so a decay means the same for every variant (timm's own
-    layer decay counts blocks, of which B7 has 55). Norms and biases, the parameters with one
+    Parameters are grouped by part. A group's `lr_scale` is layer_decay ** (parts between the group
+    and the head), so a decay means the same for every variant (timm's own layer decay counts
+    blocks, of which B7 has 55). Norms and biases, the parameters with one
     dimension, have no weight decay.
     """
     from timm.optim import create_optimizer_v2  # as in `network.build`

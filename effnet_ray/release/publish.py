@@ -10,7 +10,8 @@ Any process that writes into a version's folder writes exactly the bytes that th
 a late or repeated write does no harm. After an interrupted publish (after step 2), the
 next publisher completes its release before claiming another number; version numbers therefore
 have no gaps.
-No decision depends on clocks.
+
+No result depends on a clock; waiting only saves double work.
 """
 
 import hashlib
@@ -30,10 +31,10 @@ from effnet_ray.storage import checksummed_json
 from effnet_ray.train.metric_definitions import EVAL_TOP1, eval_scores
 
 CLAIM_WAIT_S = 2.0
-"""How long a publisher waits for another one's claimed release before it completes it.
-
-Waiting only avoids doing the work twice; correctness does not depend on it."""
+"""How long a publisher waits for another one's claimed release before it completes it: enough to
+copy a B0's 20 MB at 10 MB/s. Chosen, not measured: too short only means that both copy."""
 POLL_S = 0.1
+"""Pause between two looks at a claimed release: short against CLAIM_WAIT_S."""
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 

@@ -1,7 +1,8 @@
 """config.json of a release, in timm's hub format: architecture, class names and preprocessing.
 
 Checked here, since a release may come from anyone; written by `model.pretrained.hub_config` with
-timm's own writer. A new setting of inference, such as a temperature, needs a line in both.
+timm's own writer. A new setting of inference, such as a temperature, is written there, checked
+here, and applied in `inference.logits`.
 """
 
 import math

@@ -110,9 +110,9 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     """Start Ray on this machine for this process alone; `options` are passed to `ray.init`.
 
     Ray Train asks a dashboard every second whether a run's controller is alive, and frees the
-    resources of a dead one (ray 2.60 `placement_group_cleaner.py`). Its processes take the
-    dashboard's address from RAY_API_SERVER_ADDRESS, RAY_ADDRESS, the last `ray start` on this
-    machine, or the only Ray that runs here, in this order. The dashboard of another cluster
+    resources of a dead one (ray 2.60 `placement_group_cleaner.py`). Ray's processes look for the
+    dashboard's address in RAY_API_SERVER_ADDRESS, RAY_ADDRESS, the last `ray start` on this
+    machine and the only Ray that runs here, in this order. The dashboard of another cluster
     reports an unknown controller as dead. So this Ray's processes get their own dashboard's
     address; without a dashboard, a port where nothing listens, since port 8265, which Ray would
     use, may belong to another Ray.

@@ -1,8 +1,8 @@
 """Which variant and settings to try next: the search rule of a sweep. Pure: no Ray, no clock.
 
 1. The cheapest variant tries every sampled setting.
-2. Each of the other cheap variants, in order of cost, tries the best few settings of the variant
-   below it, and so ranks them anew.
+2. Each of the other cheap variants, in order of cost, tries the best few settings of the next
+   cheaper variant, and so ranks them anew.
 3. The most expensive variant trains the best setting of that ranking, alone: the best model is
    likely to be there.
 4. The other expensive variants train the top of the ranking: the rest of the Pareto front.
@@ -24,7 +24,7 @@ MIN_SAMPLED = 8
 """Settings the cheapest variant samples before other variants get a second setting; never more
 than half of the trials."""
 MAX_CARRIED = 6
-"""Maximum number of settings that a cheap variant takes over from the one below it."""
+"""Maximum number of settings that a cheap variant takes over from the next cheaper one."""
 MAX_CARRIED_EXPENSIVE = 2
 """Maximum number of settings that an expensive variant takes over."""
 

@@ -14,8 +14,8 @@ GradScaler does not have."""
 class LossScale:
     """Factor on the loss that keeps small gradients from vanishing in float16; a power of two.
 
-    GradScaler keeps state per optimizer. These two numbers change only by what all workers agree
-    on, so they are equal on every worker and fit into checkpoint.json, whose keys they are.
+    Both fields change only with what all workers agree on, so they are equal everywhere. Their
+    names are keys of checkpoint.json. GradScaler keeps its state per optimizer instead.
     """
 
     factor: float = INITIAL
