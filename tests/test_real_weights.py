@@ -44,5 +44,5 @@ def test_lite0_knows_a_photograph(real: Path, picture: str, classes: tuple[int, 
     network = build(recipe, spec, 1000, weights_file=file).eval()
     view = eval_view(decode((real / "photographs/val" / picture).read_bytes()), spec)
     with torch.no_grad():
-        logits = network(torch.from_numpy(view).permute(2, 0, 1)[None])
+        logits = network(torch.tensor(view).permute(2, 0, 1)[None])
     assert float(logits.softmax(1)[0, list(classes)].sum()) > 0.7

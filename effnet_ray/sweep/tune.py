@@ -12,25 +12,23 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
-from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
+from effnet_ray.recipe import Recipe
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
-from effnet_ray.schema import require
-from effnet_ray.sweep import costs, results, space as spaces, sweep_record
+from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
 from effnet_ray.sweep.asha import FIRST_RUNG, Brackets
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Allocation, Hardware, allocate
 from effnet_ray.sweep.results import Outcome
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
-from effnet_ray.sweep.searchers import RANDOM, Sampler, check_searcher, sampler
+from effnet_ray.sweep.searchers import RANDOM, Sampler, sampler
 from effnet_ray.sweep.space import Settings
 from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_registry
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
-from effnet_ray.sweep.variant_schedule import VariantSchedule, check_trials
+from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.train import run_record
 from effnet_ray.train.run_setup import check_run_name
-from effnet_ray.variants import VARIANTS, variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +70,10 @@ def tune(
     Raises InputError before anything is leased, TrainingError when no trial finishes.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
-    _check(recipe, variants, space)
-    check_trials(trials, variants)
-    check_searcher(searcher)
-    require(budget is None or budget > 0, "budget", budget, "above 0")
+    sweep_rules.check(recipe, variants, space, trials=trials, searcher=searcher, budget=budget)
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(recipe.limit), data)
-    _check_task(recipe, manifest)
+    sweep_rules.check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
     sweep = _define(
         recipe,
@@ -97,14 +92,25 @@ def tune(
         sweep_record.create(sweep, uri)  # refuses another sweep of this name
         return search.outcome(search.past, 0)
     (connect or _join_or_start)(placement)
-    allocation = search.allocate(workers, [data, runs])
-    sweep_record.create(sweep, uri)
-    report = on_progress or _ignore
-    report(SweepStarted(sweep, allocation, sum(trial.over for trial in search.past.values())))
-    log = search.run(allocation, mirror, report)
+    return _run(search, workers, [data, runs], mirror, on_progress or _ignore)
+
+
+def _run(
+    search: "_Search",
+    workers: str | None,
+    uris: Sequence[str],
+    mirror: str | None,
+    on_progress: OnProgress,
+) -> Outcome:
+    """Run the trials that are not over, on the cluster that this process has joined."""
+    allocation = search.allocate(workers, uris)
+    sweep_record.create(search.sweep, search.uri)
+    finished = sum(trial.over for trial in search.past.values())
+    on_progress(SweepStarted(search.sweep, allocation, finished))
+    log = search.run(allocation, mirror, on_progress)
     outcome = search.outcome(log.trials, log.spent)
     search.delete_checkpoints(log.trials)
-    sweep_record.write_outcome(outcome.as_json(), uri)
+    sweep_record.write_outcome(outcome.as_json(), search.uri)
     return outcome
 
 
@@ -114,41 +120,6 @@ def _join_or_start(placement: Placement) -> object:
 
 def _ignore(event: object) -> None:
     """Default callback: do nothing."""
-
-
-def _check(recipe: Recipe, variants: Sequence[str], space: Mapping[str, Any]) -> None:
-    """Raises RecipeError for settings that a sweep does not support."""
-    if not variants or len(set(variants)) < len(variants):
-        raise RecipeError(
-            f"variants is {','.join(variants)!r}: expected one or more of {', '.join(VARIANTS)}, "
-            "each at most once"
-        )
-    for name in variants:
-        variant(name)  # raises RecipeError for an unknown one
-    if recipe.patience or "patience" in space:
-        raise RecipeError(
-            "a sweep does not support patience: ASHA stops its trials early; remove the setting"
-        )
-    if recipe.eval_every > 1 or "eval_every" in space:
-        raise RecipeError(
-            "a sweep does not support eval_every above 1: it compares trials after every epoch; "
-            "remove the setting"
-        )
-    if SYNC in (recipe.batchnorm, *str(space.get("batchnorm", "")).replace(":", ",").split(",")):
-        raise RecipeError(
-            "a sweep does not support batchnorm sync: the number of workers per trial depends on "
-            "the cluster's free resources; choose train or frozen"
-        )
-    spaces.parse(space).check(recipe, variants)
-
-
-def _check_task(recipe: Recipe, manifest: Manifest) -> None:
-    """Raises RecipeError for images with any number of labels."""
-    if MULTILABEL in (recipe.task, manifest.task):
-        raise RecipeError(
-            "a sweep does not support task multilabel: it ranks trials by top-1 accuracy, which "
-            "needs one class per image; use finetune instead"
-        )
 
 
 def _define(

@@ -35,7 +35,7 @@ ORDER = (
     "publish.card publish.provenance publish.test_score publish.from_run "
     "sweep.objective sweep.space sweep.variant_schedule sweep.asha sweep.sweep_record "
     "sweep.trial_log sweep.scheduled_search sweep.results sweep.costs sweep.resources "
-    "sweep.searchers sweep.trial sweep.tune sweep.releases sweep.report "
+    "sweep.searchers sweep.sweep_rules sweep.trial sweep.tune sweep.releases sweep.report "
     "tracking.metrics tracking.run_history tracking.tracker tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
     "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
