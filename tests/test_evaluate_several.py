@@ -163,6 +163,7 @@ def test_images_of_one_class_are_refused(release: LoadedRelease, packed: Path) -
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     cluster: object, coloured: str, tmp_path: Path
 ) -> None:

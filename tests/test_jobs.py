@@ -106,6 +106,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.long
 def test_local_folders_on_two_nodes_are_refused(digits: str, tmp_path: Path) -> None:
     folders = ["--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "store")]
     flags = ["--data", digits, "--weights", "none", *folders]

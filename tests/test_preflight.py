@@ -289,6 +289,7 @@ machines.shutdown()
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_machine_with_other_versions_is_named(tmp_path: Path) -> None:
     other = tmp_path / "timm-9.9.dist-info/METADATA"
     other.parent.mkdir()

@@ -188,6 +188,7 @@ cluster.shutdown()
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_notice_drains_the_node_for_real(service: Callable[..., str]) -> None:
     url = service(500)
     watched = subprocess.Popen(

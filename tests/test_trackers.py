@@ -449,6 +449,7 @@ def test_passwords_are_not_told() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_job_tells_both_of_a_run(cluster: object, digits: str, tmp_path: Path) -> None:
     flags = ["--workers", "2", "--epochs", "2", "--limit", "64", "--image-size", "32"]
     flags += ["--data", digits, "--weights", "none", "--name", "tracked"]

@@ -31,7 +31,10 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__, "support.loop_worker"])
+PROCESSES.set_forkserver_preload(
+    # What a worker imports when it needs it: seconds of CPU in every process otherwise.
+    [__name__, "support.loop_worker", "pandas", "timm.optim", "timm.scheduler", "torch._dynamo"]
+)
 TIMEOUT_S = 120
 
 
