@@ -137,7 +137,9 @@ def test_the_command_says_what_it_is(
     with pytest.raises(SystemExit):
         run()
     told = capsys.readouterr().out
-    assert "Fine-tune EfficientNet B0 to B7" in told and "--version" in told and "(gc)" in told
+    assert (
+        "Fine-tune EfficientNets on your images" in told and "--version" in told and "(gc)" in told
+    )
 
 
 def test_a_wrong_switch_is_offered_two_words(

@@ -25,7 +25,7 @@ class Models:
 
 
 DESCRIPTION = (
-    "Fine-tune EfficientNet B0 to B7 on your images with Ray, on a laptop or a cluster.\n"
+    "Fine-tune EfficientNets on your images with Ray, on a laptop or a cluster.\n"
     "`effnet-ray --version` prints the version."
 )
 
