@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,24 +169,22 @@ def test_moments_that_do_not_fit_are_refused(
 # --- resuming equals never stopping
 
 
-class Killed(Exception):
-    """The run's machine is gone."""
-
-
-def trained_to_the_end(recipe: Recipe, state: TrainState, folder: Path, kill: int = 0) -> None:
+def trained_to_the_end(
+    recipe: Recipe, state: TrainState, folder: Path, saved: Collection[int] = ()
+) -> None:
+    """Train; save a checkpoint after each of the `saved` steps."""
     batches = FixedBatches(recipe, steps=3)
 
-    def die(state: TrainState) -> None:
-        if state.step == kill:
+    def save(state: TrainState) -> None:
+        if state.step in saved:
             write(state, folder)
-            raise Killed
 
     def on_step(state: TrainState) -> None:
         if state.step % 3:  # after an epoch's last step, its evaluation comes first
-            die(state)
+            save(state)
 
     def on_epoch(report: EpochReport, state: TrainState) -> None:
-        die(state)
+        save(state)
 
     fit(state, recipe, batches.shape(), batches, on_step=on_step, on_epoch=on_epoch)
 
@@ -196,62 +194,56 @@ TOO_HIGH = 2.0**19
 
 
 def assert_resuming_equals_never_stopping(
-    recipe: Recipe, folder: Path, kill: int, factor: float = 1.0
+    recipe: Recipe, folder: Path, *kills: int, factor: float = 1.0
 ) -> TrainState:
-    """The state at the end."""
-    straight, stopped = new_state(recipe), new_state(recipe)
-    straight.scale = stopped.scale = LossScale(factor)
-    trained_to_the_end(recipe, straight, folder)
-    with pytest.raises(Killed):
-        trained_to_the_end(recipe, stopped, folder, kill)
-    resumed, found = new_state(recipe), checkpoint.newest(str(folder))
-    assert found and found.step == kill
-    found.load_into(resumed)
-    trained_to_the_end(recipe, resumed, folder)
-    assert resumed.step == straight.step == 3 * recipe.epochs
-    assert same(resumed, straight)
-    assert resumed.history == straight.history
-    assert resumed.scale == straight.scale
-    return resumed
+    """Resume from the checkpoint of each step of `kills`; the state at the end."""
+    straight = new_state(recipe)
+    straight.scale = LossScale(factor)
+    trained_to_the_end(recipe, straight, folder, kills)
+    for kill in kills:
+        resumed = new_state(recipe)
+        checkpoint.open_checkpoint(str(folder / checkpoint.folder(kill))).load_into(resumed)
+        assert resumed.step == kill
+        trained_to_the_end(recipe, resumed, folder)
+        assert resumed.step == straight.step == 3 * recipe.epochs
+        assert same(resumed, straight)
+        assert resumed.history == straight.history
+        assert resumed.scale == straight.scale
+    return straight
 
 
 def cases() -> Iterator[Any]:
     """Each value of each option once; the other combinations are long."""
-    for batchnorm, memory, kill in itertools.product(("train", "frozen"), LAYOUTS, (1, 4)):
+    for batchnorm, memory in itertools.product(("train", "frozen"), LAYOUTS):
         short = (batchnorm == "train") == (memory == CHANNELS_LAST)
-        yield pytest.param(batchnorm, memory, kill, marks=[] if short else pytest.mark.long)
+        yield pytest.param(batchnorm, memory, marks=[] if short else pytest.mark.long)
 
 
-@pytest.mark.parametrize(("batchnorm", "layout", "kill"), cases())
-def test_resuming_equals_never_stopping(
-    tmp_path: Path, batchnorm: str, layout: str, kill: int
-) -> None:
+@pytest.mark.parametrize(("batchnorm", "layout"), list(cases()))
+def test_resuming_equals_never_stopping(tmp_path: Path, batchnorm: str, layout: str) -> None:
     recipe = settled(epochs=2, batchnorm=batchnorm, layout=layout)
-    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, 1, 4)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kill", [1, 4])
-def test_a_compiled_run_is_resumed_to_the_bit(tmp_path: Path, kill: int) -> None:
+def test_a_compiled_run_is_resumed_to_the_bit(tmp_path: Path) -> None:
     recipe = settled(epochs=2, batchnorm="train", compile=True)
-    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, 1, 4)
 
 
-@pytest.mark.parametrize("kill", [1, 3, 4])
-def test_resuming_equals_never_stopping_with_every_dial_on(tmp_path: Path, kill: int) -> None:
+def test_resuming_equals_never_stopping_with_every_dial_on(tmp_path: Path) -> None:
     """In the head's phase, between the two, and in the second."""
     recipe = settled(epochs=2, batchnorm="train", **(DIALS | {"head_epochs": 1}))
-    assert_resuming_equals_never_stopping(recipe, tmp_path, kill)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, 1, 3, 4)
 
 
-@pytest.mark.parametrize("kill", [2, 3, 5])
 def test_resuming_equals_never_stopping_across_an_epoch_without_evaluation(
-    tmp_path: Path, kill: int
+    tmp_path: Path,
 ) -> None:
     """In it, at its end, and in the next."""
     ended = assert_resuming_equals_never_stopping(
-        settled(epochs=2, eval_every=2, ema_decay=0.9), tmp_path, kill
+        settled(epochs=2, eval_every=2, ema_decay=0.9), tmp_path, 2, 3, 5
     )
     assert [report.eval_images for report in ended.history] == [0, 15]
 
@@ -259,14 +251,14 @@ def test_resuming_equals_never_stopping_across_an_epoch_without_evaluation(
 def test_resuming_equals_never_stopping_in_float16(tmp_path: Path) -> None:
     """The loss scale falls in the first steps, which float16 cannot hold, and counts the rest."""
     recipe = settled(epochs=2, precision="float16")
-    ended = assert_resuming_equals_never_stopping(recipe, tmp_path, 4, TOO_HIGH)
+    ended = assert_resuming_equals_never_stopping(recipe, tmp_path, 4, factor=TOO_HIGH)
     assert 0 < ended.scale.good == 6 - ended.history[0].skipped < 6
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_every_optimizer_is_resumed_to_the_bit(tmp_path: Path, opt: str) -> None:
     recipe = settled(epochs=2, weights="ns", unfreeze="stage:7", head_epochs=1, opt=opt)
-    assert_resuming_equals_never_stopping(recipe, tmp_path, kill=4)
+    assert_resuming_equals_never_stopping(recipe, tmp_path, 4)
 
 
 # --- complete or absent

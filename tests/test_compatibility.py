@@ -270,6 +270,7 @@ def test_a_release_is_judged_as_before(cluster: None, place: Path, said: dict[st
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_new_run_and_its_release_have_the_same_records(
     cluster: None, place: Path, said: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ told["groups"] = groups()
 """
 
 
+@pytest.mark.long
 def test_a_drained_machine_costs_no_step_and_a_killed_one_those_since_the_newest_checkpoint(
     rclone: str, digits: str, tmp_path: Path
 ) -> None:

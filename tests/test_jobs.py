@@ -24,6 +24,7 @@ pytestmark = pytest.mark.ray
 FLAGS = ["--local", "--workers", "2", "--audit", "--checkpoint-every", "2", "--name", "killed"]
 
 
+@pytest.mark.long
 def test_resume_after_a_killed_driver_equals_never_stopping(
     undisturbed: Callable[[int], PlainRun], digits: str, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.testing import assert_close
 
+from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report
 from effnet_ray.train.metrics import ClassCounts, MetricSums
@@ -87,6 +88,13 @@ def test_sums_beyond_float32_stay_exact() -> None:
 def test_one_process_is_the_sum_over_workers() -> None:
     tally = MetricSums.of(*scores(5, 4, seed=3))
     assert torch.equal(tally.over_workers().sums, tally.sums)
+
+
+def test_a_worker_whose_group_is_gone_does_not_take_its_own_sums_for_all() -> None:
+    """Ray Train destroys the process group of the workers that survive another one."""
+    own = MetricSums.of(*scores(5, 4, seed=3))
+    with worker_group(2), pytest.raises(ValueError, match="process group"):
+        own.over_workers()
 
 
 REPORT = EpochReport(

@@ -19,6 +19,7 @@ from effnet_ray.release_format.record import read_record
 from effnet_ray.storage import checksummed_json
 
 ROOT = Path(__file__).parents[1]
+S3 = [pytest.param(server, marks=pytest.mark.long) for server in ("moto", "rclone")]
 
 
 class Workers:
@@ -45,7 +46,7 @@ class Workers:
         self._server.communicate(timeout=30)
 
 
-@pytest.fixture(params=["disk", "moto", pytest.param("rclone", marks=pytest.mark.long)])
+@pytest.fixture(params=["disk", *S3])
 def workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workers]:
     """On each kind of storage in turn; on rclone they must be a single writer."""
     yield from _workers(request, tmp_path)

@@ -3,25 +3,17 @@
 Average precision is the exception: it needs the scores of all images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from effnet_ray.train.average_precision import average_precisions
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
+from effnet_ray.train.collectives import gather_rows, sum_over_workers
 from effnet_ray.train.loss import losses
-
-
-def sum_over_workers(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all workers, in place, and return it."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,25 +168,6 @@ class ScoreCollector:
 
         See `average_precisions`.
         """
-        scores = _gather_rows(torch.cat(self._scores)).cpu().numpy()
-        labels = _gather_rows(torch.cat(self._labels)).cpu().numpy()
+        scores = gather_rows(torch.cat(self._scores)).cpu().numpy()
+        labels = gather_rows(torch.cat(self._labels)).cpu().numpy()
         return average_precisions(labels, scores)
-
-
-def _gather_rows(rows: Tensor) -> Tensor:
-    """The rows [n, K] of all workers, in rank order."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    return torch.cat(list(_gather_padded(rows)))
-
-
-def _gather_padded(rows: Tensor) -> Iterator[Tensor]:
-    """Each worker's rows; sent padded to one length, which NCCL requires."""
-    workers = dist.get_world_size()
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(workers)]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    max_rows = max(map(int, counts))
-    padded = torch.cat([rows, rows.new_zeros(max_rows - len(rows), *rows.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(workers)]
-    dist.all_gather(parts, padded)
-    yield from (part[: int(count)] for part, count in zip(parts, counts, strict=True))

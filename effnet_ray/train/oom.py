@@ -8,12 +8,12 @@ rounding.
 import gc
 
 import torch
-import torch.distributed as dist
 
 from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
+from effnet_ray.train.collectives import max_over_workers
 from effnet_ray.train.step import PhaseTrainer, accumulate_lane_gradients
 
 MOMENTS = 2
@@ -41,12 +41,10 @@ def split_until_it_fits(trainer: PhaseTrainer) -> None:
     splits: int | None = state.micro_batch_splits
     while splits and not _fits(trainer, splits):
         splits = splits_after(splits, recipe, trainer.phase)
-    max_splits = torch.tensor([splits or impossible])
-    if trainer.workers > 1:
-        dist.all_reduce(max_splits, op=dist.ReduceOp.MAX)
-    if int(max_splits) == impossible:
+    max_splits = max_over_workers(splits or impossible)
+    if max_splits == impossible:
         raise does_not_fit(recipe, trainer.phase)
-    state.micro_batch_splits = int(max_splits)
+    state.micro_batch_splits = max_splits
 
 
 def splits_after(splits: int, recipe: Recipe, phase: Phase) -> int | None:

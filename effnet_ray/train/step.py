@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,8 +20,9 @@ from effnet_ray.model.network import Network, set_trainable, train_mode
 from effnet_ray.model.optimizer import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
+from effnet_ray.train.collectives import group_size, sum_over_workers
 from effnet_ray.train.loss import train_losses
-from effnet_ray.train.metrics import MetricSums, sum_over_workers
+from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.mixup import MixedLane, mix_lane
 from effnet_ray.train.state import Batch, TrainState
 
@@ -43,7 +43,7 @@ class PhaseTrainer:
         self.trainable = set_trainable(state.network, recipe, phase.lowest_trainable)
         begin_phase(state.optimizer)
         self.device = next(state.network.parameters()).device
-        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.workers = group_size()
         self.model: nn.Module = state.network
         if recipe.compile and not phase.frozen:  # a head is small, and its features run eagerly
             self.model = Compiled(state.network, recipe.micro_batch or 0)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from effnet_ray import phases, storage
 from effnet_ray.data.chunks import ChunkExecutor
@@ -20,6 +19,7 @@ from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, Traini
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.train import checkpoint, oom, step_log
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
+from effnet_ray.train.collectives import value_of_worker_0, worker_group
 from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
@@ -78,19 +78,20 @@ def run_worker(
         return  # a worker ended the run: Ray Train must not retry it
     started = time.perf_counter()
     try:
-        state = initial_state(job.run, job.weights_uri, rank.device)
-        resume(state, job, rank.rank)
-        splits = max(state.micro_batch_splits, channel.required_splits())
-        state.micro_batch_splits = splits
-        stream = Stream(
-            job.dataset,
-            rank=rank.rank,
-            workers=rank.workers,
-            first_step=state.step,
-            execute=execute,
-        )
-        loop = WorkerLoop(job, rank, state, channel, stream, started=started)
-        loop.run(report, should_stop)
+        with worker_group(rank.workers):
+            state = initial_state(job.run, job.weights_uri, rank.device)
+            resume(state, job, rank.rank)
+            splits = max(state.micro_batch_splits, channel.required_splits())
+            state.micro_batch_splits = splits
+            stream = Stream(
+                job.dataset,
+                rank=rank.rank,
+                workers=rank.workers,
+                first_step=state.step,
+                execute=execute,
+            )
+            loop = WorkerLoop(job, rank, state, channel, stream, started=started)
+            loop.run(report, should_stop)
     except InputError as error:  # data or storage that a retry cannot fix
         channel.post(RunFailed(str(error)))
         raise
@@ -99,14 +100,13 @@ def run_worker(
 def resume(state: TrainState, job: WorkerJob, rank: int) -> None:
     """Load the newest checkpoint, chosen by worker 0, and delete logs of the steps after it."""
     newest = checkpoint.newest(job.checkpoints_uri) if rank == 0 else None
-    step = torch.tensor([newest.step if newest else -1])
+    step = newest.step if newest else -1
     if rank == 0:
         for log in (job.audit_uri, job.quarantine_uri):
-            step_log.delete_from(log, max(0, int(step)))
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast(step, src=0)
-    if int(step) >= 0:
-        uri = storage.join(job.checkpoints_uri, checkpoint.folder(int(step)))
+            step_log.delete_from(log, max(0, step))
+    step = value_of_worker_0(step)
+    if step >= 0:
+        uri = storage.join(job.checkpoints_uri, checkpoint.folder(step))
         (newest or checkpoint.open_checkpoint(uri)).load_into(state)
 
 

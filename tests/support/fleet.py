@@ -56,6 +56,9 @@ def until(true):
 END = """
 thread.join()
 print(json.dumps(told))
+if "disturbed" not in told:
+    print(heard, file=sys.stderr)
+    sys.exit("the run failed")
 ray.shutdown()
 cluster.shutdown()
 """
