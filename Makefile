@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
-# Tests without Ray, file by file on up to four cores; those with Ray have the machine to themselves.
-PURE = $(BIN)/python -m pytest -q --durations=10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not ray and not long"
+# Tests without Ray, file by file in three processes on one thread each: some wait, and threads of
+# OpenMP and OpenBLAS that wait for each other take twice as long. Tests with Ray run alone.
+PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder -m
 
 .PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
 
@@ -31,11 +32,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(PURE)
+	$(PURE) "not ray and not long"
 	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
 
 test-fast: setup
-	$(PURE)
+	$(PURE) "not ray and not long and not heavy"
 
 test-all: lint
 	$(BIN)/python -m pytest -q -m ""

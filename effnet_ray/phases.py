@@ -8,7 +8,7 @@ N + 2 the head. N is the variant's `stages`.
 import re
 from dataclasses import dataclass
 
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import SOLVED, Recipe
 from effnet_ray.variants import MIN_IMAGE_SIZE
 
 STEM = 0
@@ -43,6 +43,8 @@ class Phase:
     """The lowest trainable part; everything above it is trained too."""
     frozen: bool
     """Whether the whole backbone is frozen, so that only the head is trained."""
+    solved: bool = False
+    """Whether the head is solved before the first epoch, so that steps change nothing."""
 
 
 def phases(recipe: Recipe) -> tuple[Phase, ...]:
@@ -52,7 +54,7 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     stages = recipe.variant_spec.stages
     head, lowest_part = head_part(stages), lowest_trainable(recipe.unfreeze, stages)
     both = (
-        Phase(0, head_epochs, head_lr, head, frozen=True),
+        Phase(0, head_epochs, head_lr, head, frozen=True, solved=recipe.head == SOLVED),
         Phase(head_epochs, recipe.epochs, lr, lowest_part, frozen=lowest_part == head),
     )
     return tuple(phase for phase in both if phase.end > phase.first)
@@ -120,12 +122,15 @@ def evaluates(recipe: Recipe, epoch: int) -> bool:
 
 
 def describe(recipe: Recipe) -> str:
-    """The phases in words, such as `the head for 2 epochs, then all layers for 6 epochs`."""
-    return ", then ".join(
-        f"{_describe_parts(phase)} for {epochs} epoch{'s' if epochs > 1 else ''}"
-        for phase in phases(recipe)
-        if (epochs := phase.end - phase.first)
-    )
+    """The phases in words, such as `a solved head, then all layers for 7 epochs`."""
+    return ", then ".join(map(_describe_phase, phases(recipe)))
+
+
+def _describe_phase(phase: Phase) -> str:
+    if phase.solved:
+        return "a solved head"
+    epochs = phase.end - phase.first
+    return f"{_describe_parts(phase)} for {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 def _describe_parts(phase: Phase) -> str:

@@ -4,17 +4,34 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from effnet_ray.recipe_fields import RecipeFields
-from effnet_ray.recipe_rules import MULTICLASS, MULTILABEL, OPTIMIZERS, SYNC, TASKS
+from effnet_ray.recipe_rules import (
+    MULTICLASS,
+    MULTILABEL,
+    OPTIMIZERS,
+    SOLVED,
+    SYNC,
+    TASKS,
+    TRAINED,
+)
 from effnet_ray.schema import require
-from effnet_ray.variants import DROP_PATH, InputSpec
+from effnet_ray.variants import DROP_PATH, FAMILIES, InputSpec
 
-__all__ = ["MULTICLASS", "MULTILABEL", "OPTIMIZERS", "SYNC", "TASKS", "Recipe"]
+__all__ = [
+    "MULTICLASS",
+    "MULTILABEL",
+    "OPTIMIZERS",
+    "SOLVED",
+    "SYNC",
+    "TASKS",
+    "TRAINED",
+    "Recipe",
+]
 
 LR, LAYER_DECAY = 1e-3, 0.8
 """Defaults: AdamW's peak learning rate, and the layer decay of pretrained weights. A higher rate
-or factor learns faster and forgets more of what the weights have learned. Not measured with
-ImageNet weights; on a small backbone without them, `benchmarks/results/transfer.md` measures 0.8
-as worse than no layer decay."""
+or factor learns faster and forgets more of what the weights have learned. With ImageNet weights
+3e-4 without layer decay was as good (`benchmarks/results/real_weights.md`); on a small backbone
+without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
 the rate of the backbone it would need more epochs. Customary, not measured here."""
@@ -49,9 +66,12 @@ class Recipe(RecipeFields):
         factor, weight_decay = OPTIMIZERS[self.opt]
         lr = self.lr or factor * LR
         lr_is_for_head = self.unfreeze == "head" and self.lr
+        head = self.head or self._default_head()
         return replace(
             self.with_family,
-            head_epochs=self._default_head_epochs(pretrained),
+            head=head,
+            epochs=1 if head == SOLVED and self.unfreeze == "head" else self.epochs,
+            head_epochs=self._default_head_epochs(head, pretrained),
             lr=lr,
             head_lr=self.head_lr or (lr if lr_is_for_head else HEAD_LR_FACTOR * lr),
             weight_decay=weight_decay if self.weight_decay is None else self.weight_decay,
@@ -61,10 +81,24 @@ class Recipe(RecipeFields):
             batchnorm=self.batchnorm or ("frozen" if pretrained else "train"),
         )
 
-    def _default_head_epochs(self, pretrained: bool) -> int:
-        """A quarter of the epochs, at least one; but a single epoch trains everything."""
+    def _default_head(self) -> str:
+        """Solved for a pretrained family; the head of a release may be better as it is."""
+        lr_is_for_head = self.unfreeze == "head" and self.lr
+        trains = (
+            self.head_epochs not in (None, 1)
+            or self.head_views > 1
+            or self.head_lr
+            or lr_is_for_head
+        )
+        can_solve = self.with_family.weights in FAMILIES and self.head_cache
+        return TRAINED if trains or not can_solve else SOLVED
+
+    def _default_head_epochs(self, head: str, pretrained: bool) -> int:
+        """One measures a solved head; else a quarter, but a single epoch trains everything."""
         if self.head_epochs is not None:
             return self.head_epochs
+        if head == SOLVED:
+            return 1
         if self.unfreeze == "head":
             return self.epochs
         return min(self.epochs - 1, max(1, self.epochs // 4)) if pretrained else 0

@@ -11,6 +11,7 @@ from effnet_ray.recipe_rules import (
     BATCHNORM,
     CLASS_WEIGHTS,
     DECAY,
+    HEAD,
     IMAGE_SIZE,
     LAYOUT,
     MULTILABEL,
@@ -20,6 +21,7 @@ from effnet_ray.recipe_rules import (
     SCHED,
     SHARE,
     SHARE_ABOVE_0,
+    SOLVED,
     SYNC,
     TASK,
     check_fields,
@@ -54,12 +56,19 @@ class RecipeFields:
     size over the first three quarters of the epochs after linear probing; evaluation always uses
     the full size. 1: off."""
     epochs: int = field(default=10, metadata=AT_LEAST_1)
-    """Epochs (passes over the train split), including the linear-probing epochs."""
+    """Epochs (passes over the train split), including the linear-probing epochs; a solved head
+    alone (--unfreeze head) needs one."""
     eval_every: int = field(default=1, metadata=AT_LEAST_1)
     """Epochs between evaluations. The last epoch of each phase is always evaluated."""
+    head: str | None = field(default=None, metadata=HEAD)
+    """How linear probing finds the new head: solved (logistic regression of the train images'
+    cached features, with an L2 penalty chosen on a held-out fifth of them; its epoch only
+    measures the result) or trained (by the optimizer, for head_epochs). Default: solved for a
+    pretrained family, unless head_epochs, head_lr, head_views or head_cache is given; with
+    --unfreeze head also unless lr is given."""
     head_epochs: int | None = field(default=None, metadata=AT_LEAST_0)
-    """Linear-probing epochs: epochs at the start that train only the new head, on a frozen
-    backbone. Default: a quarter of all epochs for pretrained weights, 0 from scratch."""
+    """Linear-probing epochs: epochs at the start with a frozen backbone. Default: 1 for a solved
+    head, a quarter of all epochs for a trained one, 0 from scratch."""
     head_views: int = field(default=1, metadata=AT_LEAST_1)
     """Number of views of each image during linear probing, cycled by epoch: view 1 is the eval
     view, the others are augmented random crops, without mixup, cutmix or random erasing."""
@@ -256,6 +265,19 @@ def _check_combinations(recipe: RecipeFields) -> None:
         "compile",
         recipe.compile,
         "False when batchnorm is sync",
+    )
+    require(
+        recipe.head != SOLVED
+        or (recipe.head_cache and recipe.head_views == 1 and recipe.head_epochs != 0),
+        "head",
+        recipe.head,
+        "trained without feature cache (head_cache), with several head_views or no head_epochs",
+    )
+    require(
+        recipe.head != SOLVED or recipe.head_epochs in (None, 1),
+        "head_epochs",
+        recipe.head_epochs,
+        "1 for a solved head",
     )
     trains_everything = not recipe.head_epochs and recipe.unfreeze == "all"
     require(

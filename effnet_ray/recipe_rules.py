@@ -32,6 +32,9 @@ measured here."""
 SYNC = "sync"
 """The `batchnorm` mode that normalises over the whole batch."""
 
+SOLVED, TRAINED = "solved", "trained"
+"""How linear probing finds the head: computed from cached features, or trained step by step."""
+
 SYNONYMS = {
     **dict.fromkeys(("model", "arch", "architecture", "backbone"), "variant"),
     **dict.fromkeys(("pretrained", "checkpoint", "init"), "weights"),
@@ -100,6 +103,7 @@ AUTO_AUGMENT = rule(
 )
 TASK, OPT = one_of(*TASKS), one_of(*OPTIMIZERS)
 SCHED, CLASS_WEIGHTS = one_of("cosine", "constant"), one_of("none", "balanced", "sqrt")
+HEAD = one_of(SOLVED, TRAINED)
 BATCHNORM, LAYOUT = one_of("train", "frozen", SYNC), one_of(*LAYOUTS)
 PRECISION = one_of("float32", "bfloat16", "float16")
 

@@ -138,7 +138,7 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
     tally = trained.sums
     figures = alone(named, packed)
     assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
-    assert figures.loss == pytest.approx(tally.loss, rel=1e-6)
+    assert figures.loss == pytest.approx(tally.loss, rel=1e-5)  # float32, in another order
 
 
 def test_images_are_preprocessed_as_the_release_says(named: LoadedRelease, packed: Path) -> None:

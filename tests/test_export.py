@@ -25,6 +25,8 @@ from effnet_ray.inference.export import export
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import CENTER, SQUASH
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:

@@ -21,6 +21,8 @@ from effnet_ray.packing.pack import pack
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import retry
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def server(rclone: str) -> Iterator[Proxy]:

@@ -197,7 +197,7 @@ def test_a_run_wants_each_of_its_views_once() -> None:
     three = [("train", None), ("train", 1), ("train", 2), ("eval", None)]
     assert required_views(settled(epochs=3, head_views=8)) == three
     assert required_views(settled(head_cache=False)) == []
-    assert required_views(replace(settled(), unfreeze="all", head_epochs=0)) == []
+    assert required_views(replace(settled(), head="trained", unfreeze="all", head_epochs=0)) == []
 
 
 def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(

@@ -24,7 +24,7 @@ from effnet_ray.train.oom import does_not_fit, split_until_it_fits, splits_after
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, accumulate_gradients
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("one_thread")]
 
 SIX = {"batch_size": 6, "micro_batch": 6}
 

@@ -43,12 +43,12 @@ def network(variant: str) -> Network:
 @pytest.mark.parametrize(
     ("epochs", "head_epochs"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 2), (10, 2), (40, 10)]
 )
-def test_a_quarter_of_the_epochs_is_the_heads_where_weights_are_pretrained(
+def test_a_quarter_of_the_epochs_is_a_trained_heads_where_weights_are_pretrained(
     epochs: int, head_epochs: int
 ) -> None:
-    assert settled(epochs=epochs).head_epochs == head_epochs
+    assert settled(epochs=epochs, head="trained").head_epochs == head_epochs
     assert settled(epochs=epochs, weights="none").head_epochs == 0
-    assert settled(epochs=epochs, unfreeze="head").head_epochs == epochs
+    assert settled(epochs=epochs, unfreeze="head", head="trained").head_epochs == epochs
 
 
 @pytest.mark.parametrize("head_epochs", [0, 1, 3, 4])
@@ -125,13 +125,18 @@ def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
 @pytest.mark.parametrize(
     ("dials", "words"),
     [
-        ({"epochs": 8}, "the head for 2 epochs, then all layers for 6 epochs"),
+        ({"epochs": 8}, "a solved head, then all layers for 7 epochs"),
         (
-            {"epochs": 2, "unfreeze": "stage:6"},
+            {"epochs": 8, "head": "trained"},
+            "the head for 2 epochs, then all layers for 6 epochs",
+        ),
+        (
+            {"epochs": 2, "unfreeze": "stage:6", "head": "trained"},
             "the head for 1 epoch, then stage 6 and above for 1 epoch",
         ),
+        ({"epochs": 5, "unfreeze": "head"}, "a solved head"),
         ({"epochs": 5, "weights": "none"}, "all layers for 5 epochs"),
-        ({"epochs": 5, "unfreeze": "head"}, "the head for 5 epochs"),
+        ({"epochs": 5, "unfreeze": "head", "head": "trained"}, "the head for 5 epochs"),
     ],
 )
 def test_phases_are_told_in_words(dials: dict[str, object], words: str) -> None:

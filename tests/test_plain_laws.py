@@ -26,6 +26,8 @@ from effnet_ray.train import checkpoint
 from effnet_ray.train.events import EpochDone, WorkersStarted
 from effnet_ray.train.run_record import Result
 
+pytestmark = pytest.mark.heavy
+
 FOUR = pytest.param(4, marks=pytest.mark.long)
 """A worker for each lane."""
 Runs = Callable[[int], PlainRun]

@@ -18,6 +18,8 @@ from effnet_ray.release_format import layout
 from effnet_ray.release_format.record import read_record
 from effnet_ray.storage import checksummed_json
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 S3 = [pytest.param(server, marks=pytest.mark.long) for server in ("moto", "rclone")]
 

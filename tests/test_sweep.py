@@ -150,8 +150,6 @@ def test_a_killed_sweep_goes_on_where_it_was(digits: str, tmp_path: Path) -> Non
     kept = {path.parent.name for path in runs.glob("pets/runs/*/checkpoints")}
     assert kept == {t.run for t in trials(runs, "pets") if t.state == FINISHED}
     assert_the_contract_holds(answered, tmp_path)
-    again = answer(job("tune", *flags))
-    assert again == answered | {"trained_seconds": 0}  # reported, not repeated
 
 
 def assert_the_contract_holds(answered: dict[str, Any], tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from effnet_ray.train.events import (
 )
 from effnet_ray.train.run_record import Result, Run
 
+pytestmark = pytest.mark.heavy
+
 BOTH = ("mlflow", "tensorboard")
 TENSORBOARD = ("tensorboard",)
 RECIPE = settled(epochs=2)

@@ -30,6 +30,8 @@ from effnet_ray.release.store import ModelStore
 from effnet_ray.release_format.record import read_record
 from effnet_ray.storage import checksummed_json
 
+pytestmark = pytest.mark.heavy
+
 PLACES = [pytest.param("disk", marks=pytest.mark.long), "moto",
           pytest.param("rclone", marks=pytest.mark.long)]  # fmt: skip
 PATIENCE = 120.0
@@ -163,6 +165,7 @@ def data(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_release_is_judged_and_predicts_and_serves(
     place: Place, jobs: Jobs, release: LoadedRelease, data: Path
 ) -> None:

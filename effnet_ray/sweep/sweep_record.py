@@ -121,7 +121,10 @@ def create(sweep: Sweep, uri: str) -> None:
     try:
         storage.write_bytes(record, _json(sweep), exclusive=True)
     except AlreadyExistsError:
-        differences = _differences(json.loads(_json(sweep)), _read(record))
+        recorded = _read(record)
+        # Sweeps that were recorded before the recipe had the field `head` left it unset.
+        recorded["recipe"] = {"head": None} | recorded["recipe"]
+        differences = _differences(json.loads(_json(sweep)), recorded)
         if differences:
             raise RunExistsError(
                 f"sweep {sweep.name!r} exists with other settings: {differences}: choose another "

@@ -49,12 +49,33 @@ def max_over_workers(value: int) -> int:
     return int(tensor)
 
 
-def value_of_worker_0(value: int) -> int:
-    """Worker 0's value, on every worker."""
-    tensor = torch.tensor([value])
+def broadcast(tensor: Tensor) -> Tensor:
+    """Overwrite a tensor with worker 0's, and return it."""
     if group_size() > 1:
         dist.broadcast(tensor, src=0)
-    return int(tensor)
+    return tensor
+
+
+def value_of_worker_0(value: int) -> int:
+    """Worker 0's value, on every worker."""
+    return int(broadcast(torch.tensor([value])))
+
+
+FIXED_POINT = 2.0**32
+"""Sums are exact as integers of this unit, for absolute values below 2^31."""
+
+
+def to_fixed_point(values: Tensor) -> Tensor:
+    """Float64 values as int64, whose sum does not depend on the order of its terms."""
+    return (values * FIXED_POINT).round().long()
+
+
+def fixed_point_sum_over_workers(values: Tensor) -> Tensor:
+    """Float64 sum over all workers of int64 `values` made by `to_fixed_point`.
+
+    It is the same however the terms are shared among workers.
+    """
+    return sum_over_workers(values) / FIXED_POINT
 
 
 def gather_rows(rows: Tensor) -> Tensor:

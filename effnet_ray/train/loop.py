@@ -17,7 +17,7 @@ from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report, e
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.oom import prepare_phase
 from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import PhaseTrainer, train_step
+from effnet_ray.train.step import PhaseTrainer, measure_step, train_step
 
 
 class Batches(Protocol):
@@ -55,14 +55,16 @@ def fit(
     *,
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
+    solve_head: Callable[[TrainState], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> bool:
     """Train from `state.step` to the end of the recipe. Called on every worker.
 
     Calls `on_step` after every step, and `on_epoch` after every epoch and its evaluation.
     Checkpoint after an epoch in `on_epoch`, not in `on_step`: the state of `on_step` lacks the
-    epoch's report. `should_stop` is checked before each step: if it is true on any worker, all
-    workers stop before that step, and the result is False.
+    epoch's report. `solve_head` sets the head at the start of a phase with a solved one; such a
+    phase's steps only measure it. `should_stop` is checked before each step: if it is true on any
+    worker, all workers stop before that step, and the result is False.
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
     if too many images of a split are quarantined.
     """
@@ -77,13 +79,18 @@ def fit(
         if trainer is None or trainer.phase != phase:
             trainer = None  # frees DDP's hooks: the next phase trains the same parameters
             trainer = _start_phase(state, recipe, phase, sizes)
+            if phase.solved and solve_head and state.step == phase.first * sizes.steps_per_epoch:
+                solve_head(state)
         train_mode(state.network, recipe, phase.lowest_trainable)
         for lanes in batches.train(step):
             count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
             if stop:
                 return False
-            rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
-            state.train_sums += train_step(trainer, lanes, count, rate)
+            if phase.solved:
+                state.train_sums += measure_step(trainer, lanes)
+            else:
+                rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
+                state.train_sums += train_step(trainer, lanes, count, rate)
             state.step += 1
             _check_train_images(state.train_sums, sizes)
             on_step(state)

@@ -18,7 +18,7 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.train.metric_definitions import Score
 from effnet_ray.variants import InputSpec
@@ -103,7 +103,8 @@ def load(run_uri: str) -> Run | None:
         return None
     with _readable(uri):
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        record["recipe"] = from_dict(Recipe, record["recipe"])
+        # Runs that were recorded before the field `head` existed trained their heads.
+        record["recipe"] = from_dict(Recipe, {"head": TRAINED} | record["recipe"])
         record["spec"] = from_dict(InputSpec, record["spec"])
         return from_dict(Run, record)
 

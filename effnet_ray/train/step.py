@@ -196,6 +196,15 @@ def train_step(
     return sums
 
 
+@torch.no_grad()
+def measure_step(trainer: PhaseTrainer, lanes: Sequence[Batch]) -> MetricSums:
+    """The global batch's sums, over all workers, of a network that the step does not change."""
+    network, sums = trainer.network.eval(), MetricSums.zero(trainer.device)
+    for batch in trainer.split_batches(lanes):
+        sums += MetricSums.of(network(batch.image), batch.label, batch.weight)
+    return sums.over_workers()
+
+
 def accumulate_gradients(
     trainer: PhaseTrainer, lanes: Sequence[Batch], step: int, count: Tensor
 ) -> MetricSums:

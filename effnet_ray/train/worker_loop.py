@@ -32,6 +32,8 @@ from effnet_ray.train.events import (
     StepDone,
     WorkersStarted,
 )
+from effnet_ray.train.head_features import HeadFeatures
+from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
 from effnet_ray.train.metric_definitions import (
     DEVICE_SECONDS,
@@ -174,6 +176,7 @@ class WorkerLoop:
                 self._batches,
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
+                solve_head=self._solve_head,
                 should_stop=should_stop,
             )
             if not finished and self._rank.leads:
@@ -190,6 +193,21 @@ class WorkerLoop:
             bad_images = isinstance(error, BadImagesError)
             self._channel.post(RunFailed(str(error), bad_images=bad_images))
         self._writer.wait()
+
+    def _solve_head(self, state: TrainState) -> None:
+        """Solve the head from the cached features; a collective."""
+        dataset, rank = self._job.dataset, self._rank
+        solve_head(
+            state.network,
+            HeadFeatures(dataset, rank.rank, rank.workers),
+            dataset.recipe,
+            class_weights=dataset.class_weights,
+            leads=rank.leads,
+        )
+        for network in state.networks[1:]:
+            network.backbone.classifier.load_state_dict(
+                state.network.backbone.classifier.state_dict()
+            )
 
     def _post_start(self) -> None:
         if self._rank.leads:

@@ -37,7 +37,8 @@ DIALS: dict[str, object] = {
 def settled(**given: object) -> Recipe:
     """A small b0 from scratch, every field decided, with dropout and drop path."""
     values = {"weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "micro_batch": 4,
-              "lr": 1e-3, "batchnorm": "frozen", "dropout": 0.3, "drop_path": 0.2}  # fmt: skip
+              "lr": 1e-3, "batchnorm": "frozen", "dropout": 0.3, "drop_path": 0.2,
+              "head": "trained"}  # fmt: skip
     recipe = Recipe(**(values | given))  # type: ignore[arg-type]
     return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
 

@@ -124,7 +124,7 @@ LAWS_OF_TRAINING = (
     Mutation(5, "A resumed run's learning-rate schedule begins anew.", "train/loop.py",
         "rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)",
         'taken = locals().get("taken", -1) + 1\n'
-        "            rate = learning_rate(recipe, taken, sizes.steps_per_epoch)",
+        "                rate = learning_rate(recipe, taken, sizes.steps_per_epoch)",
         "test_checkpoint.py::test_resuming_equals_never_stopping[frozen-contiguous]"),
     Mutation(5, "Early stopping forgets the epochs before a resume.", "train/state.py",
         "[from_dict(EpochReport, report) for report in history]",

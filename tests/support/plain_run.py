@@ -29,6 +29,7 @@ from effnet_ray.train.run_record import Result
 from effnet_ray.train.run_setup import set_up_run
 from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 from effnet_ray.train.worker_loop import run_worker
+from support.features import compute_features
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -82,6 +83,7 @@ def plain_run(
     placement = placement or Placement(workers=str(workers), audit=True, checkpoint_every=2)
     setup = set_up_run(recipe, placement, data, runs=runs, name=name, mirror=mirror)
     assert not isinstance(setup, Result), "the run is finished"
+    compute_features(setup.job)
     if setup.new:
         run_record.create(setup.job.run, setup.job.run_uri)
     monitor = RunMonitor(setup.job)

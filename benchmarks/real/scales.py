@@ -1,0 +1,50 @@
+"""What a linear probe's features are best divided by.
+
+    python benchmarks/real/scales.py --real ~/effnet-real --out ~/effnet-compare
+
+Run `compare.py` with the same flags first: it packs the sets and caches the features. Prints eval
+top-1 of scikit-learn's logistic regression for each scale, with the best of seven penalties.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tyro
+from compare import Cell, Options, cached_features, packed
+from sklearn.linear_model import LogisticRegression
+
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nothing": np.ones_like,
+    "standard deviation": lambda std: std.clip(1e-3 * std.mean()),
+    "its geometric mean with the mean one": lambda std: np.sqrt(
+        std.clip(1e-3 * std.mean()) * std.mean()
+    ),
+}
+
+
+def main(options: Options) -> None:
+    """Print one table."""
+    cells = [Cell(name, n, options.seeds[0]) for name in options.sets for n in options.per_class]
+    print("| divided by | " + " | ".join(f"{cell.set} {cell.per_class}" for cell in cells) + " |")
+    print("|---" * (len(cells) + 1) + "|")
+    for name, scale in SCALES.items():
+        tops = [f"{_best(cell, scale, options):.3f}" for cell in cells]
+        print(f"| {name} | " + " | ".join(tops) + " |")
+
+
+def _best(cell: Cell, scale: Callable[[np.ndarray], np.ndarray], options: Options) -> float:
+    data = packed(cell, options.real, options.out)
+    (train_x, train_y), (eval_x, eval_y) = cached_features(cell, data, options)
+    centre, divisor = train_x.mean(0), scale(train_x.std(0))
+    probes = (
+        LogisticRegression(C=1 / penalty / len(train_y), max_iter=500) for penalty in PENALTIES
+    )
+    return max(
+        probe.fit((train_x - centre) / divisor, train_y).score((eval_x - centre) / divisor, eval_y)
+        for probe in probes
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,105 @@
+"""The cached features of the train images, shared among the workers that solve the head."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effnet_ray import storage
+from effnet_ray.data import feature_cache
+from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.class_balance import class_uses
+from effnet_ray.recipe import MULTILABEL
+
+BLOCK_GROUPS = 32
+"""Row groups of the feature cache that are computed at once: 2,048 images."""
+HELD_OUT = 5
+"""One of so many train images is held out while the L2 penalty is chosen."""
+KEEP_BYTES = 2 * 1024**3
+"""A worker keeps its share of the features in memory up to this size as float32: 400,000 images of
+a B0. A larger share is read from storage in every pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBlock:
+    """The features of some images of a shard, on the CPU."""
+
+    feature: Tensor
+    """[n, F] float32."""
+    label: Tensor
+    """[n] int64; or [n, K] uint8 of 0 and 1 with several labels per image."""
+    weight: Tensor
+    """[n] float32: mean uses of the image in an epoch; 0 for a quarantined image."""
+    held_out: bool
+    """Whether these images are held out while the penalty is chosen."""
+
+
+class HeadFeatures:
+    """This worker's share of the train split's eval views, as blocks.
+
+    The blocks are the same for any number of workers. Every fifth image in file order is held out:
+    packing shuffles images, and where it does not (`pack --in-place`) this still takes a fifth of
+    each class.
+    """
+
+    def __init__(
+        self, dataset: Dataset, rank: int, workers: int, block_groups: int = BLOCK_GROUPS
+    ) -> None:
+        self._dataset = dataset
+        self._uri = dataset.features_uri("train", None)
+        self._mean, self._scale = torch.zeros(1), torch.ones(1)
+        size = block_groups * feature_cache.ROW_GROUP_ROWS
+        rows = [sum(shard.row_groups) for shard in dataset.manifest.splits["train"]]
+        starts = np.cumsum([0, *rows]).tolist()
+        self._places = [
+            (shard, first, min(first + size, count), starts[shard])
+            for shard, count in enumerate(rows)
+            for first in range(0, count, size)
+        ][rank::workers]
+        self._kept: list[FeatureBlock] | None = None
+
+    def standardise(self, mean: Tensor, scale: Tensor) -> None:
+        """From now on, subtract `mean` [F] from the features and divide them by `scale` [F]."""
+        self._mean, self._scale, self._kept = mean, scale, None
+
+    def __iter__(self) -> Iterator[FeatureBlock]:
+        return iter(self._kept) if self._kept is not None else self._read_all()
+
+    def _read_all(self) -> Iterator[FeatureBlock]:
+        kept, size = list[FeatureBlock](), 0
+        for block in (block for place in self._places for block in self._read(*place)):
+            size += block.feature.nbytes
+            if size <= KEEP_BYTES:
+                kept.append(block)
+            yield block
+        if size <= KEEP_BYTES:
+            self._kept = kept
+
+    def _read(self, shard: int, first: int, end: int, start: int) -> Iterator[FeatureBlock]:
+        """Rows `first` to `end` of a shard, whose first image is number `start` of the split."""
+        file = storage.join(self._uri, feature_cache.file_name(shard))
+        step = feature_cache.ROW_GROUP_ROWS
+        parts = [
+            feature_cache.read(file, group) for group in range(first // step, -(-end // step))
+        ]
+        feature = torch.from_numpy(np.concatenate([part.feature for part in parts])).float()
+        feature = (feature - self._mean) / self._scale
+        label = torch.from_numpy(np.concatenate([part.label for part in parts]))
+        if self._dataset.recipe.task == MULTILABEL and label.ndim == 1:
+            label = F.one_hot(label, len(self._dataset.manifest.classes)).to(torch.uint8)
+        readable = torch.tensor([not bad for part in parts for bad in part.bad])
+        weight = readable.float() * self._uses(label)
+        held_out = torch.arange(start + first, start + end) % HELD_OUT == HELD_OUT - 1
+        for rows, held in ((~held_out, False), (held_out, True)):
+            yield FeatureBlock(feature[rows], label[rows], weight[rows], held)
+
+    def _uses(self, label: Tensor) -> Tensor | float:
+        """Mean uses of each image in an epoch: 1 without class-balanced sampling."""
+        labels, balance = self._dataset.labels, self._dataset.recipe.balance
+        if labels is None or not balance:
+            return 1.0
+        uses = class_uses(labels.counts, balance) / labels.counts.clip(min=1)
+        return torch.from_numpy(uses).float()[label]
