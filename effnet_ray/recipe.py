@@ -1,6 +1,6 @@
 """Recipe: every setting that decides the numbers of a run."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Self
 
 from effnet_ray.recipe_fields import RecipeFields
@@ -35,6 +35,11 @@ without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no lay
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
 the rate of the backbone it would need more epochs. Customary, not measured here."""
+TRAINS_HEAD = (
+    "epochs", "opt", "lr", "weight_decay", "sched", "warmup_epochs", "clip_grad", "ema_decay",
+    "patience",
+)  # fmt: skip
+"""Fields that mean a trained head where nothing else is trained."""
 MICRO_BATCH_GB = 12
 """GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
 which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""
@@ -82,19 +87,24 @@ class Recipe(RecipeFields):
         )
 
     def _default_head(self) -> str:
-        """Solved for a pretrained family; the head of a release may be better as it is."""
-        lr_is_for_head = self.unfreeze == "head" and self.lr
-        trains = (
-            self.head_epochs not in (None, 1)
-            or self.head_views > 1
-            or self.head_lr
-            or lr_is_for_head
-        )
+        """Solved for a pretrained family, unless a field says how to train it.
+
+        The head of a release may be better as it is, and a single epoch trains everything.
+        """
         can_solve = self.with_family.weights in FAMILIES and self.head_cache
+        trains = self.head_epochs is not None or self.head_lr or self.head_views > 1
+        if self.unfreeze == "head":
+            trains = trains or any(
+                getattr(self, item.name) != item.default
+                for item in fields(self)
+                if item.name in TRAINS_HEAD
+            )
+        elif self.epochs == 1:
+            trains = True
         return TRAINED if trains or not can_solve else SOLVED
 
     def _default_head_epochs(self, head: str, pretrained: bool) -> int:
-        """One measures a solved head; else a quarter, but a single epoch trains everything."""
+        """One measures a solved head; a trained one has a quarter of the epochs, if not one."""
         if self.head_epochs is not None:
             return self.head_epochs
         if head == SOLVED:

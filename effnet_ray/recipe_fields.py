@@ -64,8 +64,8 @@ class RecipeFields:
     """How linear probing finds the new head: solved (logistic regression of the train images'
     cached features, with an L2 penalty chosen on a held-out fifth of them; its epoch only
     measures the result) or trained (by the optimizer, for head_epochs). Default: solved for a
-    pretrained family, unless head_epochs, head_lr, head_views or head_cache is given; with
-    --unfreeze head also unless lr is given."""
+    pretrained family; trained if head_lr, head_epochs, several head_views or no head_cache is
+    given, for a single epoch, and with --unfreeze head if epochs, lr, opt or the like is given."""
     head_epochs: int | None = field(default=None, metadata=AT_LEAST_0)
     """Linear-probing epochs: epochs at the start with a frozen backbone. Default: 1 for a solved
     head, a quarter of all epochs for a trained one, 0 from scratch."""
@@ -267,11 +267,17 @@ def _check_combinations(recipe: RecipeFields) -> None:
         "False when batchnorm is sync",
     )
     require(
+        recipe.head != SOLVED or recipe.weights != "none",
+        "head",
+        recipe.head,
+        "trained without pretrained weights",
+    )
+    require(
         recipe.head != SOLVED
         or (recipe.head_cache and recipe.head_views == 1 and recipe.head_epochs != 0),
         "head",
         recipe.head,
-        "trained without feature cache (head_cache), with several head_views or no head_epochs",
+        "trained if head_cache is off, head_views is above 1 or head_epochs is 0",
     )
     require(
         recipe.head != SOLVED or recipe.head_epochs in (None, 1),

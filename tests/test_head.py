@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from sklearn.linear_model import LogisticRegression
 from support.features import cached, compute_features, head, probe_top1, solve_in_group
 from support.plain_run import in_processes, plain_run
@@ -18,7 +18,12 @@ from support.runs import weights
 from torch import Tensor
 
 from effnet_ray import Placement, Recipe
-from effnet_ray.errors import RecipeError
+from effnet_ray.data import feature_cache
+from effnet_ray.data.feature_cache import FeatureRows
+from effnet_ray.errors import RecipeError, TrainingError
+from effnet_ray.recipe import MULTILABEL
+from effnet_ray.release_format import layout
+from effnet_ray.train import checkpoint
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import SolvedHead, solve_head
 from effnet_ray.train.loss import train_losses
@@ -72,7 +77,7 @@ def solved(job: WorkerJob) -> tuple[dict[str, Tensor], SolvedHead]:
     """The head, solved by one worker."""
     network = initial_network(job.run, job.weights_uri)
     found = solve_head(
-        network,
+        [network],
         HeadFeatures(job.dataset, 0, 1),
         job.run.recipe,
         class_weights=job.dataset.class_weights,
@@ -113,6 +118,8 @@ def test_the_solution_is_the_minimum_of_the_recipes_own_loss(
     weight = (found["weight"].double() * scale).requires_grad_()
     bias = found["bias"].double().requires_grad_()
     loss, images = mean_loss(made, weight / scale, bias)
+    if made.run.recipe.task == MULTILABEL:
+        loss = loss * 10  # the solver adds classes up, where the recipe's loss is their mean
     objective = loss + how.penalty / 2 * (weight**2).sum()
     gradients = torch.autograd.grad(objective, [weight, bias])
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-3
@@ -147,6 +154,21 @@ def test_the_head_does_not_depend_on_the_number_of_workers(
     assert all(torch.equal(one[name], other[name]) for other in others for name in one)
 
 
+def test_features_that_are_not_finite_are_said_to_be(
+    job: Callable[..., WorkerJob], tmp_path: Path
+) -> None:
+    made = job()
+    dataset = replace(made.dataset, features=str(tmp_path))
+    rows = FeatureRows(
+        np.full((IMAGES, 1280), np.inf, np.float16), np.arange(IMAGES) % 10,
+        np.arange(IMAGES), [""] * IMAGES,
+    )  # fmt: skip
+    feature_cache.write(f"{dataset.features_uri('train', None)}/00000.parquet", [rows])
+    network = initial_network(made.run, made.weights_uri)
+    with pytest.raises(TrainingError, match=r"features .* are not finite: use --precision"):
+        solve_head([network], HeadFeatures(dataset, 0, 1), made.run.recipe)
+
+
 def test_a_default_run_is_at_least_as_good_as_a_linear_probe(
     digits: str, weights_mirror: str, tmp_path: Path, job: Callable[..., WorkerJob]
 ) -> None:
@@ -160,6 +182,18 @@ def test_a_default_run_is_at_least_as_good_as_a_linear_probe(
     assert min(tops) < tops[0] - error
     assert run.finished.eval_top1 >= tops[0]
     assert run.finished.resumed_from_step == 0
+
+
+def test_a_solved_head_is_only_measured(
+    digits: str, weights_mirror: str, tmp_path: Path, job: Callable[..., WorkerJob]
+) -> None:
+    recipe = replace(PROBE, epochs=1, head="solved", ema_decay=0.9)
+    run = plain_run(recipe, digits, str(tmp_path), "measured", mirror=weights_mirror).finished
+    expected, _ = solved(job())
+    for name in (layout.WEIGHTS, checkpoint.AVERAGED):
+        released = load((Path(run.checkpoint) / name).read_bytes())
+        assert torch.equal(released["classifier.weight"], expected["weight"])
+        assert torch.equal(released["classifier.bias"], expected["bias"])
 
 
 def test_a_run_killed_while_its_solved_head_is_measured_resumes_to_the_bit(
@@ -177,7 +211,10 @@ def test_a_run_killed_while_its_solved_head_is_measured_resumes_to_the_bit(
     ("given", "head", "epochs"),
     [
         ({}, "solved", 1),
-        ({"epochs": 1}, "solved", 1),
+        ({"epochs": 1}, "trained", 0),
+        ({"head_epochs": 1}, "trained", 1),
+        ({"unfreeze": "head", "epochs": 3}, "trained", 3),
+        ({"unfreeze": "head", "opt": "sgd"}, "trained", 10),
         ({"unfreeze": "head"}, "solved", 1),
         ({"unfreeze": "head", "lr": 0.1}, "trained", 10),
         ({"head_epochs": 3}, "trained", 3),
@@ -203,7 +240,14 @@ def test_a_solved_head_alone_takes_one_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"head_views": 2}, {"head_cache": False}, {"head_epochs": 2}, {"head_epochs": 0}]
+    "given",
+    [
+        {"head_views": 2},
+        {"head_cache": False},
+        {"head_epochs": 2},
+        {"head_epochs": 0},
+        {"weights": "none"},
+    ],
 )
 def test_what_a_solved_head_cannot_be_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="head"):

@@ -134,7 +134,7 @@ def test_progressive_sizes_stay_between_the_smallest_and_the_whole(
             {"epochs": 2, "unfreeze": "stage:6", "head": "trained"},
             "the head for 1 epoch, then stage 6 and above for 1 epoch",
         ),
-        ({"epochs": 5, "unfreeze": "head"}, "a solved head"),
+        ({"unfreeze": "head"}, "a solved head"),
         ({"epochs": 5, "weights": "none"}, "all layers for 5 epochs"),
         ({"epochs": 5, "unfreeze": "head", "head": "trained"}, "the head for 5 epochs"),
     ],

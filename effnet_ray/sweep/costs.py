@@ -29,9 +29,9 @@ def estimated_device_seconds(recipe: Recipe, manifest: Manifest) -> float:
     The speed is scaled by the image area. Other devices are faster or slower; the schedule needs
     only the ratio between variants.
     """
-    images = manifest.limited(recipe.limit).images
-    trained = phases.cost(recipe.with_defaults, recipe.epochs) * images.get("train", 0)
-    evaluated = phases.FORWARD_COST * recipe.epochs * images.get("eval", 0)
+    images, resolved = manifest.limited(recipe.limit).images, recipe.with_defaults
+    trained = phases.cost(resolved, resolved.epochs) * images.get("train", 0)
+    evaluated = phases.FORWARD_COST * resolved.epochs * images.get("eval", 0)
     row = recipe.variant_spec
     area = (_input_spec(recipe).resolution / row.benchmark_resolution) ** 2
     return (trained + evaluated) * area / row.train_images_per_s

@@ -31,7 +31,7 @@ DEFAULT = {
     "drop_path": "uniform:0:0.3",
 }
 """The most influential settings of fine-tuning with AdamW; each range contains the Recipe's
-default. The head's learning rate is ten times lr."""
+default."""
 
 FROM_SCRATCH = {**DEFAULT, "lr": "log:1e-3:1e-2"}
 """Training from scratch takes higher learning rates."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
-from effnet_ray.recipe import Recipe
+from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.sweep.space import Settings
 from effnet_ray.variants import variant
@@ -122,14 +122,27 @@ def create(sweep: Sweep, uri: str) -> None:
         storage.write_bytes(record, _json(sweep), exclusive=True)
     except AlreadyExistsError:
         recorded = _read(record)
-        # Sweeps that were recorded before the recipe had the field `head` left it unset.
-        recorded["recipe"] = {"head": None} | recorded["recipe"]
+        if _precedes_head(recorded):
+            recorded["recipe"]["head"] = TRAINED
         differences = _differences(json.loads(_json(sweep)), recorded)
         if differences:
             raise RunExistsError(
                 f"sweep {sweep.name!r} exists with other settings: {differences}: choose another "
                 "--name, or pass the recorded values"
             ) from None
+
+
+def as_recorded(sweep: Sweep, uri: str) -> Sweep:
+    """The sweep; its heads are trained if it was recorded before the recipe's field `head`."""
+    record = storage.join(uri, SWEEP)
+    if sweep.recipe.head is None and storage.exists(record) and _precedes_head(_read(record)):
+        return replace(sweep, recipe=replace(sweep.recipe, head=TRAINED))
+    return sweep
+
+
+def _precedes_head(recorded: Mapping[str, Any]) -> bool:
+    recipe = recorded.get("recipe")
+    return isinstance(recipe, dict) and "head" not in recipe
 
 
 def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:

@@ -87,6 +87,7 @@ def tune(
         name=name,
     )
     uri = storage.join(runs, sweep.name)
+    sweep = sweep_record.as_recorded(sweep, uri)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
     if sweep_record.has_outcome(uri):
         sweep_record.create(sweep, uri)  # refuses another sweep of this name

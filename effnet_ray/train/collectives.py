@@ -62,20 +62,31 @@ def value_of_worker_0(value: int) -> int:
 
 
 FIXED_POINT = 2.0**32
-"""Sums are exact as integers of this unit, for absolute values below 2^31."""
+"""Sums are exact as integers of this unit."""
+LARGEST = 2.0**30
+"""Bound of absolute values, and of their sums, that int64 can hold."""
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
-    """Float64 values as int64, whose sum does not depend on the order of its terms."""
-    return (values * FIXED_POINT).round().long()
+    """Float64 values as int64, whose sum does not depend on the order of its terms.
+
+    A last element counts, here and in sums, how often some value was not finite or too large.
+    """
+    bad = ~(values.abs() < LARGEST)
+    units = (values.masked_fill(bad, 0) * FIXED_POINT).round().long()
+    return torch.cat([units, bad.any().long()[None]])
 
 
 def fixed_point_sum_over_workers(values: Tensor) -> Tensor:
-    """Float64 sum over all workers of int64 `values` made by `to_fixed_point`.
+    """Float64 sum over all workers of sums of `to_fixed_point`.
 
-    It is the same however the terms are shared among workers.
+    It is the same however the terms are shared among workers. Raises FloatingPointError, on every
+    worker, if some value was not finite or too large.
     """
-    return sum_over_workers(values) / FIXED_POINT
+    total = sum_over_workers(values)
+    if int(total[-1]):
+        raise FloatingPointError("a sum over workers is not finite")
+    return total[:-1] / FIXED_POINT
 
 
 def gather_rows(rows: Tensor) -> Tensor:

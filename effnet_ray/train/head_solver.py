@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.collectives import (
@@ -32,14 +33,15 @@ Vector = npt.NDArray[np.float64]
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 """L2 penalties that are tried, from the strongest: the objective is the mean loss plus half the
-penalty times the sum of squared weights of scaled features."""
+penalty times the sum of squared weights of scaled features. They span what was best on real
+pictures, 0.003 to 0.3 (`benchmarks/results/real_weights.md`), in steps that hardly differ."""
 NO_CHOICE = 0.1
-"""The penalty where no image is held out."""
+"""The penalty where no image is held out: the one chosen most often on real pictures."""
 ITERATIONS = 300
-"""Maximum number of L-BFGS iterations for one penalty."""
+"""Maximum number of L-BFGS iterations for one penalty; about 100 were needed."""
 TOLERANCE, ROUGH = 1e-4, 1e-3
 """Largest element of the gradient at convergence: of the solution, and of those that penalties are
-compared by."""
+compared by. Smaller ones did not change eval top-1 by more than an image or two."""
 MIN_STD = 1e-3
 """Smallest standard deviation that is distinguished, as a share of the mean one: some features are
 always 0."""
@@ -60,17 +62,18 @@ class SolvedHead:
 
 
 def solve_head(
-    network: Network,
+    networks: Sequence[Network],
     features: HeadFeatures,
     recipe: Recipe,
     *,
     class_weights: Sequence[float] = (),
     leads: bool = True,
 ) -> SolvedHead:
-    """Set the network's head to the solution; a collective, called by every worker.
+    """Set the networks' heads to the solution; a collective, called by every worker.
 
-    `features` are this worker's; worker 0 has `leads`.
+    `networks` are those of a TrainState; `features` are this worker's; worker 0 has `leads`.
     """
+    network = networks[0]
     objective = HeadObjective(
         features,
         classes=network.num_classes,
@@ -84,9 +87,8 @@ def solve_head(
     else:
         solution, solved = _follow(objective), SolvedHead(0.0, 0)
     weight, bias = objective.unscaled(solution)
-    with torch.no_grad():
-        network.backbone.classifier.weight.copy_(weight)
-        network.backbone.classifier.bias.copy_(bias)
+    for network in networks:
+        network.backbone.classifier.load_state_dict({"weight": weight, "bias": bias})
     return solved
 
 
@@ -107,7 +109,7 @@ def _search(objective: "HeadObjective") -> tuple[Vector, SolvedHead]:
 def _minimise(
     objective: "HeadObjective", part: int, penalty: float, start: Vector, tolerance: float
 ) -> Vector:
-    """The head of the smallest penalised loss; `start` only decides how soon it is found."""
+    """The head of the smallest penalised loss, within the tolerance, from `start` on."""
     # Only runs that solve a head need SciPy's optimizers, whose import takes 0.3 s.
     from scipy.optimize import minimize
 
@@ -176,11 +178,11 @@ class HeadObjective:
     def evaluate(self, part: int, solution: Vector) -> tuple[float, Vector]:
         """Mean loss and its gradient; a collective. Without images, the loss is NaN."""
         self.evaluations += 1
-        sums = torch.zeros(self.size + 2, dtype=torch.int64)
+        sums = torch.zeros(self.size + 3, dtype=torch.int64)
         for block in self._features:
             if part == ALL or block.held_out == (part == CHECK):
                 sums += to_fixed_point(self._block_sums(block, solution))
-        total = fixed_point_sum_over_workers(sums).numpy()
+        total = _total(sums).numpy()
         with np.errstate(invalid="ignore"):
             mean = total[:-1] / total[-1]
         return float(mean[-1]), mean[:-1]
@@ -198,7 +200,9 @@ class HeadObjective:
             smoothing=self._smoothing,
             class_weights=self._class_weights,
         )
-        loss = (losses * block.weight).sum()
+        # Binary cross-entropy is a mean over classes: as their sum, penalties and tolerances mean
+        # the same for any number of classes.
+        loss = (losses * block.weight).sum() * (1 if block.label.ndim == 1 else self.classes)
         gradients = torch.autograd.grad(loss, [weight, bias])
         rest = torch.stack([loss.detach(), block.weight.sum()])
         return torch.cat([*(gradient.flatten() for gradient in gradients), rest]).double()
@@ -221,13 +225,24 @@ def _mean_and_scale(features: HeadFeatures, width: int) -> tuple[Tensor, Tensor]
     by the standard deviation itself amplifies features that hardly vary, which costs up to three
     points (`benchmarks/results/real_weights.md`).
     """
-    sums = torch.zeros(2 * width + 1, dtype=torch.int64)
+    sums = torch.zeros(2 * width + 2, dtype=torch.int64)
     for block in features:
         readable = block.feature[block.weight > 0].double()
         count = torch.tensor([len(readable)], dtype=torch.float64)
         sums += to_fixed_point(torch.cat([readable.sum(0), (readable**2).sum(0), count]))
-    total = fixed_point_sum_over_workers(sums)
+    total = _total(sums)
     mean, square = (total[:-1] / total[-1].clamp(min=1)).view(2, width)
     std = (square - mean**2).clamp(min=0).sqrt()
     scale = (std.clamp(min=MIN_STD * std.mean()) * std.mean()).sqrt()
     return mean.float(), scale.where(scale > 0, 1.0).float()
+
+
+def _total(sums: Tensor) -> Tensor:
+    """The sums over all workers, float64. Raises TrainingError if they are not finite."""
+    try:
+        return fixed_point_sum_over_workers(sums)
+    except FloatingPointError as error:
+        raise TrainingError(
+            "the head cannot be solved: some features of the train images are not finite: use "
+            "--precision float32, or --head trained --no-head-cache"
+        ) from error

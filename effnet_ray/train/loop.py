@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.model.network import train_mode
@@ -78,19 +79,13 @@ def fit(
         phase = phase_at(recipe, epoch)
         if trainer is None or trainer.phase != phase:
             trainer = None  # frees DDP's hooks: the next phase trains the same parameters
-            trainer = _start_phase(state, recipe, phase, sizes)
-            if phase.solved and solve_head and state.step == phase.first * sizes.steps_per_epoch:
-                solve_head(state)
+            trainer = _start_phase(state, recipe, phase, sizes, solve_head)
         train_mode(state.network, recipe, phase.lowest_trainable)
         for lanes in batches.train(step):
             count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
             if stop:
                 return False
-            if phase.solved:
-                state.train_sums += measure_step(trainer, lanes)
-            else:
-                rate = learning_rate(recipe, state.step, sizes.steps_per_epoch)
-                state.train_sums += train_step(trainer, lanes, count, rate)
+            state.train_sums += _take_step(trainer, lanes, count, sizes.steps_per_epoch)
             state.step += 1
             _check_train_images(state.train_sums, sizes)
             on_step(state)
@@ -99,12 +94,28 @@ def fit(
 
 
 def _start_phase(
-    state: TrainState, recipe: Recipe, phase: Phase, sizes: EpochSizes
+    state: TrainState,
+    recipe: Recipe,
+    phase: Phase,
+    sizes: EpochSizes,
+    solve_head: Callable[[TrainState], None] | None,
 ) -> PhaseTrainer:
     gc.collect()  # the previous phase's DDP is part of a reference cycle
     trainer = PhaseTrainer(state, recipe, phase, sizes.class_weights)
     prepare_phase(trainer)
+    if phase.solved and solve_head and state.step == phase.first * sizes.steps_per_epoch:
+        solve_head(state)
     return trainer
+
+
+def _take_step(
+    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, steps_per_epoch: int
+) -> MetricSums:
+    """Train on the global batch; with a solved head, only measure it."""
+    if trainer.phase.solved:
+        return measure_step(trainer, lanes)
+    rate = learning_rate(trainer.recipe, trainer.state.step, steps_per_epoch)
+    return train_step(trainer, lanes, count, rate)
 
 
 def _finish_epoch(

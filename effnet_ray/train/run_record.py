@@ -92,7 +92,10 @@ class Result:
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
     """`<variant>-<8 hex digits of recipe and data>`: the same command is the same run."""
-    content = json.dumps([asdict(recipe.with_family), fingerprint], sort_keys=True)
+    settings = asdict(recipe.with_family)
+    if settings["head"] is None:
+        del settings["head"]  # names are those of before the field existed
+    content = json.dumps([settings, fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from effnet_ray import phases, storage
+from effnet_ray import phases
 from effnet_ray.data.chunks import ChunkExecutor
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.recipe import MULTILABEL
-from effnet_ray.train import checkpoint, oom, step_log
+from effnet_ray.train import oom
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
-from effnet_ray.train.collectives import value_of_worker_0, worker_group
+from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
@@ -42,6 +42,7 @@ from effnet_ray.train.metric_definitions import (
     PROGRESS,
     TRAIN_LOSS,
 )
+from effnet_ray.train.resume import resume
 from effnet_ray.train.state import TrainState, initial_state
 from effnet_ray.train.step_log import StepLog
 from effnet_ray.train.throughput import Throughput
@@ -97,19 +98,6 @@ def run_worker(
     except InputError as error:  # data or storage that a retry cannot fix
         channel.post(RunFailed(str(error)))
         raise
-
-
-def resume(state: TrainState, job: WorkerJob, rank: int) -> None:
-    """Load the newest checkpoint, chosen by worker 0, and delete logs of the steps after it."""
-    newest = checkpoint.newest(job.checkpoints_uri) if rank == 0 else None
-    step = newest.step if newest else -1
-    if rank == 0:
-        for log in (job.audit_uri, job.quarantine_uri):
-            step_log.delete_from(log, max(0, step))
-    step = value_of_worker_0(step)
-    if step >= 0:
-        uri = storage.join(job.checkpoints_uri, checkpoint.folder(step))
-        (newest or checkpoint.open_checkpoint(uri)).load_into(state)
 
 
 class WorkerLoop:
@@ -198,16 +186,12 @@ class WorkerLoop:
         """Solve the head from the cached features; a collective."""
         dataset, rank = self._job.dataset, self._rank
         solve_head(
-            state.network,
+            state.networks,
             HeadFeatures(dataset, rank.rank, rank.workers),
             dataset.recipe,
             class_weights=dataset.class_weights,
             leads=rank.leads,
         )
-        for network in state.networks[1:]:
-            network.backbone.classifier.load_state_dict(
-                state.network.backbone.classifier.state_dict()
-            )
 
     def _post_start(self) -> None:
         if self._rank.leads:

@@ -62,7 +62,7 @@ def solve_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
     network = initial_network(job.run, job.weights_uri)
     features = HeadFeatures(job.dataset, rank, workers, block_groups=1)
-    solve_head(network, features, job.run.recipe, leads=rank == 0)
+    solve_head([network], features, job.run.recipe, leads=rank == 0)
     torch.save(head(network), f"{folder}/{workers}-{rank}.pt")
     if workers > 1:
         dist.destroy_process_group()

@@ -22,7 +22,7 @@ ORDER = (
     "train.collectives train.mixup train.loss train.metrics train.loss_scale train.run_record "
     "train.state train.head_features train.head_solver train.evaluation train.step train.oom "
     "train.loop train.checkpoint train.checkpoint_writer train.throughput train.step_log "
-    "train.events train.worker_job train.device_batches train.worker_loop "
+    "train.events train.worker_job train.device_batches train.resume train.worker_loop "
     "train.run_setup train.run_monitor train.worker train.feature_tasks "
     "train.precompute_features train.ray_trainer train.finetune "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
