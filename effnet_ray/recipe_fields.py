@@ -179,6 +179,7 @@ class RecipeFields:
         _check_unfreeze(self, row.stages)
         _check_batches(self)
         _check_combinations(self)
+        _check_solved_head(self)
 
     @property
     def variant_spec(self) -> Variant:
@@ -266,29 +267,33 @@ def _check_combinations(recipe: RecipeFields) -> None:
         recipe.compile,
         "False when batchnorm is sync",
     )
-    require(
-        recipe.head != SOLVED or recipe.weights != "none",
-        "head",
-        recipe.head,
-        "trained without pretrained weights",
-    )
-    require(
-        recipe.head != SOLVED
-        or (recipe.head_cache and recipe.head_views == 1 and recipe.head_epochs != 0),
-        "head",
-        recipe.head,
-        "trained if head_cache is off, head_views is above 1 or head_epochs is 0",
-    )
-    require(
-        recipe.head != SOLVED or recipe.head_epochs in (None, 1),
-        "head_epochs",
-        recipe.head_epochs,
-        "1 for a solved head",
-    )
     trains_everything = not recipe.head_epochs and recipe.unfreeze == "all"
     require(
         trains_everything or recipe.weights != "none",
         "weights",
         "none",
         "pretrained weights if parts of the network stay frozen (head_epochs, unfreeze)",
+    )
+
+
+def _check_solved_head(recipe: RecipeFields) -> None:
+    if recipe.head != SOLVED:
+        return
+    require(
+        recipe.weights != "none",
+        "head",
+        recipe.head,
+        "trained without pretrained weights",
+    )
+    require(
+        recipe.head_cache and recipe.head_views == 1 and recipe.head_epochs != 0,
+        "head",
+        recipe.head,
+        "trained if head_cache is off, head_views is above 1 or head_epochs is 0",
+    )
+    require(
+        recipe.head_epochs in (None, 1),
+        "head_epochs",
+        recipe.head_epochs,
+        "1 for a solved head",
     )

@@ -97,12 +97,17 @@ def edit(folder: Path, **changes: Any) -> None:
         {"classes": ["garden", "dahlia", "roof"]},
         {"splits": {}},
         {"fingerprint": "0" * 64},
-        {"version": 2},
     ],
 )
 def test_an_altered_manifest_is_refused(copied: Path, changes: dict[str, Any]) -> None:
     edit(copied, **changes)
     with pytest.raises(DatasetError, match="altered"):
+        manifests.load(str(copied))
+
+
+def test_a_manifest_of_another_version_is_said_to_be_one(copied: Path) -> None:
+    edit(copied, version=2)
+    with pytest.raises(DatasetError, match=r"has format version 2, expected 1: pack again"):
         manifests.load(str(copied))
 
 

@@ -14,6 +14,7 @@ from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, StorageError
+from effnet_ray.storage import local
 
 
 @pytest.fixture(scope="module", params=["disk", "rclone", "moto"])
@@ -206,3 +207,12 @@ def test_the_s3_libraries_are_imported_for_the_first_s3_uri_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_full_disk_is_named_with_what_to_do() -> None:
+    with (
+        pytest.raises(StorageError, match=r"No space left .*: free some space, or choose another"),
+        local.errors("/data/file", "write"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")

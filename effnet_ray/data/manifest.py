@@ -138,7 +138,13 @@ def load(data: str) -> Manifest:
         manifest = from_dict(Manifest, record)
     except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         raise DatasetError(f"{uri} is not an effnet_ray manifest ({error}): pack again") from error
-    if recorded != (manifest.fingerprint, VERSION):
+    fingerprint, version = recorded
+    if version != VERSION:
+        raise DatasetError(
+            f"{uri} has format version {version!r}, expected {VERSION}: pack again, or use the "
+            "version of effnet_ray that packed it"
+        )
+    if fingerprint != manifest.fingerprint:
         raise DatasetError(
             f"{uri} was altered: its content does not match its fingerprint: pack again"
         )

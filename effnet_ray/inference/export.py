@@ -31,11 +31,11 @@ from effnet_ray.variants import SQUASH, InputSpec
 RECORD = "export.json"
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 MAX_BATCH = 4096
-"""Images of a batch; an exported program requires a bound."""
+"""Images of a batch; an exported program requires a bound. Chosen, not measured."""
 TOLERANCE = 1e-4
 """Largest accepted difference from the release's logits, relative to the largest logit above 1."""
 CHECK_BATCHES = (1, 3)
-"""Sizes of the batches on which the two models are compared."""
+"""Sizes of the batches on which the two models are compared: a single image, and several."""
 
 
 @dataclass(frozen=True, slots=True)

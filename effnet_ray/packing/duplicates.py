@@ -34,7 +34,8 @@ MIN_EXCESS = 0.1
 """A bit is set if its frequency is this much above the median. Rounding errors are smaller:
 float32 has steps of 0.0005 at the largest frequency, 8,160, the mean of a white image."""
 MIN_SET_BITS = 16
-"""The hash of an image with fewer set bits is not distinctive, so it is not compared."""
+"""The hash of an image with fewer set bits is not distinctive, so it is not compared.
+Chosen, not measured."""
 NEIGHBOURS = 8
 """Maximum number of images, of those that agree in three bytes, that each image is compared with:
 enough for pairs and small groups, and linear in the number of images."""

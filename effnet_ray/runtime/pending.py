@@ -16,7 +16,7 @@ from effnet_ray.runtime.session import ResourceRequest
 
 GRACE_S = 5
 """Nothing is reported in this time, in which a cluster with enough free resources starts workers:
-a shorter time would report every start as a wait."""
+a shorter time would report every start as a wait. Chosen, not measured."""
 REPEAT_S = 60
 """Interval between reports of an unchanged reason: a log shows that the wait goes on, in a line
 per minute."""

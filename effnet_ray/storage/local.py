@@ -4,6 +4,7 @@ A write goes to a temporary file, which is synced and then renamed; then its fol
 because the name is stored there. A killed writer leaves a hidden file that ends in `.partial`.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -58,7 +59,9 @@ def errors(uri: str, verb: str) -> Iterator[None]:
     except (TimeoutError, ConnectionError) as error:  # of a network file system
         raise OutageError(f"cannot {verb} {uri}: {one_line(error)}") from error
     except OSError as error:
-        raise StorageError(f"cannot {verb} {uri}: {one_line(error)}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = ": free some space, or choose another folder" if full else ""
+        raise StorageError(f"cannot {verb} {uri}: {one_line(error)}{remedy}") from error
 
 
 def read(uri: str, size: int | None, max_bytes: int | None) -> bytes:

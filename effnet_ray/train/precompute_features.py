@@ -50,7 +50,8 @@ from effnet_ray.train.worker_job import WorkerJob
 POST_EVERY_S = 0.5
 """Seconds between events of progress, as in `worker_loop`."""
 ATTEMPTS = 5
-"""The features may be computed by another run's driver, which may end before they are complete."""
+"""The features may be computed by another run's driver, which may end before they are complete.
+Chosen, not measured."""
 
 
 def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool) -> None:
