@@ -30,6 +30,7 @@ PROBE = "scikit-learn's linear probe"
 CONTESTANTS = {
     "default": {},
     "trained head": {"head": "trained"},
+    "gentle": {"lr": 3e-4, "layer_decay": 1.0},
 }
 """Name → the fields of the recipe in which it differs from the default."""
 EVAL_IMAGES = 200
@@ -85,8 +86,8 @@ def packed(cell: Cell, real: Path, out: Path) -> str:
                 )
                 (source / split / folder.name).mkdir(parents=True, exist_ok=True)
                 for file in chosen:
-                    link = source / split / folder.name / file.name
-                    link.write_bytes(file.read_bytes())
+                    copy = source / split / folder.name / file.name
+                    copy.write_bytes(file.read_bytes())
         pack(str(source), str(target), Packing())
     return str(target)
 

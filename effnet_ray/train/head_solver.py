@@ -33,10 +33,10 @@ Vector = npt.NDArray[np.float64]
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 """L2 penalties that are tried, from the strongest: the objective is the mean loss plus half the
-penalty times the sum of squared weights of scaled features. They span what was best on real
-pictures, 0.003 to 0.3 (`benchmarks/results/real_weights.md`), in steps that hardly differ."""
+penalty times the sum of squared weights of scaled features. For the sets of
+`benchmarks/real/compare.py` 0.03 to 0.3 were chosen with label smoothing."""
 NO_CHOICE = 0.1
-"""The penalty where no image is held out: the one chosen most often on real pictures."""
+"""The penalty where no image is held out: the one chosen most often for those sets."""
 ITERATIONS = 300
 """Maximum number of L-BFGS iterations for one penalty; about 100 were needed."""
 TOLERANCE, ROUGH = 1e-4, 1e-3
@@ -124,8 +124,8 @@ def _minimise(
     options = {"maxiter": ITERATIONS, "gtol": tolerance, "ftol": 1e-9}
     # OpenBLAS's threads wait in a loop and would slow down torch's: 14 s instead of 1 s.
     with threadpool_limits(1, user_api="blas"):
-        found = minimize(penalised, start, jac=True, method="L-BFGS-B", options=options)
-    solution: Vector = found.x
+        result = minimize(penalised, start, jac=True, method="L-BFGS-B", options=options)
+    solution: Vector = result.x
     return solution
 
 
@@ -178,7 +178,7 @@ class HeadObjective:
     def evaluate(self, part: int, solution: Vector) -> tuple[float, Vector]:
         """Mean loss and its gradient; a collective. Without images, the loss is NaN."""
         self.evaluations += 1
-        sums = torch.zeros(self.size + 3, dtype=torch.int64)
+        sums = _zero_sums(self.size + 2)
         for block in self._features:
             if part == ALL or block.held_out == (part == CHECK):
                 sums += to_fixed_point(self._block_sums(block, solution))
@@ -225,7 +225,7 @@ def _mean_and_scale(features: HeadFeatures, width: int) -> tuple[Tensor, Tensor]
     by the standard deviation itself amplifies features that hardly vary, which costs up to three
     points (`benchmarks/results/real_weights.md`).
     """
-    sums = torch.zeros(2 * width + 2, dtype=torch.int64)
+    sums = _zero_sums(2 * width + 1)
     for block in features:
         readable = block.feature[block.weight > 0].double()
         count = torch.tensor([len(readable)], dtype=torch.float64)
@@ -235,6 +235,11 @@ def _mean_and_scale(features: HeadFeatures, width: int) -> tuple[Tensor, Tensor]
     std = (square - mean**2).clamp(min=0).sqrt()
     scale = (std.clamp(min=MIN_STD * std.mean()) * std.mean()).sqrt()
     return mean.float(), scale.where(scale > 0, 1.0).float()
+
+
+def _zero_sums(length: int) -> Tensor:
+    """The sums of a worker without images."""
+    return to_fixed_point(torch.zeros(length, dtype=torch.float64))
 
 
 def _total(sums: Tensor) -> Tensor:
