@@ -44,6 +44,31 @@ settings.register_profile(
 settings.load_profile("effnet")
 
 
+QUICK = (
+    "asha audit augment class_balance docs duplicates errors eval_inputs in_place kuberay "
+    "labels layers logits messages metric_definitions metrics mixup multiclass_metrics "
+    "multilabel_metrics mutations nodes optimizer pending plan publish quarantine recipe "
+    "recipes resources results run_record searchers space splits sync_batchnorm terminal "
+    "throughput trial_log variant_schedule variants"
+).split()
+"""Files whose tests take seconds, all together."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m quick` does not import the other files, which takes longer than the tests."""
+    name = collection_path.stem
+    other = name.startswith("test_") and name.removeprefix("test_") not in QUICK
+    return (config.option.markexpr == "quick" and other) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `QUICK` files, unless they have a mark of their own."""
+    for item in items:
+        slow = any(item.get_closest_marker(name) for name in ("ray", "heavy", "long"))
+        if item.path.stem.removeprefix("test_") in QUICK and not slow:
+            item.add_marker("quick")
+
+
 def pytest_collection_finish() -> None:
     """What is imported and collected stays: every `gc.collect` would otherwise take 0.3 s."""
     gc.collect()

@@ -1,4 +1,4 @@
-"""Ray Tune's own ASHA, one for each variant: stopped for being worse, never for being slow."""
+"""Ray Tune's own ASHA, one per variant: it stops trials for being worse, never for being slow."""
 
 import pytest
 from hypothesis import given, strategies as st

@@ -1,4 +1,4 @@
-"""The audit: one row per image and step, and a resumed run forgets what it will do again."""
+"""The audit: one row per image and step, and a resumed run rewrites the steps it repeats."""
 
 from pathlib import Path
 

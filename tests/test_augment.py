@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and TrivialAugment: torchvision's operations, drawn per image."""
+"""AutoAugment, RandAugment and TrivialAugment are torchvision's, drawn per image."""
 
 from collections import Counter
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""Our cluster file's machines, bought by Ray's real autoscaler as raylets of this machine."""
+"""Ray's real autoscaler starts the cluster file's machines as raylets on this machine."""
 
 import sys
 from collections.abc import Iterator

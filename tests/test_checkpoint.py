@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, found or passed over, and resuming equals never stopping."""
+"""Checkpoints are complete or absent, and resuming equals never stopping."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""A person's mistake: one sentence on stderr, exit 2, before Ray starts."""
+"""A mistake in the flags is one sentence on stderr and exit code 2, before Ray starts."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A mistake in a sweep's flags: one sentence on stderr, exit 2, before Ray starts."""
+"""A mistake in a sweep's flags is one sentence on stderr and exit code 2, before Ray starts."""
 
 from collections.abc import Callable
 from pathlib import Path

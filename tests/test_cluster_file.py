@@ -1,4 +1,4 @@
-"""Our cluster file is accepted by Ray, EC2 and our own rules; what would hurt is named."""
+"""Ray, EC2 and our own rules accept our cluster file; its dangerous variations are refused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Create-only and compare-and-swap hold, or the server that ignores them is found out."""
+"""Create-only writes and compare-and-swap hold; a server that ignores them is detected."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""Damage in storage is found when it is read: re-read, then quarantined or a clear error."""
+"""Damage in storage is detected on read: read again, then quarantined or a clear error."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Nearly equal pictures are found; different ones are not taken for equal."""
+"""Nearly equal pictures are found; different ones are not."""
 
 import io
 from typing import Any

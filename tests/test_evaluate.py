@@ -1,4 +1,4 @@
-"""A release judged: as training judged it, on any number of workers, and shown on a page."""
+"""Evaluating a release gives the metrics of training, on any number of workers, and a page."""
 
 import json
 import re
@@ -29,6 +29,7 @@ from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.evaluation import evaluate as training_evaluate
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.state import Batch
 
 HOSTILE = "<script>document.title='hostile'</script>"
@@ -64,7 +65,7 @@ def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
 ) -> None:
     _, top1, loss, found = judged
     for each in found:
-        assert (each.metrics.processed, each.metrics.top1) == (359, top1)
+        assert (each.metrics.processed, each.metrics.share(EVAL_TOP1)) == (359, top1)
         assert each.metrics.loss == pytest.approx(loss, abs=1e-5)
         assert everything(each.metrics) == everything(found[0].metrics)  # to the last digit
 
@@ -137,7 +138,11 @@ def test_figures_are_those_of_training_time_evaluation(named: LoadedRelease, pac
     (trained,) = training_evaluate([named.network], batches())
     tally = trained.sums
     figures = alone(named, packed)
-    assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
+    assert (figures.share(EVAL_TOP1), figures.share(EVAL_TOP5), figures.images) == (
+        tally.share(EVAL_TOP1),
+        tally.share(EVAL_TOP5),
+        tally.images,
+    )
     assert figures.loss == pytest.approx(tally.loss, rel=1e-5)  # float32, in another order
 
 

@@ -1,4 +1,4 @@
-"""A release, timm's reading of it and its exports say the same of the same files."""
+"""A release, timm and the exports give the same logits from the same files."""
 
 import io
 import json

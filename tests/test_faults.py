@@ -1,4 +1,4 @@
-"""Object storage that fails now and then changes nothing; one that stays broken is told soon."""
+"""A storage that fails now and then changes nothing; one that stays down is reported soon."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""A frozen backbone's features are computed once, and learning from them changes nothing."""
+"""A frozen backbone's features are computed once, and training on them changes nothing."""
 
 import json
 import shutil

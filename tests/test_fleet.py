@@ -1,4 +1,4 @@
-"""What it costs a run when machines leave with notice, die, or come."""
+"""A run continues when machines leave with notice, die, or join."""
 
 import hashlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A tiny fixed run takes the losses it always took: a refactoring that moves it is none.
+"""A tiny fixed run has fixed losses: a refactoring must not move them.
 
 After a change that is meant to move it: `python tests/test_golden.py`, and say why in the commit.
 """

@@ -1,4 +1,4 @@
-"""Somebody else's shards, trained from where they are."""
+"""Somebody else's shards, used where they are."""
 
 import hashlib
 from pathlib import Path

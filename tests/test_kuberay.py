@@ -1,4 +1,4 @@
-"""The Kubernetes files hold against KubeRay's own schemas, closed, and against our rules."""
+"""The Kubernetes files fit KubeRay's own schemas and our rules."""
 
 import re
 from functools import cache

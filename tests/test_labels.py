@@ -1,4 +1,4 @@
-"""The labels read beforehand are those that training reads, or the data set is refused."""
+"""The labels read in advance are those that training reads, or the data set is refused."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The laws on real Ray: the bits of plain processes (`test_plain_laws`), kills, failures."""
+"""The laws on real Ray: the same bits as in plain processes, kills, failures."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""Out of memory divides a lane's compute: the same gradients, the same splits on every worker."""
+"""Running out of memory splits the computation of a lane, with the same gradients."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""The sentence for a mistake says what is wrong and what to do; help says what holds."""
+"""Messages of mistakes state the problem and the remedy; help states the behaviour."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Metrics are sums: they agree with torch's own, and do not care how images were split."""
+"""Metrics are sums: they equal torch's own, however the images were batched."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.metrics import ClassCounts, MetricSums
 
 
@@ -33,8 +34,8 @@ def test_sums_are_torchs_cross_entropy_and_topk(images: int, classes: int, seed:
     tally = MetricSums.of(logits, label, torch.ones(images))
     hits = logits.topk(min(5, classes)).indices == label[:, None]
     assert tally.loss == pytest.approx(float(F.cross_entropy(logits, label)), abs=1e-5)
-    assert tally.top1 == pytest.approx(float(hits[:, 0].float().mean()))
-    assert tally.top5 == pytest.approx(float(hits.any(1).float().mean()))
+    assert tally.share(EVAL_TOP1) == pytest.approx(float(hits[:, 0].float().mean()))
+    assert tally.share(EVAL_TOP5) == pytest.approx(float(hits.any(1).float().mean()))
 
 
 @given(images=st.integers(1, 40), seed=st.integers(0, 10**6))
@@ -59,12 +60,18 @@ def test_the_tallies_of_any_split_add_up_to_that_of_the_whole(cuts: list[int], s
 
 def test_with_fewer_than_five_classes_every_image_is_a_top5_hit() -> None:
     logits, label, _ = scores(10, 3, seed=1)
-    assert MetricSums.of(logits, label, torch.ones(10)).top5 == 1.0
+    assert MetricSums.of(logits, label, torch.ones(10)).share(EVAL_TOP5) == 1.0
 
 
 def test_no_images_have_no_loss_and_no_hits() -> None:
     zero = MetricSums.zero()
-    assert (zero.loss, zero.top1, zero.top5, zero.images, zero.quarantined) == (0, 0, 0, 0, 0)
+    assert (
+        zero.loss,
+        zero.share(EVAL_TOP1),
+        zero.share(EVAL_TOP5),
+        zero.images,
+        zero.quarantined,
+    ) == (0, 0, 0, 0, 0)
     assert (
         MetricSums.of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0)).loss
         == 0
@@ -144,7 +151,7 @@ def test_a_report_divides_once_and_adds_up_what_could_not_be_read() -> None:
     report = epoch_report(2, 30, train, EvalResult(evaluated))
     assert (report.epoch, report.step) == (2, 30)
     assert (report.train_images, report.eval_images) == (20, 9)
-    assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.top1)
+    assert (report.train_loss, report.eval_top1) == (train.loss, evaluated.share(EVAL_TOP1))
     assert report.quarantined == train.quarantined + evaluated.quarantined
 
 
@@ -153,7 +160,7 @@ def test_a_network_that_scores_all_classes_alike_is_not_right_about_all_images(
     score: float,
 ) -> None:
     logits, label = torch.full((10, 10), score), torch.arange(10)
-    assert MetricSums.of(logits, label, torch.ones(10)).top1 <= 0.1
+    assert MetricSums.of(logits, label, torch.ones(10)).share(EVAL_TOP1) <= 0.1
 
 
 @pytest.mark.parametrize("several", [False, True])

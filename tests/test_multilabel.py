@@ -1,4 +1,4 @@
-"""Images of several classes: from a table to mean average precision."""
+"""Several classes per image: from a table to mean average precision."""
 
 import io
 import json
@@ -37,6 +37,7 @@ from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss import losses
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.metrics import MetricSums, ScoreCollector
 from effnet_ray.train.run_record import Result
 
@@ -253,8 +254,8 @@ def test_an_image_is_a_hit_where_a_class_of_its_own_stands_first(count: int, see
     first = [own[row.argmax()] for row, own in zip(logits, label, strict=True)]
     hits = sum(float(hit) * float(w) for hit, w in zip(first, weight, strict=True))
     tally = MetricSums.of(logits, label, weight)
-    assert tally.top1 * max(1, int(weight.sum())) == pytest.approx(hits, abs=1e-6)
-    assert tally.top5 * max(1, int(weight.sum())) == pytest.approx(
+    assert tally.share(EVAL_TOP1) * max(1, int(weight.sum())) == pytest.approx(hits, abs=1e-6)
+    assert tally.share(EVAL_TOP5) * max(1, int(weight.sum())) == pytest.approx(
         float((label.any(1) * weight).sum()), abs=1e-6
     )
 

@@ -1,4 +1,4 @@
-"""The network: it normalises by itself, and BatchNorm knows lanes, not workers."""
+"""The network normalises images itself; its BatchNorm depends on lanes, not on workers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Our networks are the EfficientNets that others have: torchvision's, written independently."""
+"""Our networks give the logits of torchvision's, which were written independently."""
 
 import re
 

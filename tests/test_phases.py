@@ -1,4 +1,4 @@
-"""Which parameters learn in which epochs: by name, and the same for every variant."""
+"""Which parameters train in which epochs, for every variant."""
 
 from dataclasses import replace
 from functools import cache

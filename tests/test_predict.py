@@ -1,4 +1,4 @@
-"""Predictions: one row for every image, wherever it lies, whatever is interrupted."""
+"""Predictions: one row for every image, whatever is interrupted."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A preflight finds what would end a run later, says what to do, and leaves nothing behind."""
+"""The preflight finds what would end a run later, and leaves nothing behind."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a run could not read is on record once, whatever is killed and resumed."""
+"""Images that a run could not read are recorded once, whatever is killed and resumed."""
 
 from pathlib import Path
 

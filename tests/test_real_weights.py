@@ -1,4 +1,4 @@
-"""Real ImageNet weights know what they see, and fine-tuning makes more of them than a probe."""
+"""Real ImageNet weights recognise photographs, and fine-tuning beats a linear probe."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Recipe and Placement: checked on construction, whole after JSON, settled without gaps."""
+"""Recipe and Placement are checked on construction, and survive JSON."""
 
 import json
 import math

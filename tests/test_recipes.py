@@ -1,4 +1,4 @@
-"""The ready recipes are recipes, and README names each."""
+"""The ready recipes are valid, and README names each."""
 
 import json
 from pathlib import Path

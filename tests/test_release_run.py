@@ -1,4 +1,4 @@
-"""From a finished run to a release: the weights that its best epoch was judged by."""
+"""Releasing a run publishes the weights that scored best."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Who runs where: as many devices busy as there are, and nobody waiting for what he holds."""
+"""Where trials run: every device is busy, and no trial waits for what it holds."""
 
 import pytest
 from hypothesis import given, strategies as st

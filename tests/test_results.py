@@ -1,4 +1,4 @@
-"""Leaderboard, Pareto front and objective: what a sweep says is best."""
+"""Leaderboard, Pareto front and objective of a sweep."""
 
 import pytest
 from hypothesis import given, strategies as st

@@ -1,4 +1,4 @@
-"""Where settings come from: chance that depends on nothing, and a TPE that learns."""
+"""Searchers: reproducible random search, and a TPE that learns."""
 
 from effnet_ray.sweep import searchers
 from effnet_ray.sweep.searchers import RandomSampler, TpeSampler

@@ -1,4 +1,4 @@
-"""A head as our cluster file starts it answers nobody without the token, and tells no secrets."""
+"""A head of our cluster file answers nobody without the token, and shows no secrets."""
 
 import importlib
 import json

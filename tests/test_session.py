@@ -1,4 +1,4 @@
-"""What is asked of a cluster, and what no cluster could give."""
+"""What a run asks of a cluster, and what no cluster could give."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Every form a source can have gives the same images and labels; what cannot be read is told."""
+"""Every kind of source gives the same images and labels, and reports unreadable ones."""
 
 import csv
 import io

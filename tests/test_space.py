@@ -1,4 +1,4 @@
-"""A search space holds domains that fit the recipe's fields, or says what is wrong."""
+"""A search space holds domains that fit the recipe's fields, or names the problem."""
 
 import json
 import math

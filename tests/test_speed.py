@@ -1,4 +1,4 @@
-"""Layout and compiling: chosen from a fixed table, recorded, and without effect on the numbers."""
+"""Layout and compilation: from a fixed table, recorded, without effect on the numbers."""
 
 import copy
 import json

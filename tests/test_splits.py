@@ -1,4 +1,4 @@
-"""The split and the shards: pure, complete, fair, and nothing divided that belongs together."""
+"""Splits and shards: pure, complete, fair; groups stay together."""
 
 from collections.abc import Sequence
 

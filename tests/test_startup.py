@@ -1,4 +1,4 @@
-"""The command `effnet-ray`, and what commands import before they have something to do."""
+"""The command `effnet-ray`, and what its commands import."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""One contract for local disk, rclone and moto, and the sentences that storage errors become."""
+"""One contract for disk, rclone and moto, and the messages of storage errors."""
 
 import os
 import signal

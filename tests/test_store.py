@@ -1,4 +1,4 @@
-"""Aliases with their history, deletion for good, damage found, hostility refused."""
+"""Aliases with their history, deletion, damage, hostile input."""
 
 import json
 import random

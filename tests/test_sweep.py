@@ -1,4 +1,4 @@
-"""Sweeps for real: Ray Tune, Ray Train, processes that are killed, GPUs that are only counted."""
+"""Sweeps for real: Ray Tune, Ray Train, killed processes, GPUs that are only counted."""
 
 import json
 import os
@@ -130,23 +130,21 @@ def test_on_a_cluster_for_one_trial_a_stopped_one_makes_room_and_a_failed_one_ha
 
 def test_a_killed_sweep_goes_on_where_it_was(digits: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    flags = [*flags_for("pets", digits, tmp_path), "--variants", "b0,b1", "--trials", "3"]
+    flags = [*flags_for("pets", digits, tmp_path), "--variants", "b0,b1", "--trials", "2"]
     flags += ["--tracker", "tensorboard"]
     first = job("tune", *flags)
-    second_wave = runs / "pets/runs/pets-002-b1/checkpoints"
+    second_wave = runs / "pets/runs/pets-001-b1/checkpoints"
     until(lambda: any(second_wave.glob("*/checkpoint.json")) or first.poll() is not None)
     first.kill()
     first.communicate()
-    assert [trial.over for trial in trials(runs, "pets")] == [True, True, False]
-    records = [
-        f"pets/{kind}" for kind in ("runs/*-b0/*.json", "trials/000.json", "trials/001.json")
-    ]
+    assert [trial.over for trial in trials(runs, "pets")] == [True, False]
+    records = [f"pets/{kind}" for kind in ("runs/*-b0/*.json", "trials/000.json")]
     before = {path: path.stat().st_mtime_ns for name in records for path in runs.glob(name)}
-    assert len(before) >= 5
+    assert len(before) >= 3
     answered = answer(job("tune", *flags))
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     states = [trial.state for trial in trials(runs, "pets")]
-    assert states.count(FINISHED) + states.count(STOPPED) == answered["trials"] == 3
+    assert states.count(FINISHED) + states.count(STOPPED) == answered["trials"] == 2
     kept = {path.parent.name for path in runs.glob("pets/runs/*/checkpoints")}
     assert kept == {t.run for t in trials(runs, "pets") if t.state == FINISHED}
     assert_the_contract_holds(answered, tmp_path)

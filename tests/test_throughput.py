@@ -1,4 +1,4 @@
-"""The training rate: what its clock leaves out, and what a resumed epoch counts."""
+"""The training rate: what its clock excludes, and what a resumed epoch counts."""
 
 from collections.abc import Callable
 from dataclasses import replace

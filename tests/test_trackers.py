@@ -1,4 +1,4 @@
-"""Trackers: a real MLflow server and real event files say what a run said, once, come what may."""
+"""A real MLflow server and real event files have every value of a run once."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The sweep's account of its trials, and what it records of them."""
+"""The sweep's log of its trials, and what it records of them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The sweep's rule: every variant competes with itself, and the cheap ones teach the dear ones."""
+"""The sweep's rule: a variant competes with itself; cheap ones inform the costly ones."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The table of variants against timm's own records."""
+"""The table of variants equals timm's own records."""
 
 from pathlib import Path
 

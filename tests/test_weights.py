@@ -1,4 +1,4 @@
-"""Pretrained weights by the real loading code: a mirror, a hub on this machine, and releases."""
+"""Pretrained weights by the real loading code: a mirror, a local hub, and releases."""
 
 import hashlib
 import os

@@ -3,21 +3,28 @@
     python benchmarks/real/fetch.py --out ~/effnet-real
     python benchmarks/real/compare.py --real ~/effnet-real --out ~/effnet-compare
 
-Every contestant gets the same train and eval images. Each result is a line of `OUT/results.jsonl`;
-running the command again continues after the last one. Prints the table of all results.
+Every contestant gets the same train and eval images. Each result is a line of RESULTS; running the
+command again continues after the last one. Prints the table of all results.
 """
 
+import hashlib
+import itertools
 import json
 import random
+import shutil
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import baselines
 import numpy as np
 import ray
 import tyro
+from baselines import BASELINES
 from sklearn.linear_model import LogisticRegression
 
 from effnet_ray import Placement, Recipe, finetune
@@ -25,14 +32,17 @@ from effnet_ray.data import feature_cache
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.train.run_setup import RunSetup, set_up_run
+from effnet_ray.variants import VARIANTS
 
 PROBE = "scikit-learn's linear probe"
-CONTESTANTS = {
+OURS = {
     "default": {},
     "trained head": {"head": "trained"},
     "gentle": {"lr": 3e-4, "layer_decay": 1.0},
 }
 """Name → the fields of the recipe in which it differs from the default."""
+CONTESTANTS = (PROBE, *OURS, *BASELINES)
+COMPARED = (PROBE, "default", *BASELINES)
 EVAL_IMAGES = 200
 """Eval images per class, at most."""
 
@@ -44,15 +54,19 @@ class Options:
     real: Path
     """Folder that `fetch.py` filled."""
     out: Path
-    """Folder for packed sets, runs and results."""
+    """Folder for packed sets and runs."""
+    results: Path = Path(__file__).parents[1] / "results" / "real_weights.jsonl"
+    """File of results, which are added to it."""
+    variant: Literal["lite0", "lite1", "lite2"] = "lite0"
+    """Network."""
     sets: tuple[str, ...] = ("fashion", "stamps", "emoji", "digits")
     """Sets of pictures."""
     per_class: tuple[int, ...] = (10, 100)
     """Train images per class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the train images and of the runs."""
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
-    """What to compare with the linear probe, whose features the first of them caches."""
+    contestants: tuple[str, ...] = COMPARED
+    """What to compare; of `CONTESTANTS`."""
     epochs: int = 10
     """Epochs of each run."""
     image_size: int = 96
@@ -61,41 +75,53 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """One set of train images."""
+    """One set of train images, and the network that is fine-tuned on them."""
 
+    variant: str
     set: str
     per_class: int
     seed: int
 
     @property
-    def name(self) -> str:
-        """Its name as a folder."""
+    def images(self) -> str:
+        """Name of its images as a folder."""
         return f"{self.set}-{self.per_class}-{self.seed}"
 
+    @property
+    def name(self) -> str:
+        """Name of its runs."""
+        return f"{self.variant}-{self.images}"
 
-def packed(cell: Cell, real: Path, out: Path) -> str:
+
+def folders(cell: Cell, options: Options) -> Path:
+    """The cell's images as `train` and `val`, a folder for each class."""
+    target = options.out / "images" / cell.images
+    if target.exists():
+        return target
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for split, count in (("train", cell.per_class), ("val", EVAL_IMAGES)):
+        for folder in sorted((options.real / cell.set / split).iterdir()):
+            files = sorted(folder.iterdir())
+            draw = random.Random(cell.seed if split == "train" else 0)
+            (part / split / folder.name).mkdir(parents=True)
+            for file in draw.sample(files, min(count, len(files))):
+                shutil.copy(file, part / split / folder.name)
+    return part.rename(target)
+
+
+def packed(cell: Cell, options: Options) -> str:
     """The cell's images as a data set."""
-    target = out / "packed" / cell.name
+    target = options.out / "packed" / cell.images
     if not (target / "manifest.json").exists():
-        source = out / "images" / cell.name
-        for split, count in (("train", cell.per_class), ("val", EVAL_IMAGES)):
-            for folder in sorted((real / cell.set / split).iterdir()):
-                files = sorted(folder.iterdir())
-                chosen = random.Random(cell.seed if split == "train" else 0).sample(
-                    files, min(count, len(files))
-                )
-                (source / split / folder.name).mkdir(parents=True, exist_ok=True)
-                for file in chosen:
-                    copy = source / split / folder.name / file.name
-                    copy.write_bytes(file.read_bytes())
-        pack(str(source), str(target), Packing())
+        pack(str(folders(cell, options)), str(target), Packing())
     return str(target)
 
 
 def recipe_of(cell: Cell, options: Options, **changed: object) -> Recipe:
     """The default recipe of the cell, with some fields changed."""
     base = Recipe(
-        variant="lite0",
+        variant=cell.variant,
         weights="in1k",
         epochs=options.epochs,
         eval_every=options.epochs - 1,
@@ -105,30 +131,44 @@ def recipe_of(cell: Cell, options: Options, **changed: object) -> Recipe:
     return replace(base, **changed)  # type: ignore[arg-type]
 
 
-def train(cell: Cell, contestant: str, data: str, options: Options) -> dict[str, float]:
-    """Eval top-1 and seconds of a contestant's run."""
-    start = time.perf_counter()
-    result = finetune(
-        recipe_of(cell, options, **CONTESTANTS[contestant]),
+def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> float:
+    """Eval top-1 of a run of effnet_ray."""
+    digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]
+    return finetune(
+        recipe_of(cell, options, **changed),
         Placement(workers="1"),
-        data,
+        packed(cell, options),
         runs=str(options.out / "runs"),
-        name=f"{cell.name}-{contestant.replace(' ', '-')}",
+        name=f"{cell.name}-{digest}",
         mirror=str(options.real / "weights"),
-    )
-    return {"top1": result.eval_top1, "seconds": round(time.perf_counter() - start, 1)}
+    ).eval_top1
+
+
+def baseline(cell: Cell, options: Options, chosen: baselines.Baseline) -> float:
+    """Eval top-1 of a baseline's last epoch."""
+    spec = replace(VARIANTS[cell.variant].weights["in1k"], resolution=options.image_size)
+    images = folders(cell, options)
+    train, test = baselines.load(images / "train"), baselines.load(images / "val")
+    model = baselines.fine_tune(
+        chosen, train, int(test.label.max()) + 1,
+        options.real / "weights" / f"tf_efficientnet_{cell.variant}.in1k.safetensors",
+        epochs=options.epochs, spec=spec, variant=cell.variant, seed=cell.seed,
+    )  # fmt: skip
+    return baselines.top1(model, test, spec)
 
 
 Split = tuple[np.ndarray, np.ndarray]
 """Features [n, F] float32 and labels [n]."""
 
 
-def cached_features(cell: Cell, data: str, options: Options) -> tuple[Split, Split]:
-    """Train and eval features that the default run cached."""
+def cached_features(cell: Cell, options: Options) -> tuple[Split, Split]:
+    """Train and eval features; cached by a run that only solves the head, unless they exist."""
+    recipe = recipe_of(cell, options, unfreeze="head")
+    ours(cell, options, {"unfreeze": "head"})
     setup = set_up_run(
-        recipe_of(cell, options, unfreeze="head"),
+        recipe,
         Placement(workers="1"),
-        data,
+        packed(cell, options),
         runs=str(options.out / "runs"),
         name=f"{cell.name}-probe",
         mirror=str(options.real / "weights"),
@@ -137,15 +177,14 @@ def cached_features(cell: Cell, data: str, options: Options) -> tuple[Split, Spl
     return _cached(setup, "train"), _cached(setup, "eval")
 
 
-def probe(cell: Cell, data: str, options: Options) -> dict[str, float]:
+def probe(cell: Cell, options: Options) -> float:
     """The better of scikit-learn's logistic regressions of features as they are, standardised."""
-    (train_x, train_y), (eval_x, eval_y) = cached_features(cell, data, options)
-    start = time.perf_counter()
+    (train_x, train_y), (eval_x, eval_y) = cached_features(cell, options)
     scores = []
     for centre, scale in ((0, 1), (train_x.mean(0), train_x.std(0).clip(1e-3))):
         fitted = LogisticRegression(max_iter=1000).fit((train_x - centre) / scale, train_y)
         scores.append(float(fitted.score((eval_x - centre) / scale, eval_y)))
-    return {"top1": max(scores), "seconds": round(time.perf_counter() - start, 1)}
+    return max(scores)
 
 
 def _cached(setup: RunSetup, split: str) -> Split:
@@ -158,17 +197,51 @@ def _cached(setup: RunSetup, split: str) -> Split:
     return features, np.concatenate([part.label for part in parts])
 
 
-def table(results: list[dict[str, object]]) -> str:
-    """Mean and standard deviation of eval top-1 over the seeds."""
-    cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+def score(cell: Cell, contestant: str, options: Options) -> float:
+    """Eval top-1 of a contestant."""
+    if contestant == PROBE:
+        return probe(cell, options)
+    if contestant in OURS:
+        return ours(cell, options, OURS[contestant])
+    return baseline(cell, options, BASELINES[contestant])
+
+
+def run_missing(options: Options, log: Path) -> None:
+    """Run each contestant on each cell, unless `log` has the result."""
+    done = [json.loads(line) for line in _lines(log)]
+    for cell, name in itertools.product(cells(options), options.contestants):
+        key = {**asdict(cell), "size": options.image_size, "epochs": options.epochs}
+        key["contestant"] = name
+        if any(key.items() <= result.items() for result in done):
+            continue
+        start = time.perf_counter()
+        top1 = round(score(cell, name, options), 4)
+        seconds = round(time.perf_counter() - start, 1)
+        with log.open("a") as file:
+            print(json.dumps(key | {"top1": top1, "seconds": seconds}), file=file)
+
+
+def cells(options: Options) -> Iterator[Cell]:
+    """Every set of train images, those of the first seed first."""
+    for seed, per_class, name in itertools.product(options.seeds, options.per_class, options.sets):
+        yield Cell(options.variant, name, per_class, seed)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation of eval top-1 over the seeds, and the mean rank."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for result in results:
-        column = f"{result['set']} {result['per_class']}"
-        cells[str(result["contestant"]), column].append(float(str(result["top1"])))
-    columns = sorted({column for _, column in cells})
+        column = f"{result['variant']} {result['set']} {result['per_class']}"
+        values[result["contestant"], column].append(result["top1"])
+    columns = sorted({column for _, column in values})
+    names = [name for name in CONTESTANTS if any(values[name, column] for column in columns)]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in (PROBE, *CONTESTANTS):
-        values = [cells[name, column] for column in columns]
-        lines.append(f"| {name} | " + " | ".join(map(_mean, values)) + " |")
+    for name in names:
+        lines.append(f"| {name} | " + " | ".join(_mean(values[name, c]) for c in columns) + " |")
     return "\n".join(lines)
 
 
@@ -180,31 +253,11 @@ def _mean(values: list[float]) -> str:
 
 
 def main(options: Options) -> None:
-    """Run what `OUT/results.jsonl` does not have yet."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "results.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    results = [json.loads(line) for line in lines]
-    done = {(r["set"], r["per_class"], r["seed"], r["contestant"]) for r in results}
-    ray.init(log_to_driver=False, logging_level="ERROR")
-    for seed in options.seeds:
-        for name in options.sets:
-            for per_class in options.per_class:
-                cell = Cell(name, per_class, seed)
-                for contestant in (*options.contestants, PROBE):
-                    key = {"set": name, "per_class": per_class, "seed": seed}
-                    if (*key.values(), contestant) in done:
-                        continue
-                    data = packed(cell, options.real, options.out)
-                    found = (
-                        probe(cell, data, options)
-                        if contestant == PROBE
-                        else train(cell, contestant, data, options)
-                    )
-                    results.append(key | {"contestant": contestant} | found)
-                    with log.open("a") as file:
-                        print(json.dumps(results[-1]), file=file)
-    print(table(results))
+    """Run what RESULTS does not have yet, and print the table."""
+    if any(name in (PROBE, *OURS) for name in options.contestants):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    run_missing(options, options.results)
+    print(table([json.loads(line) for line in _lines(options.results)]))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
     python benchmarks/real/scales.py --real ~/effnet-real --out ~/effnet-compare
 
-Run `compare.py` with the same flags first: it packs the sets and caches the features. Prints eval
-top-1 of scikit-learn's logistic regression for each scale, with the best of seven penalties.
+The flags are those of `compare.py`. Prints eval top-1 of scikit-learn's logistic regression for
+each scale, with the best of seven penalties.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import tyro
-from compare import Cell, Options, cached_features, packed
+from compare import Cell, Options, cached_features, cells
 from sklearn.linear_model import LogisticRegression
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -25,17 +25,16 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def main(options: Options) -> None:
     """Print one table."""
-    cells = [Cell(name, n, options.seeds[0]) for name in options.sets for n in options.per_class]
-    print("| divided by | " + " | ".join(f"{cell.set} {cell.per_class}" for cell in cells) + " |")
-    print("|---" * (len(cells) + 1) + "|")
+    chosen = list(cells(options))
+    print("| divided by | " + " | ".join(cell.name for cell in chosen) + " |")
+    print("|---" * (len(chosen) + 1) + "|")
     for name, scale in SCALES.items():
-        tops = [f"{_best(cell, scale, options):.3f}" for cell in cells]
+        tops = [f"{_best(cell, scale, options):.3f}" for cell in chosen]
         print(f"| {name} | " + " | ".join(tops) + " |")
 
 
 def _best(cell: Cell, scale: Callable[[np.ndarray], np.ndarray], options: Options) -> float:
-    data = packed(cell, options.real, options.out)
-    (train_x, train_y), (eval_x, eval_y) = cached_features(cell, data, options)
+    (train_x, train_y), (eval_x, eval_y) = cached_features(cell, options)
     centre, divisor = train_x.mean(0), scale(train_x.std(0))
     probes = (
         LogisticRegression(C=1 / penalty / len(train_y), max_iter=500) for penalty in PENALTIES

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.train.class_metrics import ClassMetrics, macro_f1
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_METRICS, Metric
+from effnet_ray.train.metric_definitions import EVAL_LOSS, HIT_METRICS, Metric
 
 BINS = 15
 """Bins of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
@@ -118,7 +118,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self.unreadable: dict[int, tuple[str, str]] = {}
         """Images that could not be read: id → (path, reason)."""
         self._calibration = Calibration()
-        self._sums = np.zeros(3)  # loss, top-1, top-5
+        self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._worst = TopK[M](examples)
         self._candidates = TopK[M](CANDIDATES * examples)
 
@@ -181,10 +181,10 @@ class EvalMetrics(ABC, Generic[M, E]):
         return readable
 
     def _add_loss_and_rank(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
-        """Add losses [n], and top-1 and top-5 hits by the number of classes before the label."""
-        columns = np.stack([loss, rank < 1, rank < 5], 1)
+        """Add losses [n], and hits by the number of classes before the label [n]."""
+        columns = np.stack([loss, *(rank < metric.top for metric in HIT_METRICS)], 1)
         # Unbuffered, and so image by image: any other batching gives the same sums.
-        np.add.at(self._sums, np.tile(np.arange(3), len(loss)), columns.ravel())
+        np.add.at(self._sums, np.tile(np.arange(len(self._sums)), len(loss)), columns.ravel())
 
     def _add_mistake(self, mistake: M) -> None:
         self._worst.push(mistake.loss, mistake)
@@ -200,20 +200,14 @@ class EvalMetrics(ABC, Generic[M, E]):
         """Mean loss, nats: cross-entropy; with several labels per image binary cross-entropy."""
         return self._mean(0)
 
-    @property
-    def top1(self) -> float:
-        """Share of images whose highest score is for one of their labels, 0 to 1."""
-        return self._mean(1)
-
-    @property
-    def top5(self) -> float:
-        """Share of images with one of their labels among the five highest scores, 0 to 1."""
-        return self._mean(2)
+    def share(self, metric: Metric) -> float:
+        """One of the `HIT_METRICS`, 0 to 1: images with a label among their highest scores."""
+        return self._mean(1 + HIT_METRICS.index(metric))
 
     @property
     def scores(self) -> dict[Metric, float]:
         """The `EVAL_METRICS` that images of this kind have, and their values."""
-        return {m: getattr(self, m.suffix) for m in EVAL_METRICS if m is not EVAL_MAP}
+        return {**{metric: self.share(metric) for metric in HIT_METRICS}, EVAL_LOSS: self.loss}
 
     def _mean(self, index: int) -> float:
         return float(self._sums[index] / max(1, self.images))

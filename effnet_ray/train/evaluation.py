@@ -13,7 +13,14 @@ from effnet_ray.model.network import Network
 from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_METRICS, Score
+from effnet_ray.train.metric_definitions import (
+    EVAL_LOSS,
+    EVAL_MAP,
+    EVAL_METRICS,
+    EVAL_TOP1,
+    HIT_METRICS,
+    Score,
+)
 from effnet_ray.train.metrics import ClassCounts, MetricSums, ScoreCollector
 from effnet_ray.train.state import Batch
 
@@ -30,8 +37,8 @@ class EvalResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """The values of `EVAL_METRICS`, by their keys."""
-        sums = {m.key: getattr(self.sums, m.suffix, None) for m in EVAL_METRICS}
-        return sums | {EVAL_MAP.key: self.mean_ap}
+        shares = {metric.key: self.sums.share(metric) for metric in HIT_METRICS}
+        return {EVAL_LOSS.key: self.sums.loss, EVAL_MAP.key: self.mean_ap, **shares}
 
     @property
     def sort_key(self) -> tuple[float, float]:
@@ -108,7 +115,7 @@ def epoch_report(epoch: int, step: int, train: MetricSums, *results: EvalResult)
         epoch=epoch,
         step=step,
         train_loss=train.loss,
-        train_top1=train.top1,
+        train_top1=train.share(EVAL_TOP1),
         train_images=train.images,
         **(chosen.metrics if chosen else {m.key: None for m in EVAL_METRICS}),
         eval_images=sums.images if sums else 0,

@@ -1,8 +1,7 @@
 """Definitions of the metrics that runs, releases, trackers and reports share.
 
-A new metric of the eval and test splits is a row here and in `EVAL_METRICS`, a property of
-`train.metrics.MetricSums` and of `inference.metric_sums.EvalMetrics`, and a field of `EpochReport`
-and `Result`. Tables, pages, cards and last lines have it then.
+A new share of hits on the eval and test splits is a row here, in `EVAL_METRICS`, and a field of
+`EpochReport` and of `Result`. Tables, pages, cards and last lines have it then.
 """
 
 from collections.abc import Mapping
@@ -26,11 +25,9 @@ class Metric:
     higher_is_better: bool
     min_classes: int = 2
     """With fewer classes its value says nothing, and pages omit it."""
-
-    @property
-    def suffix(self) -> str:
-        """Key without the split, as in `top1`; property of the sums that have the metric."""
-        return self.key.removeprefix(f"{self.split}_")
+    top: int = 0
+    """For a share of hits: an image is one if a label is among this many highest scores. 0 for
+    another metric."""
 
     @property
     def is_share(self) -> bool:
@@ -64,14 +61,15 @@ def _loss(split: str) -> Metric:
     return Metric(f"{split}_loss", "loss", split, LOSS_FORMAT, higher_is_better=False)
 
 
-def _share(split: str, suffix: str, name: str, min_classes: int = 2) -> Metric:
+def _share(split: str, suffix: str, name: str, top: int = 0) -> Metric:
     key = f"{split}_{suffix}"
-    return Metric(key, name, split, SHARE_FORMAT, higher_is_better=True, min_classes=min_classes)
+    metric = Metric(key, name, split, SHARE_FORMAT, higher_is_better=True, top=top)
+    return replace(metric, min_classes=top + 1) if top else metric
 
 
 EVAL_LOSS = _loss("eval")
-EVAL_TOP1 = _share("eval", "top1", "top-1")
-EVAL_TOP5 = _share("eval", "top5", "top-5", min_classes=6)
+EVAL_TOP1 = _share("eval", "top1", "top-1", top=1)
+EVAL_TOP5 = _share("eval", "top5", "top-5", top=5)
 EVAL_MAP = _share("eval", "map", "mAP")
 """Mean average precision; only with several labels per image."""
 TRAIN_LOSS, TRAIN_TOP1 = EVAL_LOSS.on("train"), EVAL_TOP1.on("train")
@@ -85,6 +83,8 @@ TEST_SCORES = tuple(metric.on("test") for metric in EVAL_SCORES)
 """Metrics that summarize the test split."""
 EVAL_METRICS = (*EVAL_SCORES, EVAL_TOP5, EVAL_LOSS)
 """Metrics of the eval split, as people read them: the ranking ones first."""
+HIT_METRICS = tuple(metric for metric in EVAL_METRICS if metric.top)
+"""Metrics that are shares of hits."""
 TEST_METRICS = tuple(metric.on("test") for metric in EVAL_METRICS)
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_TOP1, *EVAL_METRICS, SKIPPED, QUARANTINED)
 """Metrics of one epoch: fields of EpochReport."""

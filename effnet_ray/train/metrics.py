@@ -14,6 +14,10 @@ from effnet_ray.train.average_precision import average_precisions
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.collectives import gather_rows, sum_over_workers
 from effnet_ray.train.loss import losses
+from effnet_ray.train.metric_definitions import HIT_METRICS, Metric
+
+_WEIGHT, _IMAGES, _SKIPPED_IMAGES, _SKIPPED_STEPS = range(-4, 0)
+"""Places in `MetricSums.sums`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +25,13 @@ class MetricSums:
     """Sums of metrics over images, and the number of skipped steps."""
 
     sums: Tensor
-    """[7] float64: loss, top1, top5, weight (images that these three cover), images, images of
-    skipped steps, skipped steps."""
+    """[M + 5] float64: loss, hits of each of the M `HIT_METRICS`, weight (images that they cover),
+    images, images of skipped steps, skipped steps."""
 
     @classmethod
     def zero(cls, device: torch.device | None = None) -> Self:
         """Sums over no images."""
-        return cls(torch.zeros(7, dtype=torch.float64, device=device))
+        return cls(torch.zeros(len(HIT_METRICS) + 5, dtype=torch.float64, device=device))
 
     @classmethod
     def of(cls, logits: Tensor, label: Tensor, weight: Tensor) -> Self:
@@ -38,7 +42,8 @@ class MetricSums:
         logits = logits.detach().float()
         loss = losses(logits, label)
         rank = label_rank(logits, label) if label.ndim == 1 else first_label_rank(logits, label)
-        columns = [loss, rank < 1, rank < 5, torch.ones_like(loss)]
+        hits = [rank < metric.top for metric in HIT_METRICS]
+        columns = [loss, *hits, torch.ones_like(loss)]
         weighted = [(column.double() * weight).sum() for column in columns]
         zero = torch.zeros_like(weighted[0])
         images = torch.full_like(zero, len(label))
@@ -47,7 +52,8 @@ class MetricSums:
     def skipped(self) -> Self:
         """Sums for the same images in a skipped step: no loss and no hits."""
         sums = torch.zeros_like(self.sums)
-        sums[4], sums[5], sums[6] = self.sums[4], self.sums[3], 1
+        sums[_IMAGES], sums[_SKIPPED_IMAGES] = self.sums[_IMAGES], self.sums[_WEIGHT]
+        sums[_SKIPPED_STEPS] = 1
         return type(self)(sums)
 
     def __add__(self, other: Self) -> Self:
@@ -62,33 +68,27 @@ class MetricSums:
         """Mean of `losses`, without label smoothing."""
         return self._mean(0)
 
-    @property
-    def top1(self) -> float:
-        """Share of images whose label has the highest score, 0 to 1."""
-        return self._mean(1)
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose label is among the five highest scores, 0 to 1."""
-        return self._mean(2)
+    def share(self, metric: Metric) -> float:
+        """One of the `HIT_METRICS`, 0 to 1."""
+        return self._mean(1 + HIT_METRICS.index(metric))
 
     @property
     def images(self) -> int:
         """Number of images, quarantined ones included."""
-        return int(self.sums[4])
+        return int(self.sums[_IMAGES])
 
     @property
     def quarantined(self) -> int:
         """Number of images that could not be read."""
-        return int(self.sums[4] - self.sums[3] - self.sums[5])
+        return self.images - int(self.sums[_WEIGHT] + self.sums[_SKIPPED_IMAGES])
 
     @property
     def skipped_steps(self) -> int:
         """Number of steps without an update."""
-        return int(self.sums[6])
+        return int(self.sums[_SKIPPED_STEPS])
 
     def _mean(self, index: int) -> float:
-        return float(self.sums[index] / self.sums[3].clamp(min=1))
+        return float(self.sums[index] / self.sums[_WEIGHT].clamp(min=1))
 
 
 def label_rank(logits: Tensor, label: Tensor) -> Tensor:

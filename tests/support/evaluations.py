@@ -4,13 +4,14 @@ from typing import Any
 
 from effnet_ray import Placement
 from effnet_ray.inference.multiclass import MulticlassMetrics
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 
 
 def everything(figures: MulticlassMetrics) -> list[Any]:
     return [
         figures.loss,
-        figures.top1,
-        figures.top5,
+        figures.share(EVAL_TOP1),
+        figures.share(EVAL_TOP5),
         figures.ece,
         figures.bins,
         figures.per_class,

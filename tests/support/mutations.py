@@ -8,6 +8,7 @@ class Mutation:
     """A change of one file that breaks a law."""
 
     law: int
+    """Its number in ARCHITECTURE.md."""
     breaks: str
     """What the changed code does, in a sentence."""
     path: str
@@ -27,11 +28,11 @@ LAWS_OF_THE_PLAN = (
     Mutation(1, "An epoch's last short batch is dropped.", "data/plan.py",
         "return -(-self.images // self.batch_size)",
         "return max(1, self.images // self.batch_size)",
-        "test_order.py::test_a_lane_holds_what_its_steps_use"),
+        "test_plan.py::test_a_lane_holds_what_its_steps_use"),
     Mutation(1, "Lanes are made equally long by using images twice.", "data/plan.py",
         "rest // self.lanes + (lane < rest % self.lanes)",
         "-(-rest // self.lanes)",
-        "test_order.py::test_lanes_fill_every_global_batch_and_only_the_last_is_short"),
+        "test_plan.py::test_lanes_fill_every_global_batch_and_only_the_last_is_short"),
     Mutation(1, "A quarantined image keeps its weight.", "data/stream.py",
         "[0.0 if bad else 1.0 for bad",
         "[1.0 for bad",
@@ -43,7 +44,7 @@ LAWS_OF_THE_PLAN = (
     Mutation(2, "Neighbouring workers both evaluate a chunk.", "data/plan.py",
         "list(range(rank, self.chunks, workers))",
         "list(range(rank * self.chunks // workers, -(-(rank + 1) * self.chunks // workers)))",
-        "test_order.py::test_workers_share_all_eval_chunks"),
+        "test_plan.py::test_workers_share_all_eval_chunks"),
     Mutation(2, "Metrics are the mean of the workers' means.", "train/metrics.py",
         "return type(self)(sum_over_workers(self.sums.clone()))",
         "total = sum_over_workers(self.sums.clone())\n"
@@ -59,7 +60,7 @@ LAWS_OF_THE_PLAN = (
     Mutation(3, "Every process reads the row groups in another order.", "data/plan.py",
         "np.random.default_rng([seed, epoch])",
         'np.random.default_rng([seed, epoch, __import__("os").getpid()])',
-        "test_order.py::test_the_plan_of_a_seed_stays_what_it_is"
+        "test_plan.py::test_the_plan_of_a_seed_stays_what_it_is"
         "[sizes0-0-64-16-0-0ad6cc24fcee5ce7]"),
     Mutation(3, "Augmentation depends on the step that a run was resumed at.", "data/chunks.py",
         "image_random(dataset.recipe.seed, task.view, record.id, use)",
@@ -108,7 +109,7 @@ LAWS_OF_TRAINING = (
     Mutation(5, "A resumed run goes on one step late.", "data/plan.py",
         "[skip_steps * self.micro_batch :]",
         "[(skip_steps + (skip_steps > 0)) * self.micro_batch :]",
-        "test_order.py::test_resuming_at_any_step_is_the_tail_of_never_stopping"),
+        "test_plan.py::test_resuming_at_any_step_is_the_tail_of_never_stopping"),
     Mutation(5, "A resumed run has no optimizer moments.", "train/checkpoint.py",
         "state.optimizer.load_state_dict(_optimizer_state(state, optimizer))",
         "_optimizer_state(state, optimizer)",
@@ -217,11 +218,11 @@ LAWS_OF_RECORDS = (
         "if 0 < len(units) <= len(missing):",
         "if False:",
         "test_splits.py::test_a_class_too_small_is_refused_by_name"),
-    Mutation(11, "The head is not solved.", "train/loop.py",
+    Mutation(10, "The head is not solved.", "train/loop.py",
         "    if phase.solved and solve_head and",
         "    if False and",
         "test_head.py::test_a_default_run_is_at_least_as_good_as_a_linear_probe"),
-    Mutation(11, "The solved head is trained any further.", "train/loop.py",
+    Mutation(10, "The solved head is trained any further.", "train/loop.py",
         "    if trainer.phase.solved:",
         "    if False:",
         "test_head.py::test_a_solved_head_is_only_measured"),
@@ -229,11 +230,50 @@ LAWS_OF_RECORDS = (
         "units = (values.masked_fill(bad, 0) * FIXED_POINT).round().long()",
         "units = values.float()",
         "test_head.py::test_the_head_does_not_depend_on_the_number_of_workers"),
-    Mutation(12, "Several labels per image get a softmax.", "inference/logits.py",
+    Mutation(11, "Several labels per image get a softmax.", "inference/logits.py",
         "return logits.sigmoid() if multilabel else logits.softmax(1)",
         "return logits.softmax(1)",
         "test_logits.py::test_torch_and_numpy_agree_on_probabilities[True]"),
 )
+
+LAWS_OF_USE = (
+    Mutation(12, "The settings of a view are no part of its features' key.",
+        "data/feature_cache.py",
+        "*(() if view is None else recipe.view_settings),",
+        "",
+        "test_features.py::"
+        "test_every_field_marked_as_changing_a_view_changes_the_key_of_drawn_views"),
+    Mutation(13, "An image's digest is not compared.", "data/row_group.py",
+        'if hashlib.sha256(values["image"]["bytes"]).hexdigest() != values["digest"]:',
+        "if False:",
+        "test_damage.py::test_of_a_thousand_flipped_bits_none_passes_unseen"),
+    Mutation(14, "A move of an alias overwrites another's.", "release/aliases.py",
+        "conditional.swap(uri, data, stored.etag)",
+        "storage.write_bytes(uri, data)",
+        "test_store_crash.py::"
+        "test_of_many_publishers_and_promoters_at_once_each_number_and_move_has_one[disk-6]"),
+    Mutation(15, "Predictions are not counted at the end.", "inference/predict.py",
+        "if rows + quarantined != source.images:",
+        "if False:",
+        "test_predict.py::test_a_missing_row_is_told"),
+    Mutation(16, "Names are not escaped in a page.", "reporting/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        "test_evaluation_page.py::test_the_page_loads_nothing_and_runs_nothing"),
+    Mutation(23, "All variants compete in one bracket.", "sweep/asha.py",
+        "return str(self._brackets[variant].on_trial_result(None, trial, report))",
+        "return str(self._brackets[min(self._brackets)].on_trial_result(None, trial, report))",
+        "test_asha.py::test_no_variant_is_stopped_because_others_are_better"),
+    Mutation(24, "Steps that a tracker has are logged again.", "tracking/metrics.py",
+        "new = point.step > self.step",
+        "new = True",
+        "test_trackers.py::test_a_resumed_run_is_one_run_with_every_step_once"),
+    Mutation(25, "A second call of a sweep repeats what is over.", "sweep/trial_log.py",
+        "        return trial.over",
+        "        return False",
+        "test_trial_log.py::"
+        "test_a_second_call_repeats_nothing_that_is_over_and_resumes_the_rest"),
+)
 # fmt: on
 
-MUTATIONS = (*LAWS_OF_THE_PLAN, *LAWS_OF_TRAINING, *LAWS_OF_RECORDS)
+MUTATIONS = (*LAWS_OF_THE_PLAN, *LAWS_OF_TRAINING, *LAWS_OF_RECORDS, *LAWS_OF_USE)

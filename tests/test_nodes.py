@@ -1,4 +1,4 @@
-"""What a cluster holds, now and when it has grown."""
+"""The capacity of a cluster, now and after it has grown."""
 
 import math
 

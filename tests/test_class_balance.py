@@ -1,4 +1,4 @@
-"""Class weights and uses as laws over any classes: what is balanced, and how evenly."""
+"""Class weights and balanced sampling hold for any classes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The plan of an epoch, as laws over any data set, batch and number of workers."""
+"""The plan of an epoch holds for any data set, batch and number of workers."""
 
 import hashlib
 import pickle

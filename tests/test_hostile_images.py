@@ -1,4 +1,4 @@
-"""A poison image costs one image: no crash, no hang, no memory, whatever its bytes are."""
+"""A hostile image costs one image: no crash, no hang, no memory."""
 
 import json
 import subprocess

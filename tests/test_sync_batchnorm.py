@@ -1,4 +1,4 @@
-"""BatchNorm over the whole batch (`--batchnorm sync`), as far as one without GPUs can show it."""
+"""BatchNorm over the whole batch (`--batchnorm sync`), as far as CPUs can show it."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The jobs that use a release: a mistake is one sentence, before Ray is asked for anything."""
+"""A mistake in a job that uses a release is one sentence, before Ray starts."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An evaluation's figures where images have several classes: scikit-learn's, and training's."""
+"""The metrics of several classes per image are scikit-learn's, and training's."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -13,6 +13,7 @@ from sklearn import metrics
 
 from effnet_ray.inference.metric_sums import BINS, ScoredImages
 from effnet_ray.inference.multilabel import MultilabelMetrics, score_images
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.metrics import MetricSums, ScoreCollector
 
 CLASSES = 7
@@ -60,8 +61,8 @@ def cut(judged: ScoredImages, at: Iterable[int]) -> list[ScoredImages]:
 def everything(figures: MultilabelMetrics) -> list[Any]:
     return [
         figures.loss,
-        figures.top1,
-        figures.top5,
+        figures.share(EVAL_TOP1),
+        figures.share(EVAL_TOP5),
         figures.mean_ap,
         figures.macro_f1,
         figures.micro_f1,
@@ -113,7 +114,10 @@ def test_the_figures_are_those_of_training(seed: int) -> None:
     tensors = torch.from_numpy(logits), torch.from_numpy(label), torch.ones(60)
     tally, ranking = MetricSums.of(*tensors), ScoreCollector(CLASSES, torch.device("cpu"))
     ranking.add(*tensors)
-    assert (figures.top1, figures.top5) == (tally.top1, tally.top5)
+    assert (figures.share(EVAL_TOP1), figures.share(EVAL_TOP5)) == (
+        tally.share(EVAL_TOP1),
+        tally.share(EVAL_TOP5),
+    )
     assert figures.loss == pytest.approx(tally.loss, abs=1e-6)
     assert tuple(one.ap for one in figures.per_class) == ranking.over_workers()
 

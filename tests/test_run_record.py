@@ -1,4 +1,4 @@
-"""A run's record: the same command means the same run, and another is refused by name."""
+"""A run's record: the same command is the same run; a different one is refused."""
 
 import json
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""What is answered over HTTP, without the HTTP: as `evaluate` and `predict` compute it."""
+"""The HTTP answers, without HTTP: what `evaluate` and `predict` compute."""
 
 from pathlib import Path
 

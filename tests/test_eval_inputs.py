@@ -1,4 +1,4 @@
-"""What a release is shown: every image once, by its own names, and nothing that cannot be read."""
+"""A release's inputs: every image once, by its own preprocessing, unreadable ones named."""
 
 import base64
 import io

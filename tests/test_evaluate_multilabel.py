@@ -1,4 +1,4 @@
-"""A release of images of several classes judged: as training judged it, and on its page."""
+"""Evaluating a multilabel release gives the metrics of training, and a page."""
 
 import base64
 import io
@@ -35,6 +35,7 @@ from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime.inference_actors import MachineShare
 from effnet_ray.train.evaluation import evaluate as training_evaluate
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.state import Batch
 
 NAMES = ("red", "yellow", "blue", "green")
@@ -112,7 +113,11 @@ def test_figures_are_those_of_training_time_evaluation(
     (trained,) = training_evaluate([release.network], batches(), multilabel=True)
     figures, tally = alone(release, coloured), trained.sums
     assert figures.mean_ap == trained.mean_ap
-    assert (figures.top1, figures.top5, figures.images) == (tally.top1, tally.top5, tally.images)
+    assert (figures.share(EVAL_TOP1), figures.share(EVAL_TOP5), figures.images) == (
+        tally.share(EVAL_TOP1),
+        tally.share(EVAL_TOP5),
+        tally.images,
+    )
     # Logits are in the hundreds, and float32 adds in another order on another number of threads.
     assert figures.loss == pytest.approx(tally.loss, rel=1e-3)
 
@@ -179,7 +184,7 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     assert isinstance(one, MultilabelMetrics)
     assert one.processed == best["eval_images"] == manifests.load(coloured).images["eval"]
     assert one.mean_ap == pytest.approx(best["eval_map"], abs=1e-6)
-    assert (one.top1, one.top5) == (best["eval_top1"], best["eval_top5"])
+    assert (one.share(EVAL_TOP1), one.share(EVAL_TOP5)) == (best["eval_top1"], best["eval_top5"])
     assert one.loss == pytest.approx(best["eval_loss"], abs=1e-5)
     assert [each["f1"] for each in metrics["per_class"]] == [each.f1 for each in one.per_class]
     told = [each["ap"] for each in metrics["per_class"]]
@@ -190,8 +195,8 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     same = {
         "eval_map": one.mean_ap,
         "eval_loss": one.loss,
-        "eval_top1": one.top1,
-        "eval_top5": one.top5,
+        "eval_top1": one.share(EVAL_TOP1),
+        "eval_top5": one.share(EVAL_TOP5),
         "f1": one.macro_f1,
         "micro_f1": one.micro_f1,
         "ece": one.ece,
@@ -252,7 +257,13 @@ def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
     )
     page = report.html(tagged).decode()
     text = " ".join(Page(page.encode()).text.split())
-    for said in (figures.mean_ap, figures.macro_f1, figures.micro_f1, figures.ece, figures.top1):
+    for said in (
+        figures.mean_ap,
+        figures.macro_f1,
+        figures.micro_f1,
+        figures.ece,
+        figures.share(EVAL_TOP1),
+    ):
         assert f"{100 * said:.2f} %" in text
     for one in figures.per_class:
         for share in (one.ap, one.precision, one.recall, one.f1):

@@ -1,4 +1,4 @@
-"""A run that has no workers says what it waits for."""
+"""A run without workers says what it waits for."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every job that reads or changes a store, by its flags: on a disk, on moto and on rclone."""
+"""Every job that reads or changes a store, by its flags: on disk, moto and rclone."""
 
 import http.client
 import json

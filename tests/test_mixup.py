@@ -1,4 +1,4 @@
-"""What is done to a lane's images: who is mixed with whom, how much, and what is erased."""
+"""Mixup, CutMix and erasing: the partner, the share, and the area of a lane's images."""
 
 from dataclasses import replace
 

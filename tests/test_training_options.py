@@ -1,4 +1,4 @@
-"""Every dial of a Recipe acts: turned on, it changes what it is there to change."""
+"""Every training option of a Recipe has the effect that it is there for."""
 
 import copy
 from dataclasses import replace

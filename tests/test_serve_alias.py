@@ -1,4 +1,4 @@
-"""`serve` follows an alias: what moves, what is refused, what is tried again. No Ray."""
+"""`serve` follows an alias: what is loaded, refused and retried. Without Ray."""
 
 import io
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""An evaluation's figures are what scikit-learn says, and do not depend on how images are cut."""
+"""An evaluation's metrics are scikit-learn's, however the images are batched."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -14,6 +14,7 @@ from support.evaluations import everything
 
 from effnet_ray.inference.metric_sums import BINS, ScoredImages
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
 from effnet_ray.train.metrics import MetricSums
 
 CLASSES = 7
@@ -71,9 +72,9 @@ def test_the_figures_are_scikit_learns() -> None:
     )
     found = [(one.precision, one.recall, one.f1, one.support) for one in figures.per_class]
     assert np.allclose(np.array(found).T, [precision, recall, f1, support])
-    assert figures.top1 == pytest.approx(metrics.accuracy_score(label, predicted))
+    assert figures.share(EVAL_TOP1) == pytest.approx(metrics.accuracy_score(label, predicted))
     top5 = metrics.top_k_accuracy_score(label, probability, k=5, labels=every)
-    assert figures.top5 == pytest.approx(top5)
+    assert figures.share(EVAL_TOP5) == pytest.approx(top5)
     assert figures.loss == pytest.approx(metrics.log_loss(label, probability, labels=every))
     matrix = metrics.confusion_matrix(label, predicted, labels=every)
     assert all(matrix[pair] == images for pair, images in figures.confusion.items())
@@ -105,7 +106,10 @@ def test_the_figures_are_those_of_training() -> None:
     logits[10:13, 2] = np.nan
     tally = MetricSums.of(torch.from_numpy(logits), torch.from_numpy(label), torch.ones(50))
     figures = added([judged(logits, label)])
-    assert (figures.top1, figures.top5) == (tally.top1, tally.top5)
+    assert (figures.share(EVAL_TOP1), figures.share(EVAL_TOP5)) == (
+        tally.share(EVAL_TOP1),
+        tally.share(EVAL_TOP5),
+    )
     sane = slice(13, None)
     tally = MetricSums.of(
         torch.from_numpy(logits[sane]), torch.from_numpy(label[sane]), torch.ones(37)
@@ -148,9 +152,9 @@ def test_an_image_that_could_not_be_read_is_named_and_counts_for_nothing() -> No
     assert figures.unreadable == {4: ("4.jpg", "truncated")}
     assert (figures.processed, figures.images) == (20, 19)
     rest = added([judged(logits[without], label[without])])
-    assert (figures.loss, figures.top1, figures.confusion) == (
+    assert (figures.loss, figures.share(EVAL_TOP1), figures.confusion) == (
         rest.loss,
-        rest.top1,
+        rest.share(EVAL_TOP1),
         rest.confusion,
     )
 

@@ -1,4 +1,4 @@
-"""A release is opened as it was released; a damaged or hostile one is refused in one sentence."""
+"""A release loads as it was published; a damaged or hostile one is refused in one sentence."""
 
 import json
 import shutil
