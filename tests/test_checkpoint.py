@@ -26,7 +26,7 @@ from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.state import TrainState
+from effnet_ray.train.state import SolvedHead, TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
 from effnet_ray.variants import CHANNELS_LAST, LAYOUTS
 
@@ -108,6 +108,7 @@ def test_nothing_of_a_runs_progress_is_lost(trained: TrainState, tmp_path: Path)
     state = at(trained, 3, 0.5)
     state.per_class, state.scale = class_metrics([[4, 5, 3, None]]), LossScale(512.0, 7)
     state.device_s, state.skipped, state.micro_batch_splits = 2.5, 2, 4
+    state.solved_head = SolvedHead(0.03, 95, True)
     write(state, tmp_path)
     found, fresh = checkpoint.newest(str(tmp_path)), new_state(RECIPE)
     unchanged = fresh.to_json()

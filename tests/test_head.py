@@ -1,5 +1,6 @@
 """The solved head: a converged linear probe, from which training goes on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,14 @@ import timm
 import torch
 from safetensors.torch import load, save_file
 from sklearn.linear_model import LogisticRegression
-from support.features import cached, compute_features, head, probe_top1, solve_in_group
+from support.features import (
+    cached,
+    compute_features,
+    head,
+    probe_top1,
+    solve_in_group,
+    stop_in_group,
+)  # fmt: skip
 from support.plain_run import in_processes, plain_run
 from support.runs import weights
 from torch import Tensor
@@ -24,12 +32,13 @@ from effnet_ray.errors import RecipeError, TrainingError
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release_format import layout
 from effnet_ray.train import checkpoint
+from effnet_ray.train.events import HeadSolved
 from effnet_ray.train.head_features import HeadFeatures
-from effnet_ray.train.head_solver import SolvedHead, solve_head
+from effnet_ray.train.head_solver import PENALTIES, solve_head
 from effnet_ray.train.loss import train_losses
 from effnet_ray.train.mixup import MixedLane
 from effnet_ray.train.run_setup import RunSetup, set_up_run
-from effnet_ray.train.state import initial_network
+from effnet_ray.train.state import SolvedHead, initial_network
 from effnet_ray.train.worker_job import WorkerJob
 
 Array = npt.NDArray[Any]
@@ -154,6 +163,13 @@ def test_the_head_does_not_depend_on_the_number_of_workers(
     assert all(torch.equal(one[name], other[name]) for other in others for name in one)
 
 
+def test_a_stop_of_any_worker_stops_solving_on_all(
+    job: Callable[..., WorkerJob], tmp_path: Path
+) -> None:
+    in_processes(stop_in_group, job(), 2, str(tmp_path), processes=2)
+    assert sorted(path.name for path in tmp_path.glob("*.stopped")) == ["0.stopped", "1.stopped"]
+
+
 def test_features_that_are_not_finite_are_said_to_be(
     job: Callable[..., WorkerJob], tmp_path: Path
 ) -> None:
@@ -203,8 +219,18 @@ def test_a_run_killed_while_its_solved_head_is_measured_resumes_to_the_bit(
         recipe, runs = replace(PROBE, epochs=2, ema_decay=0.9), str(tmp_path)
         return plain_run(recipe, digits, runs, name, mirror=weights_mirror, kill_after_steps=kill)
 
-    run("killed", kill=5)
-    assert weights(run("killed").finished) == weights(run("straight").finished)
+    first = run("straight")
+    (solved,) = [event for event in first.events if isinstance(event, HeadSolved)]
+    assert solved.converged and solved.penalty in PENALTIES and solved.passes > 10
+    run("killed", kill=7)  # `should_stop` is also asked before each pass of the solver
+    run("killed", kill=solved.passes + 5)
+    resumed = run("killed")
+    assert 0 < resumed.finished.resumed_from_step < 6
+    assert weights(resumed.finished) == weights(first.finished)
+    assert not [event for event in resumed.events if isinstance(event, HeadSolved)]
+    record = json.loads((Path(resumed.finished.checkpoint) / "checkpoint.json").read_bytes())
+    expected = {"penalty": solved.penalty, "passes": solved.passes, "converged": True}
+    assert record["solved_head"] == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from effnet_ray.cli.terminal import Terminal
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.events import (
     EpochDone,
+    HeadSolved,
     ImagesQuarantined,
     MicroBatchSplit,
     StepDone,
@@ -29,6 +30,7 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         people.on_event(
             WorkersStarted(workers=2, step=10, steps=30, device="cpu", phases="3 of x")
         )
+        people.on_event(HeadSolved(penalty=0.03, passes=95, converged=True, seconds=1.25))
         people.on_event(StepDone(step=12, loss=0.75, images_per_s=150.0))
         people.on_event(EpochDone(REPORT, seconds=4.0, train_images=300, train_s=2.0,
                               data_wait_s=0.1))  # fmt: skip
@@ -43,6 +45,7 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         people.print_summary("pets@v1", {"release": "s3://models/pets/v0001", "run": "x" * 200})
     text = log.getvalue()
     assert "resuming at step 10 of 30 steps on 2 workers (cpu): 3 of x" in text
+    assert "head solved in 1.2 s: L2 penalty 0.03, 95 passes over the features" in text
     assert "step 12/30  150.0 images/s  loss 0.750  ETA" in text
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
     assert "epoch   3  train loss 0.5000     150.0 images/s" in text

@@ -383,7 +383,8 @@ def top1(model: Classifier, pictures: Pictures, spec: InputSpec) -> float:
     hits = 0
     for images, label in _batches(pictures, 128):
         views = [eval_view(image.permute(1, 2, 0).numpy(), spec) for image in images]
-        hits += int((model(torch.from_numpy(np.stack(views))).argmax(1) == label).sum())
+        batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        hits += int((model(batch).argmax(1) == label).sum())
     return hits / len(pictures.label)
 
 

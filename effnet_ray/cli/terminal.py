@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ComputingFeatures,
         EpochDone,
         Event,
+        HeadSolved,
         ImagesQuarantined,
         StepDone,
         WorkersStarted,
@@ -133,6 +134,8 @@ class Terminal:
                 self._show_features(event)
             case events.WorkersStarted():
                 self._show_start(event)
+            case events.HeadSolved():
+                self._show_head(event)
             case events.StepDone():
                 self._show_step(event)
             case events.MicroBatchSplit():
@@ -167,6 +170,13 @@ class Terminal:
         phases = f": {event.phases}" if event.phases else ""
         self.print(f"{start} {event.steps} steps on {workers} ({event.device}){phases}")
         self._start_bar("training", event.steps, event.step)
+
+    def _show_head(self, event: "HeadSolved") -> None:
+        ended = "solved" if event.converged else "not solved completely"
+        self.print(
+            f"head {ended} in {event.seconds:.1f} s: L2 penalty {event.penalty:g}, "
+            f"{event.passes} passes over the features"
+        )
 
     def _show_step(self, event: "StepDone") -> None:
         eta = self._eta.update(event.step)

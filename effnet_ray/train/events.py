@@ -40,6 +40,18 @@ class WorkersStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadSolved:
+    """The head is solved; the epoch that follows measures it."""
+
+    penalty: float
+    passes: int
+    converged: bool
+    """As in `SolvedHead`."""
+    seconds: float
+    """Wall time of solving."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """Progress within an epoch; not sent for every step."""
 
@@ -115,6 +127,7 @@ Event = (
     RunStarted
     | ComputingFeatures
     | WorkersStarted
+    | HeadSolved
     | StepDone
     | MicroBatchSplit
     | EpochDone

@@ -20,17 +20,17 @@ features. Chosen, not measured."""
 HELD_OUT = 5
 """One of so many train images is held out while the L2 penalty is chosen: five-fold validation's
 share."""
-KEEP_BYTES = 2 * 1024**3
-"""A worker keeps its share of the features in memory up to this size as float32: 400,000 images of
-a B0. A larger share is read from storage in every pass."""
+KEEP_BYTES = 4 * 1024**3
+"""A worker keeps its share of the features in memory up to this size, as they are stored
+(float16): 1.6 million images of a B0. A larger share is read from storage in every pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
-    """The features of some images of a shard, on the CPU."""
+    """The features of some images of a shard, on the worker's device."""
 
     feature: Tensor
-    """[n, F] float32."""
+    """[n, F], as they are stored: float16."""
     label: Tensor
     """[n] int64; or [n, K] uint8 of 0 and 1 with several labels per image."""
     weight: Tensor
@@ -48,11 +48,18 @@ class HeadFeatures:
     """
 
     def __init__(
-        self, dataset: Dataset, rank: int, workers: int, block_groups: int = BLOCK_GROUPS
+        self,
+        dataset: Dataset,
+        rank: int,
+        workers: int,
+        device: torch.device | None = None,
+        *,
+        block_groups: int = BLOCK_GROUPS,
     ) -> None:
+        """`device`: where the features are kept, and the objective is computed."""
+        self.device = device or torch.device("cpu")
         self._dataset = dataset
         self._uri = dataset.features_uri("train", None)
-        self._mean, self._scale = torch.zeros(1), torch.ones(1)
         size = block_groups * feature_cache.ROW_GROUP_ROWS
         rows = [sum(shard.row_groups) for shard in dataset.manifest.splits["train"]]
         starts = np.cumsum([0, *rows]).tolist()
@@ -62,10 +69,6 @@ class HeadFeatures:
             for first in range(0, count, size)
         ][rank::workers]
         self._kept: list[FeatureBlock] | None = None
-
-    def standardise(self, mean: Tensor, scale: Tensor) -> None:
-        """From now on, subtract `mean` [F] from the features and divide them by `scale` [F]."""
-        self._mean, self._scale, self._kept = mean, scale, None
 
     def __iter__(self) -> Iterator[FeatureBlock]:
         return iter(self._kept) if self._kept is not None else self._read_all()
@@ -89,8 +92,7 @@ class HeadFeatures:
         parts = [
             feature_cache.read(file, group) for group in range(first // step, -(-end // step))
         ]
-        feature = torch.from_numpy(np.concatenate([part.feature for part in parts])).float()
-        feature = (feature - self._mean) / self._scale
+        feature = torch.from_numpy(np.concatenate([part.feature for part in parts]))
         label = torch.from_numpy(np.concatenate([part.label for part in parts]))
         if self._dataset.recipe.task == MULTILABEL and label.ndim == 1:
             label = F.one_hot(label, len(self._dataset.manifest.classes)).to(torch.uint8)
@@ -98,7 +100,8 @@ class HeadFeatures:
         weight = readable.float() * self._uses(label)
         held_out = torch.arange(start + first, start + end) % HELD_OUT == HELD_OUT - 1
         for rows, held in ((~held_out, False), (held_out, True)):
-            yield FeatureBlock(feature[rows], label[rows], weight[rows], held)
+            chosen = [part[rows].to(self.device) for part in (feature, label, weight)]
+            yield FeatureBlock(chosen[0], chosen[1], chosen[2], held)
 
     def _uses(self, label: Tensor) -> Tensor | float:
         """Mean uses of each image in an epoch: 1 without class-balanced sampling."""

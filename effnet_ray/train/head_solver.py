@@ -8,8 +8,7 @@ their share of the images. Sums over images are exact, so the head does not depe
 share them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,13 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.train.collectives import (
     broadcast,
     fixed_point_sum_over_workers,
+    sum_over_workers,
     to_fixed_point,
 )
 from effnet_ray.train.head_features import FeatureBlock, HeadFeatures
 from effnet_ray.train.loss import train_losses
 from effnet_ray.train.mixup import MixedLane
+from effnet_ray.train.state import SolvedHead
 
 Vector = npt.NDArray[np.float64]
 
@@ -51,14 +52,8 @@ STOP, FIT, CHECK, ALL = range(4)
 out, of those that are, or of all."""
 
 
-@dataclass(frozen=True, slots=True)
-class SolvedHead:
-    """How the head was solved."""
-
-    penalty: float
-    """The chosen L2 penalty."""
-    evaluations: int
-    """Evaluations of the objective, each a pass over the features."""
+class _Stopped(Exception):
+    """Some worker has to stop; raised on all of them."""
 
 
 def solve_head(
@@ -68,10 +63,13 @@ def solve_head(
     *,
     class_weights: Sequence[float] = (),
     leads: bool = True,
-) -> SolvedHead:
+    should_stop: Callable[[], bool] | None = None,
+) -> SolvedHead | None:
     """Set the networks' heads to the solution; a collective, called by every worker.
 
     `networks` are those of a TrainState; `features` are this worker's; worker 0 has `leads`.
+    `should_stop` is checked before each pass over the features: if it is true on any worker, the
+    heads stay as they are, and the result is None on every worker.
     """
     network = networks[0]
     objective = HeadObjective(
@@ -80,12 +78,12 @@ def solve_head(
         width=network.backbone.num_features,
         smoothing=recipe.label_smoothing,
         class_weights=class_weights,
+        should_stop=should_stop,
     )
-    if leads:
-        solution, solved = _search(objective)
-        objective.request(STOP, solution)
-    else:
-        solution, solved = _follow(objective), SolvedHead(0.0, 0)
+    try:
+        solution, solved = _search(objective) if leads else _follow(objective)
+    except _Stopped:
+        return None
     weight, bias = objective.unscaled(solution)
     for network in networks:
         network.backbone.classifier.load_state_dict({"weight": weight, "bias": bias})
@@ -93,23 +91,32 @@ def solve_head(
 
 
 def _search(objective: "HeadObjective") -> tuple[Vector, SolvedHead]:
-    """Worker 0: the solution for the best penalty."""
+    """Worker 0: the solution for the best penalty, which it sends to the others."""
     solution, best_loss = objective.zero(), np.inf
     chosen, start = NO_CHOICE, solution
     for penalty in PENALTIES:
-        solution = _minimise(objective, FIT, penalty, solution, ROUGH)
+        solution, _ = _minimise(objective, FIT, penalty, solution, ROUGH)
         loss, _ = objective.request(CHECK, solution)
         if not loss < best_loss:
             break
         best_loss, chosen, start = loss, penalty, solution
-    solution = _minimise(objective, ALL, chosen, start, TOLERANCE)
-    return solution, SolvedHead(chosen, objective.evaluations)
+    solution, converged = _minimise(objective, ALL, chosen, start, TOLERANCE)
+    passes = objective.passes
+    objective.request(STOP, solution)
+    return solution, _share(SolvedHead(chosen, passes, converged))
+
+
+def _share(head: SolvedHead) -> SolvedHead:
+    """Worker 0's, on every worker."""
+    shared = broadcast(torch.tensor([head.penalty, head.passes, head.converged]).double())
+    penalty, passes, converged = shared.tolist()
+    return SolvedHead(penalty, int(passes), bool(converged))
 
 
 def _minimise(
     objective: "HeadObjective", part: int, penalty: float, start: Vector, tolerance: float
-) -> Vector:
-    """The head of the smallest penalised loss, within the tolerance, from `start` on."""
+) -> tuple[Vector, bool]:
+    """The head of the smallest penalised loss, from `start` on, and whether it converged."""
     # Only runs that solve a head need SciPy's optimizers, whose import takes 0.3 s.
     from scipy.optimize import minimize
 
@@ -125,17 +132,16 @@ def _minimise(
     # OpenBLAS's threads wait in a loop and would slow down torch's: 14 s instead of 1 s.
     with threadpool_limits(1, user_api="blas"):
         result = minimize(penalised, start, jac=True, method="L-BFGS-B", options=options)
-    solution: Vector = result.x
-    return solution
+    return result.x, bool(result.success)
 
 
-def _follow(objective: "HeadObjective") -> Vector:
+def _follow(objective: "HeadObjective") -> tuple[Vector, SolvedHead]:
     """The other workers: compute what worker 0 requests until it has the solution."""
     request = np.empty(objective.size + 1)
     while True:
         part, solution = objective.receive(request)
         if part == STOP:
-            return solution
+            return solution, _share(SolvedHead(0.0, 0, False))
         objective.evaluate(part, solution)
 
 
@@ -153,13 +159,16 @@ class HeadObjective:
         width: int,
         smoothing: float,
         class_weights: Sequence[float],
+        should_stop: Callable[[], bool] | None,
     ) -> None:
         """`width` is F, the number of features; the rest is the recipe's."""
-        self.classes, self.size, self.evaluations = classes, classes * (width + 1), 0
-        self._features, self._smoothing = features, smoothing
-        self._class_weights = torch.tensor(class_weights) if class_weights else None
+        self.classes, self.size, self.passes = classes, classes * (width + 1), 0
+        self._features, self._smoothing, self._device = features, smoothing, features.device
+        self._class_weights = (
+            torch.tensor(class_weights, device=self._device) if class_weights else None
+        )
+        self._should_stop = should_stop
         self._mean, self._scale = _mean_and_scale(features, width)
-        features.standardise(self._mean, self._scale)
 
     def zero(self) -> Vector:
         """The head that gives every class the same logit."""
@@ -177,11 +186,15 @@ class HeadObjective:
 
     def evaluate(self, part: int, solution: Vector) -> tuple[float, Vector]:
         """Mean loss and its gradient; a collective. Without images, the loss is NaN."""
-        self.evaluations += 1
-        sums = _zero_sums(self.size + 2)
+        self.passes += 1
+        sums = _zero_sums(self.size + 2, self._device)
         for block in self._features:
             if part == ALL or block.held_out == (part == CHECK):
                 sums += to_fixed_point(self._block_sums(block, solution))
+        stop = self._should_stop is not None and self._should_stop()
+        stops = torch.tensor([int(stop)], device=self._device)
+        if int(sum_over_workers(stops)):
+            raise _Stopped
         total = _total(sums).numpy()
         with np.errstate(invalid="ignore"):
             mean = total[:-1] / total[-1]
@@ -189,10 +202,11 @@ class HeadObjective:
 
     def _block_sums(self, block: FeatureBlock, solution: Vector) -> Tensor:
         """Sums over a block's images, float64: gradient, then loss, then weight."""
-        weight, bias = self._split(torch.from_numpy(solution).float())
+        weight, bias = self._split(torch.from_numpy(solution).float().to(self._device))
         weight.requires_grad_()
         bias.requires_grad_()
-        logits = block.feature @ weight.T + bias
+        unscaled = weight / self._scale
+        logits = block.feature.float() @ unscaled.T + (bias - unscaled @ self._mean)
         losses = train_losses(
             logits,
             block.label,
@@ -214,8 +228,8 @@ class HeadObjective:
     def unscaled(self, solution: Vector) -> tuple[Tensor, Tensor]:
         """The same head's weights [K, F] and biases [K] for features as they are."""
         weight, bias = self._split(torch.from_numpy(solution))
-        weight = weight / self._scale.double()
-        return weight.float(), (bias - weight @ self._mean.double()).float()
+        weight = weight / self._scale.cpu().double()
+        return weight.float(), (bias - weight @ self._mean.cpu().double()).float()
 
 
 def _mean_and_scale(features: HeadFeatures, width: int) -> tuple[Tensor, Tensor]:
@@ -225,27 +239,28 @@ def _mean_and_scale(features: HeadFeatures, width: int) -> tuple[Tensor, Tensor]
     by the standard deviation itself amplifies features that hardly vary, which costs up to three
     points (`benchmarks/results/real_weights.md`).
     """
-    sums = _zero_sums(2 * width + 1)
+    sums = _zero_sums(2 * width + 1, features.device)
     for block in features:
         readable = block.feature[block.weight > 0].double()
-        count = torch.tensor([len(readable)], dtype=torch.float64)
+        count = readable.new_tensor([len(readable)])
         sums += to_fixed_point(torch.cat([readable.sum(0), (readable**2).sum(0), count]))
     total = _total(sums)
     mean, square = (total[:-1] / total[-1].clamp(min=1)).view(2, width)
     std = (square - mean**2).clamp(min=0).sqrt()
     scale = (std.clamp(min=MIN_STD * std.mean()) * std.mean()).sqrt()
-    return mean.float(), scale.where(scale > 0, 1.0).float()
+    scale = scale.where(scale > 0, 1.0)
+    return mean.float().to(features.device), scale.float().to(features.device)
 
 
-def _zero_sums(length: int) -> Tensor:
+def _zero_sums(length: int, device: torch.device) -> Tensor:
     """The sums of a worker without images."""
-    return to_fixed_point(torch.zeros(length, dtype=torch.float64))
+    return to_fixed_point(torch.zeros(length, dtype=torch.float64, device=device))
 
 
 def _total(sums: Tensor) -> Tensor:
-    """The sums over all workers, float64. Raises TrainingError if they are not finite."""
+    """The sums over all workers, float64 on the CPU. Raises TrainingError if not finite."""
     try:
-        return fixed_point_sum_over_workers(sums)
+        return fixed_point_sum_over_workers(sums).cpu()
     except FloatingPointError as error:
         raise TrainingError(
             "the head cannot be solved: some features of the train images are not finite: use "

@@ -56,7 +56,7 @@ def fit(
     *,
     on_step: Callable[[TrainState], None],
     on_epoch: Callable[[EpochReport, TrainState], None],
-    solve_head: Callable[[TrainState], None] | None = None,
+    solve_head: Callable[[TrainState], bool] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> bool:
     """Train from `state.step` to the end of the recipe. Called on every worker.
@@ -64,8 +64,9 @@ def fit(
     Calls `on_step` after every step, and `on_epoch` after every epoch and its evaluation.
     Checkpoint after an epoch in `on_epoch`, not in `on_step`: the state of `on_step` lacks the
     epoch's report. `solve_head` sets the head at the start of a phase with a solved one; such a
-    phase's steps only measure it. `should_stop` is checked before each step: if it is true on any
-    worker, all workers stop before that step, and the result is False.
+    phase's steps only measure it. It is False if it was stopped. `should_stop` is checked before
+    each step: if it is true on any worker, all workers stop before that step, and the result is
+    False.
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
     if too many images of a split are quarantined.
     """
@@ -79,7 +80,9 @@ def fit(
         phase = phase_at(recipe, epoch)
         if trainer is None or trainer.phase != phase:
             trainer = None  # frees DDP's hooks: the next phase trains the same parameters
-            trainer = _start_phase(state, recipe, phase, sizes, solve_head)
+            trainer = _start_phase(state, recipe, phase, sizes)
+            if phase.solved and solve_head and not (state.solved_head or solve_head(state)):
+                return False
         train_mode(state.network, recipe, phase.lowest_trainable)
         for lanes in batches.train(step):
             count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
@@ -94,17 +97,11 @@ def fit(
 
 
 def _start_phase(
-    state: TrainState,
-    recipe: Recipe,
-    phase: Phase,
-    sizes: EpochSizes,
-    solve_head: Callable[[TrainState], None] | None,
+    state: TrainState, recipe: Recipe, phase: Phase, sizes: EpochSizes
 ) -> PhaseTrainer:
     gc.collect()  # the previous phase's DDP is part of a reference cycle
     trainer = PhaseTrainer(state, recipe, phase, sizes.class_weights)
     prepare_phase(trainer)
-    if phase.solved and solve_head and state.step == phase.first * sizes.steps_per_epoch:
-        solve_head(state)
     return trainer
 
 

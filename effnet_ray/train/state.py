@@ -47,6 +47,18 @@ class Batch:
         return Batch(self.image[rest], self.label[rest], self.weight[rest], self.lane)
 
 
+@dataclass(frozen=True, slots=True)
+class SolvedHead:
+    """How a run's head was solved."""
+
+    penalty: float
+    """The chosen L2 penalty."""
+    passes: int
+    """Passes over the features: evaluations of the objective."""
+    converged: bool
+    """Whether the optimizer met its tolerance."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Progress:
     """What checkpoint.json records: a TrainState without its tensors."""
@@ -68,6 +80,8 @@ class Progress:
     micro_batch_splits: int = 1
     """Number of micro-batch splits in which a lane is computed, to fit into memory. It never
     decreases."""
+    solved_head: SolvedHead | None = None
+    """None before the head is solved, and for one that is trained."""
 
     def copy_progress(self) -> "Progress":
         """A copy on the CPU that later steps do not change."""
@@ -95,7 +109,11 @@ class Progress:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Progress":
-        """The opposite of `to_json`. Raises LookupError, TypeError or RecipeError if malformed."""
+        """The opposite of `to_json`. Raises LookupError, TypeError or RecipeError if malformed.
+
+        `solved_head` may be missing, as in checkpoints from before the field existed.
+        """
+        record = {"solved_head": None, **record}
         values = {
             item.name: DECODERS.get(item.name, _unchanged)(record[KEYS.get(item.name, item.name)])
             for item in fields(Progress)
@@ -117,6 +135,7 @@ ENCODERS: Mapping[str, Callable[[Any], Any]] = {
     "train_sums": lambda sums: sums.sums.tolist(),
     "per_class": lambda per_class: [metrics.to_row() for metrics in per_class],
     "scale": asdict,
+    "solved_head": lambda head: head and asdict(head),
 }
 """The fields that are no JSON values, as such; `DECODERS` are the opposite."""
 DECODERS: Mapping[str, Callable[[Any], Any]] = {
@@ -124,6 +143,7 @@ DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "train_sums": lambda sums: MetricSums(torch.tensor(sums, dtype=torch.float64)),
     "per_class": class_metrics,
     "scale": lambda scale: from_dict(LossScale, scale),
+    "solved_head": lambda head: head and from_dict(SolvedHead, head),
 }
 
 

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,21 +18,11 @@ from effnet_ray.data.chunks import ChunkExecutor
 from effnet_ray.data.stream import Images, Stream
 from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
 from effnet_ray.recipe import MULTILABEL
-from effnet_ray.train import oom
+from effnet_ray.train import events, oom
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.events import (
-    Channel,
-    EpochDone,
-    ImagesQuarantined,
-    MicroBatchSplit,
-    Preempted,
-    RunFailed,
-    StepDone,
-    WorkersStarted,
-)
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
@@ -61,7 +52,7 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 def run_worker(
     job: WorkerJob,
     rank: WorkerRank,
-    channel: Channel,
+    channel: events.Channel,
     execute: ChunkExecutor,
     *,
     report: Callable[[dict[str, Any]], None] | None = None,
@@ -96,7 +87,7 @@ def run_worker(
             loop = WorkerLoop(job, rank, state, channel, stream, started=started)
             loop.run(report, should_stop)
     except InputError as error:  # data or storage that a retry cannot fix
-        channel.post(RunFailed(str(error)))
+        channel.post(events.RunFailed(str(error)))
         raise
 
 
@@ -108,7 +99,7 @@ class WorkerLoop:
         job: WorkerJob,
         rank: WorkerRank,
         state: TrainState,
-        channel: Channel,
+        channel: events.Channel,
         stream: Stream,
         *,
         started: float,
@@ -164,13 +155,13 @@ class WorkerLoop:
                 self._batches,
                 on_step=self._on_step,
                 on_epoch=self._on_epoch,
-                solve_head=self._solve_head,
+                solve_head=partial(self._solve_head, should_stop),
                 should_stop=should_stop,
             )
             if not finished and self._rank.leads:
                 self._save()
                 self._writer.wait()
-                self._channel.post(Preempted(self._state.step))
+                self._channel.post(events.Preempted(self._state.step))
         except torch.OutOfMemoryError:
             self._on_out_of_memory()
             raise  # Ray Train retries, unless the channel has RunFailed
@@ -179,19 +170,27 @@ class WorkerLoop:
             if isinstance(error, NonFiniteError) and not self._failed_before():
                 raise  # Ray Train retries, from the newest checkpoint
             bad_images = isinstance(error, BadImagesError)
-            self._channel.post(RunFailed(str(error), bad_images=bad_images))
+            self._channel.post(events.RunFailed(str(error), bad_images=bad_images))
         self._writer.wait()
 
-    def _solve_head(self, state: TrainState) -> None:
-        """Solve the head from the cached features; a collective."""
-        dataset, rank = self._job.dataset, self._rank
-        solve_head(
+    def _solve_head(self, should_stop: Callable[[], bool] | None, state: TrainState) -> bool:
+        """Solve the head from the cached features; a collective. False if it was stopped."""
+        dataset, rank, start = self._job.dataset, self._rank, time.perf_counter()
+        head = solve_head(
             state.networks,
-            HeadFeatures(dataset, rank.rank, rank.workers),
+            HeadFeatures(dataset, rank.rank, rank.workers, rank.device),
             dataset.recipe,
             class_weights=dataset.class_weights,
             leads=rank.leads,
+            should_stop=should_stop,
         )
+        state.solved_head = head
+        if head and rank.leads:
+            seconds = time.perf_counter() - start
+            self._channel.post(
+                events.HeadSolved(head.penalty, head.passes, head.converged, seconds)
+            )
+        return head is not None
 
     def _post_start(self) -> None:
         if self._rank.leads:
@@ -199,7 +198,7 @@ class WorkerLoop:
             steps = recipe.epochs * self._sizes.steps_per_epoch
             device, description = self._rank.device.type, phases.describe(recipe)
             self._channel.post(
-                WorkersStarted(workers, self._state.step, steps, device, description)
+                events.WorkersStarted(workers, self._state.step, steps, device, description)
             )
 
     def _failed_before(self) -> bool:
@@ -221,7 +220,7 @@ class WorkerLoop:
         if splits:
             self._channel.require_splits(splits)
         else:
-            self._channel.post(RunFailed(str(oom.does_not_fit(recipe, phase))))
+            self._channel.post(events.RunFailed(str(oom.does_not_fit(recipe, phase))))
 
     def _on_train_images(self, lanes: list[Images]) -> None:
         self._throughput.batch_arrived()
@@ -234,7 +233,7 @@ class WorkerLoop:
         """Post the images quarantined since the last call."""
         bad_images = self._log.take_bad_images()
         if bad_images:
-            self._channel.post(ImagesQuarantined(bad_images))
+            self._channel.post(events.ImagesQuarantined(bad_images))
 
     def _on_step(self, state: TrainState) -> None:
         self._throughput.step_done(state.train_sums.images)
@@ -248,15 +247,15 @@ class WorkerLoop:
     def _post_step(self, state: TrainState) -> None:
         if state.micro_batch_splits > self._posted_splits:
             self._posted_splits = state.micro_batch_splits
-            self._channel.post(MicroBatchSplit(state.micro_batch_splits))
+            self._channel.post(events.MicroBatchSplit(state.micro_batch_splits))
         now = time.perf_counter()
         if now - self._last_post >= POST_EVERY_S:
             self._last_post = now
             rate = self._throughput.images_per_s
-            self._channel.post(StepDone(state.step, state.train_sums.loss, rate))
+            self._channel.post(events.StepDone(state.step, state.train_sums.loss, rate))
 
     def _on_epoch(self, report: EpochReport, state: TrainState) -> None:
-        done = EpochDone(
+        done = events.EpochDone(
             report,
             seconds=time.perf_counter() - self._epoch_start,
             train_images=self._throughput.images,
@@ -281,7 +280,7 @@ class WorkerLoop:
         """Device seconds of this worker group: its workers times the time since they started."""
         return self._rank.workers * (time.perf_counter() - self._started)
 
-    def _ray_metrics(self, done: EpochDone) -> dict[str, Any]:
+    def _ray_metrics(self, done: events.EpochDone) -> dict[str, Any]:
         """An epoch's metrics for Ray Train.
 
         Ray Train takes one report each time it polls a worker; the next one waits until then.

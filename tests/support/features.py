@@ -1,6 +1,9 @@
 """The feature cache filled and read in this process, without Ray, and heads solved from it."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,16 +59,38 @@ def compute_features(job: WorkerJob) -> None:
 
 def solve_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None:
     """One of a group's processes: solves the head; worker 0 writes it to a file."""
+    with group(rank, workers, folder):
+        network = initial_network(job.run, job.weights_uri)
+        features = HeadFeatures(job.dataset, rank, workers, block_groups=1)
+        solve_head([network], features, job.run.recipe, leads=rank == 0)
+        torch.save(head(network), f"{folder}/{workers}-{rank}.pt")
+
+
+def stop_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None:
+    """One of a group's processes, the last of which stops; writes a file if solving stopped."""
+    with group(rank, workers, folder):
+        network = initial_network(job.run, job.weights_uri)
+        before = head(network)["weight"].clone()
+        passes = iter([False] * 7 + [rank == workers - 1] * 2)
+        result = solve_head(
+            [network], HeadFeatures(job.dataset, rank, workers, block_groups=1), job.run.recipe,
+            leads=rank == 0, should_stop=lambda: next(passes),
+        )  # fmt: skip
+        assert result is None and torch.equal(before, head(network)["weight"])
+        Path(folder, f"{rank}.stopped").touch()
+
+
+@contextmanager
+def group(rank: int, workers: int, folder: str) -> Iterator[None]:
+    """This process as one of a group, on one thread."""
     torch.set_num_threads(1)
-    if workers > 1:
-        meeting = f"file://{folder}/meeting-{workers}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
-    network = initial_network(job.run, job.weights_uri)
-    features = HeadFeatures(job.dataset, rank, workers, block_groups=1)
-    solve_head([network], features, job.run.recipe, leads=rank == 0)
-    torch.save(head(network), f"{folder}/{workers}-{rank}.pt")
-    if workers > 1:
-        dist.destroy_process_group()
+    if workers == 1:
+        yield
+        return
+    meeting = f"file://{folder}/meeting-{workers}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    yield
+    dist.destroy_process_group()
 
 
 def head(network: Network) -> dict[str, Tensor]:
