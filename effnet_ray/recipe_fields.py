@@ -91,8 +91,8 @@ class RecipeFields:
     """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
     rmsproptf, × 5 for lamb, × 0.1 for lion."""
     head_lr: float | None = field(default=None, metadata=ABOVE_0)
-    """Peak learning rate of linear probing. Default: 10 × lr; with --unfreeze head: --lr, if
-    given."""
+    """Peak learning rate of linear probing, for a trained head. Default: 10 × lr; with --unfreeze
+    head: --lr, if given."""
     layer_decay: float | None = field(default=None, metadata=SHARE_ABOVE_0)
     """Layer-wise learning-rate decay: factor from each stage to the one below it. Default: 0.8
     for pretrained weights, 1 (off) from scratch."""

@@ -119,3 +119,9 @@ def test_choices_that_contradict_each_other_are_refused_before_a_trial() -> None
     space = parse({"weights": ["ns", "none"], "unfreeze": ["all", "head"]})
     with pytest.raises(RecipeError, match="space with weights none, unfreeze head: weights is"):
         space.check(Recipe(weights="ns"), ["b0"])
+
+
+def test_a_choice_that_contradicts_a_range_is_refused_before_a_trial() -> None:
+    contradicting = parse({"head": ["trained", "solved"], "head_epochs": "int:1:3"})
+    with pytest.raises(RecipeError, match="space with head solved, head_epochs 3: head_epochs"):
+        contradicting.check(Recipe(), ["b0"])

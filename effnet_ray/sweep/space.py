@@ -46,7 +46,7 @@ NOT_SEARCHABLE = {
 """Fields that cannot be searched → what to do instead."""
 
 COMBINATIONS = 4096
-"""Combinations of choices that are validated before a sweep starts, at most."""
+"""Combinations of choices and bounds that are validated before a sweep starts, at most."""
 
 EXPECTED = "expected log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,…"
 
@@ -100,9 +100,9 @@ class Space:
                         replace(base, **{"variant": variant, name: value})
                     except InputError as error:
                         raise RecipeError(f"space of {name} for {variant}: {error}") from None
-        choices = {n: domain.choices for n, domain in self.domains.items() if domain.choices}
-        for combination in itertools.islice(itertools.product(*choices.values()), COMBINATIONS):
-            chosen = dict(zip(choices, combination, strict=True))
+        extremes = itertools.product(*(domain.bounds for domain in self.domains.values()))
+        for combination in itertools.islice(extremes, COMBINATIONS):
+            chosen = dict(zip(self.domains, combination, strict=True))
             try:
                 replace(base, variant=next(iter(variants)), **chosen)
             except InputError as error:

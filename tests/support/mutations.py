@@ -83,7 +83,8 @@ LAWS_OF_TRAINING = (
         "test_loop.py::test_the_first_gradients_are_as_long_on_any_number_of_workers[frozen-3]"),
     Mutation(4, "Dropout is seeded by the worker's rank.", "train/step.py",
         "torch.manual_seed(lane_seed(trainer.recipe.seed, step, lane.lane))",
-        "rank = dist.get_rank() if dist.is_initialized() else 0\n"
+        "group = torch.distributed\n"
+        "    rank = group.get_rank() if group.is_initialized() else 0\n"
         "    torch.manual_seed(lane_seed(trainer.recipe.seed, step, rank))",
         "test_loop.py::test_what_is_dropped_depends_on_seed_step_and_lane_and_on_nothing_else"
         "[dropout]"),
