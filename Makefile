@@ -36,7 +36,7 @@ test: lint
 	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
 
 test-quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: setup
 	$(PURE) "not ray and not long and not heavy"

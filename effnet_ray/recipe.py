@@ -1,8 +1,9 @@
 """Recipe: every setting that decides the numbers of a run."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
+from effnet_ray import recipe_checks
 from effnet_ray.recipe_fields import RecipeFields
 from effnet_ray.recipe_rules import (
     MULTICLASS,
@@ -35,11 +36,6 @@ without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no lay
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
 the rate of the backbone it would need more epochs. Customary, not measured here."""
-TRAINS_HEAD = (
-    "epochs", "opt", "lr", "weight_decay", "sched", "warmup_epochs", "clip_grad", "ema_decay",
-    "patience",
-)  # fmt: skip
-"""Fields that mean a trained head where nothing else is trained."""
 MICRO_BATCH_GB = 12
 """GPU memory for which the default micro-batch is chosen: half of the 24 GB in timm's benchmark,
 which leaves room on a 16 GB GPU or, in float32, takes a few GB of a laptop's memory."""
@@ -52,6 +48,10 @@ class Recipe(RecipeFields):
     The defaults of unset fields depend on the weights, the data set and the first placement. They
     are filled in before the first step; runs and releases record this resolved recipe.
     """
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError or WeightsError for the first value that is not allowed."""
+        recipe_checks.check(self)
 
     @property
     def lanes(self) -> int:
@@ -87,21 +87,14 @@ class Recipe(RecipeFields):
         )
 
     def _default_head(self) -> str:
-        """Solved for a pretrained family, unless a field says how to train it.
+        """Solved for a pretrained family, unless a field sets how the head is trained.
 
-        The head of a release may be better as it is, and a single epoch trains everything.
+        The head of a release may be better as it is, and a single epoch trains all layers.
         """
         can_solve = self.with_family.weights in FAMILIES and self.head_cache
         trains = self.head_epochs is not None or self.head_lr or self.head_views > 1
-        if self.unfreeze == "head":
-            trains = trains or any(
-                getattr(self, item.name) != item.default
-                for item in fields(self)
-                if item.name in TRAINS_HEAD
-            )
-        elif self.epochs == 1:
-            trains = True
-        return TRAINED if trains or not can_solve else SOLVED
+        trains_too = self.lr if self.unfreeze == "head" else self.epochs == 1
+        return SOLVED if can_solve and not (trains or trains_too) else TRAINED
 
     def _default_head_epochs(self, head: str, pretrained: bool) -> int:
         """One measures a solved head; a trained one has a quarter of the epochs, if not one."""

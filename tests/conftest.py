@@ -54,11 +54,19 @@ QUICK = (
 """Files whose tests take seconds, all together."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files that are named on the command line are run, not only their quick tests."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if named and config.option.markexpr == "quick":
+        config.option.markexpr = "not long"
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`pytest -m quick` does not import the other files, which takes longer than the tests."""
-    name = collection_path.stem
-    other = name.startswith("test_") and name.removeprefix("test_") not in QUICK
-    return (config.option.markexpr == "quick" and other) or None
+    """Without quick tests a file is not even imported, which takes longer than they do."""
+    if config.option.markexpr != "quick" or not collection_path.stem.startswith("test_"):
+        return None
+    listed = collection_path.stem.removeprefix("test_") in QUICK
+    return not (listed or "pytest.mark.quick" in collection_path.read_text()) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

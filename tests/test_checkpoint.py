@@ -104,6 +104,7 @@ def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: P
     assert torch.equal(state.train_sums.sums, trained.train_sums.sums)
 
 
+@pytest.mark.quick
 def test_nothing_of_a_runs_progress_is_lost(trained: TrainState, tmp_path: Path) -> None:
     state = at(trained, 3, 0.5)
     state.per_class, state.scale = class_metrics([[4, 5, 3, None]]), LossScale(512.0, 7)

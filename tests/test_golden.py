@@ -35,6 +35,7 @@ def losses() -> list[float]:
     return found + [report.eval_loss for report in state.history]
 
 
+@pytest.mark.quick
 def test_the_losses_of_a_tiny_run_are_golden() -> None:
     assert losses() == pytest.approx(json.loads(FILE.read_text()), abs=1e-4)
 

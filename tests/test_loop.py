@@ -129,6 +129,7 @@ def run(recipe: Recipe, state: TrainState, batches: FixedBatches, ear: Ear) -> N
     fit(state, recipe, shape, batches, on_step=ear.step, on_epoch=ear.epoch)
 
 
+@pytest.mark.quick
 def test_fit_takes_the_planned_steps_and_reports_once_an_epoch() -> None:
     recipe, ear = settled(epochs=2), Ear()
     state = new_state(recipe)
@@ -242,6 +243,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step() -> None:
         spoiled(settled(max_skips=0, **ONE_LANE), 2)
 
 
+@pytest.mark.quick
 def test_a_few_steps_are_skipped_and_the_rest_are_taken() -> None:
     state = spoiled(settled(max_skips=2, **ONE_LANE), 0, 1, 3)
     assert (state.step, state.history[0].skipped, state.skipped) == (4, 3, 1)

@@ -23,7 +23,7 @@ from effnet_ray.release.store import ModelStore
 from effnet_ray.release_format import layout
 from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint
-from effnet_ray.train.events import EpochDone, WorkersStarted
+from effnet_ray.train.events import CheckpointSkipped, EpochDone, WorkersStarted
 from effnet_ray.train.run_record import Result
 
 pytestmark = pytest.mark.heavy
@@ -87,6 +87,29 @@ def test_a_killed_run_resumes_bit_equal_and_times_what_it_did_itself(
     assert done.train_images == 44 - RECIPE.batch_size * (started.step - STEPS)
     assert done.report.train_images == 44
     assert resumed.train_images_per_s == pytest.approx(done.images_per_s)
+
+
+def test_a_damaged_checkpoint_is_reported_and_without_another_a_run_does_not_start_again(
+    digits: str, tmp_path: Path
+) -> None:
+    def run(kill_after_steps: int | None) -> PlainRun:
+        placement = Placement(workers="1", checkpoint_every=1)
+        return plain_run(
+            replace(RECIPE, epochs=1), digits, str(tmp_path), "damaged",
+            placement=placement, kill_after_steps=kill_after_steps,
+        )  # fmt: skip
+
+    run(5)
+    newest, *older = sorted((tmp_path / "damaged/checkpoints").iterdir(), reverse=True)
+    assert older
+    (newest / layout.WEIGHTS).write_bytes(b"")
+    (skipped,) = [e for e in run(None).events if isinstance(e, CheckpointSkipped)]
+    assert str(newest) in skipped.reason
+    (tmp_path / "damaged/result.json").unlink()
+    for folder in (tmp_path / "damaged/checkpoints").iterdir():
+        (folder / layout.WEIGHTS).write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"no checkpoint of this run can be used .*--name"):
+        run(None)
 
 
 def test_resizing_from_1_to_2_to_1_worker_mid_epoch_changes_nothing(

@@ -109,7 +109,7 @@ def test_every_image_is_another_recipe_than_a_limit() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', '{"recipe": {"lrr": 1}}'])
 def test_a_damaged_record_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / run_record.RUN).write_text(text)
-    with pytest.raises(StorageError, match=r"run\.json is damaged .*choose another --name"):
+    with pytest.raises(StorageError, match=r"run\.json is damaged, .*choose another --name"):
         run_record.load(str(tmp_path))
 
 

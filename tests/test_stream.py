@@ -98,6 +98,7 @@ def test_workers_give_every_planned_image_once_and_in_order(
     assert all(sorted(epoch) == sorted(ids(dataset, "eval").tolist()) for epoch in evaluated)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("first_step", [1, 18, 19, 25])
 def test_a_resumed_stream_is_the_tail_of_the_whole_one(dataset: Dataset, first_step: int) -> None:
     """Whatever loads its chunks, and the pixels are the same, too."""
@@ -110,6 +111,7 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_one(dataset: Dataset, first_s
             assert np.array_equal(one.label, other.label)
 
 
+@pytest.mark.quick
 def test_a_quarantined_image_has_weight_0_and_is_named(dataset: Dataset) -> None:
     reason = json.dumps(asdict(BadImage("cat/1.jpg", "torn", "ab" * 32)))
 

@@ -50,7 +50,7 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "epoch   2  train loss 0.5000  eval loss 0.2500  eval top-1 97.50%" in text
     assert "epoch   3  train loss 0.5000     150.0 images/s" in text
     assert "epoch   4  train loss 0.5000  eval loss 0.2500  eval mAP 62.50%" in text
-    assert "out of memory: each micro-batch now has 2 splits" in text
+    assert "out of memory: each micro-batch is now computed in 2 parts" in text
     assert "quarantined image 7: cat/7.jpg: truncated" in text
     assert f"  run      {'x' * 200}\n" in text  # never folded: it is there to be copied
     assert "\x1b" not in text

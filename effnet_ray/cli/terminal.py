@@ -134,12 +134,16 @@ class Terminal:
                 self._show_features(event)
             case events.WorkersStarted():
                 self._show_start(event)
+            case events.CheckpointSkipped():
+                self.print(f"skipped a checkpoint: {event.reason}")
             case events.HeadSolved():
                 self._show_head(event)
             case events.StepDone():
                 self._show_step(event)
             case events.MicroBatchSplit():
-                self.print(f"out of memory: each micro-batch now has {event.splits} splits")
+                self.print(
+                    f"out of memory: each micro-batch is now computed in {event.splits} parts"
+                )
             case events.EpochDone():
                 self._show_epoch(event)
             case events.ImagesQuarantined():

@@ -4,7 +4,8 @@ An executor calls `load_chunk` in its tasks. An image that cannot be read has a 
 pixels.
 
 `load_rows` returns decoded uint8 views, and `train.device_batches` moves them to the device. To
-decode on a GPU, let `load_rows` return encoded images, and decode them in `train.device_batches`.
+decode on a GPU, let `load_rows` return encoded images with their crop boxes and flips, which
+`data.views` draws, and decode them in `train.device_batches`; bad images must be known there.
 """
 
 import json

@@ -17,9 +17,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 READS_PER_PASS = 3
-"""A row group is read up to three times per epoch if its images have one use each on average; more
-or fewer in proportion, but at least once if any image is used. More reads spread an image's uses
-better, but each reads the whole group. Chosen, not measured."""
+"""Reads of a row group per epoch: three times the mean number of uses of its images, at least one.
+More reads distribute an image's uses better, but each reads the whole group. Chosen, not measured.
+"""
 POWERS = {"balanced": 1.0, "sqrt": 0.5}
 """Exponents p: the weight of a class of n images is proportional to n^-p."""
 

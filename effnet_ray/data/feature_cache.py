@@ -35,11 +35,13 @@ from effnet_ray.variants import InputSpec
 FOLDER = "features"
 RECORD = "features.json"
 VERSION = 1
-"""Of the files and of how features are computed: part of the key, so a change makes new files."""
+"""Version of the file format and of the computation. It is part of the key: raise it, and features
+are computed again."""
 BAD_COUNT = b"bad"
 """Key in a file's Parquet metadata: how many of its images could not be read."""
 ROW_GROUP_ROWS = 64
-"""Images per row group, whatever the shard's are: 160 kB of a B0's features, 320 kB of a B7's."""
+"""Images per row group, as in packed shards, whatever the shard's are: 160 kB of a B0's features,
+320 kB of a B7's. Chosen, not measured."""
 CACHED_GROUPS = 256
 """Row groups that a process keeps after reading them: 42 MB of a B0's features."""
 

@@ -110,8 +110,9 @@ def _resize(crop: Pixels, size: int) -> Pixels:
     """The crop at size × size.
 
     Bilinear resizing skips pixels when it shrinks to a half or less: there areas are averaged.
-    Otherwise it differs by 1.5 of 255 levels from Pillow's antialiased bicubic, as Pillow's own
-    bilinear does, in a sixth of the time of averaging (`benchmarks/decoders.py`).
+    Otherwise OpenCV's bilinear is used: like Pillow's own bilinear, it differs from Pillow's
+    bicubic by 1.5 of 255 levels, and it takes a sixth of the time of averaging
+    (`benchmarks/decoders.py`).
     """
     height, width = crop.shape[:2]
     if max(height, width) >= 2 * size:

@@ -5,7 +5,7 @@ therefore the same however the images were batched or distributed over workers.
 
 A metric by groups of images, such as by patient, also needs the group of every image:
 `packing.shards` writes it as a column, `data.row_group` reads it, and `inference.eval_inputs`
-passes it on beside `image` and `path`.
+passes it on beside `image` and `path`. `data.row_group` refuses columns that it does not know.
 """
 
 import heapq
@@ -24,7 +24,8 @@ from effnet_ray.train.metric_definitions import EVAL_LOSS, HIT_METRICS, Metric
 BINS = 15
 """Bins of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
 CANDIDATES = 10
-"""Candidates kept per suspected label error shown: which ones qualify is known at the end."""
+"""Mistakes kept per suspected label error to show: only at the end is it known which of them
+qualify."""
 
 ScoredImages = dict[str, npt.NDArray[Any]]
 """Columns [n, …] about some images. Always present: `image` (id), `path`, `error` (why the image

@@ -7,7 +7,7 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import MULTILABEL, TASKS
 
 MIN_SIDE = 32
-"""px: the smallest `max_side`."""
+"""px: the smallest `max_side`, as no network takes smaller images (`Recipe.image_size`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

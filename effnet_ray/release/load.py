@@ -117,8 +117,8 @@ def _as_release_error(uri: str) -> Iterator[None]:
         raise
     except INVALID_CONTENT as error:
         raise ReleaseError(
-            f"{uri} is not a valid release ({quote(error)}): publish it again, or use another "
-            "release"
+            f"{uri} is not a valid release of this version of effnet_ray ({quote(error)}): "
+            "publish it again, or use another release"
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 Checked here, since a release may come from anyone; written by `model.pretrained.hub_config` with
 timm's own writer. A new setting of inference, such as a temperature, is written there, checked
-here, and applied in `inference.logits`.
+here, carried by `release.load.LoadedRelease`, and applied in `inference.scorer.Scorer` (evaluate,
+predict, serve) and `inference.export`.
 """
 
 import math

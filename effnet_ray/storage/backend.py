@@ -1,4 +1,7 @@
-"""The operations that each kind of storage implements: the disk (`local`) and S3 (`s3`)."""
+"""The operations that each kind of storage implements: the disk (`local`) and S3 (`s3`).
+
+A new kind is a module like these, a scheme in `uri.SCHEMES` and a case of `storage.backend_of`.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -15,11 +15,12 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 T = TypeVar("T")
 
 GIVE_UP_S = 35.0
-"""No attempt starts later than this; with the last attempt, a small request ends in a minute."""
+"""After this time, in seconds, no new attempt starts, so a small request fails within a minute."""
 ATTEMPT_S = 15.0
-"""Time limit of an attempt, seconds, plus one second for each MIN_BYTES_PER_S bytes."""
+"""Time limit of an attempt, seconds, plus one second for each MIN_BYTES_PER_S bytes. S3 answers in
+tenths of a second; a stuck connection never does. Chosen, not measured."""
 MIN_BYTES_PER_S = 500_000
-"""A transfer slower than this counts as stuck."""
+"""A transfer slower than this counts as stuck: a home connection of 4 Mbit/s passes."""
 
 Attempt = Callable[[float], T]
 """Function of a time limit in seconds, which returns within it or raises TimeoutError."""

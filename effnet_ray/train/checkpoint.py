@@ -8,7 +8,7 @@ the newest checkpoint whose files match; damaged ones are logged and skipped.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,10 @@ class Checkpoint:
                 state.averaged.backbone.load_state_dict(load(self.read(AVERAGED)))
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
         except (RuntimeError, ValueError, LookupError) as error:
-            raise CheckpointError(f"{self.uri} does not fit this recipe: {error}") from error
+            raise CheckpointError(
+                f"{self.uri} does not fit this recipe ({error}): resume with the version of "
+                "effnet_ray that wrote it, or choose another --name"
+            ) from error
         state.restore_progress(self.progress)
 
 
@@ -214,10 +217,17 @@ def open_checkpoint(uri: str) -> Checkpoint:
         raise CheckpointError(f"{uri} is not a complete checkpoint: {error}") from error
 
 
-def complete(checkpoints: str) -> Iterator[Checkpoint]:
+def _log_damaged(reason: str) -> None:
+    logger.warning("skipped a checkpoint: %s", reason)
+
+
+def complete(
+    checkpoints: str, on_damaged: Callable[[str], None] = _log_damaged
+) -> Iterator[Checkpoint]:
     """Complete and undamaged checkpoints below `checkpoints`, newest first.
 
-    Folders without a record are unfinished and are skipped; damaged ones are logged.
+    Folders without a record are unfinished and are skipped. Damaged ones are skipped, too;
+    `on_damaged` is called with the reason.
     """
     for name in reversed(storage.folders(checkpoints)):
         uri = storage.join(checkpoints, name)
@@ -228,11 +238,13 @@ def complete(checkpoints: str) -> Iterator[Checkpoint]:
             for file in checkpoint.files:
                 checkpoint.read(file)
         except CheckpointError as error:
-            logger.warning("skipped a checkpoint: %s", error)
+            on_damaged(str(error))
             continue
         yield checkpoint
 
 
-def newest(checkpoints: str) -> Checkpoint | None:
-    """The newest complete and undamaged checkpoint, or None."""
-    return next(complete(checkpoints), None)
+def newest(
+    checkpoints: str, on_damaged: Callable[[str], None] = _log_damaged
+) -> Checkpoint | None:
+    """The newest complete and undamaged checkpoint, or None; `on_damaged` as in `complete`."""
+    return next(complete(checkpoints, on_damaged), None)

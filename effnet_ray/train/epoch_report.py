@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.metric_definitions import EVAL_TOP1, Metric, Score
+from effnet_ray.train.metric_definitions import EVAL_TOP1, EvalValues, Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpochReport:
+class EpochReport(EvalValues):
     """Metrics of one epoch: means over all its images, whichever worker used them.
 
-    Field names are keys of checkpoint.json and metrics.json; see `metric_definitions`.
+    Field names are keys of checkpoint.json and metrics.json.
     """
 
     epoch: int
@@ -26,12 +26,6 @@ class EpochReport:
     """Share of train images whose highest score is for one of their labels, 0 to 1."""
     train_images: int
     """Train images of the epoch, including unreadable ones."""
-    eval_loss: float | None
-    """Mean eval loss, nats; None if the epoch was not evaluated (`Recipe.eval_every`)."""
-    eval_top1: float | None
-    """Eval top-1 accuracy, 0 to 1; None if the epoch was not evaluated."""
-    eval_top5: float | None
-    """Eval top-5 accuracy, 0 to 1; None if the epoch was not evaluated."""
     eval_images: int
     """Eval images, including unreadable ones; 0 if the epoch was not evaluated."""
     quarantined: int
@@ -41,8 +35,6 @@ class EpochReport:
     averaged: bool = False
     """Whether the eval metrics are those of the averaged weights (EMA), which scored higher; a
     release of this epoch contains them."""
-    eval_map: float | None = None
-    """Eval mean average precision, 0 to 1; None for multiclass data or without an evaluation."""
 
     @property
     def ranking_metric(self) -> Metric:

@@ -40,6 +40,13 @@ class WorkersStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSkipped:
+    """A damaged checkpoint is skipped; an older one, if there is one, is resumed from."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeadSolved:
     """The head is solved; the epoch that follows measures it."""
 
@@ -127,6 +134,7 @@ Event = (
     RunStarted
     | ComputingFeatures
     | WorkersStarted
+    | CheckpointSkipped
     | HeadSolved
     | StepDone
     | MicroBatchSplit

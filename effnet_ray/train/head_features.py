@@ -18,8 +18,8 @@ BLOCK_GROUPS = 32
 """Row groups of the feature cache that are computed at once: 2,048 images, 10 MB of a B0's
 features. Chosen, not measured."""
 HELD_OUT = 5
-"""One of so many train images is held out while the L2 penalty is chosen: five-fold validation's
-share."""
+"""Every fifth train image is held out while the L2 penalty is chosen: the share of five-fold
+validation."""
 KEEP_BYTES = 4 * 1024**3
 """A worker keeps its share of the features in memory up to this size, as they are stored
 (float16): 1.6 million images of a B0. A larger share is read from storage in every pass."""

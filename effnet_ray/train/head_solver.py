@@ -41,8 +41,8 @@ NO_CHOICE = 0.1
 ITERATIONS = 300
 """Maximum number of L-BFGS iterations for one penalty; about 100 were needed."""
 TOLERANCE, ROUGH = 1e-4, 1e-3
-"""Largest element of the gradient at convergence: of the solution, and of those that penalties are
-compared by. Smaller ones did not change eval top-1 by more than an image or two."""
+"""Convergence: the largest element of the gradient, for the final solution and, rougher, while
+penalties are compared. Smaller ones changed eval top-1 by no more than an image or two."""
 MIN_STD = 1e-3
 """Smallest standard deviation that is distinguished, as a share of the mean one: some features are
 always 0."""

@@ -35,7 +35,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochSizes:
-    """What the plan and the placement say about every epoch."""
+    """Numbers that are the same in every epoch: from the plan, the data and the placement."""
 
     steps_per_epoch: int
     train_images: int

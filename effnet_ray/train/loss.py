@@ -2,7 +2,8 @@
 
 `train.step` takes gradients of `train_losses`. Reported losses are sums of `losses`, without
 smoothing, mixing or class weights, in `train.metrics`. For evaluations of a release,
-`inference.multiclass` and `inference.multilabel` compute them with NumPy.
+`inference.multiclass` and `inference.multilabel` compute them with NumPy. A new loss is a field of
+the Recipe and a case of `train_losses`; `head_solver` minimises it too, and expects it convex.
 """
 
 import torch.nn.functional as F

@@ -1,7 +1,8 @@
 """Definitions of the metrics that runs, releases, trackers and reports share.
 
-A new share of hits on the eval and test splits is a row here, in `EVAL_METRICS`, and a field of
-`EpochReport` and of `Result`. Tables, pages, cards and last lines have it then.
+A new share of hits, such as top-3 accuracy, is a row here (`EVAL_TOP1` and below), a name in
+`EVAL_METRICS` and a field of `EvalValues`; nothing else. It then appears in epoch reports, tables,
+HTML pages, model cards and the JSON lines.
 """
 
 from collections.abc import Mapping
@@ -86,6 +87,26 @@ EVAL_METRICS = (*EVAL_SCORES, EVAL_TOP5, EVAL_LOSS)
 HIT_METRICS = tuple(metric for metric in EVAL_METRICS if metric.top)
 """Metrics that are shares of hits."""
 TEST_METRICS = tuple(metric.on("test") for metric in EVAL_METRICS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalValues:
+    """Values of the `EVAL_METRICS`: fields of epoch reports and results.
+
+    None: not computed, because the epoch was not evaluated, the data has one class per image, or
+    the record is older than the metric.
+    """
+
+    eval_map: float | None = None
+    """Eval mean average precision, 0 to 1; with several labels per image."""
+    eval_top1: float | None = None
+    """Eval top-1 accuracy, 0 to 1."""
+    eval_top5: float | None = None
+    """Eval top-5 accuracy, 0 to 1."""
+    eval_loss: float | None = None
+    """Mean eval loss, nats."""
+
+
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_TOP1, *EVAL_METRICS, SKIPPED, QUARANTINED)
 """Metrics of one epoch: fields of EpochReport."""
 

@@ -3,6 +3,7 @@
 Average precision is the exception: it needs the scores of all images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,6 +33,13 @@ class MetricSums:
     def zero(cls, device: torch.device | None = None) -> Self:
         """Sums over no images."""
         return cls(torch.zeros(len(HIT_METRICS) + 5, dtype=torch.float64, device=device))
+
+    @classmethod
+    def from_list(cls, sums: Sequence[float]) -> Self:
+        """Sums from a checkpoint. A metric that is newer than the checkpoint has no hits yet."""
+        new_metrics = len(HIT_METRICS) + 5 - len(sums)
+        values = [*sums[:_WEIGHT], *[0.0] * new_metrics, *sums[_WEIGHT:]]
+        return cls(torch.tensor(values, dtype=torch.float64))
 
     @classmethod
     def of(cls, logits: Tensor, label: Tensor, weight: Tensor) -> Self:

@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.schema import from_dict
-from effnet_ray.train.metric_definitions import Score
+from effnet_ray.train.metric_definitions import EvalValues, Score
 from effnet_ray.variants import InputSpec
 
 RUN = "run.json"
@@ -53,7 +53,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
+class Result(EvalValues):
     """The metrics of a finished run's best epoch, and what the run took.
 
     Field names are keys of result.json and of the JSON line.
@@ -64,7 +64,6 @@ class Result:
     checkpoint: str
     """URI of the best checkpoint."""
     eval_top1: float
-    eval_top5: float
     eval_loss: float
     epochs: int
     steps: int
@@ -79,8 +78,6 @@ class Result:
     device_seconds: float = 0.0
     """Number of workers times the seconds that they were held, over all calls; work that was lost
     and repeated counts once."""
-    eval_map: float | None = None
-    """Mean average precision; only with several labels per image."""
 
     @property
     def summary(self) -> str:
@@ -93,8 +90,9 @@ class Result:
 def default_name(recipe: Recipe, fingerprint: str) -> str:
     """`<variant>-<8 hex digits of recipe and data>`: the same command is the same run."""
     settings = asdict(recipe.with_family)
-    if settings["head"] is None:
-        del settings["head"]  # names are those of before the field existed
+    for item in fields(Recipe):
+        if item.metadata.get("later") and settings[item.name] == item.default:
+            del settings[item.name]
     content = json.dumps([settings, fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
@@ -106,7 +104,7 @@ def load(run_uri: str) -> Run | None:
         return None
     with _readable(uri):
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        # Runs that were recorded before the field `head` existed trained their heads.
+        # A record without `head` is of a run that trained its head.
         record["recipe"] = from_dict(Recipe, {"head": TRAINED} | record["recipe"])
         record["spec"] = from_dict(InputSpec, record["spec"])
         return from_dict(Run, record)
@@ -119,7 +117,8 @@ def _readable(uri: str) -> Iterator[None]:
         yield
     except (RecipeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"{uri} is damaged ({error}): restore it from a copy, or choose another --name"
+            f"{uri} is damaged, or was written by another version of effnet_ray ({error}): "
+            "restore it from a copy, use that version, or choose another --name"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """All that a checkpoint records of a run, and the batches that a run is trained on.
 
-A new field of `Progress` is a field of checkpoint.json; if it is no JSON value, it needs a row of
-`ENCODERS` and one of `DECODERS`.
+A new field of `Progress` is a field of checkpoint.json and a name in `NEW`; if JSON cannot hold
+it, it needs a row of `ENCODERS` and one of `DECODERS`.
 """
 
 import copy
@@ -111,19 +111,20 @@ class Progress:
     def from_json(cls, record: Mapping[str, Any]) -> "Progress":
         """The opposite of `to_json`. Raises LookupError, TypeError or RecipeError if malformed.
 
-        `solved_head` may be missing, as in checkpoints from before the field existed.
+        A field of `NEW` that is missing, in an older checkpoint, has its default.
         """
-        record = {"solved_head": None, **record}
-        values = {
-            item.name: DECODERS.get(item.name, _unchanged)(record[KEYS.get(item.name, item.name)])
-            for item in fields(Progress)
-        }
+        values = {}
+        for item in fields(Progress):
+            key = KEYS.get(item.name, item.name)
+            if key in record or item.name not in NEW:
+                values[item.name] = DECODERS.get(item.name, _unchanged)(record[key])
         return Progress(**values)
 
 
 KEYS = {"train_sums": "tally", "micro_batch_splits": "pieces"}
-"""Keys of checkpoint.json: the names in checkpoints that already exist. The other fields' keys are
-their names."""
+"""The fields whose key in checkpoint.json is not their name."""
+NEW = {"solved_head"}
+"""Fields that existing checkpoints may lack: add a new field here, and give it a default."""
 
 
 def _unchanged(value: Any) -> Any:
@@ -137,10 +138,10 @@ ENCODERS: Mapping[str, Callable[[Any], Any]] = {
     "scale": asdict,
     "solved_head": lambda head: head and asdict(head),
 }
-"""The fields that are no JSON values, as such; `DECODERS` are the opposite."""
+"""How fields that JSON cannot hold are written; `DECODERS` read them back."""
 DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "history": lambda history: [from_dict(EpochReport, report) for report in history],
-    "train_sums": lambda sums: MetricSums(torch.tensor(sums, dtype=torch.float64)),
+    "train_sums": MetricSums.from_list,
     "per_class": class_metrics,
     "scale": lambda scale: from_dict(LossScale, scale),
     "solved_head": lambda head: head and from_dict(SolvedHead, head),

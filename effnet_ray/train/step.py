@@ -84,7 +84,7 @@ class PhaseTrainer:
         return gradients
 
     def sync_step(self, lanes: Sequence[Batch], stop: bool = False) -> tuple[Tensor, bool]:
-        """Number of readable images [1] of the global batch, and whether any worker has `stop`.
+        """Number of readable images [1] of the global batch, and whether any worker asks to stop.
 
         A collective, which every worker calls before a step.
         """

@@ -1,4 +1,7 @@
-"""Measures images per second of training, anew after a resume. No torch, no Ray."""
+"""Measures images per second of training, starting again after a resume. No torch, no Ray.
+
+`run_monitor` divides the whole run's rate from the epochs' images and seconds.
+"""
 
 import time
 from collections.abc import Callable

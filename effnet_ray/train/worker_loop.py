@@ -16,13 +16,20 @@ import torch
 from effnet_ray import phases
 from effnet_ray.data.chunks import ChunkExecutor
 from effnet_ray.data.stream import Images, Stream
-from effnet_ray.errors import BadImagesError, InputError, NonFiniteError, TrainingError
+from effnet_ray.errors import (
+    BadImagesError,
+    CheckpointError,
+    InputError,
+    NonFiniteError,
+    TrainingError,
+)
 from effnet_ray.recipe import MULTILABEL
-from effnet_ray.train import events, oom
+from effnet_ray.train import events
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.failures import failed_before, require_more_splits
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
@@ -41,10 +48,6 @@ from effnet_ray.train.worker_job import WorkerJob, WorkerRank
 
 POST_EVERY_S = 0.5
 """Seconds between `StepDone` events."""
-DECISION_S = 2
-"""Time in which worker 0 decides whether a failed run is retried: one call to the event queue. A
-longer time delays every retry, a shorter one may end the run before the decision is recorded."""
-
 # Batches are views of Ray's object store, which is read-only; nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -61,8 +64,8 @@ def run_worker(
     """Train from the newest checkpoint to the end; every worker of the group calls it.
 
     `report` receives each epoch's metrics, if given. If `should_stop` is true on any worker, the
-    group saves a checkpoint and returns. Raises what a retry with new workers may fix, and
-    InputError; other failures are posted to the channel.
+    group saves a checkpoint and returns. Errors that new workers may get past are raised, as are
+    InputError and CheckpointError; others are posted to the channel.
     """
     # Otherwise MKL adds numbers in an order that depends on memory alignment, and with several
     # threads a resumed run is not bit-equal. Read at MKL's first call; AUTO has no measurable cost
@@ -74,7 +77,7 @@ def run_worker(
     try:
         with worker_group(rank.workers):
             state = initial_state(job.run, job.weights_uri, rank.device)
-            resume(state, job, rank.rank)
+            resume(state, job, rank.rank, _post_skipped(channel))
             splits = max(state.micro_batch_splits, channel.required_splits())
             state.micro_batch_splits = splits
             stream = Stream(
@@ -84,11 +87,15 @@ def run_worker(
                 first_step=state.step,
                 execute=execute,
             )
-            loop = WorkerLoop(job, rank, state, channel, stream, started=started)
-            loop.run(report, should_stop)
-    except InputError as error:  # data or storage that a retry cannot fix
+            loop = WorkerLoop(job, rank, state, channel, stream, report=report, started=started)
+            loop.run(should_stop)
+    except (InputError, CheckpointError) as error:  # which a retry cannot fix
         channel.post(events.RunFailed(str(error)))
         raise
+
+
+def _post_skipped(channel: events.Channel) -> Callable[[str], None]:
+    return lambda reason: channel.post(events.CheckpointSkipped(reason))
 
 
 class WorkerLoop:
@@ -102,9 +109,11 @@ class WorkerLoop:
         channel: events.Channel,
         stream: Stream,
         *,
+        report: Callable[[dict[str, Any]], None] | None,
         started: float,
     ) -> None:
-        """`started`: when the worker was, by `time.perf_counter`."""
+        """`started`: the worker's start time, by `time.perf_counter`."""
+        self._report = report
         self._job, self._rank, self._state, self._channel = job, rank, state, channel
         self._started, self._device_s_before = started, state.device_s
         self._writer = CheckpointWriter(job.checkpoints_uri, job.placement.keep_checkpoints)
@@ -139,13 +148,8 @@ class WorkerLoop:
             multilabel_classes=(len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0),
         )
 
-    def run(
-        self,
-        report: Callable[[dict[str, Any]], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
+    def run(self, should_stop: Callable[[], bool] | None) -> None:
         """Train to the end. A failure that all workers share ends the run without retries."""
-        self._report = report
         self._post_start()
         try:
             finished = fit(
@@ -163,11 +167,16 @@ class WorkerLoop:
                 self._writer.wait()
                 self._channel.post(events.Preempted(self._state.step))
         except torch.OutOfMemoryError:
-            self._on_out_of_memory()
+            require_more_splits(
+                self._channel, self._state, self._job.run.recipe, self._sizes.steps_per_epoch
+            )
             raise  # Ray Train retries, unless the channel has RunFailed
         except TrainingError as error:
             self._post_quarantined()
-            if isinstance(error, NonFiniteError) and not self._failed_before():
+            step = self._state.step
+            if isinstance(error, NonFiniteError) and not failed_before(
+                self._channel, self._rank, step
+            ):
                 raise  # Ray Train retries, from the newest checkpoint
             bad_images = isinstance(error, BadImagesError)
             self._channel.post(events.RunFailed(str(error), bad_images=bad_images))
@@ -200,27 +209,6 @@ class WorkerLoop:
             self._channel.post(
                 events.WorkersStarted(workers, self._state.step, steps, device, description)
             )
-
-    def _failed_before(self) -> bool:
-        """Whether the run failed at this step before, in which case worker 0 ends it.
-
-        The others wait for worker 0: Ray Train ends all workers as soon as one raises.
-        """
-        if not self._rank.leads:
-            time.sleep(DECISION_S)
-            return False
-        return self._channel.failed_before(self._state.step)
-
-    def _on_out_of_memory(self) -> None:
-        """Make the next workers use more micro-batch splits; end the run if that is impossible."""
-        recipe, state = self._job.run.recipe, self._state
-        epoch = min(state.step // self._sizes.steps_per_epoch, recipe.epochs - 1)
-        phase = phases.phase_at(recipe, epoch)
-        splits = oom.splits_after(state.micro_batch_splits, recipe, phase)
-        if splits:
-            self._channel.require_splits(splits)
-        else:
-            self._channel.post(events.RunFailed(str(oom.does_not_fit(recipe, phase))))
 
     def _on_train_images(self, lanes: list[Images]) -> None:
         self._throughput.batch_arrived()

@@ -1,7 +1,7 @@
 """The order of the modules, and which of them may import which library."""
 
 ORDER = (
-    "errors variants schema recipe_rules recipe_fields recipe phases placement "
+    "errors variants schema recipe_rules recipe_fields recipe_checks recipe phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local storage.s3_errors "
     "storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
@@ -22,8 +22,8 @@ ORDER = (
     "train.collectives train.mixup train.loss train.metrics train.loss_scale train.run_record "
     "train.state train.head_features train.head_solver train.evaluation train.step train.oom "
     "train.loop train.checkpoint train.checkpoint_writer train.throughput train.step_log "
-    "train.events train.worker_job train.device_batches train.resume train.worker_loop "
-    "train.run_setup train.run_monitor train.worker train.feature_tasks "
+    "train.events train.worker_job train.device_batches train.resume train.failures "
+    "train.worker_loop train.run_setup train.run_monitor train.worker train.feature_tasks "
     "train.precompute_features train.ray_trainer train.finetune "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
     "release.maintenance release.store release.catalog release.load "

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.data.thread_executor import ThreadExecutor
-from effnet_ray.errors import InputError
+from effnet_ray.errors import CheckpointError, InputError
 from effnet_ray.train import run_record
 from effnet_ray.train.events import Event, EventChannel, RunStarted
 from effnet_ray.train.run_monitor import RunMonitor
@@ -162,7 +162,7 @@ def _work(
         steps += 1
         return False
 
-    with contextlib.suppress(InputError):  # posted to the channel
+    with contextlib.suppress(InputError, CheckpointError):  # posted to the channel
         run_worker(
             job,
             WorkerRank(rank, workers, torch.device("cpu")),
