@@ -22,6 +22,7 @@ import torch
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.ray_executor import data_context
 from effnet_ray.errors import EvaluationError, quote_end
+from effnet_ray.model.network import fix_order_of_sums
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.runtime.actors import start_local_actor
@@ -58,7 +59,7 @@ class MachineShare:
         The number of threads decides the order in which a convolution sums, and so the last
         digits.
         """
-        os.environ.setdefault("MKL_CBWR", "AUTO")  # as in `train.worker_loop.run_worker`
+        fix_order_of_sums()
         has_gpu = ray.is_initialized() and ray.get_gpu_ids()  # get_gpu_ids would start Ray
         if has_gpu:
             return torch.device("cuda")

@@ -11,6 +11,7 @@ import ray.train.torch
 import torch
 
 from effnet_ray.data.ray_executor import RayExecutor
+from effnet_ray.model.network import fix_order_of_sums
 from effnet_ray.placement import Placement
 from effnet_ray.runtime.preemption import PreemptionWatch
 from effnet_ray.train.events import Event, StepDone
@@ -31,7 +32,7 @@ class RayWorkerConfig:
 
 def train(config: dict[str, RayWorkerConfig]) -> None:
     """Train on this worker; Ray Train calls it, and again after a failure."""
-    os.environ.setdefault("MKL_CBWR", "AUTO")  # before MKL's first call: see `run_worker`
+    fix_order_of_sums()
     settings = config["worker"]
     job, context = settings.job, ray.train.get_context()
     local_workers = context.get_local_world_size()

@@ -4,7 +4,6 @@ Ray reaches it as arguments only (rank, executor of chunks, event channel, repor
 that plain processes can run it, too.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from effnet_ray.errors import (
     NonFiniteError,
     TrainingError,
 )
+from effnet_ray.model.network import fix_order_of_sums
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.train import events
 from effnet_ray.train.checkpoint_writer import CheckpointWriter
@@ -67,10 +67,7 @@ def run_worker(
     group saves a checkpoint and returns. Errors that new workers may get past are raised, as are
     InputError and CheckpointError; others are posted to the channel.
     """
-    # Otherwise MKL adds numbers in an order that depends on memory alignment, and with several
-    # threads a resumed run is not bit-equal. Read at MKL's first call; AUTO has no measurable cost
-    # (MKL's "conditional numerical reproducibility").
-    os.environ.setdefault("MKL_CBWR", "AUTO")
+    fix_order_of_sums()
     if channel.has_failed():
         return  # a worker ended the run: Ray Train must not retry it
     started = time.perf_counter()
