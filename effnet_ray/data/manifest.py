@@ -130,7 +130,8 @@ def load(data: str) -> Manifest:
         raise DatasetError(_describe_missing(data)) from error
     try:
         record = json.loads(raw)
-        recorded = record.pop("fingerprint"), record.pop("version")
+        fingerprint = record.pop("fingerprint")
+        _check_version(uri, record.pop("version"))
         record["splits"] = {
             name: tuple(from_dict(Shard, shard) for shard in shards)
             for name, shards in record["splits"].items()
@@ -138,17 +139,19 @@ def load(data: str) -> Manifest:
         manifest = from_dict(Manifest, record)
     except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         raise DatasetError(f"{uri} is not an effnet_ray manifest ({error}): pack again") from error
-    fingerprint, version = recorded
-    if version != VERSION:
-        raise DatasetError(
-            f"{uri} has format version {version!r}, expected {VERSION}: pack again, or use the "
-            "version of effnet_ray that packed it"
-        )
     if fingerprint != manifest.fingerprint:
         raise DatasetError(
             f"{uri} was altered: its content does not match its fingerprint: pack again"
         )
     return manifest
+
+
+def _check_version(uri: str, version: object) -> None:
+    if version != VERSION:
+        raise DatasetError(
+            f"{uri} has format version {version!r}, expected {VERSION}: pack again, or use the "
+            "version of effnet_ray that packed it"
+        )
 
 
 def _describe_missing(data: str) -> str:

@@ -109,8 +109,11 @@ def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions,
     }
     uri = storage.join(out, STARTED)
     if not storage.exists(uri):
-        if storage.sizes(out):
-            raise DatasetError(f"{out} has files that are not predictions: choose another --out")
+        if others := sorted(storage.sizes(out)):
+            raise DatasetError(
+                f"{out} has files that are not predictions ({', '.join(others[:3])}): choose "
+                "another --out"
+            )
         storage.write_bytes(uri, json.dumps(record, indent=1).encode())
         return
     try:
