@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TOR
 # OpenMP and OpenBLAS that wait for each other take twice as long. Tests with Ray run alone.
 PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder -m
 
-.PHONY: quickstart sweep-demo setup test test-quick test-fast test-all mutations docs-check lint lock
+.PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
 
 quickstart: setup
 	$(BIN)/python jobs/finetune.py --local --name quickstart
@@ -34,9 +34,6 @@ lint: setup
 test: lint
 	$(PURE) "not ray and not long"
 	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
-
-test-quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: setup
 	$(PURE) "not ray and not long and not heavy"

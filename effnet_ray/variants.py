@@ -177,7 +177,7 @@ class Variant:
             problem = (
                 f"there are no {family!r} weights for {self.name}"
                 if resolved in FAMILIES
-                else f"weights {family!r} is no known family"
+                else f"weights {family!r} are unknown"
             )
             raise WeightsError(
                 f"{problem}: choose one of {choices}, or a release (NAME@vN or its URI)"

@@ -25,7 +25,7 @@ Refused = Callable[..., str]
     ("flags", "says"),
     [
         (["--variant", "b8"], "b0, b1, b2, b3, b4, b5, b6, b7"),
-        (["--weights", "jft"], "'jft' is no known family: choose one of in1k, aa, ap, ns, best"),
+        (["--weights", "jft"], "weights 'jft' are unknown: choose one of in1k, aa, ap, ns, best"),
         (
             ["--variant", "b7", "--weights", "in1k"],
             "there are no 'in1k' weights for b7: choose one of",

@@ -123,7 +123,7 @@ def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed(
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(WeightsError, match="weights 'imagenet' is no known family"):
+    with pytest.raises(WeightsError, match="weights 'imagenet' are unknown"):
         pretrained.resolve(Recipe(weights="imagenet"))
 
 

@@ -26,7 +26,8 @@ Rows = npt.NDArray[np.int64]
 the image's use in the epoch, from 0."""
 
 CHUNK_IMAGES = 256
-"""Images per chunk. A range read costs a round trip to storage, so it should fetch hundreds."""
+"""Images per chunk. A range read costs a round trip to storage, so it should fetch hundreds; more
+would make the first step wait. Chosen, not measured."""
 MAX_CHUNKS_IMAGES = 2048
 """With many lanes chunks are smaller: one chunk of every lane has at most this many images, 300 MB
 of views of 224 px. Chosen, not measured."""

@@ -32,7 +32,7 @@ from effnet_ray.storage import parquet
 MAX_FILE_BYTES = 200_000_000
 """Largest image file read: 89 million pixels, the largest image decoded, uncompressed."""
 UNIT_FILES = 64
-"""Image files in a unit."""
+"""Image files in a unit: as many as in a row group of a packed data set."""
 READ_THREADS = 16
 """Image files that one task reads at a time; reading is mostly waiting for storage."""
 

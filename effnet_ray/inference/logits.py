@@ -2,7 +2,8 @@
 
 Ranks follow training's evaluation (`train.metrics`): of equal logits the lower class comes first,
 and NaN comes before every number, as in `argmax`. A network with equal logits for all classes is
-therefore not right about every image.
+therefore not right about every image. A temperature divides logits before they come here: see
+`release_format.config`.
 """
 
 from typing import Any

@@ -24,8 +24,8 @@ from effnet_ray.train.metric_definitions import EVAL_LOSS, HIT_METRICS, Metric
 BINS = 15
 """Bins of the reliability diagram: Guo et al. 2017, §4.1 and tables."""
 CANDIDATES = 10
-"""Mistakes kept per suspected label error to show: only at the end is it known which of them
-qualify."""
+"""Ten times as many mistakes are kept as label errors are shown, because which mistakes qualify is
+known only at the end."""
 
 ScoredImages = dict[str, npt.NDArray[Any]]
 """Columns [n, …] about some images. Always present: `image` (id), `path`, `error` (why the image

@@ -43,7 +43,8 @@ APP = "effnet_ray"
 PAUSES_S = (1.0, 4.0, 0.0)
 """Seconds after each attempt to deploy a release, before its result counts as final."""
 STATUS_TIMEOUT_S = 60
-"""Replicas answer a status request within this time; they may be busy with images."""
+"""Seconds in which replicas answer a status request; they may be busy with images. Chosen, not
+measured."""
 SERVE_ERRORS = (RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError)
 """What Ray Serve raises."""
 

@@ -21,7 +21,8 @@ from effnet_ray.variants import Variant
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "s3fs")
 VERSIONS_TIMEOUT_S = 120
-"""Includes the time in which a machine unpacks the working dir."""
+"""Seconds for a machine to report its versions, with the time in which it unpacks the working dir.
+Chosen, not measured."""
 MEMORY_GB = {
     "T4": 16, "V100": 16, "P100": 16, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40,
     "A100-40G": 40, "A100-80G": 80, "H100": 80, "H20": 96, "H200": 141, "B200": 180,

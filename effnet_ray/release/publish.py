@@ -111,7 +111,7 @@ def record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) ->
 def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
     """The scores of the best epoch in metrics.json, which release.json repeats.
 
-    Without one, top-1 is None.
+    If metrics.json has no best epoch, eval_top1 is None.
     """
     metrics = checksummed_json.parse(files.get(layout.METRICS, b"{}"), layout.METRICS)
     best = metrics.get("best")

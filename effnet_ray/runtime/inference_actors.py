@@ -34,7 +34,8 @@ pass alone needs a fraction. So a batch fits on a GPU of 8 GB; larger ones would
 MAX_BATCH = 64
 """Largest batch: the images that `pack` puts into a row group."""
 MAX_BLOCKS = 1000
-"""Largest number of tasks of one execution: Ray Data plans all of them before the first."""
+"""Largest number of tasks of one execution: Ray Data plans all of them before the first, which
+takes 3 s for so many (as in `data.ray_executor`)."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
 

@@ -28,7 +28,7 @@ UNUSED_PORT = 1
 DASHBOARD_ENV = "RAY_API_SERVER_ADDRESS"
 """Where Ray's processes look first for the dashboard's address."""
 CONNECT_TIMEOUT_S = 10
-"""A cluster's head accepts a connection within this time."""
+"""Seconds in which a cluster's head accepts a connection. Chosen, not measured."""
 QUIET_ENV = {
     # Ray 2.60 warns, unless set, that later versions will not hide GPUs from CPU-only workers.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -71,7 +71,10 @@ def read_range(uri: str, start: int, size: int) -> bytes:
     """`size` bytes of the object from `start` on. Raises StorageError."""
     data = backend_of(uri).read_range(uri, start, size)
     if len(data) != size:
-        raise StorageError(f"cannot read {uri}: it ends before byte {start + size:,}")
+        raise StorageError(
+            f"cannot read {uri}: it ends before byte {start + size:,}: it was "
+            "replaced or cut while it was read: try again, or restore it"
+        )
     return data
 
 

@@ -201,7 +201,8 @@ class VariantSchedule:
     def _update_ranking(self) -> None:
         """Move the settings of the last variant to the front, in its order.
 
-        Its size is the nearest to that of the next variants, so its ranking predicts theirs best.
+        Of all variants tried, the last is closest in size to the next ones, so its ranking
+        predicts theirs best.
         """
         tried = [trial for trial in self.planned if trial.progress]
         tried = [trial for trial in tried if trial.variant == tried[-1].variant]

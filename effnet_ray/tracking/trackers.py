@@ -27,7 +27,9 @@ def parse_trackers(flags: Iterable[str]) -> list[str]:
     for name in names:
         if name not in TRACKERS:
             expected = " or ".join(TRACKERS)
-            raise RecipeError(f"tracker {name!r} is unknown: expected {expected}, or both")
+            raise RecipeError(
+                f"tracker {name!r} is unknown: expected {expected}; separate several by commas"
+            )
     return list(dict.fromkeys(names))
 
 

@@ -63,8 +63,8 @@ def value_of_worker_0(value: int) -> int:
 
 FIXED_POINT = 2.0**32
 """Sums are exact as integers of this unit."""
-LARGEST = 2.0**30
-"""Bound of absolute values, and of their sums, that int64 can hold."""
+MAX_ABS = 2.0**30
+"""Largest absolute value, and largest sum, that fixed point in int64 can represent."""
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def to_fixed_point(values: Tensor) -> Tensor:
 
     A last element counts, here and in sums, how often some value was not finite or too large.
     """
-    bad = ~(values.abs() < LARGEST)
+    bad = ~(values.abs() < MAX_ABS)
     units = (values.masked_fill(bad, 0) * FIXED_POINT).round().long()
     return torch.cat([units, bad.any().long()[None]])
 

@@ -48,8 +48,8 @@ MIN_STD = 1e-3
 always 0."""
 
 STOP, FIT, CHECK, ALL = range(4)
-"""What worker 0 asks of the others: nothing more, or the objective of the images that are not held
-out, of those that are, or of all."""
+"""Worker 0's requests. STOP: no more work. FIT: the objective of the images that are not held out.
+CHECK: of the held-out ones. ALL: of all."""
 
 
 class _Stopped(Exception):

@@ -63,10 +63,9 @@ def fit(
 
     Calls `on_step` after every step, and `on_epoch` after every epoch and its evaluation.
     Checkpoint after an epoch in `on_epoch`, not in `on_step`: the state of `on_step` lacks the
-    epoch's report. `solve_head` sets the head at the start of a phase with a solved one; such a
-    phase's steps only measure it. It is False if it was stopped. `should_stop` is checked before
-    each step: if it is true on any worker, all workers stop before that step, and the result is
-    False.
+    epoch's report. In a phase with a solved head, `solve_head` sets it first, and the steps only
+    measure it; it returns False if it was stopped. `should_stop` is checked before each step: if
+    it is true on any worker, all workers stop before that step, and the result is False.
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
     if too many images of a split are quarantined.
     """
@@ -81,7 +80,7 @@ def fit(
         if trainer is None or trainer.phase != phase:
             trainer = None  # frees DDP's hooks: the next phase trains the same parameters
             trainer = _start_phase(state, recipe, phase, sizes)
-            if phase.solved and solve_head and not (state.solved_head or solve_head(state)):
+            if phase.solved and not _has_solved_head(state, solve_head):
                 return False
         train_mode(state.network, recipe, phase.lowest_trainable)
         for lanes in batches.train(step):
@@ -94,6 +93,12 @@ def fit(
             on_step(state)
         on_epoch(_finish_epoch(trainer, epoch, sizes, batches), state)
     return True
+
+
+def _has_solved_head(state: TrainState, solve_head: Callable[[TrainState], bool] | None) -> bool:
+    """Solve the head unless it is solved; False if that was stopped."""
+    assert solve_head is not None, "a phase with a solved head needs a solver"
+    return state.solved_head is not None or solve_head(state)
 
 
 def _start_phase(

@@ -1,8 +1,9 @@
 """Definitions of the metrics that runs, releases, trackers and reports share.
 
 A new share of hits, such as top-3 accuracy, is a row here (`EVAL_TOP1` and below), a name in
-`EVAL_METRICS` and a field of `EvalValues`; nothing else. It then appears in epoch reports, tables,
-HTML pages, model cards and the JSON lines.
+`EVAL_METRICS` (after the other shares: checkpoints store hits in that order) and a field of
+`EvalValues`; nothing else. It then appears in epoch reports, tables, HTML pages, model cards and
+the JSON lines.
 """
 
 from collections.abc import Mapping

@@ -17,9 +17,10 @@ from effnet_ray.runtime import session
 from effnet_ray.train import events
 from effnet_ray.train.worker import RayWorkerConfig, train
 
-POLL_EVERY, POLLS_PER_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", 64
-"""Environment variable with the seconds between Ray Train's polls of its workers, and the most
-workers that are polled per second here."""
+POLL_INTERVAL_ENV = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Environment variable with the seconds between Ray Train's polls of its workers."""
+POLLS_PER_S = 64
+"""Most workers that are polled per second. Chosen, not measured."""
 
 
 def run_trainer(
@@ -72,8 +73,8 @@ def poll_interval(workers: int) -> Iterator[None]:
     takes 2 s by default (ray 2.60 `controller.py`, `worker.py`).
     """
     seconds = max(0.2, workers / POLLS_PER_S)
-    value = os.environ.get(POLL_EVERY) or f"{seconds:g}"
-    with session.environment_variable(POLL_EVERY, value):
+    value = os.environ.get(POLL_INTERVAL_ENV) or f"{seconds:g}"
+    with session.environment_variable(POLL_INTERVAL_ENV, value):
         yield
 
 

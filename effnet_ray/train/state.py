@@ -122,7 +122,7 @@ class Progress:
 
 
 KEYS = {"train_sums": "tally", "micro_batch_splits": "pieces"}
-"""The fields whose key in checkpoint.json is not their name."""
+"""The fields whose key in checkpoint.json is not their name, as existing checkpoints have it."""
 NEW = {"solved_head"}
 """Fields that existing checkpoints may lack: add a new field here, and give it a default."""
 
