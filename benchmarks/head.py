@@ -23,6 +23,7 @@ from effnet_ray import Recipe
 from effnet_ray.model.network import Network, build
 from effnet_ray.train.head_features import FeatureBlock
 from effnet_ray.train.head_solver import solve_head
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.state import SolvedHead
 
 WIDTH, BLOCK, HELD_OUT, ROUNDS = 1280, 2048, 5, 3
@@ -66,7 +67,8 @@ def made(images: int, classes: int) -> MadeFeatures:
 
 def ours(features: MadeFeatures, network: Network) -> SolvedHead:
     """Solve with effnet_ray."""
-    head = solve_head([network], features, Recipe(label_smoothing=0.0))  # type: ignore[arg-type]
+    loss = TrainLoss(smoothing=0.0, class_weights=None)
+    head = solve_head([network], features, loss)  # type: ignore[arg-type]
     assert head is not None
     return head
 

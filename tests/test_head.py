@@ -35,7 +35,7 @@ from effnet_ray.train import checkpoint
 from effnet_ray.train.events import HeadSolved
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import PENALTIES, solve_head
-from effnet_ray.train.loss import train_losses
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.mixup import MixedLane
 from effnet_ray.train.run_setup import RunSetup, set_up_run
 from effnet_ray.train.state import SolvedHead, initial_network
@@ -88,8 +88,7 @@ def solved(job: WorkerJob) -> tuple[dict[str, Tensor], SolvedHead]:
     found = solve_head(
         [network],
         HeadFeatures(job.dataset, 0, 1),
-        job.run.recipe,
-        class_weights=job.dataset.class_weights,
+        TrainLoss.of(job.run.recipe, job.dataset.class_weights),
     )
     return head(network), found
 
@@ -137,16 +136,11 @@ def test_the_solution_is_the_minimum_of_the_recipes_own_loss(
 
 def mean_loss(job: WorkerJob, weight: Tensor, bias: Tensor) -> tuple[Tensor, float]:
     """Mean loss of a head by the recipe, and how many images count in it."""
-    class_weights = job.dataset.class_weights
+    train_loss = TrainLoss.of(job.run.recipe, job.dataset.class_weights)
     loss, images = torch.zeros((), dtype=torch.float64), 0.0
     for block in HeadFeatures(job.dataset, 0, 1):
-        losses = train_losses(
-            block.feature.double() @ weight.T + bias,
-            block.label,
-            MixedLane(block.feature, block.weight),
-            smoothing=job.run.recipe.label_smoothing,
-            class_weights=torch.tensor(class_weights) if class_weights else None,
-        )
+        logits = block.feature.double() @ weight.T + bias
+        losses = train_loss(logits, block.label, MixedLane(block.feature, block.weight))
         loss = loss + (losses * block.weight).sum()
         images += float(block.weight.sum())
     return loss / images, images
@@ -182,7 +176,7 @@ def test_features_that_are_not_finite_are_said_to_be(
     feature_cache.write(f"{dataset.features_uri('train', None)}/00000.parquet", [rows])
     network = initial_network(made.run, made.weights_uri)
     with pytest.raises(TrainingError, match=r"features .* are not finite: use --precision"):
-        solve_head([network], HeadFeatures(dataset, 0, 1), made.run.recipe)
+        solve_head([network], HeadFeatures(dataset, 0, 1), TrainLoss.of(made.run.recipe, ()))
 
 
 def test_a_default_run_is_at_least_as_good_as_a_linear_probe(

@@ -17,6 +17,7 @@ from effnet_ray.recipe import OPTIMIZERS, Recipe
 from effnet_ray.train.epoch_report import best, ended_early
 from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.mixup import mix_lane
@@ -285,7 +286,7 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
     recipe = settled(dropout=0.0, drop_path=0.0, batch_size=4, **mixing)
     lane = FixedBatches(recipe, steps=2)._lane(0, 0)
     weighted, by_hand, plain = (
-        PhaseTrainer(new_state(recipe), recipe, phase_at(recipe, 0), weights)
+        PhaseTrainer(new_state(recipe), recipe, phase_at(recipe, 0), TrainLoss.of(recipe, weights))
         for weights in (WEIGHTS, (), ())
     )
     tally = accumulate_gradients(weighted, [lane], 5, torch.ones(1) * 4)

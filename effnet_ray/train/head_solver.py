@@ -18,7 +18,6 @@ from torch import Tensor
 
 from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import Network
-from effnet_ray.recipe import Recipe
 from effnet_ray.train.collectives import (
     broadcast,
     fixed_point_sum_over_workers,
@@ -26,7 +25,7 @@ from effnet_ray.train.collectives import (
     to_fixed_point,
 )
 from effnet_ray.train.head_features import FeatureBlock, HeadFeatures
-from effnet_ray.train.loss import train_losses
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.mixup import MixedLane
 from effnet_ray.train.state import SolvedHead
 
@@ -59,9 +58,8 @@ class _Stopped(Exception):
 def solve_head(
     networks: Sequence[Network],
     features: HeadFeatures,
-    recipe: Recipe,
+    loss: TrainLoss,
     *,
-    class_weights: Sequence[float] = (),
     leads: bool = True,
     should_stop: Callable[[], bool] | None = None,
 ) -> SolvedHead | None:
@@ -76,8 +74,7 @@ def solve_head(
         features,
         classes=network.num_classes,
         width=network.backbone.num_features,
-        smoothing=recipe.label_smoothing,
-        class_weights=class_weights,
+        loss=loss,
         should_stop=should_stop,
     )
     try:
@@ -157,16 +154,12 @@ class HeadObjective:
         *,
         classes: int,
         width: int,
-        smoothing: float,
-        class_weights: Sequence[float],
+        loss: TrainLoss,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        """`width` is F, the number of features; the rest is the recipe's."""
+        """`width` is F, the number of features."""
         self.classes, self.size, self.passes = classes, classes * (width + 1), 0
-        self._features, self._smoothing, self._device = features, smoothing, features.device
-        self._class_weights = (
-            torch.tensor(class_weights, device=self._device) if class_weights else None
-        )
+        self._features, self._loss, self._device = features, loss, features.device
         self._should_stop = should_stop
         self._mean, self._scale = _mean_and_scale(features, width)
 
@@ -207,13 +200,7 @@ class HeadObjective:
         bias.requires_grad_()
         unscaled = weight / self._scale
         logits = block.feature.float() @ unscaled.T + (bias - unscaled @ self._mean)
-        losses = train_losses(
-            logits,
-            block.label,
-            MixedLane(block.feature, block.weight),
-            smoothing=self._smoothing,
-            class_weights=self._class_weights,
-        )
+        losses = self._loss(logits, block.label, MixedLane(block.feature, block.weight))
         # Binary cross-entropy is a mean over classes: as their sum, penalties and tolerances mean
         # the same for any number of classes.
         loss = (losses * block.weight).sum() * (1 if block.label.ndim == 1 else self.classes)

@@ -15,6 +15,7 @@ from effnet_ray.phases import Phase, evaluates, phase_at
 from effnet_ray.recipe import MULTILABEL, Recipe
 from effnet_ray.train.epoch_report import EpochReport, ended_early
 from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report, evaluate
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.oom import prepare_phase
 from effnet_ray.train.state import Batch, TrainState
@@ -105,7 +106,9 @@ def _start_phase(
     state: TrainState, recipe: Recipe, phase: Phase, sizes: EpochSizes
 ) -> PhaseTrainer:
     gc.collect()  # the previous phase's DDP is part of a reference cycle
-    trainer = PhaseTrainer(state, recipe, phase, sizes.class_weights)
+    device = next(state.network.parameters()).device
+    loss = TrainLoss.of(recipe, sizes.class_weights, device)
+    trainer = PhaseTrainer(state, recipe, phase, loss)
     prepare_phase(trainer)
     return trainer
 

@@ -1,14 +1,20 @@
 """Losses of single images: cross-entropy, or binary cross-entropy for several labels.
 
-`train.step` takes gradients of `train_losses`. Reported losses are sums of `losses`, without
+`train.step` takes gradients of `TrainLoss`. Reported losses are sums of `losses`, without
 smoothing, mixing or class weights, in `train.metrics`. For evaluations of a release,
 `inference.multiclass` and `inference.multilabel` compute them with NumPy. A new loss is a field of
-the Recipe and a case of `train_losses`; `head_solver` minimises it too, and expects it convex.
+the Recipe that `TrainLoss` reads; `head_solver` minimises it too, and expects it convex.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effnet_ray.recipe import Recipe
 from effnet_ray.train.mixup import MixedLane
 
 
@@ -24,24 +30,33 @@ def losses(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
 
 
-def train_losses(
-    logits: Tensor,
-    label: Tensor,
-    mixed: MixedLane,
-    *,
-    smoothing: float,
-    class_weights: Tensor | None,
-) -> Tensor:
-    """Loss of each image [B] for the gradient, class-weighted.
+@dataclass(frozen=True, slots=True)
+class TrainLoss:
+    """The loss that a recipe trains with."""
 
-    A mixed image has the weighted mean of the losses for its label and its mixed-in label.
-    """
+    smoothing: float
+    class_weights: Tensor | None
+    """[K]: factor on the loss of each class's images; None: all count alike."""
 
-    def weighted(target: Tensor) -> Tensor:
-        values = losses(logits, target, smoothing)
-        return values if class_weights is None else values * class_weights[target]
+    @classmethod
+    def of(
+        cls, recipe: Recipe, class_weights: Sequence[float], device: torch.device | None = None
+    ) -> Self:
+        """The recipe's loss; `class_weights` are those of the data set, empty for none."""
+        weights = torch.tensor(class_weights, device=device) if class_weights else None
+        return cls(recipe.label_smoothing, weights)
 
-    if mixed.mixed_label is None:
-        return weighted(label)
-    share = mixed.label_share
-    return share * weighted(label) + (1 - share) * weighted(mixed.mixed_label)
+    def __call__(self, logits: Tensor, label: Tensor, mixed: MixedLane) -> Tensor:
+        """Loss of each image [B] for the gradient, from logits [B, K].
+
+        A mixed image has the weighted mean of the losses for its label and its mixed-in label.
+        """
+        if mixed.mixed_label is None:
+            return self._weighted(logits, label)
+        share = mixed.label_share
+        mixed_in = self._weighted(logits, mixed.mixed_label)
+        return share * self._weighted(logits, label) + (1 - share) * mixed_in
+
+    def _weighted(self, logits: Tensor, label: Tensor) -> Tensor:
+        values = losses(logits, label, self.smoothing)
+        return values if self.class_weights is None else values * self.class_weights[label]

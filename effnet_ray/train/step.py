@@ -21,7 +21,7 @@ from effnet_ray.model.optimizer import begin_phase, set_learning_rate
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
 from effnet_ray.train.collectives import group_size, sum_over_workers
-from effnet_ray.train.loss import train_losses
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.mixup import MixedLane, mix_lane
 from effnet_ray.train.state import Batch, TrainState
@@ -35,8 +35,10 @@ class PhaseTrainer:
         state: TrainState,
         recipe: Recipe,
         phase: Phase,
-        class_weights: Sequence[float] = (),
+        loss: TrainLoss | None = None,
     ) -> None:
+        """`loss`: by default the recipe's, without class weights."""
+        self.loss = loss or TrainLoss.of(recipe, ())
         self.state, self.recipe = state, recipe
         self.network, self.optimizer = state.network, state.optimizer
         self.phase = phase
@@ -59,9 +61,6 @@ class PhaseTrainer:
             MovingAverage(state.averaged, state.network, recipe.ema_decay)
             if state.averaged
             else None
-        )
-        self.class_weights = (
-            torch.tensor(class_weights, device=self.device) if class_weights else None
         )
 
     @property
@@ -249,13 +248,7 @@ def accumulate_lane_gradients(
             precision = trainer.autocast() if images else nullcontext()
             with precision, _SingleImageMode(trainer.network, lane):
                 logits = trainer.model(mixed.image)
-            loss = train_losses(
-                logits.float(),
-                part.label,
-                mixed,
-                smoothing=trainer.recipe.label_smoothing,
-                class_weights=trainer.class_weights,
-            )
+            loss = trainer.loss(logits.float(), part.label, mixed)
             ((loss * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if lane.lane >= 0:
             sums += MetricSums.of(logits, part.label, part.weight)

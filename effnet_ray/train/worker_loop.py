@@ -33,6 +33,7 @@ from effnet_ray.train.failures import failed_before, require_more_splits
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.metric_definitions import (
     DEVICE_SECONDS,
     EVAL_LOSS,
@@ -185,8 +186,7 @@ class WorkerLoop:
         head = solve_head(
             state.networks,
             HeadFeatures(dataset, rank.rank, rank.workers, rank.device),
-            dataset.recipe,
-            class_weights=dataset.class_weights,
+            TrainLoss.of(dataset.recipe, dataset.class_weights, rank.device),
             leads=rank.leads,
             should_stop=should_stop,
         )

@@ -22,6 +22,7 @@ from effnet_ray.model.network import Network
 from effnet_ray.train.feature_tasks import FeatureTask, list_tasks, missing_shards
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
+from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.state import initial_network
 from effnet_ray.train.worker_job import WorkerJob
 
@@ -62,7 +63,7 @@ def solve_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None
     with group(rank, workers, folder):
         network = initial_network(job.run, job.weights_uri)
         features = HeadFeatures(job.dataset, rank, workers, block_groups=1)
-        solve_head([network], features, job.run.recipe, leads=rank == 0)
+        solve_head([network], features, TrainLoss.of(job.run.recipe, ()), leads=rank == 0)
         torch.save(head(network), f"{folder}/{workers}-{rank}.pt")
 
 
@@ -73,8 +74,8 @@ def stop_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None:
         before = head(network)["weight"].clone()
         passes = iter([False] * 7 + [rank == workers - 1] * 2)
         result = solve_head(
-            [network], HeadFeatures(job.dataset, rank, workers, block_groups=1), job.run.recipe,
-            leads=rank == 0, should_stop=lambda: next(passes),
+            [network], HeadFeatures(job.dataset, rank, workers, block_groups=1),
+            TrainLoss.of(job.run.recipe, ()), leads=rank == 0, should_stop=lambda: next(passes),
         )  # fmt: skip
         assert result is None and torch.equal(before, head(network)["weight"])
         Path(folder, f"{rank}.stopped").touch()
