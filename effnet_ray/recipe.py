@@ -6,6 +6,7 @@ from typing import Self
 from effnet_ray import recipe_checks
 from effnet_ray.recipe_fields import RecipeFields
 from effnet_ray.recipe_rules import (
+    BATCH_SIZE,
     MULTICLASS,
     MULTILABEL,
     OPTIMIZERS,
@@ -33,6 +34,11 @@ LR, LAYER_DECAY = 1e-3, 0.8
 or factor learns faster and forgets more of what the weights have learned. With ImageNet weights
 3e-4 without layer decay was as good (`benchmarks/results/real_weights.md`); on a small backbone
 without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
+FEW_IMAGES, FEW_BATCH_SIZE, FEW_LR_FACTOR = 500, 16, 0.3
+"""Defaults for pretrained weights and fewer train images than this: the batch size, and the factor
+of lr. With 100 images this gained 0.7 points over the solved head where 64 and 1e-3 lost 1.4; with
+1,000 the two were alike, and the larger batch is faster (`benchmarks/results/real_weights.md`).
+"""
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
 the rate of the backbone it would need more epochs. Customary, not measured here."""
@@ -56,8 +62,21 @@ class Recipe(RecipeFields):
     @property
     def lanes(self) -> int:
         """Micro-batches per optimizer step. The recipe must be resolved."""
-        assert self.micro_batch is not None
+        assert self.batch_size is not None and self.micro_batch is not None
         return self.batch_size // self.micro_batch
+
+    def for_images(self, train_images: int) -> Self:
+        """This recipe with the defaults that depend on the number of train images.
+
+        Batch size and rate belong together: if one of them is given, so is the other's default.
+        """
+        given = self.batch_size or self.lr or self.micro_batch
+        if given or self.weights == "none" or self.unfreeze == "head":
+            return self
+        if train_images >= FEW_IMAGES:
+            return self
+        factor, _ = OPTIMIZERS[self.opt]
+        return replace(self, batch_size=FEW_BATCH_SIZE, lr=FEW_LR_FACTOR * factor * LR)
 
     @property
     def with_family(self) -> Self:
@@ -75,6 +94,7 @@ class Recipe(RecipeFields):
         return replace(
             self.with_family,
             head=head,
+            batch_size=self.batch_size or BATCH_SIZE,
             epochs=1 if head == SOLVED and self.unfreeze == "head" else self.epochs,
             head_epochs=self._default_head_epochs(head, pretrained),
             lr=lr,
@@ -132,10 +152,11 @@ class Recipe(RecipeFields):
 
     def _default_micro_batch(self, size: int, workers: int) -> int:
         """Largest divisor of the batch size that is ≤ batch_size / workers and should fit."""
+        batch_size = self.batch_size or BATCH_SIZE
         fits = int(self.variant_spec.images_in(MICRO_BATCH_GB, size))
         smallest = 2 if self.mixes else 1
-        largest = max(1, min(self.batch_size // workers, fits))
-        divisors = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
+        largest = max(1, min(batch_size // workers, fits))
+        divisors = [m for m in range(1, batch_size + 1) if batch_size % m == 0]
         allowed = (m for m in divisors if smallest <= m <= largest)
         return max(allowed, default=divisors[smallest - 1])
 

@@ -1,7 +1,7 @@
 """The rules that several fields of a Recipe must follow together."""
 
 from effnet_ray.recipe_fields import RecipeFields
-from effnet_ray.recipe_rules import MULTILABEL, SOLVED, SYNC, check_fields
+from effnet_ray.recipe_rules import BATCH_SIZE, MULTILABEL, SOLVED, SYNC, check_fields
 from effnet_ray.schema import require
 from effnet_ray.variants import FAMILIES
 
@@ -30,11 +30,12 @@ def _check_unfreeze(recipe: RecipeFields) -> None:
 
 def _check_batches(recipe: RecipeFields) -> None:
     micro_batch, head_epochs, epochs = recipe.micro_batch, recipe.head_epochs, recipe.epochs
+    batch_size = recipe.batch_size or BATCH_SIZE
     require(
-        micro_batch is None or recipe.batch_size % micro_batch == 0,
+        micro_batch is None or batch_size % micro_batch == 0,
         "micro_batch",
         micro_batch,
-        f"a divisor of batch_size {recipe.batch_size}",
+        f"a divisor of batch_size {batch_size}",
     )
     require(
         head_epochs is None or head_epochs <= epochs,
@@ -49,7 +50,7 @@ def _check_batches(recipe: RecipeFields) -> None:
         f"all {epochs} epochs when unfreeze is head",
     )
     require(
-        not recipe.mixes or min(recipe.batch_size, micro_batch or 2) > 1,
+        not recipe.mixes or min(batch_size, micro_batch or 2) > 1,
         "micro_batch",
         micro_batch,
         "2 or more with mixup or cutmix",

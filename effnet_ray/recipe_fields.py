@@ -88,8 +88,9 @@ class RecipeFields:
     unfreeze: str = "all"
     """Layers trained after linear probing: all, head, or stage:N (stage N and everything above
     it). Stage N is blockN in Keras and blocks.N-1 in timm."""
-    batch_size: int = field(default=64, metadata=AT_LEAST_1)
-    """Batch size: images per optimizer step, over all workers."""
+    batch_size: int | None = field(default=None, metadata=AT_LEAST_1)
+    """Batch size: images per optimizer step, over all workers. Default: 64; for pretrained weights
+    and fewer than 500 train images 16, at 0.3 times the default lr."""
     micro_batch: int | None = field(default=None, metadata=AT_LEAST_1)
     """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch
     size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
@@ -98,7 +99,7 @@ class RecipeFields:
     momentum (SGD without Nesterov) or rmsproptf."""
     lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
-    rmsproptf, × 5 for lamb, × 0.1 for lion."""
+    rmsproptf, × 5 for lamb, × 0.1 for lion; × 0.3 for few train images (see batch_size)."""
     head_lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate of linear probing, for a trained head. Default: 10 × lr; with --unfreeze
     head: --lr, if given."""

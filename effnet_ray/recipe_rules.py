@@ -86,6 +86,9 @@ def one_of(*choices: str) -> Metadata:
     return rule(choices.__contains__, expected) | {"choices": choices}
 
 
+BATCH_SIZE = 64
+"""Default batch size: customary, as in Keras's example and fastai."""
+
 AT_LEAST_1 = rule(lambda v: v >= 1, "1 or more")
 AT_LEAST_0 = rule(lambda v: 0 <= v < math.inf, "0 or more")
 ABOVE_0 = rule(lambda v: 0 < v < math.inf, "above 0")

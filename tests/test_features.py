@@ -317,9 +317,9 @@ def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
     setup = set_up_run(recipe, placement, digits, runs=runs, name="warm", mirror=weights_mirror)
     assert isinstance(setup, RunSetup)
     assert missing_shards(setup.job.dataset, retry_bad=True) == {}
-    warm = plain_run(recipe, digits, runs, "warm", workers=3, mirror=weights_mirror).finished
+    warm = plain_run(recipe, digits, runs, "warm", workers=2, mirror=weights_mirror).finished
     off = plain_run(
-        replace(recipe, head_cache=False), digits, runs, "off", workers=2, mirror=weights_mirror
+        replace(recipe, head_cache=False), digits, runs, "off", workers=1, mirror=weights_mirror
     ).finished
     assert audit(cold) == audit(warm) == audit(off)
     assert history(warm) == pytest.approx(history(cold), abs=1e-4)

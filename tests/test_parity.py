@@ -35,7 +35,17 @@ def test_as_many_parameters_learn_as_in_timm_keras_and_torchvision(variant: str)
     assert counts == KERAS_TRAINABLE[variant] == weights.meta["num_params"]
 
 
-@pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
+LARGE = {"b4", "b5", "b6"}
+"""Take half a minute of CPU together; the largest of all stays in `make test`."""
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in LARGE else [])
+        for name in DEFAULT_VARIANTS
+    ],
+)
 def test_logits_are_torchvisions_with_the_same_weights(variant: str) -> None:
     """At 65 px all strided layers see odd sizes, where TensorFlow's padding is symmetric.
 

@@ -299,3 +299,26 @@ def test_workers_that_are_no_range_are_refused(workers: str) -> None:
 def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(RecipeError, match=f"^{field} is {value}"):
         Placement(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "batch_size", "lr"),
+    [
+        ({}, 499, 16, 3e-4),
+        ({}, 500, 64, 1e-3),
+        ({"opt": "sgd"}, 100, 16, 6e-3),
+        ({"weights": "none"}, 100, 64, 1e-3),
+        ({"batch_size": 8}, 100, 8, 1e-3),
+        ({"lr": 0.1}, 100, 64, 0.1),
+        ({"micro_batch": 32}, 100, 64, 1e-3),
+        ({"unfreeze": "head"}, 100, 64, 1e-3),
+    ],
+    ids=str,
+)
+def test_few_images_are_trained_in_small_batches_at_a_low_rate(
+    given: dict[str, Any], images: int, batch_size: int, lr: float
+) -> None:
+    recipe = Recipe(**({"weights": "ns"} | given))
+    resolved = recipe.for_images(images).with_defaults
+    assert (resolved.batch_size, resolved.lr) == (batch_size, pytest.approx(lr))
+    assert resolved.head == recipe.with_defaults.head

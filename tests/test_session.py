@@ -89,6 +89,7 @@ print(ray.get(Asking.remote().state.remote()), os.environ["RAY_API_SERVER_ADDRES
 """
 
 
+@pytest.mark.long
 def test_a_ray_of_our_own_asks_its_own_dashboard_whatever_the_user_submits_to() -> None:
     others = "http://127.0.0.1:1"
     asked = subprocess.run(

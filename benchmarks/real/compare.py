@@ -39,6 +39,8 @@ OURS = {
     "default": {},
     "trained head": {"head": "trained"},
     "gentle": {"lr": 3e-4, "layer_decay": 1.0},
+    "batch 64": {"batch_size": 64, "lr": 1e-3},
+    "batch 16": {"batch_size": 16, "lr": 5e-4},
 }
 """Name → the fields of the recipe in which it differs from the default."""
 CONTESTANTS = (PROBE, *OURS, *BASELINES)
@@ -232,17 +234,40 @@ def _lines(path: Path) -> list[str]:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation of eval top-1 over the seeds, and the mean rank."""
+    """Mean and standard deviation of eval top-1 over the seeds, and ranks.
+
+    The mean rank is over the columns that all contestants have.
+    """
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for result in results:
         column = f"{result['variant']} {result['set']} {result['per_class']}"
         values[result["contestant"], column].append(result["top1"])
-    columns = sorted({column for _, column in values})
+    columns = sorted({column for _, column in values}, key=_column_order)
     names = [name for name in CONTESTANTS if any(values[name, column] for column in columns)]
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in names:
-        lines.append(f"| {name} | " + " | ".join(_mean(values[name, c]) for c in columns) + " |")
+    whole = [column for column in columns if all(values[name, column] for name in names)]
+    ranks = [_ranks([statistics.mean(values[name, c]) for name in names]) for c in whole]
+    lines = [
+        "| | " + " | ".join(columns) + " | mean rank |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for index, name in enumerate(names):
+        cells = [_mean(values[name, column]) for column in columns]
+        rank = f"{statistics.mean(rank[index] for rank in ranks):.1f}" if ranks else ""
+        lines.append(f"| {name} | " + " | ".join([*cells, rank]) + " |")
     return "\n".join(lines)
+
+
+def _column_order(column: str) -> tuple[str, str, int]:
+    variant, name, per_class = column.split()
+    return variant, name, int(per_class)
+
+
+def _ranks(tops: Sequence[float]) -> list[float]:
+    """1 for the best; equal ones share the mean of their ranks."""
+    return [
+        1 + sum(other > top for other in tops) + (sum(other == top for other in tops) - 1) / 2
+        for top in tops
+    ]
 
 
 def _mean(values: list[float]) -> str:

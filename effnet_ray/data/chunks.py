@@ -77,7 +77,7 @@ class Dataset:
         return Plan(
             tuple(rows for _, _, rows in self.manifest.row_groups("train")),
             self.recipe.seed,
-            self.recipe.batch_size,
+            self.recipe.lanes * (self.recipe.micro_batch or 1),
             self.recipe.micro_batch or 1,
             self.labels,
             self.recipe.balance,

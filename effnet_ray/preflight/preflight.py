@@ -17,7 +17,13 @@ from effnet_ray.preflight.working_dir import check_working_dir
 from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.tracking import trackers as track
 from effnet_ray.train import run_record
-from effnet_ray.train.run_setup import check_run_name, check_sync, find_run_uri, load_same_run
+from effnet_ray.train.run_setup import (
+    check_run_name,
+    check_sync,
+    find_run_uri,
+    for_data,
+    load_same_run,
+)
 from effnet_ray.variants import InputSpec
 
 
@@ -90,8 +96,10 @@ def _check_run(recipe: Recipe, data: str, runs: str, name: str | None) -> str:
 def _check_recipe(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:
     """The task and batch layout. Raises RecipeError if they do not fit the data or the workers."""
     workers, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
-    task = manifests.load(storage.absolute(data)).task
-    resolved = recipe.resolved(spec, workers=workers, on_gpu=on_gpu, task=task)
+    manifest = manifests.load(storage.absolute(data))
+    resolved = for_data(recipe, manifest).resolved(
+        spec, workers=workers, on_gpu=on_gpu, task=manifest.task
+    )
     check_sync(resolved, placement)
     batch = f"{resolved.lanes} micro-batches of {resolved.micro_batch} images per step"
     return f"{resolved.task}, {batch}"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from effnet_ray import storage
@@ -13,6 +13,7 @@ from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
+from effnet_ray.recipe_rules import BATCH_SIZE
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
@@ -75,6 +76,7 @@ def tune(
     manifests.check_trainable(manifest.limited(recipe.limit), data)
     sweep_rules.check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
+    recipe = replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)
     sweep = _define(
         recipe,
         manifest,
@@ -187,7 +189,7 @@ class _Search:
             gpus=nodes.max_resource("GPU", accelerators),
             cpus=nodes.max_resource("CPU", accelerators),
         )
-        batch_size = self.sweep.recipe.batch_size
+        batch_size = self.sweep.recipe.batch_size or BATCH_SIZE
         allocation = allocate(
             self._placement, workers, self._schedule.rounds, batch_size, hardware
         )

@@ -19,6 +19,7 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import TRAINED, Recipe
+from effnet_ray.recipe_rules import BATCH_SIZE
 from effnet_ray.schema import from_dict
 from effnet_ray.train.metric_definitions import EvalValues, Score
 from effnet_ray.variants import InputSpec
@@ -93,6 +94,7 @@ def default_name(recipe: Recipe, fingerprint: str) -> str:
     for item in fields(Recipe):
         if item.metadata.get("later") and settings[item.name] == item.default:
             del settings[item.name]
+    settings["batch_size"] = recipe.batch_size or BATCH_SIZE
     content = json.dumps([settings, fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 

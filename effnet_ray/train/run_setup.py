@@ -53,7 +53,7 @@ def set_up_run(
     run = recorded
     if run is None:
         weights = pretrained.resolve(recipe)
-        resolved = _resolve(recipe, placement, weights, manifest)
+        resolved = _resolve(for_data(recipe, manifest), placement, weights, manifest)
         digest = _store_weights(runs, pretrained.fetch(weights, mirror))
         run = _new_run(run_uri, resolved, data, manifest, weights, digest)
     check_sync(run.recipe, placement)
@@ -72,11 +72,16 @@ def find_run_uri(recipe: Recipe, manifest: Manifest, runs: str, name: str | None
     return storage.join(runs, check_run_name(name))
 
 
+def for_data(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with the defaults that depend on the data set."""
+    return recipe.for_images(manifest.limited(recipe.limit).images.get("train", 0))
+
+
 def load_same_run(run_uri: str, recipe: Recipe, manifest: Manifest) -> Run | None:
     """The recorded run, None if it is new. Raises RunExistsError if it has other inputs."""
     recorded = run_record.load(run_uri)
     if recorded:
-        run_record.check_same(recorded, recipe, manifest.fingerprint)
+        run_record.check_same(recorded, for_data(recipe, manifest), manifest.fingerprint)
     return recorded
 
 
