@@ -11,7 +11,7 @@ import pytest
 from effnet_ray import Placement
 from effnet_ray.errors import ClusterError
 from effnet_ray.runtime import session
-from effnet_ray.train.ray_trainer import POLL_EVERY, poll_interval
+from effnet_ray.train.ray_trainer import POLL_INTERVAL_ENV, poll_interval
 
 BEFORE = os.environ.get(session.DASHBOARD_ENV)
 pytestmark = pytest.mark.ray
@@ -62,15 +62,15 @@ def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> No
 def test_how_often_workers_are_looked_at_is_the_users_if_they_say_it(
     monkeypatch: pytest.MonkeyPatch, said: str | None
 ) -> None:
-    monkeypatch.delenv(POLL_EVERY, raising=False)
+    monkeypatch.delenv(POLL_INTERVAL_ENV, raising=False)
     if said:
-        monkeypatch.setenv(POLL_EVERY, said)
+        monkeypatch.setenv(POLL_INTERVAL_ENV, said)
     for workers, ours in ((2, "0.2"), (64, "1")):
         with poll_interval(workers):
-            assert os.environ[POLL_EVERY] == (said or ours)
+            assert os.environ[POLL_INTERVAL_ENV] == (said or ours)
             with poll_interval(2):
-                assert os.environ[POLL_EVERY] == (said or ours)
-        assert os.environ.get(POLL_EVERY) == said
+                assert os.environ[POLL_INTERVAL_ENV] == (said or ours)
+        assert os.environ.get(POLL_INTERVAL_ENV) == said
 
 
 ASKS = """
