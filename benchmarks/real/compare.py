@@ -10,6 +10,7 @@ command again continues after the last one. Prints the table of all results.
 import hashlib
 import itertools
 import json
+import os
 import random
 import shutil
 import statistics
@@ -22,7 +23,6 @@ from typing import Any, Literal
 
 import baselines
 import numpy as np
-import ray
 import tyro
 from baselines import BASELINES
 from sklearn.linear_model import LogisticRegression
@@ -31,6 +31,7 @@ from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.data import feature_cache
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
+from effnet_ray.runtime import session
 from effnet_ray.train.run_setup import RunSetup, set_up_run
 from effnet_ray.variants import VARIANTS
 
@@ -280,7 +281,7 @@ def _mean(values: list[float]) -> str:
 def main(options: Options) -> None:
     """Run what RESULTS does not have yet, and print the table."""
     if any(name in (PROBE, *OURS) for name in options.contestants):
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        session.start_local(os.cpu_count() or 1, log_to_driver=False, logging_level="ERROR")
     run_missing(options, options.results)
     print(table([json.loads(line) for line in _lines(options.results)]))
 
