@@ -76,7 +76,6 @@ def tune(
     manifests.check_trainable(manifest.limited(recipe.limit), data)
     sweep_rules.check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
-    recipe = replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)
     sweep = _define(
         recipe,
         manifest,
@@ -138,6 +137,7 @@ def _define(
     name: str | None,
 ) -> Sweep:
     """The sweep's definition; its default name follows from everything but the data's URI."""
+    recipe = replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)
     content: dict[str, Any] = {
         "recipe": asdict(recipe),
         "variants": list(variants),
