@@ -30,8 +30,8 @@ from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.variants import InputSpec
 
 BLOCK_BYTES = 32 * 1024**2
-"""A chunk is yielded in blocks of about this size: views of 600 px weigh 1 MB each. Ray's object
-store prefers tens of MB to one or to hundreds; chosen, not measured."""
+"""A chunk is yielded in blocks of about this size: views of 600 px weigh 1 MB each. Chosen,
+not measured."""
 
 Block = dict[str, npt.NDArray[Any]]
 """`image` [n, R, R, 3] uint8 or features [n, F]; `label` [n] int64 or, in a multilabel data set,

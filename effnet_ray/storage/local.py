@@ -34,8 +34,8 @@ T = TypeVar("T")
 PARTIAL = ".partial"
 """Suffix of temporary files."""
 MAX_ATTEMPTS = 20
-"""Attempts to write a file while another process keeps deleting its folder; each deletes at most
-once, so that a few are enough. Chosen, not measured."""
+"""Attempts to write a file while another process keeps deleting its folder. Chosen, not
+measured."""
 COPY_BYTES = 2**20
 """Bytes that a copy holds at a time."""
 

@@ -18,8 +18,8 @@ GIVE_UP_S = 35.0
 """After this time, in seconds, no new attempt starts, so a small request fails within a minute:
 as long as people wait for a command. Chosen, not measured."""
 ATTEMPT_S = 15.0
-"""Time limit of an attempt, seconds, plus one second for each MIN_BYTES_PER_S bytes. S3 answers in
-tenths of a second; a stuck connection never does. Chosen, not measured."""
+"""Time limit of an attempt, seconds, plus one second for each MIN_BYTES_PER_S bytes. Chosen,
+not measured."""
 MIN_BYTES_PER_S = 500_000
 """A transfer slower than this counts as stuck: a home connection of 4 Mbit/s passes."""
 

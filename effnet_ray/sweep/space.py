@@ -46,8 +46,8 @@ NOT_SEARCHABLE = {
 """Fields that cannot be searched → what to do instead."""
 
 COMBINATIONS = 4096
-"""Combinations of choices and bounds that are validated before a sweep starts, at most: they take
-tenths of a second."""
+"""Combinations of choices and bounds that are validated before a sweep starts, at most. Chosen, not
+measured."""
 
 EXPECTED = "expected log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,…"
 
