@@ -46,7 +46,7 @@ NOT_SEARCHABLE = {
 """Fields that cannot be searched → what to do instead."""
 
 COMBINATIONS = 4096
-"""Combinations of choices and bounds that are validated before a sweep starts, at most. Chosen, not
+"""Most combinations of choices and bounds that are validated before a sweep starts. Chosen, not
 measured."""
 
 EXPECTED = "expected log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,…"
