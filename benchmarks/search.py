@@ -16,30 +16,24 @@ of JSON: medians over the seeds of the share of the grid's compute that was spen
 model within 0.5 points of the grid's best had been trained.
 """
 
-import heapq
 import json
 import math
 import platform
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import ray
 import tyro
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from search_simulation import WITHIN, asha, grid_cost, ladder
 
-from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
-from effnet_ray.sweep.scheduled_search import ScheduledSearch
-from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.variants import DEFAULT_VARIANTS as VARIANTS, variant
 
 EPOCHS = 16
 DEVICES = 8
 SETTINGS = 8
-WITHIN = 0.5
+NOISE = 0.1
+"""Of an evaluation, points."""
 IMAGENET = dict(
     zip(VARIANTS, (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85), strict=True)
 )
@@ -56,8 +50,10 @@ class Flags:
     """data sets"""
 
 
-class World:
+class SyntheticWorld:
     """A data set: what every variant and setting would come to."""
+
+    variants, settings, epochs, costs = VARIANTS, SETTINGS, EPOCHS, COSTS
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
@@ -74,127 +70,12 @@ class World:
                 self.final[name, s] = ceiling - lost
         self.gap, self.pace = random.uniform(15, 40), random.uniform(0.1, 0.25)
 
-    def accuracy(self, variant: str, setting: int, share: float) -> float:
-        """Eval top-1 in points after a share of the epochs, without the noise of evaluating."""
+    def accuracy(self, variant: str, setting: int, epoch: int) -> float:
+        """Eval top-1 in points after so many epochs, without the noise of evaluating."""
+        share = epoch / self.epochs
         pace = self.pace * 10 ** (-0.15 * (self.rates[setting] + 3))
         behind = self.gap * (math.exp(-share / pace) - math.exp(-1 / pace))
         return self.final[variant, setting] - behind
-
-
-@dataclass
-class Outcome:
-    """What a search found."""
-
-    compute: float = 0.0
-    """All that was spent, epochs of B0."""
-    until: float = math.inf
-    """Spent when a model within 0.5 points of the best had been trained."""
-    finished: dict[str, float] | None = None
-    """Variant → best accuracy of a full trial."""
-
-
-Next = Callable[[int], tuple[str, int] | None]
-"""Number of a trial → its variant and setting; None: nothing now."""
-
-
-def simulate(
-    world: World,
-    scheduler: TrialScheduler,
-    ask: Callable[[str], dict[str, Any] | str | None],
-    tell: Callable[[str, dict[str, Any], bool], None],
-) -> Outcome:
-    """Run trials on the devices as the scheduler and the searcher say."""
-    found, best, noise = Outcome(finished={}), max(world.final.values()), Random(1)
-    running: list[tuple[float, int, Trial, int]] = []
-    now, number, idle = 0.0, 0, DEVICES
-    while True:
-        while idle:
-            name = f"t{number}"
-            config = ask(name)
-            if not isinstance(config, dict):
-                break
-            trial = Trial("simulated", config=config, stub=True, trial_id=name)
-            scheduler.on_trial_add(None, trial)
-            heapq.heappush(running, (now + COSTS[config["variant"]], number, trial, 1))
-            number, idle = number + 1, idle - 1
-        if not running:
-            return found
-        now, order, trial, epoch = heapq.heappop(running)
-        variant, setting = trial.config["variant"], trial.config["settings"]["setting"]
-        share = epoch / EPOCHS
-        truth = world.accuracy(variant, setting, share)
-        found.compute += COSTS[variant]
-        if truth >= best - WITHIN:
-            found.until = min(found.until, found.compute)
-        report = {
-            TOP1: truth + noise.gauss(0, 0.1),
-            PROGRESS: share,
-            SPENT: epoch * COSTS[variant],
-            "epoch": epoch,
-        }
-        verdict = scheduler.on_trial_result(None, trial, report)
-        if epoch == EPOCHS and found.finished is not None:
-            found.finished[variant] = max(found.finished.get(variant, 0), truth)
-        over = epoch == EPOCHS or verdict == TrialScheduler.STOP
-        tell(trial.trial_id, report, over)
-        if over:
-            scheduler.on_trial_complete(None, trial, report)
-            idle += 1
-        else:
-            heapq.heappush(running, (now + COSTS[variant], order, trial, epoch + 1))
-
-
-class Memory:
-    """The sweep's book, without storage."""
-
-    def __init__(self, rule: VariantSchedule) -> None:
-        self._rule = rule
-
-    def replay(self, number: int) -> bool:
-        """Nothing was."""
-        return False
-
-    def start(self, number: int, variant: str, settings: dict[str, Any]) -> None:
-        """Not written down."""
-
-    def report(self, number: int, report: dict[str, Any]) -> None:
-        """The rule is told."""
-        self._rule.record_progress(
-            number, top1=report[TOP1], progress=report[PROGRESS], spent=report[SPENT]
-        )
-
-    def end(self, number: int, *, crashed: bool) -> None:
-        """The rule is told."""
-        self._rule.record_end(number)
-
-    def record_skipped(self) -> None:
-        """There is no budget."""
-
-
-def ladder(world: World) -> Outcome:
-    """Our rule; its first wave tries every setting once."""
-    full = {name: EPOCHS * cost for name, cost in COSTS.items()}
-    rule = VariantSchedule(full, TRIALS, lambda number: {"setting": number % SETTINGS})
-    search = ScheduledSearch(rule, Memory(rule))
-
-    def tell(trial: str, report: dict[str, Any], over: bool) -> None:
-        (search.on_trial_complete if over else search.on_trial_result)(trial, report)
-
-    return simulate(world, Brackets(), search.suggest, tell)
-
-
-def asha(world: World) -> Outcome:
-    """All of the grid, epochs as resource."""
-    grid = [
-        {"variant": name, "settings": {"setting": s}} for name in VARIANTS for s in range(SETTINGS)
-    ]
-    Random(0).shuffle(grid)
-    scheduler = ASHAScheduler(
-        time_attr="epoch", metric=TOP1, mode="max", max_t=EPOCHS, reduction_factor=4
-    )
-    return simulate(
-        world, scheduler, lambda trial: grid.pop() if grid else None, lambda *told: None
-    )
 
 
 TRIALS = 34
@@ -212,21 +93,22 @@ def pareto(best: dict[str, float]) -> list[str]:
 
 def main(flags: Flags) -> None:
     """Simulate and print."""
-    grid = EPOCHS * SETTINGS * sum(COSTS.values())
+    grid = grid_cost(SyntheticWorld(0))
     shares: dict[str, list[float]] = {"ladder": [], "asha": []}
     spent: dict[str, list[float]] = {"ladder": [], "asha": []}
     members = found = 0
     for seed in range(flags.seeds):
-        for name, search in (("ladder", ladder), ("asha", asha)):
-            world = World(seed)
-            outcome = search(world)
+        world = SyntheticWorld(seed)
+        options = {"devices": DEVICES, "seed": seed, "noise": NOISE}
+        outcomes = {"ladder": ladder(world, TRIALS, **options), "asha": asha(world, **options)}
+        for name, outcome in outcomes.items():
             shares[name].append(outcome.until / grid)
             spent[name].append(outcome.compute / grid)
             if name == "ladder":
                 best = {v: max(world.final[v, s] for s in range(SETTINGS)) for v in VARIANTS}
                 for member in pareto(best):
                     members += 1
-                    found += (outcome.finished or {}).get(member, 0) >= best[member] - WITHIN
+                    found += outcome.finished.get(member, 0) >= best[member] - WITHIN
     for name, values in shares.items():
         reached = [value for value in values if value < math.inf]
         print(
