@@ -84,6 +84,11 @@ class Workers:
         return parse_worker_range(self.workers)
 
     @property
+    def gpus(self) -> int:
+        """GPUs that the most workers use, a worker one of them at most; 1 on CPUs."""
+        return max(1, int(self.worker_range[1] * min(1, self.gpus_per_worker)))
+
+    @property
     def accelerators(self) -> tuple[str, ...]:
         """The allowed GPU types; empty for any."""
         return tuple(self.accelerator.split(",")) if self.accelerator else ()

@@ -1,5 +1,6 @@
 """Recipe: every setting that decides the numbers of a run."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
@@ -34,11 +35,15 @@ LR, LAYER_DECAY = 1e-3, 0.8
 or factor learns faster and forgets more of what the weights have learned. With ImageNet weights
 3e-4 without layer decay was as good (`benchmarks/results/real_weights.md`); on a small backbone
 without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
-FEW_IMAGES, FEW_BATCH_SIZE, FEW_LR_FACTOR = 500, 16, 0.3
-"""Defaults for pretrained weights and fewer train images than this: the batch size, and the factor
-of lr. With 100 images this gained 0.7 points over the solved head where 64 and 1e-3 lost 1.4; with
-1,000 the two were alike, and the larger batch is faster (`benchmarks/results/real_weights.md`).
-"""
+MIN_BATCH_SIZE, MIN_STEPS = 16, 30
+"""Default batch size: the largest power of two, from this one to 64 for each GPU, of which an
+epoch has so many steps; from scratch at least 64. The default lr follows its square root. In
+`benchmarks/results/real_weights.md` 100 and 1,000 images are best trained in batches of 16 and 32;
+more than 64 was not measured with several GPUs."""
+MIN_IMAGE_SIZE, MAX_ENLARGEMENT = 96, 8
+"""Default image size of small images: eight times their shorter side, but no less than 96 px, in
+steps of 32. With frozen features of Lite0, images of 8 px gained nothing above 96 px; those of
+28 px gained up to 224, a point of top-1 over 160 (`benchmarks/results/real_weights.md`)."""
 HEAD_LR_FACTOR = 10.0
 """Default head_lr as a multiple of lr: a newly initialised head has further to go, and at
 the rate of the backbone it would need more epochs. Customary, not measured here."""
@@ -65,18 +70,31 @@ class Recipe(RecipeFields):
         assert self.batch_size is not None and self.micro_batch is not None
         return self.batch_size // self.micro_batch
 
-    def for_images(self, train_images: int) -> Self:
-        """This recipe with the defaults that depend on the number of train images.
+    def for_images(self, train_images: int, gpus: int = 1) -> Self:
+        """This recipe with the defaults that depend on the numbers of train images and GPUs.
 
         Batch size and rate belong together: if one of them is given, so is the other's default.
         """
-        given = self.batch_size or self.lr or self.micro_batch
-        if given or self.weights == "none" or self.unfreeze == "head":
+        if self.batch_size or self.lr or self.micro_batch or self.unfreeze == "head":
             return self
-        if train_images >= FEW_IMAGES:
-            return self
+        batch_size = BATCH_SIZE if self.weights == "none" else MIN_BATCH_SIZE
+        while 2 * batch_size <= min(BATCH_SIZE * gpus, train_images / MIN_STEPS):
+            batch_size *= 2
         factor, _ = OPTIMIZERS[self.opt]
-        return replace(self, batch_size=FEW_BATCH_SIZE, lr=FEW_LR_FACTOR * factor * LR)
+        lr = factor * LR * math.sqrt(batch_size / BATCH_SIZE)
+        return replace(self, batch_size=batch_size, lr=lr)
+
+    def for_sides(self, side: float | None) -> Self:
+        """This recipe with the image size that suits images whose shorter side is `side` px.
+
+        Only smaller than that of the weights, and only for pretrained families.
+        """
+        family = self.with_family.weights
+        if self.image_size or side is None or family not in FAMILIES:
+            return self
+        size = max(MIN_IMAGE_SIZE, math.ceil(MAX_ENLARGEMENT * side / 32) * 32)
+        full_size = self.variant_spec.input_spec(family).resolution
+        return replace(self, image_size=size) if size < full_size else self
 
     @property
     def with_family(self) -> Self:

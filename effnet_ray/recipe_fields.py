@@ -59,7 +59,8 @@ class RecipeFields:
     cross-entropy, the best epoch chosen by mean average precision). Default: the data set's."""
     image_size: int | None = field(default=None, metadata=IMAGE_SIZE)
     """Height and width of the network's input, px, at least 32. Default: the resolution of the
-    weights."""
+    weights; for images so small that eight times their shorter side is less, that, but at least
+    96."""
     progressive: float = field(default=1.0, metadata=SHARE_ABOVE_0)
     """Progressive resizing: training starts at this share of the image size and grows to the full
     size over the first three quarters of the epochs after linear probing; evaluation always uses
@@ -89,8 +90,9 @@ class RecipeFields:
     """Layers trained after linear probing: all, head, or stage:N (stage N and everything above
     it). Stage N is blockN in Keras and blocks.N-1 in timm."""
     batch_size: int | None = field(default=None, metadata=AT_LEAST_1)
-    """Batch size: images per optimizer step, over all workers. Default: 64; for pretrained weights
-    and fewer than 500 train images 16, at 0.3 times the default lr."""
+    """Batch size: images per optimizer step, over all workers. Default: the largest power of two
+    of which an epoch has 30 steps, up to 64 for each GPU, and at least 16 (64 from scratch); 64 if
+    lr or micro_batch is given, and for tune."""
     micro_batch: int | None = field(default=None, metadata=AT_LEAST_1)
     """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch
     size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
@@ -99,7 +101,7 @@ class RecipeFields:
     momentum (SGD without Nesterov) or rmsproptf."""
     lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
-    rmsproptf, × 5 for lamb, × 0.1 for lion; × 0.3 for few train images (see batch_size)."""
+    rmsproptf, × 5 for lamb, × 0.1 for lion; times the square root of a default batch size / 64."""
     head_lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate of linear probing, for a trained head. Default: 10 × lr; with --unfreeze
     head: --lr, if given."""

@@ -106,7 +106,7 @@ def test_leftovers_are_not_deleted_by_a_negative_age(
 
 def test_help_shows_the_defaults_that_other_flags_set(help_of: Callable[..., str]) -> None:
     plain, local = help_of(finetune_job), help_of(finetune_job, "--local")
-    assert "Default: 64;" in plain and f"(default: {LOCAL['lr']})" not in plain
+    assert "the largest power of two" in plain and f"(default: {LOCAL['lr']})" not in plain
     assert f"(default: {LOCAL['batch_size']})" in local and f"(default: {LOCAL['lr']})" in local
     for name, value in SAMPLE.items():
         value = f"{value:g}" if isinstance(value, float) else value

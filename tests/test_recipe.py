@@ -302,23 +302,61 @@ def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "images", "batch_size", "lr"),
+    ("given", "images", "gpus", "batch_size", "lr"),
     [
-        ({}, 499, 16, 3e-4),
-        ({}, 500, 64, 1e-3),
-        ({"opt": "sgd"}, 100, 16, 6e-3),
-        ({"weights": "none"}, 100, 64, 1e-3),
-        ({"batch_size": 8}, 100, 8, 1e-3),
-        ({"lr": 0.1}, 100, 64, 0.1),
-        ({"micro_batch": 32}, 100, 64, 1e-3),
-        ({"unfreeze": "head"}, 100, 64, 1e-3),
+        ({}, 30, 1, 16, 5e-4),
+        ({}, 959, 1, 16, 5e-4),
+        ({}, 960, 1, 32, 7.07e-4),
+        ({}, 1920, 1, 64, 1e-3),
+        ({}, 1_300_000, 1, 64, 1e-3),
+        ({}, 1_300_000, 8, 512, 2.83e-3),
+        ({}, 1_300_000, 6, 256, 2e-3),
+        ({}, 4000, 8, 128, 1.41e-3),
+        ({"opt": "sgd"}, 100, 1, 16, 1e-2),
+        ({"weights": "none"}, 100, 1, 64, 1e-3),
+        ({"weights": "none"}, 100_000, 2, 128, 1.41e-3),
+        ({"batch_size": 8}, 100, 8, 8, 1e-3),
+        ({"lr": 0.1}, 100, 8, 64, 0.1),
+        ({"micro_batch": 32}, 100, 1, 64, 1e-3),
+        ({"unfreeze": "head"}, 100, 1, 64, 1e-3),
     ],
     ids=str,
 )
-def test_few_images_are_trained_in_small_batches_at_a_low_rate(
-    given: dict[str, Any], images: int, batch_size: int, lr: float
+def test_batch_size_follows_images_and_gpus_and_the_rate_its_square_root(
+    given: dict[str, Any], images: int, gpus: int, batch_size: int, lr: float
 ) -> None:
     recipe = Recipe(**({"weights": "ns"} | given))
-    resolved = recipe.for_images(images).with_defaults
-    assert (resolved.batch_size, resolved.lr) == (batch_size, pytest.approx(lr))
+    resolved = recipe.for_images(images, gpus).with_defaults
+    assert (resolved.batch_size, resolved.lr) == (batch_size, pytest.approx(lr, rel=0.01))
     assert resolved.head == recipe.with_defaults.head
+
+
+@pytest.mark.parametrize(
+    ("given", "side", "size"),
+    [
+        ({}, 8, 96),
+        ({}, 13, 128),
+        ({}, 27.5, None),
+        ({"variant": "b7"}, 28, 224),
+        ({}, None, None),
+        ({"image_size": 224}, 8, 224),
+        ({"weights": "none"}, 8, None),
+        ({"weights": "STORE/model/v0001"}, 8, None),
+    ],
+    ids=str,
+)
+def test_small_images_are_enlarged_less_than_to_the_weights_size(
+    given: dict[str, Any], side: float | None, size: int | None
+) -> None:
+    recipe = Recipe(**({"weights": "ns"} | given))
+    assert recipe.for_sides(side).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus_per_worker", "gpus"),
+    [("2", 0, 1), ("8", 1, 8), ("1:8", 1, 8), ("4", 0.5, 2), ("1", 0.5, 1), ("2", 4, 2)],
+)
+def test_a_placements_gpus_are_those_that_its_workers_use(
+    workers: str, gpus_per_worker: float, gpus: int
+) -> None:
+    assert Placement(workers=workers, gpus_per_worker=gpus_per_worker).gpus == gpus

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Event,
         HeadSolved,
         ImagesQuarantined,
+        RunStarted,
         StepDone,
         WorkersStarted,
     )
@@ -129,7 +130,7 @@ class Terminal:
 
         match event:
             case events.RunStarted():
-                pass  # of interest to trackers only
+                self._show_run(event)
             case events.ComputingFeatures():
                 self._show_features(event)
             case events.WorkersStarted():
@@ -166,6 +167,14 @@ class Terminal:
         if self._activity != activity and event.done < event.images:
             self.print(f"computing and caching the backbone's features of {event.images:,} images")
         self._show_images(activity, "computed the features of", event.done, event.images)
+
+    def _show_run(self, event: "RunStarted") -> None:
+        run, recipe = event.run, event.run.recipe
+        weights = "random weights" if run.weights == "none" else run.weights
+        self.print(
+            f"run {run.name}: {recipe.variant} from {weights}, {recipe.image_size} px, "
+            f"batches of {recipe.batch_size}, lr {recipe.lr:.2g}"
+        )
 
     def _show_start(self, event: "WorkersStarted") -> None:
         self.training_started = True

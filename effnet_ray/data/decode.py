@@ -70,6 +70,13 @@ def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], min_side: in
     return pixels[top : top + height, left : left + width]
 
 
+def header_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the image's header, px, not turned upright. Raises ImageError."""
+    with _decoder_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+    return width, height
+
+
 def encode_jpeg(pixels: Pixels, max_side: int) -> bytes:
     """The pixels as a JPEG of quality 92, shrunk to `max_side` px on the longer side."""
     image = Image.fromarray(pixels)

@@ -21,7 +21,7 @@ from effnet_ray.train.run_setup import (
     check_run_name,
     check_sync,
     find_run_uri,
-    for_data,
+    for_new_run,
     load_same_run,
 )
 from effnet_ray.variants import InputSpec
@@ -97,9 +97,9 @@ def _check_recipe(recipe: Recipe, placement: Placement, spec: InputSpec, data: s
     """The task and batch layout. Raises RecipeError if they do not fit the data or the workers."""
     workers, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
     manifest = manifests.load(storage.absolute(data))
-    resolved = for_data(recipe, manifest).resolved(
+    resolved = for_new_run(recipe, manifest, storage.absolute(data), placement.gpus).resolved(
         spec, workers=workers, on_gpu=on_gpu, task=manifest.task
     )
     check_sync(resolved, placement)
     batch = f"{resolved.lanes} micro-batches of {resolved.micro_batch} images per step"
-    return f"{resolved.task}, {batch}"
+    return f"{resolved.task}, {resolved.image_size} px, {batch}"

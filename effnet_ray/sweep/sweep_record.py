@@ -47,10 +47,12 @@ class Sweep:
     """URI of the data set when the sweep started."""
     fingerprint: str
     """The data set's fingerprint."""
+    side: float | None = None
+    """Shorter side of the images, px, which the default image size follows."""
 
     def trial_recipe(self, variant: str, settings: Settings) -> Recipe:
         """The recipe of a trial."""
-        return replace(self.recipe, variant=variant, **settings)
+        return replace(self.recipe, variant=variant, **settings).for_sides(self.side)
 
     def run_name(self, number: int, variant: str) -> str:
         """The name of a trial's run."""
@@ -122,8 +124,8 @@ def create(sweep: Sweep, uri: str) -> None:
         storage.write_bytes(record, _json(sweep), exclusive=True)
     except AlreadyExistsError:
         recorded = _read(record)
-        if _precedes_head(recorded):
-            recorded["recipe"]["head"] = TRAINED
+        if isinstance(recorded.get("recipe"), dict):
+            recorded["recipe"].setdefault("head", TRAINED)
         differences = _differences(json.loads(_json(sweep)), recorded)
         if differences:
             raise RunExistsError(
@@ -133,16 +135,16 @@ def create(sweep: Sweep, uri: str) -> None:
 
 
 def as_recorded(sweep: Sweep, uri: str) -> Sweep:
-    """The sweep; its heads are trained if it was recorded before the recipe's field `head`."""
+    """The sweep as it was before the fields that its record lacks: `side`, the recipe's `head`."""
     record = storage.join(uri, SWEEP)
-    if sweep.recipe.head is None and storage.exists(record) and _precedes_head(_read(record)):
-        return replace(sweep, recipe=replace(sweep.recipe, head=TRAINED))
+    recorded = _read(record) if storage.exists(record) else {}
+    if not isinstance(recorded.get("recipe"), dict):
+        return sweep
+    if "side" not in recorded:
+        sweep = replace(sweep, side=None)
+    if sweep.recipe.head is None and "head" not in recorded["recipe"]:
+        sweep = replace(sweep, recipe=replace(sweep.recipe, head=TRAINED))
     return sweep
-
-
-def _precedes_head(recorded: Mapping[str, Any]) -> bool:
-    recipe = recorded.get("recipe")
-    return isinstance(recipe, dict) and "head" not in recipe
 
 
 def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:

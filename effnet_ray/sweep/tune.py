@@ -9,6 +9,7 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.source_size import typical_side
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
@@ -158,7 +159,13 @@ def _define(
         budget=budget,
         data=data,
         fingerprint=manifest.fingerprint,
+        side=typical_side(manifest, data) if _follows_images(recipe, space) else None,
     )
+
+
+def _follows_images(recipe: Recipe, space: Mapping[str, Any]) -> bool:
+    """Whether the default image size matters."""
+    return not (recipe.image_size or "image_size" in space or recipe.weights == "none")
 
 
 class _Search:

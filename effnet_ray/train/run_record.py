@@ -51,6 +51,8 @@ class Run:
     """SHA-256 of the pretrained file; empty when training from scratch."""
     weights_head: int
     """Number of outputs of the pretrained file's head."""
+    gpus: int = 1
+    """GPUs of the first placement, which the default batch size follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

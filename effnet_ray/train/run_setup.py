@@ -7,6 +7,7 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.source_size import typical_side
 from effnet_ray.errors import RecipeError
 from effnet_ray.model import pretrained
 from effnet_ray.model.pretrained import Weights
@@ -53,9 +54,10 @@ def set_up_run(
     run = recorded
     if run is None:
         weights = pretrained.resolve(recipe)
-        resolved = _resolve(for_data(recipe, manifest), placement, weights, manifest)
+        recipe = for_new_run(recipe, manifest, data, placement.gpus)
+        resolved = _resolve(recipe, placement, weights, manifest)
         digest = _store_weights(runs, pretrained.fetch(weights, mirror))
-        run = _new_run(run_uri, resolved, data, manifest, weights, digest)
+        run = _new_run(run_uri, resolved, placement, data, manifest, weights, digest)
     check_sync(run.recipe, placement)
     features = features_in or storage.join(runs, feature_cache.FOLDER)
     dataset = _dataset(run, manifest, data, features)
@@ -72,16 +74,28 @@ def find_run_uri(recipe: Recipe, manifest: Manifest, runs: str, name: str | None
     return storage.join(runs, check_run_name(name))
 
 
-def for_data(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """The recipe with the defaults that depend on the data set."""
-    return recipe.for_images(manifest.limited(recipe.limit).images.get("train", 0))
+def for_data(recipe: Recipe, manifest: Manifest, gpus: int) -> Recipe:
+    """The recipe with the defaults that depend on the numbers of train images and GPUs."""
+    return recipe.for_images(manifest.limited(recipe.limit).images.get("train", 0), gpus)
+
+
+def for_new_run(recipe: Recipe, manifest: Manifest, data: str, gpus: int) -> Recipe:
+    """The recipe with the defaults that depend on the data set, its images and the GPUs.
+
+    Raises DatasetError if the first images are not what was packed.
+    """
+    recipe = for_data(recipe, manifest, gpus)
+    if recipe.image_size or recipe.weights == "none":
+        return recipe
+    return recipe.for_sides(typical_side(manifest, data))
 
 
 def load_same_run(run_uri: str, recipe: Recipe, manifest: Manifest) -> Run | None:
     """The recorded run, None if it is new. Raises RunExistsError if it has other inputs."""
     recorded = run_record.load(run_uri)
     if recorded:
-        run_record.check_same(recorded, for_data(recipe, manifest), manifest.fingerprint)
+        expected = for_data(recipe, manifest, recorded.gpus)
+        run_record.check_same(recorded, expected, manifest.fingerprint)
     return recorded
 
 
@@ -126,7 +140,13 @@ def _store_weights(runs: str, content: bytes | None) -> str:
 
 
 def _new_run(
-    run_uri: str, recipe: Recipe, data: str, manifest: Manifest, weights: Weights, digest: str
+    run_uri: str,
+    recipe: Recipe,
+    placement: Placement,
+    data: str,
+    manifest: Manifest,
+    weights: Weights,
+    digest: str,
 ) -> Run:
     """A run of a resolved recipe; `digest` is the SHA-256 of its pretrained file."""
     return Run(
@@ -139,6 +159,7 @@ def _new_run(
         weights=weights.name,
         weights_sha256=digest,
         weights_head=pretrained.head_classes(weights, manifest.classes),
+        gpus=placement.gpus,
     )
 
 

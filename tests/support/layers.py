@@ -8,7 +8,7 @@ ORDER = (
     "release_format.layout release_format.config release_format.record "
     "data.manifest data.classes data.augment data.image_checks data.decode data.views "
     "data.class_balance data.plan data.parquet_reads data.train_labels "
-    "data.hf_parquet data.row_group data.feature_cache data.chunks "
+    "data.hf_parquet data.row_group data.source_size data.feature_cache data.chunks "
     "data.thread_executor data.ray_executor data.stream "
     "packing.options packing.listing packing.archive_job packing.webdataset packing.archives "
     "packing.tables packing.sources packing.splits packing.duplicates packing.shards "
