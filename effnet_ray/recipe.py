@@ -35,7 +35,7 @@ LR, LAYER_DECAY = 1e-3, 0.8
 or factor learns faster and forgets more of what the weights have learned. With ImageNet weights
 3e-4 without layer decay was as good (`benchmarks/results/real_weights.md`); on a small backbone
 without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
-MIN_BATCH_SIZE, MIN_STEPS = 16, 30
+MIN_BATCH_SIZE, MIN_STEPS = 16, 25
 """Default batch size: the largest power of two, from this one to 64 for each GPU, of which an
 epoch has so many steps; from scratch at least 64. The default lr follows its square root. In
 `benchmarks/results/real_weights.md` 100 and 1,000 images are best trained in batches of 16 and 32;

@@ -91,7 +91,7 @@ class RecipeFields:
     it). Stage N is blockN in Keras and blocks.N-1 in timm."""
     batch_size: int | None = field(default=None, metadata=AT_LEAST_1)
     """Batch size: images per optimizer step, over all workers. Default: the largest power of two
-    of which an epoch has 30 steps, up to 64 for each GPU, and at least 16 (64 from scratch); 64 if
+    of which an epoch has 25 steps, up to 64 for each GPU, and at least 16 (64 from scratch); 64 if
     lr or micro_batch is given, and for tune."""
     micro_batch: int | None = field(default=None, metadata=AT_LEAST_1)
     """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch

@@ -13,18 +13,17 @@ import json
 import os
 import random
 import shutil
-import statistics
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import baselines
 import numpy as np
 import tyro
 from baselines import BASELINES
+from results_table import table
 from sklearn.linear_model import LogisticRegression
 
 from effnet_ray import Placement, Recipe, finetune
@@ -32,6 +31,7 @@ from effnet_ray.data import feature_cache
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
 from effnet_ray.runtime import session
+from effnet_ray.train.events import EpochDone, Event
 from effnet_ray.train.run_setup import RunSetup, set_up_run
 from effnet_ray.variants import VARIANTS
 
@@ -40,14 +40,24 @@ OURS = {
     "default": {},
     "trained head": {"head": "trained"},
     "gentle": {"lr": 3e-4, "layer_decay": 1.0},
-    "batch 64": {"batch_size": 64, "lr": 1e-3},
-    "batch 16": {"batch_size": 16, "lr": 5e-4},
 }
+DIALS = {
+    "mixup 0.2": {"mixup": 0.2},
+    "CutMix 1": {"cutmix": 1.0},
+    "RandAugment": {"aa": "rand"},
+    "random erasing 0.25": {"reprob": 0.25},
+    "EMA 0.98": {"ema_decay": 0.98},
+    "progressive resizing from 0.6": {"progressive": 0.6},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no drop path": {"drop_path": 0.0},
+    "crops of at least 0.7": {"crop_scale": 0.7},
+    "BatchNorm trains": {"batchnorm": "train"},
+    "class weights": {"class_weights": "balanced"},
+}
+RECIPES = OURS | DIALS
 """Name → the fields of the recipe in which it differs from the default."""
-CONTESTANTS = (PROBE, *OURS, *BASELINES)
+CONTESTANTS = (PROBE, *RECIPES, *BASELINES)
 COMPARED = (PROBE, "default", *BASELINES)
-EVAL_IMAGES = 200
-"""Eval images per class, at most."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class Options:
     """Seeds of the train images and of the runs."""
     contestants: tuple[str, ...] = COMPARED
     """What to compare; of `CONTESTANTS`."""
+    dials: bool = False
+    """Compare the default with `DIALS`, instead."""
+    eval_images: int = 200
+    """Eval images per class, at most."""
     epochs: int = 10
     """Epochs of each run."""
     image_size: int = 96
@@ -84,11 +98,12 @@ class Cell:
     set: str
     per_class: int
     seed: int
+    eval_images: int = 200
 
     @property
     def images(self) -> str:
         """Name of its images as a folder."""
-        return f"{self.set}-{self.per_class}-{self.seed}"
+        return f"{self.set}-{self.per_class}-{self.seed}-{self.eval_images}"
 
     @property
     def name(self) -> str:
@@ -103,7 +118,7 @@ def folders(cell: Cell, options: Options) -> Path:
         return target
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    for split, count in (("train", cell.per_class), ("val", EVAL_IMAGES)):
+    for split, count in (("train", cell.per_class), ("val", cell.eval_images)):
         for folder in sorted((options.real / cell.set / split).iterdir()):
             files = sorted(folder.iterdir())
             draw = random.Random(cell.seed if split == "train" else 0)
@@ -127,7 +142,7 @@ def recipe_of(cell: Cell, options: Options, **changed: object) -> Recipe:
         variant=cell.variant,
         weights="in1k",
         epochs=options.epochs,
-        eval_every=options.epochs - 1,
+        eval_every=options.epochs,
         image_size=options.image_size,
         seed=cell.seed,
     )
@@ -135,16 +150,27 @@ def recipe_of(cell: Cell, options: Options, **changed: object) -> Recipe:
 
 
 def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> float:
-    """Eval top-1 of a run of effnet_ray."""
+    """Eval top-1 of the last epoch of a run of effnet_ray.
+
+    As for the baselines: a release would be the best epoch, chosen on the same eval images.
+    """
+    tops = list[float]()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.report.eval_images:
+            tops.append(event.report.eval_top1)
+
     digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]
-    return finetune(
+    finetune(
         recipe_of(cell, options, **changed),
         Placement(workers="1"),
         packed(cell, options),
         runs=str(options.out / "runs"),
         name=f"{cell.name}-{digest}",
         mirror=str(options.real / "weights"),
-    ).eval_top1
+        on_event=on_event,
+    )
+    return tops[-1]
 
 
 def baseline(cell: Cell, options: Options, chosen: baselines.Baseline) -> float:
@@ -204,15 +230,16 @@ def score(cell: Cell, contestant: str, options: Options) -> float:
     """Eval top-1 of a contestant."""
     if contestant == PROBE:
         return probe(cell, options)
-    if contestant in OURS:
-        return ours(cell, options, OURS[contestant])
+    if contestant in RECIPES:
+        return ours(cell, options, RECIPES[contestant])
     return baseline(cell, options, BASELINES[contestant])
 
 
 def run_missing(options: Options, log: Path) -> None:
     """Run each contestant on each cell, unless `log` has the result."""
     done = [json.loads(line) for line in _lines(log)]
-    for cell, name in itertools.product(cells(options), options.contestants):
+    names = ("default", *DIALS) if options.dials else options.contestants
+    for cell, name in itertools.product(cells(options), names):
         key = {**asdict(cell), "size": options.image_size, "epochs": options.epochs}
         key["contestant"] = name
         if any(key.items() <= result.items() for result in done):
@@ -227,63 +254,19 @@ def run_missing(options: Options, log: Path) -> None:
 def cells(options: Options) -> Iterator[Cell]:
     """Every set of train images, those of the first seed first."""
     for seed, per_class, name in itertools.product(options.seeds, options.per_class, options.sets):
-        yield Cell(options.variant, name, per_class, seed)
+        yield Cell(options.variant, name, per_class, seed, options.eval_images)
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation of eval top-1 over the seeds, and ranks.
-
-    The mean rank is over the columns that all contestants have.
-    """
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for result in results:
-        column = f"{result['variant']} {result['set']} {result['per_class']}"
-        values[result["contestant"], column].append(result["top1"])
-    columns = sorted({column for _, column in values}, key=_column_order)
-    names = [name for name in CONTESTANTS if any(values[name, column] for column in columns)]
-    whole = [column for column in columns if all(values[name, column] for name in names)]
-    ranks = [_ranks([statistics.mean(values[name, c]) for name in names]) for c in whole]
-    lines = [
-        "| | " + " | ".join(columns) + " | mean rank |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for index, name in enumerate(names):
-        cells = [_mean(values[name, column]) for column in columns]
-        rank = f"{statistics.mean(rank[index] for rank in ranks):.1f}" if ranks else ""
-        lines.append(f"| {name} | " + " | ".join([*cells, rank]) + " |")
-    return "\n".join(lines)
-
-
-def _column_order(column: str) -> tuple[str, str, int]:
-    variant, name, per_class = column.split()
-    return variant, name, int(per_class)
-
-
-def _ranks(tops: Sequence[float]) -> list[float]:
-    """1 for the best; equal ones share the mean of their ranks."""
-    return [
-        1 + sum(other > top for other in tops) + (sum(other == top for other in tops) - 1) / 2
-        for top in tops
-    ]
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
-
-
 def main(options: Options) -> None:
     """Run what RESULTS does not have yet, and print the table."""
-    if any(name in (PROBE, *OURS) for name in options.contestants):
+    if options.dials or any(name in (PROBE, *OURS) for name in options.contestants):
         session.start_local(os.cpu_count() or 1, log_to_driver=False, logging_level="ERROR")
     run_missing(options, options.results)
-    print(table([json.loads(line) for line in _lines(options.results)]))
+    print(table([json.loads(line) for line in _lines(options.results)], CONTESTANTS))
 
 
 if __name__ == "__main__":
