@@ -306,7 +306,7 @@ def prepare(photographs: Path, folder: Path) -> None:
     write_hugging_face(folder / "mixed", folder / "hf", splits=("train", "validation"))
     (folder / "mirror").mkdir()
     state = timm.create_model("tf_efficientnet_b0").state_dict()
-    for tag in ("ns_jft_in1k", "aa_in1k"):
+    for tag in ("ns_jft_in1k", "aa_in1k", "in1k"):
         save_file(state, folder / f"mirror/tf_efficientnet_b0.{tag}.safetensors")
 
 

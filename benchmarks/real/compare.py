@@ -111,6 +111,11 @@ class Cell:
         return f"{self.variant}-{self.images}"
 
 
+Scores = dict[str, float]
+"""`top1`: eval top-1 after the last epoch. `released`: of the epoch that effnet_ray releases, the
+best on the same eval images."""
+
+
 def folders(cell: Cell, options: Options) -> Path:
     """The cell's images as `train` and `val`, a folder for each class."""
     target = options.out / "images" / cell.images
@@ -149,11 +154,8 @@ def recipe_of(cell: Cell, options: Options, **changed: object) -> Recipe:
     return replace(base, **changed)  # type: ignore[arg-type]
 
 
-def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> float:
-    """Eval top-1 of the last epoch of a run of effnet_ray.
-
-    As for the baselines: a release would be the best epoch, chosen on the same eval images.
-    """
+def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> Scores:
+    """Eval top-1 of a run of effnet_ray."""
     tops = list[float]()
 
     def on_event(event: Event) -> None:
@@ -161,7 +163,7 @@ def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> float:
             tops.append(event.report.eval_top1)
 
     digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]
-    finetune(
+    result = finetune(
         recipe_of(cell, options, **changed),
         Placement(workers="1"),
         packed(cell, options),
@@ -170,11 +172,11 @@ def ours(cell: Cell, options: Options, changed: Mapping[str, object]) -> float:
         mirror=str(options.real / "weights"),
         on_event=on_event,
     )
-    return tops[-1]
+    return {"top1": round(tops[-1], 4), "released": round(result.eval_top1, 4)}
 
 
-def baseline(cell: Cell, options: Options, chosen: baselines.Baseline) -> float:
-    """Eval top-1 of a baseline's last epoch."""
+def baseline(cell: Cell, options: Options, chosen: baselines.Baseline) -> Scores:
+    """Eval top-1 of a baseline."""
     spec = replace(VARIANTS[cell.variant].weights["in1k"], resolution=options.image_size)
     images = folders(cell, options)
     train, test = baselines.load(images / "train"), baselines.load(images / "val")
@@ -183,7 +185,7 @@ def baseline(cell: Cell, options: Options, chosen: baselines.Baseline) -> float:
         options.real / "weights" / f"tf_efficientnet_{cell.variant}.in1k.safetensors",
         epochs=options.epochs, spec=spec, variant=cell.variant, seed=cell.seed,
     )  # fmt: skip
-    return baselines.top1(model, test, spec)
+    return {"top1": round(baselines.top1(model, test, spec), 4)}
 
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -206,14 +208,14 @@ def cached_features(cell: Cell, options: Options) -> tuple[Split, Split]:
     return _cached(setup, "train"), _cached(setup, "eval")
 
 
-def probe(cell: Cell, options: Options) -> float:
-    """The better of scikit-learn's logistic regressions of features as they are, standardised."""
+def probe(cell: Cell, options: Options) -> Scores:
+    """Eval top-1 of the better logistic regression: of features as they are, or standardised."""
     (train_x, train_y), (eval_x, eval_y) = cached_features(cell, options)
     scores = []
     for centre, scale in ((0, 1), (train_x.mean(0), train_x.std(0).clip(1e-3))):
         fitted = LogisticRegression(max_iter=1000).fit((train_x - centre) / scale, train_y)
         scores.append(float(fitted.score((eval_x - centre) / scale, eval_y)))
-    return max(scores)
+    return {"top1": round(max(scores), 4)}
 
 
 def _cached(setup: RunSetup, split: str) -> Split:
@@ -226,8 +228,8 @@ def _cached(setup: RunSetup, split: str) -> Split:
     return features, np.concatenate([part.label for part in parts])
 
 
-def score(cell: Cell, contestant: str, options: Options) -> float:
-    """Eval top-1 of a contestant."""
+def score(cell: Cell, contestant: str, options: Options) -> Scores:
+    """Eval top-1 of a contestant on a cell."""
     if contestant == PROBE:
         return probe(cell, options)
     if contestant in RECIPES:
@@ -245,10 +247,10 @@ def run_missing(options: Options, log: Path) -> None:
         if any(key.items() <= result.items() for result in done):
             continue
         start = time.perf_counter()
-        top1 = round(score(cell, name, options), 4)
+        scores = score(cell, name, options)
         seconds = round(time.perf_counter() - start, 1)
         with log.open("a") as file:
-            print(json.dumps(key | {"top1": top1, "seconds": seconds}), file=file)
+            print(json.dumps(key | scores | {"seconds": seconds}), file=file)
 
 
 def cells(options: Options) -> Iterator[Cell]:

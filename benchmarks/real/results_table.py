@@ -5,6 +5,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+RELEASED = ", the released epoch"
+"""Follows a contestant's name; not ranked, since the others have no such choice."""
+
 
 def table(results: Sequence[Mapping[str, Any]], contestants: Sequence[str]) -> str:
     """Mean and standard deviation of eval top-1 over the seeds, and ranks.
@@ -15,20 +18,25 @@ def table(results: Sequence[Mapping[str, Any]], contestants: Sequence[str]) -> s
     for result in results:
         column = f"{result['variant']} {result['set']} {result['per_class']} {result['size']}"
         values[column][result["contestant"]][result["seed"]] = result["top1"]
+        if "released" in result:
+            values[column][result["contestant"] + RELEASED][result["seed"]] = result["released"]
     columns = sorted(values, key=_column_order)
-    names = [name for name in contestants if any(name in values[column] for column in columns)]
+    both = [form for name in contestants for form in (name, name + RELEASED)]
+    names = [name for name in both if any(name in values[column] for column in columns)]
+    ranked = [name for name in names if not name.endswith(RELEASED)]
     ranks = [
-        _ranks([values[column][name][seed] for name in names])
+        dict(zip(ranked, _ranks([values[column][name][seed] for name in ranked]), strict=True))
         for column in columns
-        for seed in _common_seeds([values[column].get(name, {}) for name in names])
+        for seed in _common_seeds([values[column].get(name, {}) for name in ranked])
     ]
     lines = [
         "| | " + " | ".join(columns) + " | mean rank |",
         "|---" * (len(columns) + 2) + "|",
     ]
-    for index, name in enumerate(names):
+    for name in names:
         cells = [_mean(list(values[column].get(name, {}).values())) for column in columns]
-        rank = f"{statistics.mean(rank[index] for rank in ranks):.1f}" if ranks else ""
+        own = [rank[name] for rank in ranks if name in rank]
+        rank = f"{statistics.mean(own):.1f}" if own else ""
         lines.append(f"| {name} | " + " | ".join([*cells, rank]) + " |")
     return "\n".join(lines)
 
