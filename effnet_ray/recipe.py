@@ -37,9 +37,12 @@ or factor learns faster and forgets more of what the weights have learned. With 
 without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
 MIN_BATCH_SIZE, MIN_STEPS = 16, 25
 """Default batch size: the largest power of two, from this one to 64 for each GPU, of which an
-epoch has so many steps; from scratch at least 64. The default lr follows its square root. In
-`benchmarks/results/real_weights.md` 100 and 1,000 images are best trained in batches of 16 and 32;
-more than 64 was not measured with several GPUs."""
+epoch has so many steps; from scratch at least 64. The default lr follows its square root: with
+1,000 images 32 at 7e-4 was better than 64 at 1e-3 (`benchmarks/results/real_weights.md`). More
+than 64 was not measured."""
+FEW_IMAGES, FEW_LR_FACTOR = 500, 0.6
+"""Fewer train images of pretrained weights have this factor of the default lr: with 60 to 100
+images 16 at 3e-4 ended above the solved head, at 5e-4 on average below it."""
 MIN_IMAGE_SIZE, MAX_ENLARGEMENT = 96, 8
 """Default image size of small images: eight times their shorter side, but no less than 96 px, in
 steps of 32. With frozen features of Lite0, images of 8 px gained nothing above 96 px; those of
@@ -82,6 +85,8 @@ class Recipe(RecipeFields):
             batch_size *= 2
         factor, _ = OPTIMIZERS[self.opt]
         lr = factor * LR * math.sqrt(batch_size / BATCH_SIZE)
+        if train_images < FEW_IMAGES and self.weights != "none":
+            lr *= FEW_LR_FACTOR
         return replace(self, batch_size=batch_size, lr=lr)
 
     def for_sides(self, side: float | None) -> Self:

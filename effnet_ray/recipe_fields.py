@@ -101,7 +101,8 @@ class RecipeFields:
     momentum (SGD without Nesterov) or rmsproptf."""
     lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
-    rmsproptf, × 5 for lamb, × 0.1 for lion; times the square root of a default batch size / 64."""
+    rmsproptf, × 5 for lamb, × 0.1 for lion; times the square root of a default batch size / 64;
+    × 0.6 for pretrained weights and fewer than 500 train images."""
     head_lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate of linear probing, for a trained head. Default: 10 × lr; with --unfreeze
     head: --lr, if given."""

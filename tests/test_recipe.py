@@ -304,7 +304,9 @@ def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "images", "gpus", "batch_size", "lr"),
     [
-        ({}, 30, 1, 16, 5e-4),
+        ({}, 30, 1, 16, 3e-4),
+        ({}, 499, 1, 16, 3e-4),
+        ({}, 500, 1, 16, 5e-4),
         ({}, 799, 1, 16, 5e-4),
         ({}, 800, 1, 32, 7.07e-4),
         ({}, 1600, 1, 64, 1e-3),
@@ -312,7 +314,7 @@ def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
         ({}, 1_300_000, 8, 512, 2.83e-3),
         ({}, 1_300_000, 6, 256, 2e-3),
         ({}, 4000, 8, 128, 1.41e-3),
-        ({"opt": "sgd"}, 100, 1, 16, 1e-2),
+        ({"opt": "sgd"}, 100, 1, 16, 6e-3),
         ({"weights": "none"}, 100, 1, 64, 1e-3),
         ({"weights": "none"}, 100_000, 2, 128, 1.41e-3),
         ({"batch_size": 8}, 100, 8, 8, 1e-3),
