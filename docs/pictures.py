@@ -30,7 +30,7 @@ COMMANDS = {
     "evaluate": "evaluate --local --model digits@best --report report.html",
 }
 """Name of the picture and its command."""
-WIDTH = 116
+WIDTH = 123
 """Columns of the terminal."""
 WINDOW = (1000, 1150)
 """Width and height of the browser's window, px."""
