@@ -85,7 +85,7 @@ class Workers:
 
     @property
     def gpus(self) -> int:
-        """GPUs that the most workers use, a worker one of them at most; 1 on CPUs."""
+        """GPUs in use when all workers run: at most one for each worker; 1 on CPUs."""
         return max(1, int(self.worker_range[1] * min(1, self.gpus_per_worker)))
 
     @property

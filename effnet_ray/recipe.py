@@ -37,9 +37,9 @@ or factor learns faster and forgets more of what the weights have learned. With 
 without them, `benchmarks/results/transfer.md` measures 0.8 as worse than no layer decay."""
 MIN_BATCH_SIZE, MIN_STEPS = 16, 25
 """Default batch size: the largest power of two, from this one to 64 for each GPU, of which an
-epoch has so many steps; from scratch at least 64. The default lr follows its square root: with
-1,000 images 32 at 7e-4 was better than 64 at 1e-3 (`benchmarks/results/real_weights.md`). More
-than 64 was not measured."""
+epoch has so many steps; from scratch at least 64. The default lr follows its square root. With
+1,000 images 32 at 7e-4 ended 0.6 points above 64 at 1e-3, on the mean of three sets with one seed
+(`benchmarks/results/real_weights.md`). More than 64 was not measured."""
 FEW_IMAGES, FEW_LR_FACTOR = 500, 0.6
 """Fewer train images of pretrained weights have this factor of the default lr: with 60 to 100
 images 16 at 3e-4 ended above the solved head, at 5e-4 on average below it."""
@@ -89,16 +89,20 @@ class Recipe(RecipeFields):
             lr *= FEW_LR_FACTOR
         return replace(self, batch_size=batch_size, lr=lr)
 
+    @property
+    def size_follows_images(self) -> bool:
+        """Whether the image size is a default that small images change."""
+        return self.image_size is None and self.with_family.weights in FAMILIES
+
     def for_sides(self, side: float | None) -> Self:
         """This recipe with the image size that suits images whose shorter side is `side` px.
 
         Only smaller than that of the weights, and only for pretrained families.
         """
-        family = self.with_family.weights
-        if self.image_size or side is None or family not in FAMILIES:
+        if side is None or not self.size_follows_images:
             return self
         size = max(MIN_IMAGE_SIZE, math.ceil(MAX_ENLARGEMENT * side / 32) * 32)
-        full_size = self.variant_spec.input_spec(family).resolution
+        full_size = self.variant_spec.input_spec(self.with_family.weights).resolution
         return replace(self, image_size=size) if size < full_size else self
 
     @property

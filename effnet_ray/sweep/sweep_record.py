@@ -48,7 +48,7 @@ class Sweep:
     fingerprint: str
     """The data set's fingerprint."""
     side: float | None = None
-    """Shorter side of the images, px, which the default image size follows."""
+    """Median of the images' shorter sides, px, which the default image size follows."""
 
     def trial_recipe(self, variant: str, settings: Settings) -> Recipe:
         """The recipe of a trial."""

@@ -159,13 +159,8 @@ def _define(
         budget=budget,
         data=data,
         fingerprint=manifest.fingerprint,
-        side=typical_side(manifest, data) if _follows_images(recipe, space) else None,
+        side=typical_side(manifest, data) if recipe.size_follows_images else None,
     )
-
-
-def _follows_images(recipe: Recipe, space: Mapping[str, Any]) -> bool:
-    """Whether the default image size matters."""
-    return not (recipe.image_size or "image_size" in space or recipe.weights == "none")
 
 
 class _Search:

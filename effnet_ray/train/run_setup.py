@@ -85,7 +85,7 @@ def for_new_run(recipe: Recipe, manifest: Manifest, data: str, gpus: int) -> Rec
     Raises DatasetError if the first images are not what was packed.
     """
     recipe = for_data(recipe, manifest, gpus)
-    if recipe.image_size or recipe.weights == "none":
+    if not recipe.size_follows_images:
         return recipe
     return recipe.for_sides(typical_side(manifest, data))
 
