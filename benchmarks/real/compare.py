@@ -265,7 +265,7 @@ def _lines(path: Path) -> list[str]:
 
 def main(options: Options) -> None:
     """Run what RESULTS does not have yet, and print the table."""
-    if options.dials or any(name in (PROBE, *OURS) for name in options.contestants):
+    if options.dials or any(name in (PROBE, *RECIPES) for name in options.contestants):
         session.start_local(os.cpu_count() or 1, log_to_driver=False, logging_level="ERROR")
     run_missing(options, options.results)
     print(table([json.loads(line) for line in _lines(options.results)], CONTESTANTS))
