@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from effnet_ray.errors import RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
-from effnet_ray.sweep.space import DEFAULT, collect, parse
+from effnet_ray.sweep.space import collect, default, parse
 from effnet_ray.sweep.sweep_record import with_common_family
 
 seeds = st.integers(0, 2**32)
@@ -20,10 +20,10 @@ seeds = st.integers(0, 2**32)
 
 @given(seeds)
 def test_every_draw_of_the_default_space_is_a_recipe(seed: int) -> None:
-    space = parse(DEFAULT)
+    space = parse(default(Recipe()))
     space.check(Recipe(), ["b0", "b7"])
     drawn = space.draw(Random(seed))
-    assert set(drawn) == set(DEFAULT)
+    assert list(drawn) == ["lr", "weight_decay", "label_smoothing", "drop_path"]
     from_dict(Recipe, drawn)
 
 
@@ -42,6 +42,22 @@ def test_a_logarithmic_domain_favours_no_order_of_magnitude() -> None:
     random, domain = Random(0), parse({"lr": "log:1e-4:1e-2"}).domains["lr"]
     decades = [math.log10(domain.draw(random)) for _ in range(4000)]
     assert abs(sum(decade < -3 for decade in decades) / 4000 - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(), Recipe(weights="none"), Recipe(opt="sgd"), Recipe(opt="lion", lr=1e-5),
+     Recipe().for_images(60), Recipe(label_smoothing=0.0, drop_path=0.0)],
+)  # fmt: skip
+def test_the_default_space_contains_the_recipes_own_values(recipe: Recipe) -> None:
+    own = recipe.with_defaults
+    for name, domain in parse(default(recipe)).domains.items():
+        low, high = domain.bounds
+        assert low <= (getattr(own, name) or 0.0) <= high, name
+
+
+def test_the_default_space_leaves_fixed_fields_out() -> None:
+    assert set(default(Recipe(), {"lr", "drop_path"})) == {"weight_decay", "label_smoothing"}
 
 
 def test_entries_and_files_make_one_space(tmp_path: Path) -> None:
@@ -111,7 +127,7 @@ def test_a_sweep_records_the_best_family_if_all_variants_have_the_same() -> None
     assert with_common_family(Recipe(weights="aa"), ["b0", "b7"]).weights == "aa"
     mixed = with_common_family(Recipe(), ["v2_s", "lite0"])
     assert mixed.weights == "best"
-    parse(DEFAULT).check(mixed, ["v2_s", "lite0"])
+    parse(default(mixed)).check(mixed, ["v2_s", "lite0"])
     assert replace(mixed, variant="v2_s").with_defaults.weights == "in21k_ft"
 
 

@@ -26,5 +26,6 @@ def test_a_sweep_recorded_before_image_sizes_followed_the_data_goes_on(tmp_path:
     record = asdict(sweep)
     del record["side"]
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    assert as_recorded(replace(sweep, side=8.0), str(tmp_path)) == sweep
-    create(as_recorded(replace(sweep, side=8.0), str(tmp_path)), str(tmp_path))
+    now = replace(sweep, side=8.0)
+    assert as_recorded(now, str(tmp_path), Recipe(weights="ns"), {}) == sweep
+    create(as_recorded(now, str(tmp_path), Recipe(weights="ns"), {}), str(tmp_path))

@@ -9,12 +9,10 @@ sweep's rule, Ray Tune's ASHA and random search on these curves, each in many ra
 and random search for as many device-seconds as our rule has spent. Prints one table.
 """
 
-import itertools
 import json
 import os
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,10 +35,12 @@ from search_simulation import (
     random_search,
 )
 
-from effnet_ray import Placement, finetune
+from effnet_ray import Placement, Recipe, finetune
+from effnet_ray.data import manifest as manifests
 from effnet_ray.runtime import session
 from effnet_ray.sweep import space
 from effnet_ray.train.events import EpochDone, Event
+from effnet_ray.train.run_setup import for_data
 
 VARIANTS = ("lite0", "lite1", "lite2")
 SETTINGS = 6
@@ -67,6 +67,8 @@ class Options:
     """Seeds of the train images and of the runs."""
     per_class: int = 25
     """Train images per class."""
+    eval_images: int = 50
+    """Eval images per class, at most."""
     image_size: int = 64
     """Height and width of the network's input, px."""
 
@@ -74,13 +76,18 @@ class Options:
 def train_missing(options: Options) -> None:
     """Train what CURVES does not have."""
     done = curves(options)
-    settings = _settings()
     for cell in _cells(options):
-        for number, setting in enumerate(settings):
+        comparison = Comparison(
+            options.real, options.out, epochs=EPOCHS, image_size=options.image_size
+        )
+        base = _base(cell, comparison)
+        for number, setting in enumerate(_settings(base)):
             key = {**asdict(cell), "size": options.image_size, "setting": number}
             if any(key.items() <= curve.items() for curve in done):
                 continue
-            result = key | _curve(cell, setting, options)
+            result = (
+                key | {"changed": setting} | _curve(replace(base, **setting), cell, comparison)
+            )
             with options.curves.open("a") as file:
                 print(json.dumps(result), file=file)
 
@@ -91,37 +98,38 @@ def curves(options: Options) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _settings() -> list[space.Settings]:
-    random = Random(0)
-    return [space.parse(space.DEFAULT).draw(random) for _ in range(SETTINGS)]
+def _base(cell: Cell, options: Comparison) -> Recipe:
+    """What all trials share: the recipe that a sweep on the cell's images would have."""
+    manifest = manifests.load(packed(cell, options))
+    return for_data(replace(recipe_of(cell, options), eval_every=1), manifest, gpus=1)
+
+
+def _settings(base: Recipe) -> list[space.Settings]:
+    random, searched = Random(0), space.parse(space.default(base))
+    return [searched.draw(random) for _ in range(SETTINGS)]
 
 
 def _cells(options: Options) -> Iterator[Cell]:
     for seed in options.seeds:
         for name in options.sets:
             for variant in VARIANTS:
-                yield Cell(variant, name, options.per_class, seed)
+                yield Cell(variant, name, options.per_class, seed, options.eval_images)
 
 
-def _curve(cell: Cell, setting: space.Settings, options: Options) -> dict[str, Any]:
+def _curve(recipe: Recipe, cell: Cell, options: Comparison) -> dict[str, Any]:
     """Eval top-1 of every epoch, and median seconds of an epoch of the whole network."""
-    ends, tops = list[float](), list[float]()
+    seconds, tops = list[float](), list[float]()
 
     def on_event(event: Event) -> None:
         if isinstance(event, EpochDone):
-            ends.append(time.perf_counter())
+            seconds.append(event.seconds)
             tops.append(round(event.report.eval_top1, 4))
 
-    comparison = Comparison(
-        options.real, options.out, epochs=EPOCHS, image_size=options.image_size
-    )
-    recipe = replace(recipe_of(cell, comparison, **setting), eval_every=1)
     finetune(
-        recipe, Placement(workers="1"), packed(cell, comparison),
+        recipe, Placement(workers="1"), packed(cell, options),
         runs=str(options.out / "runs"), mirror=str(options.real / "weights"), on_event=on_event,
     )  # fmt: skip
-    lengths = [end - start for start, end in itertools.pairwise(ends)]
-    return {"top1": tops, "seconds": round(statistics.median(lengths), 2)}
+    return {"top1": tops, "seconds": round(statistics.median(seconds), 2)}
 
 
 class RecordedWorld:

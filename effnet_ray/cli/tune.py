@@ -83,7 +83,9 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
     data = data_uri(flags.location.data, terminal)
     preflight_or_raise(flags, data, terminal)
     explicit_workers = "--workers" in argv or workers_in_environment()
-    outcome = _tune(flags, data, space, terminal, explicit_workers=explicit_workers)
+    outcome = _tune(
+        flags, data, space, terminal, fixed=explicit, explicit_workers=explicit_workers
+    )
     # Trials used all devices; one worker scores the test split, and fits wherever they did.
     placement = flags.placement if explicit_workers else replace(flags.placement, workers="1")
     release, front = _publish(flags, outcome, data, terminal, placement)
@@ -144,14 +146,15 @@ def _value(argv: Sequence[str], flag: str) -> str:
     return found
 
 
-def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> dict[str, Any]:
-    """The search space of the flags; by default the default one, minus the fields set by flag."""
+def _search_space(
+    entries: Sequence[str], explicit: set[str], flags: Tune
+) -> dict[str, Any] | None:
+    """The search space of the flags. None: the default one, minus the fields set by flag."""
     from effnet_ray.sweep import space as spaces
 
     if not entries:
-        default = spaces.FROM_SCRATCH if flags.recipe.weights == "none" else spaces.DEFAULT
-        default = SMALL_SPACE if flags.local else default
-        return {name: domain for name, domain in default.items() if name not in explicit}
+        small = {name: domain for name, domain in SMALL_SPACE.items() if name not in explicit}
+        return small if flags.local else None
     space = spaces.collect(entries)
     twice = sorted(explicit & set(space))
     if twice:
@@ -162,9 +165,10 @@ def _search_space(entries: Sequence[str], explicit: set[str], flags: Tune) -> di
 def _tune(
     flags: Tune,
     data: str,
-    space: dict[str, Any],
+    space: dict[str, Any] | None,
     terminal: Terminal,
     *,
+    fixed: set[str],
     explicit_workers: bool,
 ) -> "Outcome":
     """The outcome of the sweep; the terminal shows its progress."""
@@ -179,6 +183,7 @@ def _tune(
             trials=flags.trials,
             runs=flags.location.runs,
             space=space,
+            fixed=fixed,
             searcher=flags.searcher,
             budget=flags.budget,
             objective=flags.objective,

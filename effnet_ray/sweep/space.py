@@ -9,7 +9,7 @@ batchnorm = choice:train,frozen
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from random import Random
@@ -24,17 +24,9 @@ from effnet_ray.schema import describe_types, from_dict
 Settings = dict[str, Any]
 """One sample of a space: field → value."""
 
-DEFAULT = {
-    "lr": "log:2e-4:5e-3",
-    "weight_decay": "log:1e-3:0.2",
-    "label_smoothing": "uniform:0:0.2",
-    "drop_path": "uniform:0:0.3",
-}
-"""The most influential settings of fine-tuning with AdamW; each range contains the Recipe's
-default."""
-
-FROM_SCRATCH = {**DEFAULT, "lr": "log:1e-3:1e-2"}
-"""Training from scratch takes higher learning rates."""
+LR_RANGE, LR_RANGE_FROM_SCRATCH, WEIGHT_DECAY_RANGE = (0.2, 5.0), (1.0, 10.0), (0.02, 4.0)
+"""Ends of the default ranges, as multiples of the recipe's own value. Training from scratch takes
+higher rates."""
 
 NOT_SEARCHABLE = {
     "variant": "list variants with --variants",
@@ -109,6 +101,27 @@ class Space:
             except InputError as error:
                 values = ", ".join(f"{name} {value}" for name, value in chosen.items())
                 raise RecipeError(f"space with {values}: {error}") from None
+
+
+def default(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, Any]:
+    """The most influential settings of fine-tuning, without the fields in `fixed`.
+
+    Each range contains the recipe's own value, which may be its default for the data set.
+    """
+    own = recipe.with_defaults
+    lr_range = LR_RANGE_FROM_SCRATCH if own.weights == "none" else LR_RANGE
+    domains = {
+        "lr": _multiples(own.lr, lr_range),
+        "weight_decay": _multiples(own.weight_decay, WEIGHT_DECAY_RANGE),
+        "label_smoothing": "uniform:0:0.2",
+        "drop_path": "uniform:0:0.3",
+    }
+    return {name: domain for name, domain in domains.items() if name not in fixed}
+
+
+def _multiples(value: float | None, ends: tuple[float, float]) -> str:
+    assert value is not None  # a recipe with defaults has one
+    return f"log:{value * ends[0]:.2g}:{value * ends[1]:.2g}"
 
 
 def parse(domains: Mapping[str, Any]) -> Space:

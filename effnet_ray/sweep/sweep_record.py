@@ -134,17 +134,26 @@ def create(sweep: Sweep, uri: str) -> None:
             ) from None
 
 
-def as_recorded(sweep: Sweep, uri: str) -> Sweep:
-    """The sweep as it was before the fields that its record lacks: `side`, the recipe's `head`."""
+def as_recorded(sweep: Sweep, uri: str, recipe: Recipe, space: Mapping[str, Any] | None) -> Sweep:
+    """The sweep with the defaults that its record has, where `recipe` and `space` are unset.
+
+    Defaults may have changed since then: the space, batch size and rate; records of before had
+    neither `side` nor the recipe's `head`.
+    """
     record = storage.join(uri, SWEEP)
-    recorded = _read(record) if storage.exists(record) else {}
-    if not isinstance(recorded.get("recipe"), dict):
+    content = _read(record) if storage.exists(record) else {}
+    recorded = content.get("recipe")
+    if not isinstance(recorded, dict):
         return sweep
-    if "side" not in recorded:
-        sweep = replace(sweep, side=None)
-    if sweep.recipe.head is None and "head" not in recorded["recipe"]:
-        sweep = replace(sweep, recipe=replace(sweep.recipe, head=TRAINED))
-    return sweep
+    recorded.setdefault("head", TRAINED)
+    unset = [name for name in ("batch_size", "lr", "head") if getattr(recipe, name) is None]
+    kept: dict[str, Any] = {name: recorded.get(name) for name in unset}
+    return replace(
+        sweep,
+        recipe=replace(sweep.recipe, **kept),
+        space=sweep.space if space is not None else content.get("space", {}),
+        side=content.get("side"),
+    )
 
 
 def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:

@@ -1,15 +1,12 @@
 """The driver of a sweep: validate, record, let Ray Tune run the trials, choose the best model."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.data.source_size import typical_side
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
@@ -19,6 +16,7 @@ from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
 from effnet_ray.sweep.asha import FIRST_RUNG, Brackets
+from effnet_ray.sweep.definition import define, with_defaults
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Allocation, Hardware, allocate
 from effnet_ray.sweep.results import Outcome
@@ -30,7 +28,6 @@ from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_reg
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.train import run_record
-from effnet_ray.train.run_setup import check_run_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,8 @@ def tune(
     variants: Sequence[str],
     trials: int,
     runs: str,
-    space: Mapping[str, Any] = spaces.DEFAULT,
+    space: Mapping[str, Any] | None = None,
+    fixed: Collection[str] = (),
     searcher: str = RANDOM,
     budget: float | None = None,
     objective: Objective | None = None,
@@ -66,30 +64,31 @@ def tune(
 ) -> Outcome:
     """Find the best model among `trials` recipes; continue an unfinished sweep.
 
-    A trial is `recipe` with one of `variants` and a sample of `space`. `budget` is in
-    device-seconds. `workers` is the number of workers of every trial, by default as many as keep
-    all devices busy. The other parameters are those of `finetune`.
+    A trial is `recipe` with one of `variants` and a sample of `space`, by default `space.default`
+    without the fields in `fixed`; batch size and rates follow the number of train images as those
+    of a run on one GPU do. `budget` is in device-seconds. `workers` is the number of workers of
+    every trial, by default as many as keep all devices busy. The others are as in `finetune`.
     Raises InputError before anything is leased, TrainingError when no trial finishes.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
-    sweep_rules.check(recipe, variants, space, trials=trials, searcher=searcher, budget=budget)
+    checked = spaces.default(recipe, fixed) if space is None else space
+    sweep_rules.check(recipe, variants, checked, trials=trials, searcher=searcher, budget=budget)
     manifest = manifests.load(data)
     manifests.check_trainable(manifest.limited(recipe.limit), data)
     sweep_rules.check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
-    sweep = _define(
-        recipe,
+    sweep = define(
+        *with_defaults(recipe, space, manifest, fixed),
         manifest,
         data=data,
         variants=variants,
         trials=trials,
-        space=space,
         searcher=searcher,
         budget=budget,
         name=name,
     )
     uri = storage.join(runs, sweep.name)
-    sweep = sweep_record.as_recorded(sweep, uri)
+    sweep = sweep_record.as_recorded(sweep, uri, recipe, space)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
     if sweep_record.has_outcome(uri):
         sweep_record.create(sweep, uri)  # refuses another sweep of this name
@@ -123,44 +122,6 @@ def _join_or_start(placement: Placement) -> object:
 
 def _ignore(event: object) -> None:
     """Default callback: do nothing."""
-
-
-def _define(
-    recipe: Recipe,
-    manifest: Manifest,
-    *,
-    data: str,
-    variants: Sequence[str],
-    trials: int,
-    space: Mapping[str, Any],
-    searcher: str,
-    budget: float | None,
-    name: str | None,
-) -> Sweep:
-    """The sweep's definition; its default name follows from everything but the data's URI."""
-    recipe = replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)
-    content: dict[str, Any] = {
-        "recipe": asdict(recipe),
-        "variants": list(variants),
-        "trials": trials,
-        "space": dict(space),
-        "searcher": searcher,
-        "budget": budget,
-        "fingerprint": manifest.fingerprint,
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Sweep(
-        name=check_run_name(name or f"sweep-{digest[:8]}"),
-        recipe=recipe,
-        variants=tuple(variants),
-        trials=trials,
-        space=dict(space),
-        searcher=searcher,
-        budget=budget,
-        data=data,
-        fingerprint=manifest.fingerprint,
-        side=typical_side(manifest, data) if recipe.size_follows_images else None,
-    )
 
 
 class _Search:

@@ -1,0 +1,71 @@
+"""What defines a sweep: its recipe and space with the defaults for the data set, and its name."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.source_size import typical_side
+from effnet_ray.recipe import Recipe
+from effnet_ray.recipe_rules import BATCH_SIZE
+from effnet_ray.sweep import space as spaces
+from effnet_ray.sweep.sweep_record import Sweep
+from effnet_ray.train.run_setup import check_run_name, for_data
+
+RATE_DEPENDS_ON = {"batch_size", "micro_batch", "opt"}
+"""If one of these is searched, a rate for the number of train images would not fit all trials."""
+
+
+def with_defaults(
+    recipe: Recipe, space: Mapping[str, Any] | None, manifest: Manifest, fixed: Collection[str]
+) -> tuple[Recipe, Mapping[str, Any]]:
+    """Recipe and space with the defaults that depend on the number of train images.
+
+    Those of the recipe alone, if a field of `RATE_DEPENDS_ON` is searched.
+    """
+    for_images = for_data(recipe, manifest, gpus=1)
+    space = spaces.default(for_images, fixed) if space is None else space
+    recipe = recipe if RATE_DEPENDS_ON & space.keys() else for_images
+    return replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE), space
+
+
+def define(
+    recipe: Recipe,
+    space: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    data: str,
+    variants: Sequence[str],
+    trials: int,
+    searcher: str,
+    budget: float | None,
+    name: str | None,
+) -> Sweep:
+    """The sweep; its default name follows from everything but the data's URI.
+
+    Raises RecipeError if the name is not a safe folder name.
+    """
+    content: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "variants": list(variants),
+        "trials": trials,
+        "space": dict(space),
+        "searcher": searcher,
+        "budget": budget,
+        "fingerprint": manifest.fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return Sweep(
+        name=check_run_name(name or f"sweep-{digest[:8]}"),
+        recipe=recipe,
+        variants=tuple(variants),
+        trials=trials,
+        space=dict(space),
+        searcher=searcher,
+        budget=budget,
+        data=data,
+        fingerprint=manifest.fingerprint,
+        side=typical_side(manifest, data) if recipe.size_follows_images else None,
+    )
