@@ -83,13 +83,13 @@ def test_the_stream_is_the_plan(
     dataset = replace(dataset, recipe=recipe, labels=zeros)
     plan, manifest = dataset.plan, dataset.manifest
     ids = pq.read_table(f"{digits}/{manifest.splits['train'][0].path}")["id"].to_numpy()
-    ends = np.cumsum(plan.row_groups)
+    ends = plan.split.ends
     source = stream(dataset, rank=1, workers=3)
     seen = [np.concatenate([lane.id for lane in step]) for step in source.train(0)]
     list(source.eval())  # Ray Data's part has begun, and does not begin after the test
     chunks = [plan.chunk(0, lane=1, index=i) for i in range(plan.chunks_per_epoch)]
     planned = [
-        ids[ends[group] - plan.row_groups[group] + row]
+        ids[ends[group] - plan.split.sizes[group] + row]
         for chunk in chunks
         for group, row, _ in chunk.tolist()
     ]

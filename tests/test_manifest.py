@@ -1,6 +1,7 @@
 """The manifest: whole after a round trip, refused when altered, held against its shards."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,22 @@ def test_limited_is_the_first_images_of_each_split(manifest: Manifest, limit: in
     limited = manifest.limited(limit)
     assert limited.images == {name: min(n, limit) for name, n in manifest.images.items()}
     for split in manifest.splits:
-        kept, whole = limited.row_groups(split), manifest.row_groups(split)[: limit + 1]
-        for (shard, index, rows), (its, same, all_rows) in zip(kept, whole, strict=False):
-            assert (shard.path, shard.sha256, index) == (its.path, its.sha256, same)
-            assert rows <= all_rows
-        assert [g[2] for g in kept[:-1]] == [g[2] for g in whole[: len(kept[:-1])]]
+        for shard, its in zip(limited.splits[split], manifest.splits[split], strict=False):
+            assert (shard.path, shard.sha256) == (its.path, its.sha256)
+        kept, whole = limited.index(split).sizes, manifest.index(split).sizes
+        assert kept[:-1].tolist() == whole[: len(kept[:-1])].tolist()
+        assert all(kept <= whole[: len(kept)])
     assert manifest.limited(None) == manifest
+
+
+@given(any_manifest)
+def test_a_process_has_a_pickled_manifest_once(manifest: Manifest) -> None:
+    """So that all tasks of a process share its indexes."""
+    received = pickle.loads(pickle.dumps(manifest))
+    assert received == manifest
+    assert pickle.loads(pickle.dumps(received)) is received
+    other = pickle.loads(pickle.dumps(replace(manifest, quarantined=manifest.quarantined + 1)))
+    assert other != received and other.fingerprint == received.fingerprint
 
 
 # --- damage

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
+from effnet_ray.data.split_index import SplitIndex
 
 sizes = st.lists(st.integers(1, 100), min_size=1, max_size=30).map(tuple)
 epochs = st.integers(0, 1000)
@@ -19,7 +20,7 @@ epochs = st.integers(0, 1000)
 def plain_plans(draw: st.DrawFn) -> Plan:
     """Any plan that uses every image once: batches may be larger than it, lanes many or one."""
     micro, lanes = draw(st.integers(1, 300)), draw(st.integers(1, 40))
-    return Plan(draw(sizes), draw(st.integers(0, 2**31)), micro * lanes, micro)
+    return Plan(SplitIndex(draw(sizes)), draw(st.integers(0, 2**31)), micro * lanes, micro)
 
 
 @st.composite
@@ -58,7 +59,7 @@ def whole_epoch(plan: Plan, epoch: int) -> Rows:
 
 def used(plan: Plan, epoch: int) -> list[int]:
     """How often each image is used in an epoch; raises where its uses are not 0, 1, 2, …"""
-    uses: dict[tuple[int, int], list[int]] = {place: [] for place in all_rows(plan.row_groups)}
+    uses: dict[tuple[int, int], list[int]] = {place: [] for place in all_rows(plan.split.sizes)}
     for group, row, use in whole_epoch(plan, epoch).tolist():
         uses[group, row].append(use)
     assert all(sorted(found) == list(range(len(found))) for found in uses.values())
@@ -68,7 +69,7 @@ def used(plan: Plan, epoch: int) -> list[int]:
 @given(plain_plans(), epochs)
 def test_an_epoch_uses_every_image_once(plan: Plan, epoch: int) -> None:
     rows = whole_epoch(plan, epoch)
-    assert sorted(pairs(rows)) == all_rows(plan.row_groups) and not rows[:, 2].any()
+    assert sorted(pairs(rows)) == all_rows(plan.split.sizes) and not rows[:, 2].any()
 
 
 @given(balanced_plans(), epochs)
@@ -109,7 +110,7 @@ def test_the_plan_of_a_seed_stays_what_it_is(
     sizes: tuple[int, ...], seed: int, batch: int, micro: int, epoch: int, digest: str
 ) -> None:
     """Else a run that another version began would go on with images it has used."""
-    plan, told = Plan(sizes, seed, batch, micro), hashlib.sha256()
+    plan, told = Plan(SplitIndex(sizes), seed, batch, micro), hashlib.sha256()
     for lane in range(plan.lanes):
         for index in range(min(plan.chunks_per_epoch, 20)):
             told.update(plan.chunk(epoch, lane, index)[:, :2].astype("<i8").tobytes())
@@ -163,7 +164,10 @@ def test_the_order_is_a_function_of_the_plan(plan: Plan, epoch: int) -> None:
 @given(st.integers(0, 2**31), epochs, epochs)
 def test_epochs_and_seeds_differ(seed: int, one: int, other: int) -> None:
     assume(one != other)
-    plan, reseeded = Plan((64,) * 8, seed, 64, 32), Plan((64,) * 8, seed + 1, 64, 32)
+    plan, reseeded = (
+        Plan(SplitIndex((64,) * 8), seed, 64, 32),
+        Plan(SplitIndex((64,) * 8), seed + 1, 64, 32),
+    )
     assert not np.array_equal(lane_order(plan, one, 0), lane_order(plan, other, 0))
     assert not np.array_equal(lane_order(plan, one, 0), lane_order(reseeded, one, 0))
 
@@ -182,7 +186,7 @@ def test_an_images_draws_are_its_own_and_the_epochs(seed: int, epoch: int, image
 
 def test_the_images_of_a_shard_are_spread_over_the_epoch() -> None:
     shards, groups_in_shard = 32, 16
-    plan = Plan((64,) * (shards * groups_in_shard), 0, 128, 32)
+    plan = Plan(SplitIndex((64,) * (shards * groups_in_shard)), 0, 128, 32)
     when: list[list[float]] = [[] for _ in range(shards)]
     for lane in range(plan.lanes):
         for place, (group, *_) in enumerate(lane_order(plan, 0, lane)):
@@ -192,14 +196,14 @@ def test_the_images_of_a_shard_are_spread_over_the_epoch() -> None:
 
 
 def test_neighbours_in_a_row_group_part_ways() -> None:
-    plan = Plan((64,) * 512, 0, 128, 32)
+    plan = Plan(SplitIndex((64,) * 512), 0, 128, 32)
     groups = lane_order(plan, 0, 0)[:, 0].reshape(-1, plan.micro_batch)
     largest = [np.unique(step, return_counts=True)[1].max() for step in groups]
     assert np.mean(largest) < plan.micro_batch / 2
 
 
 def test_a_chunk_of_a_million_images_is_read_from_few_row_groups() -> None:
-    plan = Plan((64,) * 16_000, 0, 256, 64)
+    plan = Plan(SplitIndex((64,) * 16_000), 0, 256, 64)
     for epoch, lane, index in ((0, 0, 0), (29, 3, plan.chunks_per_epoch // 2)):
         rows = plan.chunk(epoch, lane, index)
         assert len(set(pairs(rows))) == plan.chunk_steps * plan.micro_batch
@@ -209,7 +213,7 @@ def test_a_chunk_of_a_million_images_is_read_from_few_row_groups() -> None:
 @pytest.mark.parametrize("balance", [0.5, 1.0])
 def test_a_chunk_of_a_balanced_million_is_read_from_few_row_groups(balance: float) -> None:
     labels = Labels.of(np.random.default_rng(0).random(64 * 16_000) < 0.01, 2)
-    plan = Plan((64,) * 16_000, 0, 256, 64, labels, balance)
+    plan = Plan(SplitIndex((64,) * 16_000), 0, 256, 64, labels, balance)
     for epoch, lane, index in ((0, 0, 0), (29, 3, plan.chunks_per_epoch // 2)):
         rows = plan.chunk(epoch, lane, index)
         assert len(np.unique(rows, axis=0)) == plan.chunk_steps * plan.micro_batch
@@ -218,7 +222,7 @@ def test_a_chunk_of_a_balanced_million_is_read_from_few_row_groups(balance: floa
 
 def test_an_images_uses_are_spread_over_a_balanced_epoch() -> None:
     labels = Labels.of(np.random.default_rng(0).random(64 * 500) < 0.01, 2)
-    rows = lane_order(Plan((64,) * 500, 0, 64, 64, labels, 1.0), 0, 0)
+    rows = lane_order(Plan(SplitIndex((64,) * 500), 0, 64, 64, labels, 1.0), 0, 0)
     image = rows[:, 0] * 64 + rows[:, 1]
     places = [np.flatnonzero(image == i) / len(rows) for i in np.flatnonzero(labels.values)]
     deviation = [float(np.std(when)) for when in places]  # 0.289 were they anywhere at random
@@ -227,7 +231,7 @@ def test_an_images_uses_are_spread_over_a_balanced_epoch() -> None:
 
 @given(sizes)
 def test_eval_chunks_are_the_split_once_in_file_order(row_groups: tuple[int, ...]) -> None:
-    plan = EvalPlan(row_groups)
+    plan = EvalPlan(SplitIndex(row_groups))
     rows = np.concatenate([plan.chunk(index) for index in range(plan.chunks)])
     assert pairs(rows) == all_rows(row_groups)
 
@@ -235,6 +239,6 @@ def test_eval_chunks_are_the_split_once_in_file_order(row_groups: tuple[int, ...
 @settings(max_examples=50)
 @given(sizes, st.integers(1, 50))
 def test_workers_share_all_eval_chunks(row_groups: tuple[int, ...], workers: int) -> None:
-    plan = EvalPlan(row_groups)
+    plan = EvalPlan(SplitIndex(row_groups))
     shared = [index for rank in range(workers) for index in plan.workers_chunks(rank, workers)]
     assert sorted(shared) == list(range(plan.chunks))

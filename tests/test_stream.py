@@ -72,8 +72,8 @@ def planned_step(dataset: Dataset, step: int, lane: int) -> list[int]:
     epoch, step = divmod(step, plan.steps_per_epoch)
     chunk, skip = divmod(step, plan.chunk_steps)
     rows = plan.chunk(epoch, lane, chunk, skip_steps=skip)[: plan.lane_rows(step, lane)]
-    ends = np.cumsum(plan.row_groups)
-    places = ends[rows[:, 0]] - np.asarray(plan.row_groups)[rows[:, 0]] + rows[:, 1]
+    index = plan.split
+    places = index.ends[rows[:, 0]] - index.sizes[rows[:, 0]] + rows[:, 1]
     return ids(dataset, "train")[places].tolist()
 
 

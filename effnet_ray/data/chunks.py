@@ -75,7 +75,7 @@ class Dataset:
     def plan(self) -> Plan:
         """The train split's plan."""
         return Plan(
-            tuple(rows for _, _, rows in self.manifest.row_groups("train")),
+            self.manifest.index("train"),
             self.recipe.seed,
             self.recipe.lanes * (self.recipe.micro_batch or 1),
             self.recipe.micro_batch or 1,
@@ -86,7 +86,7 @@ class Dataset:
     @property
     def eval_plan(self) -> EvalPlan:
         """The eval split's plan."""
-        return EvalPlan(tuple(rows for _, _, rows in self.manifest.row_groups("eval")))
+        return EvalPlan(self.manifest.index("eval"))
 
     def features_uri(self, split: str, view: int | None) -> str:
         """The folder of a split's cached features of a view (by number; None: the eval view)."""
@@ -151,8 +151,7 @@ def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
 def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
     """The cached features of some rows, at least one."""
     uri = dataset.features_uri(task.split, task.view)
-    places = feature_cache.row_group_places(dataset.manifest, task.split)
-    shard, first = places[rows[:, 0]].T
+    shard, first = dataset.manifest.index(task.split).shards(rows[:, 0])
     group, row = np.divmod(first + rows[:, 1], feature_cache.ROW_GROUP_ROWS)
     groups, group_index = np.unique(np.stack([shard, group], 1), axis=0, return_inverse=True)
     parts = list[Block]()

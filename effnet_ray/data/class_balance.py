@@ -14,6 +14,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from effnet_ray.data.split_index import SplitIndex
+
 Ints = npt.NDArray[np.int64]
 
 READS_PER_PASS = 3
@@ -98,7 +100,7 @@ def _by_class(labels: Labels, seed: int) -> Ints:
 
 @lru_cache(maxsize=2)
 def balanced_epoch(
-    row_groups: tuple[int, ...], labels: Labels, balance: float, seed: int, epoch: int
+    split: SplitIndex, labels: Labels, balance: float, seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """The order of a balanced epoch: images by their place in the split [N], and their use [N].
 
@@ -108,7 +110,7 @@ def balanced_epoch(
     uses = image_uses(labels, balance, seed, epoch)
     image = np.repeat(np.arange(len(uses)), uses)
     use = np.arange(len(image)) - np.repeat(np.cumsum(uses) - uses, uses)
-    read, reads = _assign_reads(np.asarray(row_groups, np.int64), uses)
+    read, reads = _assign_reads(split.sizes, uses)
     position = np.empty(reads, np.int64)
     position[np.random.default_rng([seed, epoch]).permutation(reads)] = np.arange(reads)
     order = np.argsort(position[read], kind="stable")

@@ -94,16 +94,6 @@ def file_name(shard: int) -> str:
     return f"{shard:05d}.parquet"
 
 
-def row_group_places(manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
-    """[G, 2]: for each row group of the split, its shard's number and its first row there."""
-    places = [
-        (number, first)
-        for number, shard in enumerate(manifest.splits.get(split, ()))
-        for first in np.cumsum([0, *shard.row_groups[:-1]]).tolist()
-    ]
-    return np.asarray(places, np.int64)
-
-
 def write(uri: str, parts: Iterable[FeatureRows]) -> None:
     """Write a shard's features, in the order of its rows."""
     table = pa.concat_tables([_table(part) for part in parts]).combine_chunks()

@@ -6,10 +6,12 @@ on no URI and no time: the same images packed anywhere are the same data set.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any, Self
 
 from effnet_ray import storage
+from effnet_ray.data.split_index import SplitIndex
 from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, RecipeError
 from effnet_ray.schema import from_dict
 
@@ -43,9 +45,9 @@ class Shard:
         return sum(self.row_groups)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Description of a data set."""
+    """Description of a data set. A process that receives it several times has it only once."""
 
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
@@ -63,9 +65,9 @@ class Manifest:
     @property
     def images(self) -> dict[str, int]:
         """Images per split."""
-        return {name: sum(s.rows for s in shards) for name, shards in self.splits.items()}
+        return {name: self.index(name).images for name in self.splits}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of classes, splits and shard digests."""
         content = {
@@ -77,13 +79,16 @@ class Manifest:
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def row_groups(self, split: str) -> list[tuple[Shard, int, int]]:
-        """Every row group of a split, in file order: (shard, index in the shard, images)."""
-        return [
-            (shard, index, rows)
-            for shard in self.splits.get(split, ())
-            for index, rows in enumerate(shard.row_groups)
-        ]
+    def index(self, split: str) -> SplitIndex:
+        """Where a split's images are; empty if there is no such split."""
+        if split not in self._indexes:
+            shards = self.splits.get(split, ())
+            self._indexes[split] = SplitIndex.of(shard.row_groups for shard in shards)
+        return self._indexes[split]
+
+    @cached_property
+    def _indexes(self) -> dict[str, SplitIndex]:
+        return {}
 
     def limited(self, limit: int | None) -> Self:
         """The manifest with the first `limit` images of each split; the shards are the same."""
@@ -92,10 +97,53 @@ class Manifest:
         splits = {name: _first(shards, limit) for name, shards in self.splits.items()}
         return replace(self, splits=splits)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A key and the content as JSON: see `_once_per_process`."""
+        return _once_per_process, self._pickled
+
+    @cached_property
+    def _pickled(self) -> tuple[str, bytes]:
+        content = json.dumps(self._record).encode()
+        return hashlib.sha256(content).hexdigest(), content
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """The fields as in the file. `asdict` would copy every row group's size by itself."""
+        record = {part.name: getattr(self, part.name) for part in fields(self)}
+        shard_fields = [part.name for part in fields(Shard)]
+        record["splits"] = {
+            name: [{key: getattr(shard, key) for key in shard_fields} for shard in shards]
+            for name, shards in self.splits.items()
+        }
+        return record
+
     def to_json(self) -> bytes:
         """The file's content."""
-        record = {"version": VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        record = {"version": VERSION, "fingerprint": self.fingerprint, **self._record}
         return json.dumps(record, indent=1, ensure_ascii=False).encode()
+
+
+def _once_per_process(key: str, content: bytes) -> Manifest:
+    """The manifest that was sent here: all tasks of a process share one, and its indexes."""
+    kept = _kept(key)
+    if not kept:
+        kept.append(_from_record(json.loads(content)))
+    return kept[0]
+
+
+@lru_cache(maxsize=4)
+def _kept(key: str) -> list[Manifest]:
+    """The manifest with this key, once it has been received."""
+    return []
+
+
+def _from_record(record: dict[str, Any]) -> Manifest:
+    """Raises RecipeError, or what a malformed record raises."""
+    splits = {
+        name: tuple(from_dict(Shard, shard) for shard in shards)
+        for name, shards in record["splits"].items()
+    }
+    return from_dict(Manifest, {**record, "splits": splits})
 
 
 def _first(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
@@ -132,11 +180,7 @@ def load(data: str) -> Manifest:
         record = json.loads(raw)
         fingerprint = record.pop("fingerprint")
         _check_version(uri, record.pop("version"))
-        record["splits"] = {
-            name: tuple(from_dict(Shard, shard) for shard in shards)
-            for name, shards in record["splits"].items()
-        }
-        manifest = from_dict(Manifest, record)
+        manifest = _from_record(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         raise DatasetError(f"{uri} is not an effnet_ray manifest ({error}): pack again") from error
     if fingerprint != manifest.fingerprint:

@@ -13,13 +13,14 @@ sampling a row group may have several, each with some of its images' uses.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
 
 from effnet_ray.data.class_balance import Labels, balanced_epoch, class_uses
+from effnet_ray.data.split_index import SplitIndex
 
 Rows = npt.NDArray[np.int64]
 """[n, 3], in planned order: index of the row group in its split; row in the row group; index of
@@ -40,8 +41,8 @@ wasted."""
 class Plan:
     """The order of every epoch: a pure function of its fields."""
 
-    row_groups: tuple[int, ...]
-    """Images per row group of the train split, in manifest order."""
+    split: SplitIndex
+    """The train split's row groups."""
     seed: int
     batch_size: int
     micro_batch: int
@@ -50,10 +51,10 @@ class Plan:
     balance: float = 0.0
     """Strength of class-balanced sampling, 0 to 1; 0: every image once."""
 
-    @cached_property
+    @property
     def images(self) -> int:
         """Uses of images per epoch."""
-        return sum(self.row_groups)
+        return self.split.images
 
     @property
     def max_uses(self) -> int:
@@ -122,13 +123,13 @@ class Plan:
         """Rows from `first` to before `last` of the epoch, before its chunks are shuffled."""
         if self.balance:
             assert self.labels
-            balanced = balanced_epoch(self.row_groups, self.labels, self.balance, self.seed, epoch)
+            balanced = balanced_epoch(self.split, self.labels, self.balance, self.seed, epoch)
             images, uses = (part[first:last].astype(np.int64) for part in balanced)
-            return _rows_of(self.row_groups, images, uses)
-        order, ends = _shuffled(self.row_groups, self.seed, epoch)
+            return np.stack([*self.split.locate(images), uses], axis=1)
+        order, ends = _shuffled(self.split, self.seed, epoch)
         positions = np.arange(first, last)
         slot = np.searchsorted(ends, positions, side="right")
-        begins = ends[slot] - np.asarray(self.row_groups)[order[slot]]
+        begins = ends[slot] - self.split.sizes[order[slot]]
         return np.stack([order[slot], positions - begins, np.zeros_like(slot)], axis=1)
 
     def workers_lanes(self, rank: int, workers: int) -> list[int]:
@@ -138,21 +139,11 @@ class Plan:
 
 @lru_cache(maxsize=4)
 def _shuffled(
-    row_groups: tuple[int, ...], seed: int, epoch: int
+    split: SplitIndex, seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The epoch's order of row groups, and the end of each when they are concatenated."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(row_groups))
-    return order, np.cumsum(np.asarray(row_groups, dtype=np.int64)[order])
-
-
-def _rows_of(
-    row_groups: tuple[int, ...], images: npt.NDArray[np.int64], uses: npt.NDArray[np.int64]
-) -> Rows:
-    """Rows of images that are given by their place in the split."""
-    sizes = np.asarray(row_groups, dtype=np.int64)
-    ends = np.cumsum(sizes)
-    group = np.searchsorted(ends, images, side="right")
-    return np.stack([group, images - (ends - sizes)[group], uses], axis=1)
+    order = np.random.default_rng([seed, epoch]).permutation(len(split.sizes))
+    return order, np.cumsum(split.sizes[order])
 
 
 def image_random(seed: int, epoch: int, image_id: int, use: int = 0) -> Random:
@@ -169,13 +160,13 @@ def image_random(seed: int, epoch: int, image_id: int, use: int = 0) -> Random:
 class EvalPlan:
     """The eval split in file order, cut into chunks that are assigned to the workers in turn."""
 
-    row_groups: tuple[int, ...]
-    """Images per row group of the split, in manifest order."""
+    split: SplitIndex
+    """The split's row groups."""
 
-    @cached_property
+    @property
     def images(self) -> int:
         """Images of the split."""
-        return sum(self.row_groups)
+        return self.split.images
 
     @property
     def chunk_images(self) -> int:
@@ -197,7 +188,7 @@ class EvalPlan:
         """Rows of one chunk, in file order."""
         first = index * self.chunk_images
         positions = np.arange(first, min(first + self.chunk_images, self.images))
-        return _rows_of(self.row_groups, positions, np.zeros_like(positions))
+        return np.stack([*self.split.locate(positions), np.zeros_like(positions)], axis=1)
 
     def workers_chunks(self, rank: int, workers: int) -> list[int]:
         """Chunks that worker `rank` evaluates: rank, rank + workers, …"""

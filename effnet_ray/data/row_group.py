@@ -7,6 +7,7 @@ Damaged data is read a second time.
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -58,12 +59,14 @@ class RowGroup:
 
         Raises DatasetError if it is not what was packed, StorageError if storage fails.
         """
-        row_groups = manifest.row_groups(split)
-        self._shard, self._index, self._rows = row_groups[group]
+        index = manifest.index(split)
+        shard = int(index.shards(np.asarray([group]))[0][0])
+        self._shard, self._rows = manifest.splits[split][shard], int(index.sizes[group])
+        self._index = group - int(index.first_groups[shard])
         self._label_column, self._limited = manifest.label_column, limited
         self._types = COLUMNS | {"label": LABELS if manifest.task == MULTILABEL else LABEL}
         # Ids in shards without an id column: the place in the split, offset by the split.
-        self._first_id = (SPLITS.index(split) << 40) + sum(n for _, _, n in row_groups[:group])
+        self._first_id = (SPLITS.index(split) << 40) + int(index.ends[group]) - self._rows
         self._uri = storage.join(data, self._shard.path)
         self._what = f"row group {self._index} of shard {self._uri}"
         self._reread_done = False

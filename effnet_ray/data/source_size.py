@@ -22,7 +22,7 @@ def typical_side(manifest: Manifest, data: str) -> float | None:
 
 
 def _sides(manifest: Manifest, data: str) -> Iterator[int]:
-    rows = manifest.row_groups("train")[0][2]
+    rows = int(manifest.index("train").sizes[0])
     group = RowGroup(manifest, manifests.folder(data), "train", 0, limited=False)
     for row in range(rows):
         content = group.record(row).data

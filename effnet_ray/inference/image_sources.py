@@ -152,7 +152,7 @@ def _packed_source(folder: str, split: str) -> ImageSource:
     units = (
         ImageUnit(rows, split=name, group=group)
         for name in ([split] if split else manifest.splits)
-        for group, (*_, rows) in enumerate(manifest.row_groups(name))
+        for group, rows in enumerate(manifest.index(name).sizes.tolist())
     )
     return ImageSource(folder, tuple(units), manifest)
 

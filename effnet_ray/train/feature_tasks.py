@@ -82,10 +82,10 @@ def list_tasks(
     The batches of a row group are always the same, so features do not depend on interruptions.
     """
     for (split, view), shards in missing.items():
-        rows = [count for _, _, count in dataset.manifest.row_groups(split)]
-        places = feature_cache.row_group_places(dataset.manifest, split).tolist()
-        for group, (shard, _) in enumerate(places):
-            if shard in shards:
-                for first in range(0, rows[group], max_images):
-                    end = min(first + max_images, rows[group])
+        index = dataset.manifest.index(split)
+        for shard in shards:
+            for group in range(*index.first_groups[shard : shard + 2].tolist()):
+                rows = int(index.sizes[group])
+                for first in range(0, rows, max_images):
+                    end = min(first + max_images, rows)
                     yield FeatureTask(split, view, shard, group, first, end)

@@ -61,11 +61,10 @@ class HeadFeatures:
         self._dataset = dataset
         self._uri = dataset.features_uri("train", None)
         size = block_groups * feature_cache.ROW_GROUP_ROWS
-        rows = [sum(shard.row_groups) for shard in dataset.manifest.splits["train"]]
-        starts = np.cumsum([0, *rows]).tolist()
+        starts = dataset.manifest.index("train").first_images
         self._places = [
-            (shard, first, min(first + size, count), starts[shard])
-            for shard, count in enumerate(rows)
+            (shard, first, min(first + size, count), int(starts[shard]))
+            for shard, count in enumerate(np.diff(starts).tolist())
             for first in range(0, count, size)
         ][rank::workers]
         self._kept: list[FeatureBlock] | None = None
