@@ -1,5 +1,6 @@
 """The labels read in advance are those that training reads, or the data set is refused."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.datasets import in_place, opened
 from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
 from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
 from effnet_ray.data.class_balance import Labels
+from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
 
 
@@ -29,12 +31,39 @@ def trained_on(dataset: Dataset) -> list[int]:
 def test_they_are_those_that_training_reads(packed: Path, limit: int | None) -> None:
     dataset = opened(packed, limit)
     known = train_labels.read_train_labels(dataset.manifest, dataset.data)
+    assert known == train_labels.read_train_labels(without_file(dataset.manifest), dataset.data)
     assert known.values.tolist() == trained_on(dataset)
     assert len(known.values) == (limit or 18) and known.values.dtype == np.uint8
 
 
+def without_file(manifest: Manifest) -> Manifest:
+    """As packed before there was a file of labels."""
+    return replace(manifest, labels_sha256="")
+
+
+def test_a_file_has_all_labels_without_the_shards(packed: Path, tmp_path: Path) -> None:
+    manifest = manifests.load(str(packed))
+    from_shards = train_labels.read_train_labels(without_file(manifest), str(packed))
+    shutil.copy(packed / train_labels.FILE, tmp_path)
+    assert train_labels.read_train_labels(manifest, str(tmp_path)) == from_shards
+    limited = train_labels.read_train_labels(manifest.limited(7), str(tmp_path))
+    assert limited.values.tolist() == from_shards.values[:7].tolist()
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered"])
+def test_where_the_file_is_not_the_manifests_the_shards_are_read(
+    packed: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(packed, tmp_path / "data")
+    file = tmp_path / "data" / train_labels.FILE
+    file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes() + b" ")
+    manifest = manifests.load(str(packed))
+    read = train_labels.read_train_labels(manifest, str(tmp_path / "data"))
+    assert read == train_labels.read_train_labels(manifest, str(packed))
+
+
 def test_all_row_groups_and_shards_are_read_in_their_order(digits: str) -> None:
-    manifest = manifests.load(digits)
+    manifest = without_file(manifests.load(digits))
     tables = [pq.read_table(f"{digits}/{s.path}")["label"] for s in manifest.splits["train"]]
     told = np.concatenate([table.to_numpy() for table in tables])
     assert np.array_equal(train_labels.read_train_labels(manifest, digits).values, told)
@@ -55,7 +84,9 @@ def test_those_of_somebody_elses_column_are_read_from_it(shards: Path) -> None:
     known = train_labels.read_train_labels(manifest, str(shards))
     assert known.values.tolist() == trained_on(dataset)
     with pytest.raises(DatasetError, match="0 labels of type null in 'label'"):
-        train_labels.read_train_labels(replace(manifest, label_column="label"), str(shards))
+        train_labels.read_train_labels(
+            without_file(replace(manifest, label_column="label")), str(shards)
+        )
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ class Manifest:
     """Name of the label column; other than the default only in shards indexed in place."""
     quarantined: int = 0
     """Files of the source that could not be read as images; quarantine.parquet lists them."""
+    labels_sha256: str = ""
+    """SHA-256 of the file with the train split's labels (`train_labels`); empty: there is none."""
     made_from: dict[str, str | int | float] = field(default_factory=dict)
     """Provenance; not part of the fingerprint."""
 

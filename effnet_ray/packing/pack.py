@@ -15,6 +15,7 @@ import pyarrow as pa
 from effnet_ray import storage
 from effnet_ray.data import classes, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
+from effnet_ray.data.train_labels import write_train_labels
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, in_place, report, sources, splits
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
@@ -207,17 +208,33 @@ def _write_results(
     parquet.write_table(storage.join(out, QUARANTINE), quarantine)
     pairs = duplicates.duplicates_table(records, split, listing.classes)
     parquet.write_table(storage.join(out, DUPLICATES), pairs)
+    task = classes.task_of(listing.images.schema.field("label").type)
     manifest = Manifest(
         classes=listing.classes,
         splits=_group_by_split(written),
         quarantined=len(unreadable),
-        task=classes.task_of(listing.images.schema.field("label").type),
+        task=task,
+        labels_sha256="" if task == MULTILABEL else _write_labels(listing, written, out),
         made_from=made_from,
     )
     moved = int((before != split).sum())
     report.write(report.build_report(manifest, records, split, pairs, moved), out)
     manifests.write(manifest, out)
     return manifest
+
+
+def _write_labels(listing: Listing, written: dict[str, WrittenShard], out: str) -> str:
+    """Write the labels of the train images, in the order of the shards; returns the SHA-256."""
+    shards = [result.records for path, result in written.items() if path.startswith("train/")]
+    labels = [
+        label
+        for records in shards
+        for label, reason in zip(
+            column_values(records, "label"), column_values(records, "reason"), strict=True
+        )
+        if not reason
+    ]
+    return write_train_labels(labels, len(listing.classes), out)
 
 
 def _group_by_split(written: dict[str, WrittenShard]) -> dict[str, tuple[Shard, ...]]:
