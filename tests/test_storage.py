@@ -90,6 +90,14 @@ def test_deleting_takes_a_file_or_a_folder_and_no_neighbour(place: str) -> None:
     assert list(storage.sizes(place)) == ["ab/3", "cd"]
 
 
+def test_deleting_files_takes_those_named_that_exist(place: str) -> None:
+    for name in ("1", "2", "3", "a/1"):
+        storage.write_bytes(storage.join(place, name), b"")
+    storage.delete_files(place, ["1", "3", "absent"])
+    assert list(storage.sizes(place)) == ["2", "a/1"]
+    storage.delete_files(place, [])
+
+
 def test_files_travel_both_ways_whole(place: str, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     there.write_bytes(os.urandom(300_000))

@@ -5,7 +5,7 @@ the libraries below are raised as StorageError. The S3 libraries are imported wh
 `s3://` URI is used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -132,6 +132,13 @@ def folders(uri: str) -> list[str]:
 def delete(uri: str) -> None:
     """Delete an object, or a folder with everything below it, if it exists."""
     backend_of(uri).delete(uri)
+
+
+def delete_files(folder: str, names: Iterable[str]) -> None:
+    """Delete files of a folder by name, many per request, those of them that exist."""
+    uris = [join(folder, name) for name in names]
+    if uris:
+        backend_of(folder).delete_files(uris)
 
 
 def arrow_filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":

@@ -3,7 +3,7 @@
 A new kind is a module like these, a scheme in `uri.SCHEMES` and a case of `storage.backend_of`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,9 @@ class Backend(Protocol):
 
     def delete(self, uri: str) -> None:
         """Delete an object, or a folder with everything below it, if it exists."""
+
+    def delete_files(self, uris: Sequence[str]) -> None:
+        """Delete files of one folder, those of them that exist."""
 
     def arrow_filesystem(self, uri: str) -> "tuple[pafs.FileSystem, str]":
         """Arrow's file system, and the URI's path in it."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -163,6 +163,13 @@ def delete(uri: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def delete_files(uris: Sequence[str]) -> None:
+    """Delete files of one folder, those of them that exist."""
+    for uri in uris:
+        with errors(uri, "delete"):
+            Path(uri).unlink(missing_ok=True)
 
 
 def arrow_filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":

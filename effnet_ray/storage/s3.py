@@ -6,7 +6,7 @@ instance role). An object is written by a single PUT, or in parts that become vi
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -293,7 +293,11 @@ def folders(uri: str) -> list[str]:
 
 def delete(uri: str) -> None:
     """Delete an object, or a folder with everything below it, if it exists."""
-    uris = [uri, *(join(uri, path) for path in entries(uri.rstrip("/")))]
+    delete_files([uri, *(join(uri, path) for path in entries(uri.rstrip("/")))])
+
+
+def delete_files(uris: Sequence[str]) -> None:
+    """Delete files of one folder, a thousand per request, those of them that exist."""
     for first in range(0, len(uris), MAX_DELETED_AT_ONCE):
         batch = uris[first : first + MAX_DELETED_AT_ONCE]
-        call(uri, "delete", partial(s3fs.S3FileSystem._bulk_delete, pathlist=batch))
+        call(batch[0], "delete", partial(s3fs.S3FileSystem._bulk_delete, pathlist=batch))

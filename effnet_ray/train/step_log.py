@@ -73,10 +73,8 @@ def write_quarantine(
 
 def delete_from(folder: str, step: int) -> None:
     """Delete what any rank logged in `folder` at or after `step`."""
-    for name in storage.sizes(folder):
-        match = FILE_NAME.fullmatch(name)
-        if match and int(match["step"]) >= step:
-            storage.delete(storage.join(folder, name))
+    logs = filter(None, map(FILE_NAME.fullmatch, storage.sizes(folder)))
+    storage.delete_files(folder, [log[0] for log in logs if int(log["step"]) >= step])
 
 
 def _stem(step: int, rank: int) -> str:
