@@ -43,7 +43,7 @@ from torchvision import transforms
 
 from effnet_ray import Packing, Placement, Recipe, pack
 from effnet_ray.data import manifest as manifests
-from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunks
 from effnet_ray.data.ray_executor import RayExecutor, data_context
 from effnet_ray.data.stream import Stream
 from effnet_ray.data.thread_executor import ThreadExecutor
@@ -130,9 +130,8 @@ def unordered(images: Set, batch: int) -> Iterator[int]:
     tasks = [asdict(task) for task in every_task(dataset)]
 
     def fetch(found: dict[str, Any]) -> Iterator[Block]:
-        yield from load_chunk(
-            dataset, ChunkTask(**{name: column.tolist()[0] for name, column in found.items()})
-        )
+        task = ChunkTask(**{name: column.tolist()[0] for name, column in found.items()})
+        yield from load_chunks(dataset, [task])
 
     context = data_context(PREFETCH_MB)
     context.execution_options.preserve_order = False
@@ -241,7 +240,7 @@ def main(asked: Settings) -> None:
 
 def bytes_per_image(dataset: Dataset) -> float:
     """Bytes through the object store, views with ids and labels, per image."""
-    blocks = list(load_chunk(dataset, every_task(dataset)[0]))
+    blocks = list(load_chunks(dataset, every_task(dataset)[:1]))
     size = sum(column.nbytes for block in blocks for column in block.values())
     return size / sum(len(block["label"]) for block in blocks)
 

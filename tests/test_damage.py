@@ -14,7 +14,7 @@ import pytest
 from support.datasets import opened
 
 from effnet_ray.data import parquet_reads, row_group
-from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunks
 from effnet_ray.data.row_group import ImageRecord, RowGroup
 from effnet_ray.errors import DatasetError, ImageError
 
@@ -42,7 +42,7 @@ def flipped(raw: bytes, bit: int) -> bytes:
 
 def records(dataset: Dataset) -> list[ImageRecord]:
     """All rows of the train split as the data path reads them."""
-    parquet_reads.cached_footer.cache_clear()
+    parquet_reads.forget_footers()
     group = RowGroup(
         dataset.manifest, dataset.data, "train", 0, limited=dataset.recipe.limit is not None
     )
@@ -50,8 +50,8 @@ def records(dataset: Dataset) -> list[ImageRecord]:
 
 
 def chunk(dataset: Dataset) -> Block:
-    parquet_reads.cached_footer.cache_clear()
-    (block,) = load_chunk(dataset, TRAIN)
+    parquet_reads.forget_footers()
+    (block,) = load_chunks(dataset, [TRAIN])
     return block
 
 

@@ -15,7 +15,7 @@ from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests, parquet_reads
-from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunks
 from effnet_ray.errors import StorageError
 from effnet_ray.packing.pack import pack
 from effnet_ray.release.store import ModelStore
@@ -64,11 +64,11 @@ def dataset(server: Proxy, packed: Path) -> Dataset:
 
 def read_all(dataset: Dataset) -> str:
     """SHA-256 of every view, through listing, footers and row groups."""
-    parquet_reads.cached_footer.cache_clear()
+    parquet_reads.forget_footers()
     manifests.check_trainable(dataset.manifest, dataset.data)
     seen = hashlib.sha256()
     for lane in range(dataset.plan.lanes):
-        for block in load_chunk(dataset, ChunkTask("train", 0, lane, 0, 0)):
+        for block in load_chunks(dataset, [ChunkTask("train", 0, lane, 0, 0)]):
             assert not any(block["bad"])
             seen.update(block["image"].tobytes())
     return seen.hexdigest()
@@ -138,7 +138,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
     "list": lambda d: storage.sizes(d.data),
     "look": lambda d: storage.exists(storage.join(d.data, "x")),
     "read": lambda d: storage.read_bytes(storage.join(d.data, manifests.NAME)),
-    "row group": lambda d: next(load_chunk(d, ChunkTask("train", 0, 0, 0, 0))),
+    "row group": lambda d: next(load_chunks(d, [ChunkTask("train", 0, 0, 0, 0)])),
     "write": lambda d: storage.write_bytes(storage.join(d.data, "x"), b"x" * 10_000),
     "publish": lambda d: ModelStore(d.data, True).publish("m", {"w": b"w"}, {"run": "r"}),
 }
@@ -159,7 +159,7 @@ DOORS: dict[str, Callable[[Dataset], object]] = {
 def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
     faults: Callable[..., Faults], dataset: Dataset, hurried: None, door: str, kind: str
 ) -> None:
-    parquet_reads.cached_footer.cache_clear()
+    parquet_reads.forget_footers()
     made = faults(kind, share=1)
     with pytest.raises(StorageError) as told:
         DOORS[door](dataset)
@@ -174,7 +174,7 @@ def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
 def test_what_stays_broken_is_told_within_a_minute(
     faults: Callable[..., Faults], dataset: Dataset, door: str, kind: str
 ) -> None:
-    parquet_reads.cached_footer.cache_clear()
+    parquet_reads.forget_footers()
     faults(kind, share=1)
     begin = time.monotonic()
     with pytest.raises(StorageError):

@@ -19,7 +19,7 @@ from support.plain_run import plain_run
 
 from effnet_ray import Placement, Recipe, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests
-from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunks
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.ray_executor import RayExecutor
@@ -100,7 +100,8 @@ def test_a_lanes_empty_chunk_is_none(digits: str, tmp_path: Path) -> None:
     empty = [chunk for chunk in chunks if not asked.plan.chunk_rows(*chunk)]
     assert empty
     for lane, chunk in empty:
-        assert list(load_chunk(asked, ChunkTask("train", 0, lane, chunk, 0, cached=True))) == []
+        task = ChunkTask("train", 0, lane, chunk, 0, cached=True)
+        assert list(load_chunks(asked, [task])) == []
 
 
 def test_a_damaged_file_says_what_to_delete(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
     asked = dataset(digits, tmp_path, limit=200)
     task = ChunkTask("train", 1, 2, 0, 0)
-    (images,) = (merged(list(load_chunk(asked, task))),)
+    images = merged(list(load_chunks(asked, [task])))
     rows = pq.read_table(f"{digits}/{asked.manifest.splits['train'][0].path}").slice(0, 200)
     ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
     sizes = asked.manifest.splits["train"][0].row_groups
@@ -234,7 +235,7 @@ def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Pat
         made.append(FeatureRows(stamp, labels[part], ids[part], [""] * size))
         first += size
     feature_cache.write(storage.join(asked.features_uri("train", None), "00000.parquet"), made)
-    (kept,) = load_chunk(asked, replace(task, cached=True))
+    (kept,) = load_chunks(asked, [replace(task, cached=True)])
     for name in ("id", "label", "bad"):
         assert np.array_equal(kept[name], images[name])
     assert np.array_equal(kept["image"][:, 0], kept["id"].astype(np.float16))

@@ -10,7 +10,7 @@ from support.datasets import in_place, opened
 from support.sources import files, write_hugging_face
 
 from effnet_ray.data import manifest as manifests, parquet_reads
-from effnet_ray.data.chunks import ChunkTask, load_chunk
+from effnet_ray.data.chunks import ChunkTask, load_chunks
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.options import Packing
@@ -19,9 +19,9 @@ from effnet_ray.packing.pack import pack
 
 def loaded(folder: Path) -> list[tuple[int, int, str]]:
     """(id, label, quarantined) of the train split as training reads it."""
-    parquet_reads.cached_footer.cache_clear()
+    parquet_reads.forget_footers()
     dataset = opened(folder)
-    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0))
+    (block,) = load_chunks(dataset, [ChunkTask("train", 0, 0, 0, 0)])
     return list(zip(block["id"].tolist(), block["label"].tolist(), block["bad"], strict=True))
 
 

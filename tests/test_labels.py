@@ -11,7 +11,7 @@ import pytest
 from support.datasets import in_place, opened
 
 from effnet_ray.data import manifest as manifests, parquet_reads, train_labels
-from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunks
 from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
@@ -19,8 +19,8 @@ from effnet_ray.errors import DatasetError
 
 def trained_on(dataset: Dataset) -> list[int]:
     """The train split's labels as training reads them, in the order of ids."""
-    parquet_reads.cached_footer.cache_clear()
-    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
+    parquet_reads.forget_footers()
+    (block,) = load_chunks(dataset, [ChunkTask("train", 0, 0, 0, 0, view=0)])
     places = dataset.plan.chunk(0, 0, 0)
     order = np.lexsort((places[:, 1], places[:, 0]))
     found: list[int] = block["label"][order].tolist()
@@ -128,7 +128,7 @@ def test_every_use_of_an_image_in_an_epoch_shows_it_otherwise(packed: Path) -> N
         recipe=replace(dataset.recipe, balance=1.0),
         labels=Labels.of([0] * 17 + [1], 3),
     )
-    (block,) = load_chunk(dataset, ChunkTask("train", 0, 0, 0, 0, view=0))
+    (block,) = load_chunks(dataset, [ChunkTask("train", 0, 0, 0, 0, view=0)])
     ids, uses = np.unique(block["id"], return_counts=True)
     assert len(block["id"]) == 18 and uses.max() == 9
     views = block["image"][block["id"] == ids[uses.argmax()]]

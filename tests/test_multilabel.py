@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from effnet_ray import Placement, Recipe
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
-from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import ChunkTask, Dataset, load_chunks
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
 from effnet_ray.packing import duplicates, report, splits
@@ -208,7 +208,7 @@ def dataset(data: str, recipe: Recipe) -> Dataset:
 
 def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> None:
     recipe = settled(task="multilabel", batch_size=8, micro_batch=8)
-    blocks = list(load_chunk(dataset(coloured, recipe), ChunkTask("train", 0, 0, 0, 0)))
+    blocks = list(load_chunks(dataset(coloured, recipe), [ChunkTask("train", 0, 0, 0, 0)]))
     found = {
         i: own for block in blocks for i, own in zip(block["id"], block["label"], strict=True)
     }

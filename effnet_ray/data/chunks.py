@@ -1,6 +1,6 @@
-"""Loads one chunk of the plan as arrays: views of images, decoded here on CPUs, or features.
+"""Loads chunks of the plan as arrays: views of images, decoded here on CPUs, or features.
 
-An executor calls `load_chunk` in its tasks. An image that cannot be read has a reason and no
+An executor calls `load_chunks` in its tasks. An image that cannot be read has a reason and no
 pixels.
 
 `load_rows` returns decoded uint8 views, and `train.device_batches` moves them to the device. To
@@ -9,7 +9,7 @@ decode on a GPU, let `load_rows` return encoded images with their crop boxes and
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from effnet_ray.data.classes import Label
 from effnet_ray.data.decode import Pixels
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.plan import EvalPlan, Plan, Rows, image_random
-from effnet_ray.data.row_group import ImageRecord, RowGroup
+from effnet_ray.data.row_group import ImageRecord
+from effnet_ray.data.row_group_reads import RowGroupReads, StartedReads, one_ahead
 from effnet_ray.data.views import train_view, write_eval_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import MULTICLASS, Recipe
@@ -127,14 +128,42 @@ ChunkExecutor = Callable[[Dataset, Iterator[ChunkTask]], Iterator[Block]]
 """Loads the chunks of all tasks and yields their blocks in task order."""
 
 
-def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
-    """Read, verify and decode one chunk and draw its views, in blocks of about `BLOCK_BYTES`."""
+def load_chunks(dataset: Dataset, tasks: Iterable[ChunkTask]) -> Iterator[Block]:
+    """Read, verify and decode chunks and draw their views, in blocks of about `BLOCK_BYTES`.
+
+    The next chunk is read while one is decoded. Raises DatasetError and StorageError.
+    """
+    limited = dataset.recipe.limit is not None
+    with RowGroupReads(dataset.manifest, dataset.data, limited=limited) as reads:
+        for chunk in one_ahead(_start(dataset, task, reads) for task in tasks):
+            yield from _load(dataset, chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class _StartedChunk:
+    """A chunk whose row groups are being read."""
+
+    task: ChunkTask
+    rows: Rows
+    groups: StartedReads
+
+
+def _start(dataset: Dataset, task: ChunkTask, reads: RowGroupReads) -> _StartedChunk:
+    """Plan a chunk and start to read its row groups."""
     if task.split == "train":
         rows = dataset.plan.chunk(task.epoch, task.lane, task.chunk, skip_steps=task.skip_steps)
         if not task.new_view_per_use:
             rows[:, 2] = 0
     else:
         rows = dataset.eval_plan.chunk(task.chunk)
+    # In the order of need; `dict` keeps it.
+    groups = [] if task.cached else dict.fromkeys(rows[:, 0].tolist())
+    return _StartedChunk(task, rows, reads.start(task.split, groups))
+
+
+def _load(dataset: Dataset, chunk: _StartedChunk) -> Iterator[Block]:
+    """The blocks of a chunk."""
+    task, rows = chunk.task, chunk.rows
     if task.cached:
         if len(rows):
             yield _load_features(dataset, task, rows)
@@ -142,10 +171,9 @@ def load_chunk(dataset: Dataset, task: ChunkTask) -> Iterator[Block]:
     block_rows = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
     # The first step's images come first: a run's start waits for them.
     first_rows = min(block_rows, dataset.recipe.micro_batch or block_rows)
-    groups: dict[int, RowGroup] = {}
     for part in np.split(rows, range(first_rows, len(rows), block_rows)):
         if len(part):
-            yield load_rows(dataset, task, part, groups)
+            yield load_rows(dataset, task, part, chunk.groups)
 
 
 def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
@@ -172,18 +200,13 @@ def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
     return {name: np.concatenate([part[name] for part in parts])[planned] for name in parts[0]}
 
 
-def load_rows(dataset: Dataset, task: ChunkTask, rows: Rows, groups: dict[int, RowGroup]) -> Block:
-    """The decoded uint8 views of some rows; `groups` caches the row groups that have been read."""
+def load_rows(dataset: Dataset, task: ChunkTask, rows: Rows, groups: StartedReads) -> Block:
+    """The decoded uint8 views of some rows of these row groups."""
     size = task.size or dataset.spec.resolution
     image = np.zeros((len(rows), size, size, 3), np.uint8)
     label, ids, bad = list[Label](), list[int](), list[str]()
     for view, (group, row, use) in zip(image, rows.tolist(), strict=True):
-        if group not in groups:
-            limited = dataset.recipe.limit is not None
-            groups[group] = RowGroup(
-                dataset.manifest, dataset.data, task.split, group, limited=limited
-            )
-        record = groups[group].record(row)
+        record = groups[group].result().record(row)
         reason = _write_view(dataset, task, record, use, view)
         label.append(record.label)
         ids.append(record.id)

@@ -25,6 +25,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.parquet_reads import (
     as_dataset_error,
     cached_footer,
+    forget_footers,
     read_row_groups,
     read_twice,
 )
@@ -135,7 +136,7 @@ def read(uri: str, group: int) -> FeatureRows:
     """
 
     def reread() -> FeatureRows:
-        cached_footer.cache_clear()
+        forget_footers()
         return _read(uri, group)
 
     remedy = f"delete {uri.rpartition('/')[0]}, and run the same command again to recompute them"

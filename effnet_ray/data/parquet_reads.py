@@ -7,6 +7,7 @@ nothing about the file: the OutageError is passed on.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,10 +20,31 @@ from effnet_ray.storage import parquet
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=64)
+CACHED_FOOTERS = 128
+"""Footers that a process keeps. One of 10,000 images in 156 row groups takes 0.7 MB of memory
+(measured with pyarrow 26); a million images have a hundred."""
+
+
 def cached_footer(uri: str) -> pq.FileMetaData:
-    """The file's footer. Clear the cache before a file is read again."""
-    return parquet.read_footer(uri)
+    """The file's footer. Call `forget_footers` before a file is read again.
+
+    Threads that need the same footer wait for one of them to read it.
+    """
+    with _footer_lock(uri):
+        return _read_footer(uri)
+
+
+def forget_footers() -> None:
+    """Read footers anew."""
+    _read_footer.cache_clear()
+
+
+_read_footer = lru_cache(maxsize=CACHED_FOOTERS)(parquet.read_footer)
+
+
+@lru_cache(maxsize=CACHED_FOOTERS)
+def _footer_lock(uri: str) -> Lock:
+    return Lock()
 
 
 def read_row_groups(

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import ray.data
 
-from effnet_ray.data.chunks import BLOCK_BYTES, Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import BLOCK_BYTES, Block, ChunkTask, Dataset, load_chunks
 from effnet_ray.data.thread_executor import ThreadExecutor
 from effnet_ray.errors import DatasetError, InputError, StorageError
 
@@ -63,7 +63,7 @@ class RayExecutor:
             return self._execute_window(dataset, window)
 
         local = list(itertools.islice(tasks, self.local_chunks))
-        local_blocks = (block for task in local for block in load_chunk(dataset, task))
+        local_blocks = load_chunks(dataset, local)
         windows = _cut_windows(tasks, self.window_chunks)
         return unwrap_errors(run_windows(windows, execute, self.lead_chunks, local_blocks))
 
@@ -75,8 +75,8 @@ class RayExecutor:
         blocks = -(-len(window) // per_task)
 
         def load(batch: Block) -> Iterator[Block]:
-            for task in batch["task"].tolist():
-                yield from load_chunk(dataset, ChunkTask(**json.loads(task)))
+            tasks = (ChunkTask(**json.loads(task)) for task in batch["task"].tolist())
+            yield from load_chunks(dataset, tasks)
 
         with ray.data.DataContext.current(data_context(self.prefetch_mb)):
             # from_items makes its blocks in this process; from_arrow and range wait for a CPU.

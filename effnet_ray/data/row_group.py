@@ -18,6 +18,7 @@ from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.data.parquet_reads import (
     as_dataset_error,
     cached_footer,
+    forget_footers,
     read_row_groups,
     read_twice,
 )
@@ -94,7 +95,7 @@ class RowGroup:
     def _reread(self) -> pa.Table:
         """The row group, read from storage again; this time images may be damaged."""
         self._reread_done = True
-        cached_footer.cache_clear()
+        forget_footers()
         try:
             return self._read(verify=True)
         except (OSError, StorageError):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunk
+from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ThreadExecutor:
         """Blocks of all tasks, in order. Holds at most `threads` + 1 chunks."""
 
         def load(task: ChunkTask) -> list[Block]:
-            return list(load_chunk(dataset, task))
+            return list(load_chunks(dataset, [task]))
 
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="chunks")
         pending = deque[Future[list[Block]]]()

@@ -22,7 +22,7 @@ from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
-from effnet_ray.data.row_group import RowGroup
+from effnet_ray.data.row_group_reads import RowGroupReads, StartedReads, one_ahead
 from effnet_ray.errors import EffnetRayError, TrainingError, quote_end
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
@@ -168,10 +168,16 @@ def _execute(
     dataset, actors = job.dataset, ActorPool.of(job.placement, request, len(tasks))
 
     def load_views(batch: Block) -> Iterator[Block]:
-        for encoded in batch["tasks"].tolist():
-            groups: dict[int, RowGroup] = {}
-            for task in json.loads(encoded):
-                yield _load_views(dataset, FeatureTask(**task), groups)
+        limited = dataset.recipe.limit is not None
+        with RowGroupReads(dataset.manifest, dataset.data, limited=limited) as reads:
+            units = (
+                [FeatureTask(**task) for task in json.loads(encoded)]
+                for encoded in batch["tasks"].tolist()
+            )
+            started = ((unit, reads.start(unit[0].split, [unit[0].group])) for unit in units)
+            for unit, groups in one_ahead(started):
+                for task in unit:
+                    yield _load_views(dataset, task, groups)
 
     # A row group's tasks are one row, so that it is read only once.
     grouped = itertools.groupby(tasks, lambda task: task.row_group)
@@ -182,7 +188,7 @@ def _execute(
             yield arrays | _columns(metadata)
 
 
-def _load_views(dataset: Dataset, task: FeatureTask, groups: dict[int, RowGroup]) -> Block:
+def _load_views(dataset: Dataset, task: FeatureTask, groups: StartedReads) -> Block:
     """A task's images as a single row: Ray Data splits blocks between rows."""
     rows = np.asarray([(task.group, row, 0) for row in range(task.first, task.end)], np.int64)
     chunk = ChunkTask(task.split, 0, 0, 0, 0, view=task.view)

@@ -17,7 +17,7 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import ChunkTask, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
-from effnet_ray.data.row_group import RowGroup
+from effnet_ray.data.row_group_reads import RowGroupReads
 from effnet_ray.model.network import Network
 from effnet_ray.train.feature_tasks import FeatureTask, list_tasks, missing_shards
 from effnet_ray.train.head_features import HeadFeatures
@@ -39,14 +39,15 @@ def compute_features(job: WorkerJob) -> None:
     network = initial_network(job.run, job.weights_uri).eval()
 
     def features(task: FeatureTask) -> FeatureRows:
-        groups: dict[int, RowGroup] = {}
         chunk = ChunkTask(task.split, 0, 0, 0, 0, view=task.view)
         rows = np.asarray([(task.group, row, 0) for row in range(task.first, task.end)], np.int64)
-        block = load_rows(job.dataset, chunk, rows, groups)
+        block = load_rows(job.dataset, chunk, rows, reads.start(task.split, [task.group]))
         found = network.features(torch.from_numpy(block["image"]).permute(0, 3, 1, 2)).numpy()
         dtype = np.float16 if task.split == "train" else np.float32
         return FeatureRows(found.astype(dtype), block["label"], block["id"], list(block["bad"]))
 
+    limited = job.run.recipe.limit is not None
+    reads = RowGroupReads(job.dataset.manifest, job.dataset.data, limited=limited)
     tasks = list_tasks(job.dataset, missing, BATCH)
     for (split, view, shard), group in itertools.groupby(tasks, lambda task: task.file):
         uri = job.dataset.features_uri(split, view)
