@@ -49,7 +49,7 @@ class Workers:
     it."""
     decode_tasks: int | None = None
     """Parallel image-decoding tasks per worker. Default: the machine's cores plus one, shared
-    among its workers."""
+    among its workers, less one for each GPU worker; and a share of machines without workers."""
     prefetch_mb: int | None = None
     """Prefetch buffer of decoded images per worker, MB, at least 16. Default: 320 for each decode
     task, or less if the object store is smaller."""
@@ -93,14 +93,18 @@ class Workers:
         """The allowed GPU types; empty for any."""
         return tuple(self.accelerator.split(",")) if self.accelerator else ()
 
-    def decoding(self, cores: int, workers: int, store_mb: float = math.inf) -> tuple[int, int]:
+    def decoding(
+        self, cores: int, workers: int, store_mb: float = math.inf, elsewhere: float = 0
+    ) -> tuple[int, int]:
         """Decode tasks, and MB to prefetch, for each of a machine's workers.
+
+        `elsewhere`: tasks that each worker may run on other machines, besides.
 
         One more task than cores, so that no core waits while Ray schedules the next task. At most
         half of the object store is used for prefetching; the rest is left to other objects, such
         as the first chunks of the next window.
         """
-        tasks = self.decode_tasks or max(1, (cores + 1) // workers)
+        tasks = self.decode_tasks or max(1, (cores + 1) // workers) + int(elsewhere)
         default_mb = min(PREFETCH_MB * tasks, store_mb / 2 / workers)
         return tasks, self.prefetch_mb or max(MIN_PREFETCH_MB, int(default_mb))
 

@@ -3,10 +3,6 @@
 A Ray Data execution plans all its blocks before it yields the first one. The tasks are therefore
 cut into *windows*, one execution each, and the next window starts while the current one is still
 being used.
-
-Decode tasks request no logical CPUs. Ray Data divides the CPUs that Ray Train leaves over among
-its executors in whole numbers; on a small machine that is none, and an execution would wait
-forever. `Placement.decode_tasks` limits the parallelism instead.
 """
 
 import itertools
@@ -20,6 +16,12 @@ from typing import TypeVar
 import ray.data
 
 from effnet_ray.data.chunks import BLOCK_BYTES, Block, ChunkTask, Dataset, load_chunks
+from effnet_ray.data.decode_machines import (
+    Shares,
+    TaskDealer,
+    cluster_shares,
+    map_on_machines,
+)
 from effnet_ray.data.thread_executor import ThreadExecutor
 from effnet_ray.errors import DatasetError, InputError, StorageError
 
@@ -51,6 +53,8 @@ class RayExecutor:
     the first step does not wait for Ray."""
     window_chunks: int = WINDOW_CHUNKS
     lead_chunks: int = LEAD_CHUNKS
+    shares: Callable[[], Shares] = cluster_shares
+    """How many tasks each machine runs, in proportion."""
     chunks_per_task: int | None = None
     """Chunks that one Ray Data task loads. Default: as many as `prefetch_mb` allows."""
 
@@ -80,8 +84,11 @@ class RayExecutor:
 
         with ray.data.DataContext.current(data_context(self.prefetch_mb)):
             # from_items makes its blocks in this process; from_arrow and range wait for a CPU.
-            loaded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-                load, batch_size=None, num_cpus=0, concurrency=min(self.decode_tasks, blocks)
+            loaded = map_on_machines(
+                ray.data.from_items(rows, override_num_blocks=blocks),
+                load,
+                tasks=min(self.decode_tasks, blocks),
+                dealer=TaskDealer(self.shares),
             )
             iterator: Iterator[Block] = iter(
                 loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)

@@ -6,6 +6,7 @@ Feature computation, evaluation and prediction use them.
 import functools
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import ray.data
 import torch
 
 from effnet_ray.data.chunks import Block
+from effnet_ray.data.decode_machines import TaskDealer, cluster_shares, map_on_machines
 from effnet_ray.data.ray_executor import data_context
 from effnet_ray.errors import EvaluationError, quote_end
 from effnet_ray.model.network import fix_order_of_sums
@@ -87,8 +89,8 @@ class ActorPool:
         low, high = (min(workers, batches) for workers in placement.worker_range)
         machines = sum(node["Alive"] for node in ray.nodes())
         actors_per_machine = -(-high // machines)
-        cores = placement.cores or max(1, os.cpu_count() or 1)
-        decode_tasks, prefetch_mb = placement.decoding(cores, actors_per_machine)
+        cores = placement.cores * high if placement.cores else _cluster_cores()
+        decode_tasks, prefetch_mb = placement.decoding(cores, high)
         store_mb = ray.cluster_resources()["object_store_memory"] / 1024**2
         options: dict[str, Any] = {
             "num_cpus": request.resources_per_worker["CPU"],
@@ -109,6 +111,14 @@ class ActorPool:
         )
 
 
+def _cluster_cores() -> int:
+    """Cores of the machines that decode."""
+    shares = cluster_shares()
+    # A local Ray is started with more cores than exist if there are more workers than cores.
+    most = max(1, os.cpu_count() or 1) if len(shares) == 1 else math.inf
+    return int(max(1, min(most, sum(shares.values()))))
+
+
 def execute(
     items: Sequence[Mapping[str, Any]],
     preprocess: Callable[[Block], Iterator[Block]],
@@ -126,16 +136,14 @@ def execute(
         # Ray 2.60 warns about `concurrency`, whose replacements Ray 2.51 does not have.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         tasks = min(pool.decode_tasks, len(items))
-        dataset = (
-            ray.data.from_items(list(items), override_num_blocks=min(MAX_BLOCKS, len(items)))
-            .map_batches(preprocess, batch_size=None, num_cpus=0, concurrency=tasks)
-            .map_batches(
-                actor_class,
-                fn_constructor_args=tuple(actor_arguments),
-                batch_size=None,
-                concurrency=pool.count,
-                **pool.options,
-            )
+        given = ray.data.from_items(list(items), override_num_blocks=min(MAX_BLOCKS, len(items)))
+        views = map_on_machines(given, preprocess, tasks=tasks, dealer=TaskDealer(cluster_shares))
+        dataset = views.map_batches(
+            actor_class,
+            fn_constructor_args=tuple(actor_arguments),
+            batch_size=None,
+            concurrency=pool.count,
+            **pool.options,
         )
         blocks: Iterator[Block] = iter(
             dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)

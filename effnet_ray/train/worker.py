@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from effnet_ray.data.decode_machines import DecodeMachine, Shares, worker_shares
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.model.network import fix_order_of_sums
 from effnet_ray.placement import Placement
@@ -42,16 +43,50 @@ def train(config: dict[str, RayWorkerConfig]) -> None:
     cores, store_mb = _node_share(job.placement, local_workers)
     if rank.device.type == "cpu":
         torch.set_num_threads(max(1, cores // local_workers))
-    decode_tasks, prefetch_mb = job.placement.decoding(cores, local_workers, store_mb)
-    lanes = job.dataset.plan.workers_lanes(rank.rank, rank.workers)
     run_worker(
         job,
         rank,
         ActorChannel(settings.channel),
-        RayExecutor(decode_tasks, prefetch_mb, local_chunks=len(lanes)),
+        _executor(job, rank, cores, local_workers, store_mb),
         report=ray.train.report if settings.reports else None,
         should_stop=PreemptionWatch().is_draining,
     )
+
+
+def _executor(
+    job: WorkerJob, rank: WorkerRank, cores: int, local_workers: int, store_mb: float
+) -> RayExecutor:
+    """Decodes on this worker's share of its machine, and of those that have no workers.
+
+    `--cores` limits it to this machine.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    # A GPU worker keeps a core to itself, to launch kernels.
+    free = cores - local_workers if rank.device.type == "cuda" else cores
+    own_tasks = max(1.0, (free + 1) / local_workers)
+    occupied = _workers_machines()
+
+    def shares() -> Shares:
+        if job.placement.cores is not None:
+            return {own: own_tasks}
+        machines = DecodeMachine.alive()
+        return worker_shares(
+            machines, own, own_tasks, workers=rank.workers, workers_machines=occupied
+        )
+
+    elsewhere = sum(shares().values()) - own_tasks
+    tasks, prefetch_mb = job.placement.decoding(free, local_workers, store_mb, elsewhere)
+    lanes = job.dataset.plan.workers_lanes(rank.rank, rank.workers)
+    return RayExecutor(tasks, prefetch_mb, local_chunks=len(lanes), shares=shares)
+
+
+def _workers_machines() -> set[str]:
+    """Node ids of the machines with workers of this run."""
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        return set()
+    nodes: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    return set(nodes.values())
 
 
 def _node_share(placement: Placement, local_workers: int) -> tuple[int, float]:

@@ -9,7 +9,7 @@ ORDER = (
     "data.split_index data.manifest data.classes data.augment data.image_checks data.decode "
     "data.views data.class_balance data.plan data.parquet_reads data.train_labels "
     "data.hf_parquet data.row_group data.row_group_reads data.source_size data.feature_cache "
-    "data.chunks data.thread_executor data.ray_executor data.stream "
+    "data.chunks data.thread_executor data.decode_machines data.ray_executor data.stream "
     "packing.options packing.listing packing.archive_job packing.webdataset packing.archives "
     "packing.tables packing.sources packing.splits packing.duplicates packing.shards "
     "packing.shard_jobs packing.report packing.in_place packing.pack packing.sample "
@@ -50,7 +50,7 @@ ORDER = (
 """Top to bottom: a module imports only from modules before it."""
 
 DOORS = {
-    "ray": "packing.ray_map data.ray_executor runtime. train.worker "
+    "ray": "packing.ray_map data.decode_machines data.ray_executor runtime. train.worker "
     "train.precompute_features train.ray_trainer train.finetune "
     "sweep.asha sweep.costs sweep.scheduled_search sweep.searchers "
     "sweep.trial preflight.cluster_file "
