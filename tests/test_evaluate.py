@@ -112,7 +112,7 @@ def alone(release: LoadedRelease, data: Path) -> MulticlassMetrics:
     actor = ScoringActor(release.uri, release.sha256, MachineShare())
     figures = MulticlassMetrics(len(release.classes))
     for pieces in split.read_units(4):
-        for row in evaluating.preprocessed_rows(split, pieces):
+        for row in evaluating.preprocessed_rows(split, [pieces]):
             for block in actor(row):
                 for scored in decode_scored(block):
                     figures.add(scored)
@@ -160,7 +160,7 @@ def test_mistakes_and_only_they_bring_thumbnails(named: LoadedRelease, packed: P
     )
     split = evaluating.open_inputs(named, str(packed), "eval", thumbnails=True)
     ((row, *_),) = [
-        list(evaluating.preprocessed_rows(split, pieces)) for pieces in split.read_units(64)
+        list(evaluating.preprocessed_rows(split, [pieces])) for pieces in split.read_units(64)
     ]
     (block,) = ScoringActor(named.uri, named.sha256, MachineShare())(row)
     said = next(decode_scored(block))

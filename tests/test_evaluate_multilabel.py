@@ -83,7 +83,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
 def rows(release: LoadedRelease, data: str) -> Iterator[Block]:
     split = evaluating.open_inputs(release, data, "eval", thumbnails=True)
     for pieces in split.read_units(4):
-        yield from evaluating.preprocessed_rows(split, pieces)
+        yield from evaluating.preprocessed_rows(split, [pieces])
 
 
 def alone(release: LoadedRelease, data: str) -> MultilabelMetrics:

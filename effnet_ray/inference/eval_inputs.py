@@ -95,16 +95,17 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def preprocess(
-    inputs: EvalInputs, units: Sequence[ReadUnit]
+    inputs: EvalInputs, units: Sequence[ReadUnit], group: RowGroup | None = None
 ) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, list[Any]]]]:
-    """Views [n, R, R, 3] and metadata of each unit; all units are of one row group, read once.
+    """Views [n, R, R, 3] and metadata of each unit; all units are of one row group, `group` if it
+    has been read.
 
     Metadata are lists of `label` (the network's output, or a list of them), `image`, `path`,
     `error` and `thumbnail`, as in `metric_sums.ScoredImages`. The view of an unreadable image is
     all zeros.
     Raises DatasetError if the shard differs from the manifest, StorageError if it cannot be read.
     """
-    group = RowGroup(
+    group = group or RowGroup(
         inputs.manifest, inputs.data, inputs.split, units[0].group, limited=inputs.limited
     )
     size = inputs.spec.resolution

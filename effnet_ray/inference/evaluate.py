@@ -7,7 +7,7 @@ data.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.chunks import Block
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.ray_executor import unwrap_errors
+from effnet_ray.data.row_group_reads import RowGroupReads, one_ahead
 from effnet_ray.errors import DatasetError, EvaluationError, ReleaseError
 from effnet_ray.inference import eval_inputs, multiclass, multilabel
 from effnet_ray.inference.eval_inputs import EvalInputs, ReadUnit
@@ -156,18 +157,25 @@ def _score(
     work = [{"units": json.dumps([asdict(unit) for unit in units])} for units in groups]
 
     def preprocess(batch: Block) -> Iterator[Block]:
-        for units in batch["units"].tolist():
-            yield from preprocessed_rows(inputs, [ReadUnit(**unit) for unit in json.loads(units)])
+        yield from preprocessed_rows(inputs, map(_decode_units, batch["units"].tolist()))
 
     arguments = (release.uri, release.sha256, actors.share)
     for block in execute(work, preprocess, ScoringActor, arguments, actors):
         yield from decode_scored(block)
 
 
-def preprocessed_rows(inputs: EvalInputs, units: Sequence[ReadUnit]) -> Iterator[Block]:
-    """One row for each unit."""
-    for views, metadata in eval_inputs.preprocess(inputs, units):
-        yield encode_row(metadata, views=views)
+def _decode_units(encoded: str) -> list[ReadUnit]:
+    return [ReadUnit(**unit) for unit in json.loads(encoded)]
+
+
+def preprocessed_rows(inputs: EvalInputs, groups: Iterable[Sequence[ReadUnit]]) -> Iterator[Block]:
+    """One row for each unit of some row groups; the next one is read while one is decoded."""
+    with RowGroupReads(inputs.manifest, inputs.data, limited=inputs.limited) as reads:
+        started = ((units, reads.start(inputs.split, [units[0].group])) for units in groups)
+        for units, reading in one_ahead(started):
+            (group,) = reading.values()
+            for views, metadata in eval_inputs.preprocess(inputs, units, group.result()):
+                yield encode_row(metadata, views=views)
 
 
 class ScoringActor:

@@ -38,6 +38,9 @@ MAX_BATCH = 64
 MAX_BLOCKS = 1000
 """Largest number of tasks of one execution: Ray Data plans all of them before the first, which
 takes 3 s for so many (as in `data.ray_executor`)."""
+ITEMS_PER_TASK = 4
+"""Items, mostly row groups, of a task where there are enough for all tasks to have several turns:
+a task reads the next item while it decodes one. Chosen, not measured."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
 
@@ -119,6 +122,11 @@ def _cluster_cores() -> int:
     return int(max(1, min(most, sum(shares.values()))))
 
 
+def _blocks(items: int, tasks: int) -> int:
+    """Blocks of items, one per task of Ray Data: four turns of all parallel tasks, or more."""
+    return min(MAX_BLOCKS, items, max(4 * tasks, items // ITEMS_PER_TASK))
+
+
 def execute(
     items: Sequence[Mapping[str, Any]],
     preprocess: Callable[[Block], Iterator[Block]],
@@ -136,7 +144,7 @@ def execute(
         # Ray 2.60 warns about `concurrency`, whose replacements Ray 2.51 does not have.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         tasks = min(pool.decode_tasks, len(items))
-        given = ray.data.from_items(list(items), override_num_blocks=min(MAX_BLOCKS, len(items)))
+        given = ray.data.from_items(list(items), override_num_blocks=_blocks(len(items), tasks))
         views = map_on_machines(given, preprocess, tasks=tasks, dealer=TaskDealer(cluster_shares))
         dataset = views.map_batches(
             actor_class,
