@@ -10,11 +10,12 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from effnet_ray.errors import ControllerDiedError, TrainingError
 from effnet_ray.runtime import session
 from effnet_ray.train import events
+from effnet_ray.train.network_interface import BoundTorchConfig
 from effnet_ray.train.worker import RayWorkerConfig, train
 
 POLL_INTERVAL_ENV = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -41,7 +42,7 @@ def run_trainer(
                 resources_per_worker=request.resources_per_worker,
                 label_selector=request.labels or None,
             ),
-            torch_config=TorchConfig(backend=request.backend),
+            torch_config=BoundTorchConfig(backend=request.backend),
             run_config=RunConfig(
                 name=run.name,
                 storage_path=scratch,

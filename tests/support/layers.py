@@ -24,7 +24,7 @@ ORDER = (
     "train.loop train.checkpoint train.checkpoint_writer train.throughput train.step_log "
     "train.events train.worker_job train.device_batches train.resume train.failures "
     "train.worker_loop train.run_setup train.run_monitor train.worker train.feature_tasks "
-    "train.precompute_features train.ray_trainer train.finetune "
+    "train.precompute_features train.network_interface train.ray_trainer train.finetune "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
     "release.maintenance release.store release.catalog release.load "
     "inference.options reporting.page reporting.svg reporting.training_curves "
@@ -51,7 +51,7 @@ ORDER = (
 
 DOORS = {
     "ray": "packing.ray_map data.decode_machines data.ray_executor runtime. train.worker "
-    "train.precompute_features train.ray_trainer train.finetune "
+    "train.precompute_features train.network_interface train.ray_trainer train.finetune "
     "sweep.asha sweep.costs sweep.scheduled_search sweep.searchers "
     "sweep.trial preflight.cluster_file "
     "preflight.working_dir preflight.cluster inference.predictor inference.serve",
