@@ -54,6 +54,12 @@ class Outcome:
     """Highest top-1 of any epoch of any trial, points."""
     finished: dict[str, float] = field(default_factory=dict)
     """Variant → best top-1 of a full trial, points."""
+    trace: list[tuple[float, float]] = field(default_factory=list)
+    """What was spent and the best top-1 by then, after every epoch of any trial."""
+
+    def best_at(self, compute: float) -> float:
+        """Best top-1 when so much had been spent, points; 0 before the first epoch."""
+        return max((best for spent, best in self.trace if spent <= compute), default=0.0)
 
 
 Ask = Callable[[str], dict[str, Any] | str | None]
@@ -63,11 +69,12 @@ Tell = Callable[[str, dict[str, Any], bool], None]
 
 
 def grid_best(world: World) -> float:
-    """Highest top-1 of a full trial, points."""
+    """Highest top-1 of any epoch of a full trial, points: a release is a run's best epoch."""
     return max(
-        world.accuracy(variant, setting, world.epochs)
+        world.accuracy(variant, setting, epoch)
         for variant in world.variants
         for setting in range(world.settings)
+        for epoch in range(1, world.epochs + 1)
     )
 
 
@@ -190,6 +197,7 @@ def _simulate(
             return outcome
         outcome.compute += cost
         outcome.best = max(outcome.best, top1)
+        outcome.trace.append((outcome.compute, outcome.best))
         if top1 >= best - WITHIN:
             outcome.until = min(outcome.until, outcome.compute)
         if epoch == world.epochs:

@@ -40,9 +40,10 @@ MIN_BATCH_SIZE, MIN_STEPS = 16, 25
 epoch has so many steps; from scratch at least 64. The default lr follows its square root. With
 1,000 images 32 at 7e-4 ended 0.6 points above 64 at 1e-3, on the mean of three sets with one seed
 (`benchmarks/results/real_weights.md`). More than 64 was not measured."""
-FEW_IMAGES, FEW_LR_FACTOR = 500, 0.6
+FEW_IMAGES, FEW_LR_FACTOR = 150, 0.6
 """Fewer train images of pretrained weights have this factor of the default lr: with 60 to 100
-images 16 at 3e-4 ended above the solved head, at 5e-4 on average below it."""
+images 16 at 3e-4 ended above the solved head, at 5e-4 on average below it; with 250 images 5e-4
+ended 1.4 points above 3e-4 (`benchmarks/results/real_weights.md`)."""
 MIN_IMAGE_SIZE, MAX_ENLARGEMENT = 96, 8
 """Default image size of small images: eight times their shorter side, but no less than 96 px, in
 steps of 32. With frozen features of Lite0, images of 8 px gained nothing above 96 px; those of

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from effnet_ray.sweep.asha import PROGRESS, RUNGS, TOP1, Brackets
+from effnet_ray.sweep.asha import PROGRESS, RUNG, TOP1, Brackets
 
 STOP = TrialScheduler.STOP
 
@@ -29,21 +29,20 @@ def verdicts(
     return found
 
 
-@pytest.mark.parametrize("rung", [0.6, 0.9])
-def test_the_worst_third_of_a_variant_is_stopped_at_a_rung(rung: float) -> None:
-    before = [(n, "b0", rung, 0.9 - n / 100) for n in (0, 3, 6)]
-    found = verdicts([*before, (7, "b0", rung, 0.85), (8, "b0", rung, 0.86)])
+def test_the_worst_third_of_a_variant_is_stopped_at_the_rung() -> None:
+    before = [(n, "b0", RUNG, 0.9 - n / 100) for n in (0, 3, 6)]
+    found = verdicts([*before, (7, "b0", RUNG, 0.85), (8, "b0", RUNG, 0.86)])
     assert found[7] == [STOP] and found[8] != [STOP]
 
 
 def test_nothing_is_stopped_before_the_rung() -> None:
-    told = [(n, "b0", share, 0.9 - n / 10) for n in range(8) for share in (1 / 16, 1 / 4, 0.59)]
+    told = [(n, "b0", share, 0.9 - n / 10) for n in range(8) for share in (1 / 16, 1 / 4, 0.84)]
     assert all(STOP not in found for found in verdicts(told).values())
 
 
 def test_no_variant_is_stopped_because_others_are_better() -> None:
-    told = [(n, "b0", 0.6, 0.9) for n in range(8)]
-    found = verdicts([*told, (9, "b7", 0.6, 0.1), (9, "b7", 0.9, 0.2)])
+    told = [(n, "b0", RUNG, 0.9) for n in range(8)]
+    found = verdicts([*told, (9, "b7", RUNG, 0.1), (9, "b7", 0.95, 0.2)])
     assert STOP not in found[9]
 
 
@@ -53,7 +52,7 @@ def test_every_trial_is_stopped_when_the_budget_is_spent() -> None:
 
 
 reports = st.lists(
-    st.tuples(st.integers(0, 5), st.sampled_from([0.1, 0.6, 0.9, 1.0]),
+    st.tuples(st.integers(0, 5), st.sampled_from([0.1, RUNG, 0.95, 1.0]),
               st.floats(0, 1)),
     max_size=30,
 )  # fmt: skip
@@ -76,8 +75,8 @@ def test_a_trial_that_has_reached_its_end_is_not_called_stopped() -> None:
     assert STOP not in verdicts(told)[1]
 
 
-def test_the_rungs_are_where_asha_places_them() -> None:
+def test_the_rung_is_where_asha_places_it() -> None:
     brackets = Brackets()
     brackets.add("b0", 0)
     placed = [rung for rung, _ in brackets._brackets["b0"]._brackets[0]._rungs]
-    assert sorted(placed) == pytest.approx(RUNGS)
+    assert placed == pytest.approx([RUNG])

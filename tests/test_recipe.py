@@ -305,8 +305,8 @@ def test_a_bad_placement_is_refused_by_name(field: str, value: Any) -> None:
     ("given", "images", "gpus", "batch_size", "lr"),
     [
         ({}, 30, 1, 16, 3e-4),
-        ({}, 499, 1, 16, 3e-4),
-        ({}, 500, 1, 16, 5e-4),
+        ({}, 149, 1, 16, 3e-4),
+        ({}, 150, 1, 16, 5e-4),
         ({}, 799, 1, 16, 5e-4),
         ({}, 800, 1, 32, 7.07e-4),
         ({}, 1600, 1, 64, 1e-3),

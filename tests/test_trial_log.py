@@ -8,7 +8,7 @@ import pytest
 from effnet_ray import Recipe
 from effnet_ray.errors import RunExistsError, StorageError
 from effnet_ray.sweep import sweep_record
-from effnet_ray.sweep.asha import PROGRESS, SPENT, TOP1, Brackets
+from effnet_ray.sweep.asha import PROGRESS, RUNG, SPENT, TOP1, Brackets
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
 from effnet_ray.sweep.sweep_record import Sweep, Trial
 from effnet_ray.sweep.trial_log import CRASHED, FAILURE, SweepProgress, TrialLog
@@ -150,10 +150,10 @@ def test_a_second_call_repeats_nothing_that_is_over_and_resumes_the_rest(tmp_pat
 def test_rungs_remember_what_an_earlier_call_heard(tmp_path: Path) -> None:
     first = Bench(tmp_path)
     first.start()
-    first.report(0, 0.6, 0.9, 6)
+    first.report(0, RUNG, 0.9, 6)
     second = Bench(tmp_path)
     entrant = second.brackets.add("b0", 1)
-    assert second.brackets.decide("b0", entrant, told(0.6, 0.1, 6)) == "STOP"
+    assert second.brackets.decide("b0", entrant, told(RUNG, 0.1, 6)) == "STOP"
 
 
 def test_skipped_trials_are_recorded_and_stay_skipped(tmp_path: Path) -> None:

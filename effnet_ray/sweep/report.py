@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from effnet_ray.reporting.page import render
 from effnet_ray.reporting.svg import INK, new_figure, plot_style, to_svg
 from effnet_ray.sweep import results, sweep_record
-from effnet_ray.sweep.asha import RUNGS
+from effnet_ray.sweep.asha import RUNG
 from effnet_ray.sweep.results import Outcome
 from effnet_ray.train.metric_definitions import EVAL_TOP1
 
@@ -72,8 +72,7 @@ def _learning_curves(outcome: Outcome) -> str:
         axes.plot(progress, top1, color=colour, ls=style, lw=1.2, alpha=0.8, label=label)
         marker = END_MARKERS.get(trial.state, ".")
         axes.plot(progress[-1], top1[-1], marker, color=colour, ms=5)
-    for rung in RUNGS:
-        axes.axvline(100 * rung, color=INK, alpha=0.5, lw=0.8, ls=":")
+    axes.axvline(100 * RUNG, color=INK, alpha=0.5, lw=0.8, ls=":")
     axes.set(xlabel="% of the trial's epochs", ylabel=f"{EVAL_TOP1.label}, %")
     axes.set_xlim(0, 104)
     axes.legend(frameon=False)

@@ -15,7 +15,7 @@ from effnet_ray.recipe_rules import BATCH_SIZE
 from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
-from effnet_ray.sweep.asha import FIRST_RUNG, Brackets
+from effnet_ray.sweep.asha import RUNG, Brackets
 from effnet_ray.sweep.definition import define, with_defaults
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Allocation, Hardware, allocate
@@ -228,11 +228,11 @@ def _schedule(
         for variant in sweep.variants
     }
     cheapest = min(estimates, key=lambda variant: estimates[variant])
-    rung = FIRST_RUNG * estimates[cheapest]
+    rung = RUNG * estimates[cheapest]
     if sweep.budget is not None and sweep.budget < rung:
         raise RecipeError(
             f"a budget of {sweep.budget:,g} device-seconds is too small: a trial of {cheapest} "
-            f"needs about {costs.two_digits(rung)} to reach ASHA's first rung (estimated from "
+            f"needs about {costs.two_digits(rung)} to reach ASHA's rung (estimated from "
             "timm's speed on an RTX 3090): raise --budget, or lower --epochs or --image-size"
         )
     return VariantSchedule(

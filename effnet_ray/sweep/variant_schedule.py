@@ -1,6 +1,8 @@
 """Which variant and settings to try next: the search rule of a sweep. Pure: no Ray, no clock.
 
-1. The cheapest variant tries every sampled setting.
+1. The cheapest variants share the sampled settings: each setting is tried by one of them, and
+   ranked by how far it ends above that variant's mean. Then each of them tries the best settings
+   of the others. A single cheapest variant tries them all.
 2. Each of the other cheap variants, in order of cost, tries the best few settings of the next
    cheaper variant, and so ranks them anew.
 3. The most expensive variant trains the best setting of that ranking, alone: the best model is
@@ -10,14 +12,21 @@
 Trials compete only with trials of the same variant (`asha`).
 """
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from effnet_ray.errors import RecipeError
 from effnet_ray.sweep.space import Settings
 
-# The four constants below and the rungs of `asha` were chosen with `benchmarks/search.py`.
+# The five constants below and the rungs of `asha` were chosen with `benchmarks/search.py`.
+SAMPLING_FACTOR = 2.5
+"""Variants up to this multiple of the cheapest one's cost share the sampling. Between Lite0 and
+Lite2, on real pictures, sampling with Lite0 alone was worse than random search
+(`benchmarks/real/sweeps.py`)."""
 CHEAP_FACTOR = 4.0
 """A variant counts as cheap up to this multiple of the cheapest variant's cost."""
 MIN_SAMPLED = 8
@@ -78,8 +87,13 @@ class VariantSchedule:
     def __post_init__(self) -> None:
         self._by_cost = sorted(self.costs, key=lambda name: self.costs[name])
         check_trials(self.trials, self._by_cost)
-        self._rounds = self._make_rounds(self.costs[self._by_cost[0]])
+        cheapest = self.costs[self._by_cost[0]]
+        self._sampling = [
+            name for name in self._by_cost if self.costs[name] <= SAMPLING_FACTOR * cheapest
+        ]
+        self._rounds = self._make_rounds(cheapest)
         self._ranking: list[Settings] = []
+        self._round_start = 0
         self._queue: list[tuple[str, Settings | None]] = []
 
     @property
@@ -92,7 +106,9 @@ class VariantSchedule:
         cheap = [name for name in self._by_cost if self.costs[name] <= CHEAP_FACTOR * cheapest]
         expensive = [name for name in reversed(self._by_cost) if name not in cheap]
         trials = self._trials_per_variant(cheap, expensive)
-        rounds = [{name: trials[name]} for name in cheap]
+        shared = sum(trials[name] for name in self._sampling)
+        rounds = _sampling_rounds(self._sampling, shared)
+        rounds += [{name: trials[name]} for name in cheap if name not in self._sampling]
         if expensive:
             first, others = expensive[0], expensive[1:]
             rounds.append({first: 1})
@@ -186,6 +202,9 @@ class VariantSchedule:
         Settings are sampled anew where the ranking is too short: in the first round, or when
         trials failed.
         """
+        if self._ranking and list(round_) == self._sampling:
+            self._queue += self._best_pairs(sum(round_.values()))
+            return
         carried = {variant: self._untried(variant) for variant in round_}
         for place in range(max(round_.values())):
             for variant, trials in round_.items():
@@ -193,19 +212,79 @@ class VariantSchedule:
                     options = carried[variant]
                     self._queue.append((variant, options[place] if place < len(options) else None))
 
+    def _best_pairs(self, count: int) -> list[tuple[str, Settings | None]]:
+        """The sampling variants' untried settings that should do best.
+
+        Those of trials that got furthest come first. A pair's forecast is the variant's mean and
+        half of what the setting was above the mean of the variant that tried it: half, because one
+        trial says little.
+        """
+        tried = [trial for trial in self.planned if trial.progress]
+        mean = _mean_top1(tried)
+        pairs = [
+            (variant, trial)
+            for variant in self._sampling
+            if variant in mean
+            for trial in tried
+            if trial.settings in self._untried(variant)
+        ]
+
+        def place(pair: tuple[str, PlannedTrial]) -> tuple[float, float]:
+            variant, trial = pair
+            return -trial.progress, -(mean[variant] + (trial.top1 - mean[trial.variant]) / 2)
+
+        best = [(variant, trial.settings) for variant, trial in sorted(pairs, key=place)[:count]]
+        return [*best, *[(self._sampling[0], None)] * (count - len(best))]
+
     def _untried(self, variant: str) -> list[Settings]:
         """Ranked settings that the variant has not tried."""
         tried = [trial.settings for trial in self.planned if trial.variant == variant]
         return [settings for settings in self._ranking if settings not in tried]
 
     def _update_ranking(self) -> None:
-        """Move the settings of the last variant to the front, in its order.
+        """Move the settings of the last round's variants to the front, in their order.
 
-        Of all variants tried, the last is closest in size to the next ones, so its ranking
+        Of all variants tried, these are closest in size to the next ones, so their ranking
         predicts theirs best.
         """
-        tried = [trial for trial in self.planned if trial.progress]
-        tried = [trial for trial in tried if trial.variant == tried[-1].variant]
-        tried.sort(key=lambda trial: (-trial.progress, -trial.top1, trial.number))
-        ordered = [trial.settings for trial in tried]
+        variants = {trial.variant for trial in self.planned[self._round_start :]}
+        tried = [trial for trial in self.planned if trial.progress and trial.variant in variants]
+        ordered = _ranked(tried)
         self._ranking = ordered + [old for old in self._ranking if old not in ordered]
+        self._round_start = len(self.planned)
+
+
+def _ranked(trials: Sequence[PlannedTrial]) -> list[Settings]:
+    """The settings of some trials: those that got furthest first, then by how far they ended above
+    the means of their variants."""
+    mean, of_settings = _mean_top1(trials), defaultdict[str, list[PlannedTrial]](list)
+    for trial in trials:
+        of_settings[json.dumps(trial.settings, sort_keys=True)].append(trial)
+
+    def place(group: Sequence[PlannedTrial]) -> tuple[float, float, int]:
+        above = statistics.mean(trial.top1 - mean[trial.variant] for trial in group)
+        return -max(trial.progress for trial in group), -above, group[0].number
+
+    return [group[0].settings for group in sorted(of_settings.values(), key=place)]
+
+
+def _sampling_rounds(variants: Sequence[str], trials: int) -> list[dict[str, int]]:
+    """Rounds in which the cheapest variants sample settings, and then try each other's."""
+    if len(variants) == 1:
+        return [dict.fromkeys(variants, trials)]
+    sampled = max(len(variants), trials // 2)
+    return [_shared(variants, sampled), _shared(variants, trials - sampled)]
+
+
+def _mean_top1(trials: Iterable[PlannedTrial]) -> dict[str, float]:
+    """Variant → mean of its trials' best top-1."""
+    of_variant = defaultdict[str, list[float]](list)
+    for trial in trials:
+        of_variant[trial.variant].append(trial.top1)
+    return {name: statistics.mean(values) for name, values in of_variant.items()}
+
+
+def _shared(variants: Sequence[str], trials: int) -> dict[str, int]:
+    """Variant → trials: as even as can be, the cheapest first."""
+    each, rest = divmod(trials, len(variants))
+    return {name: each + (place < rest) for place, name in enumerate(variants)}
