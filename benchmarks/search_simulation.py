@@ -84,7 +84,7 @@ def grid_cost(world: World) -> float:
 
 
 def ladder(world: World, trials: int, *, devices: int, seed: int, noise: float = 0.0) -> Outcome:
-    """The sweep's own rule; the cheapest variant begins with the settings in random order."""
+    """The sweep's own rule; the cheapest variants begin with the settings in random order."""
     order = Random(seed).sample(range(world.settings), world.settings)
     full = {name: world.epochs * cost for name, cost in world.costs.items()}
     rule = VariantSchedule(

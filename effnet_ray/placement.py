@@ -49,7 +49,8 @@ class Workers:
     it."""
     decode_tasks: int | None = None
     """Parallel image-decoding tasks per worker. Default: the machine's cores plus one, shared
-    among its workers, less one for each GPU worker; and a share of machines without workers."""
+    among its workers, less one for each GPU worker that trains; and a share of the machines
+    without workers."""
     prefetch_mb: int | None = None
     """Prefetch buffer of decoded images per worker, MB, at least 16. Default: 320 for each decode
     task, or less if the object store is smaller."""

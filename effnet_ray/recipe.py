@@ -74,12 +74,18 @@ class Recipe(RecipeFields):
         assert self.batch_size is not None and self.micro_batch is not None
         return self.batch_size // self.micro_batch
 
+    @property
+    def rate_follows_images(self) -> bool:
+        """Whether batch size and rate are defaults that the number of train images changes."""
+        given = self.batch_size or self.lr or self.micro_batch
+        return not given and self.unfreeze != "head"
+
     def for_images(self, train_images: int, gpus: int = 1) -> Self:
         """This recipe with the defaults that depend on the numbers of train images and GPUs.
 
         Batch size and rate belong together: if one of them is given, so is the other's default.
         """
-        if self.batch_size or self.lr or self.micro_batch or self.unfreeze == "head":
+        if not self.rate_follows_images:
             return self
         batch_size = BATCH_SIZE if self.weights == "none" else MIN_BATCH_SIZE
         while 2 * batch_size <= min(BATCH_SIZE * gpus, train_images / MIN_STEPS):

@@ -92,7 +92,7 @@ class RecipeFields:
     batch_size: int | None = field(default=None, metadata=AT_LEAST_1)
     """Batch size: images per optimizer step, over all workers. Default: the largest power of two
     of which an epoch has 25 steps, up to 64 for each GPU, and at least 16 (64 from scratch); 64 if
-    lr or micro_batch is given, and for tune."""
+    lr or micro_batch is given; for tune: for one GPU."""
     micro_batch: int | None = field(default=None, metadata=AT_LEAST_1)
     """Images per forward pass (gradient accumulation). Must divide the batch size. Default: batch
     size / workers, reduced if it may not fit in memory. The chosen value is saved with the run."""
@@ -102,7 +102,7 @@ class RecipeFields:
     lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate. Default: 1e-3 for adamw and nadamw; × 20 for sgd and momentum, × 2 for
     rmsproptf, × 5 for lamb, × 0.1 for lion; times the square root of a default batch size / 64;
-    × 0.6 for pretrained weights and fewer than 500 train images."""
+    × 0.6 for pretrained weights and fewer than 150 train images."""
     head_lr: float | None = field(default=None, metadata=ABOVE_0)
     """Peak learning rate of linear probing, for a trained head. Default: 10 × lr; with --unfreeze
     head: --lr, if given."""

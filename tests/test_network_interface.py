@@ -19,8 +19,7 @@ from datetime import timedelta
 import torch, torch.distributed as dist
 from effnet_ray.train.network_interface import bind_to
 rank, address, master = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-if sys.argv[4] == "bound":
-    bind_to(address)
+bind_to(address)
 dist.init_process_group("gloo", init_method=f"tcp://{master}:29517", rank=rank, world_size=2,
                         timeout=timedelta(seconds=30))
 total = torch.tensor(rank + 1)
@@ -86,7 +85,7 @@ def test_workers_of_two_machines_reach_each_other(machines: tuple[str, str]) -> 
     workers = [
         subprocess.Popen(
             ["ip", "netns", "exec", machine, sys.executable, "-c", WORKER, str(rank), address,
-             ADDRESSES[0], "bound"],
+             ADDRESSES[0]],
             env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank, (machine, address) in enumerate(zip(machines, ADDRESSES, strict=True))
@@ -94,3 +93,32 @@ def test_workers_of_two_machines_reach_each_other(machines: tuple[str, str]) -> 
     for worker in workers:
         output, errors = worker.communicate(timeout=120)
         assert output.split() == ["3"], errors
+
+
+@pytest.mark.ray
+def test_ray_trains_workers_are_bound_before_their_group_starts(
+    cluster: None, tmp_path: Path
+) -> None:
+    import ray.util
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from effnet_ray.train.network_interface import BoundTorchConfig
+
+    def write_interface(config: dict[str, str]) -> None:
+        import ray.train
+        import torch.distributed as dist
+
+        assert dist.is_initialized()
+        rank = ray.train.get_context().get_world_rank()
+        Path(config["folder"], f"{rank}").write_text(os.environ.get("GLOO_SOCKET_IFNAME", ""))
+
+    TorchTrainer(
+        write_interface,
+        train_loop_config={"folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        torch_config=BoundTorchConfig(backend="gloo"),
+        run_config=RunConfig(storage_path=str(tmp_path / "ray")),
+    ).fit()
+    expected = interface_of(ray.util.get_node_ip_address())
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [expected, expected]

@@ -59,3 +59,11 @@ def test_a_run_of_several_gpus_resumes_on_fewer_with_its_own_batch(
     assert set_up(recipe, digits, tmp_path, "", one) == run
     with pytest.raises(RunExistsError, match=r"lr 0\.1"):
         set_up(replace(recipe, lr=0.1), digits, tmp_path, "", one)
+
+
+def test_a_run_goes_on_with_the_rate_of_its_start_whatever_the_defaults_are_now(
+    digits: str, weights_mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = set_up(RECIPE, digits, tmp_path, weights_mirror, Placement(workers="1"))
+    monkeypatch.setattr(recipes, "FEW_IMAGES", 10_000)
+    assert set_up(RECIPE, digits, tmp_path, weights_mirror, Placement(workers="1")) == run

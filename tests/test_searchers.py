@@ -1,8 +1,9 @@
 """Searchers: reproducible random search, and a TPE that learns."""
 
+from effnet_ray.recipe import Recipe
 from effnet_ray.sweep import searchers
 from effnet_ray.sweep.searchers import RandomSampler, TpeSampler
-from effnet_ray.sweep.space import DEFAULT, Settings, parse
+from effnet_ray.sweep.space import Settings, default, parse
 from effnet_ray.sweep.sweep_record import Trial, TrialPoint
 
 SPACE = parse(
@@ -20,10 +21,11 @@ def trial(number: int, settings: Settings) -> Trial:
 
 
 def test_a_number_has_its_settings_whatever_came_before() -> None:
-    first, second = RandomSampler(parse(DEFAULT), 3), RandomSampler(parse(DEFAULT), 3)
+    space = parse(default(Recipe()))
+    first, second = RandomSampler(space, 3), RandomSampler(space, 3)
     assert first(7) == [second(n) for n in range(8)][7]
     assert first(7) != first(8)
-    assert first(7) != RandomSampler(parse(DEFAULT), 4)(7)
+    assert first(7) != RandomSampler(space, 4)(7)
 
 
 def test_tpe_draws_from_the_space_and_learns_where_it_is_good() -> None:

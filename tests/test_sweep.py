@@ -49,7 +49,7 @@ def hear(event):
     elif isinstance(event, SweepProgress) and event.trial.state == STOPPED:
         threading.Thread(target=free, args=[time.monotonic()]).start()
 
-recipe = Recipe(weights="none", image_size=32, epochs=20, batch_size=16, limit=240, flip=0.0,
+recipe = Recipe(weights="none", image_size=32, epochs=14, batch_size=16, limit=160, flip=0.0,
                 crop_scale=0.7, crop_ratio=1.1, drop_path=0.0, dropout=0.1, seed=134,
                 precision="float32")
 found = tune(recipe, Placement(workers="2", gpus_per_worker=0.5), data, variants=["b0"], trials=4,

@@ -2,8 +2,9 @@
 
 Ray deals tasks that request no CPU to all machines in turn, the head node included (Ray Data 2.60,
 `DataContext.scheduling_strategy` is SPREAD). So a machine of 4 cores gets as many as one of 96.
-Here every task names its machine. Machines that join or leave are noticed within seconds; a task
-whose machine has gone runs on another one.
+Here every task names its machine. Machines that join or leave are dealt with within seconds, but
+the number of parallel tasks is that of a Ray Data execution's start: the next window has another.
+A task whose machine has gone runs on another one.
 """
 
 import time

@@ -44,8 +44,8 @@ class RayExecutor:
     Tasks of cached features run in threads of this process.
     """
 
-    decode_tasks: int
-    """Parallel Ray Data tasks."""
+    decode_tasks: int | None
+    """Parallel Ray Data tasks. None: as many as `shares` has when a window starts."""
     prefetch_mb: int
     """Decoded images to hold ahead, MB."""
     local_chunks: int = 0
@@ -54,7 +54,7 @@ class RayExecutor:
     window_chunks: int = WINDOW_CHUNKS
     lead_chunks: int = LEAD_CHUNKS
     shares: Callable[[], Shares] = cluster_shares
-    """How many tasks each machine runs, in proportion."""
+    """How many tasks each machine runs at a time, or in proportion if `decode_tasks` is given."""
     chunks_per_task: int | None = None
     """Chunks that one Ray Data task loads. Default: as many as `prefetch_mb` allows."""
 
@@ -75,7 +75,8 @@ class RayExecutor:
         """Blocks of one Ray Data execution."""
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [{"task": json.dumps(asdict(task))} for task in window]
-        per_task = self.chunks_per_task or self._chunks_per_task(dataset, len(window))
+        tasks = self.decode_tasks or max(1, int(sum(self.shares().values())))
+        per_task = self.chunks_per_task or self._chunks_per_task(dataset, len(window), tasks)
         blocks = -(-len(window) // per_task)
 
         def load(batch: Block) -> Iterator[Block]:
@@ -87,7 +88,7 @@ class RayExecutor:
             loaded = map_on_machines(
                 ray.data.from_items(rows, override_num_blocks=blocks),
                 load,
-                tasks=min(self.decode_tasks, blocks),
+                tasks=min(tasks, blocks),
                 dealer=TaskDealer(self.shares),
             )
             iterator: Iterator[Block] = iter(
@@ -95,7 +96,7 @@ class RayExecutor:
             )
         return iterator
 
-    def _chunks_per_task(self, dataset: Dataset, chunks: int) -> int:
+    def _chunks_per_task(self, dataset: Dataset, chunks: int, tasks: int) -> int:
         """Chunks that fill half of a task's share of `prefetch_mb`, or fewer to occupy all tasks.
 
         Ray Data polls for finished tasks every 0.1 s (`WAIT_FOR_TASK_COMPLETION_TIMEOUT_S`), once
@@ -104,8 +105,8 @@ class RayExecutor:
         """
         images = dataset.plan.chunk_steps * dataset.plan.micro_batch
         chunk_bytes = images * 3 * dataset.spec.resolution**2
-        fitting = self.prefetch_mb * 1024**2 // self.decode_tasks // (2 * chunk_bytes)
-        return max(1, min(fitting, chunks // (2 * self.decode_tasks)))
+        fitting = self.prefetch_mb * 1024**2 // tasks // (2 * chunk_bytes)
+        return max(1, min(fitting, chunks // (2 * tasks)))
 
 
 def _cut_windows(tasks: Iterator[ChunkTask], window_chunks: int) -> Iterator[Window]:

@@ -6,7 +6,6 @@ Feature computation, evaluation and prediction use them.
 import functools
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +39,8 @@ MAX_BLOCKS = 1000
 takes 3 s for so many (as in `data.ray_executor`)."""
 ITEMS_PER_TASK = 4
 """Items, mostly row groups, of a task where there are enough for all tasks to have several turns:
-a task reads the next item while it decodes one. Chosen, not measured."""
+for features and evaluation, a task reads the next item while it decodes one. Chosen, not
+measured."""
 METADATA = "metadata"
 """The column of `encode_row` with JSON."""
 
@@ -115,11 +115,13 @@ class ActorPool:
 
 
 def _cluster_cores() -> int:
-    """Cores of the machines that decode."""
-    shares = cluster_shares()
-    # A local Ray is started with more cores than exist if there are more workers than cores.
-    most = max(1, os.cpu_count() or 1) if len(shares) == 1 else math.inf
-    return int(max(1, min(most, sum(shares.values()))))
+    """Cores of the machines that decode; of this one where none has started yet."""
+    here = max(1, os.cpu_count() or 1)
+    shares = cluster_shares() or {"": here}
+    if shares.keys() == {ray.get_runtime_context().get_node_id()}:
+        # A local Ray is started with more cores than exist if there are more workers than cores.
+        return int(min(here, max(1, *shares.values(), 1)))
+    return int(max(1, sum(shares.values())))
 
 
 def _blocks(items: int, tasks: int) -> int:

@@ -17,7 +17,7 @@ KEEP = 2 / 3
 """Share of a variant's trials that continue past the rung. Chosen with `benchmarks/search.py`."""
 RUNG = 0.85
 """Share of a full trial after which it may be stopped. On real pictures a rung at 0.6 cost half a
-point of top-1 and saved a tenth of the time: settings that end best are not the best by then
+point of top-1: settings that end best are not the best by then
 (`benchmarks/real/sweeps.py`)."""
 
 

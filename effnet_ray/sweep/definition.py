@@ -14,28 +14,16 @@ from effnet_ray.sweep import space as spaces
 from effnet_ray.sweep.sweep_record import Sweep
 from effnet_ray.train.run_setup import check_run_name, for_data
 
-RATE_DEPENDS_ON = {"batch_size", "micro_batch", "opt"}
+RATE_DEPENDS_ON = {"batch_size", "micro_batch", "opt", "unfreeze", "weights"}
 """If one of these is searched, a rate for the number of train images would not fit all trials."""
-
-
-def with_defaults(
-    recipe: Recipe, space: Mapping[str, Any] | None, manifest: Manifest, fixed: Collection[str]
-) -> tuple[Recipe, Mapping[str, Any]]:
-    """Recipe and space with the defaults that depend on the number of train images.
-
-    Those of the recipe alone, if a field of `RATE_DEPENDS_ON` is searched.
-    """
-    for_images = for_data(recipe, manifest, gpus=1)
-    space = spaces.default(for_images, fixed) if space is None else space
-    recipe = recipe if RATE_DEPENDS_ON & space.keys() else for_images
-    return replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE), space
 
 
 def define(
     recipe: Recipe,
-    space: Mapping[str, Any],
+    space: Mapping[str, Any] | None,
     manifest: Manifest,
     *,
+    fixed: Collection[str],
     data: str,
     variants: Sequence[str],
     trials: int,
@@ -43,20 +31,23 @@ def define(
     budget: float | None,
     name: str | None,
 ) -> Sweep:
-    """The sweep; its default name follows from everything but the data's URI.
+    """The sweep, with the defaults that depend on the data set.
 
-    Raises RecipeError if the name is not a safe folder name.
+    `space`: by default `space.default` without the fields in `fixed`. The default name follows
+    from what was requested, not from today's defaults, and not from the data's URI. Raises
+    RecipeError if the name is not a safe folder name.
     """
-    content: dict[str, Any] = {
-        "recipe": asdict(recipe),
+    requested: dict[str, Any] = {
+        "recipe": asdict(replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)),
         "variants": list(variants),
         "trials": trials,
-        "space": dict(space),
+        "space": {"fixed": sorted(fixed)} if space is None else dict(space),
         "searcher": searcher,
         "budget": budget,
         "fingerprint": manifest.fingerprint,
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(requested, sort_keys=True).encode()).hexdigest()
+    recipe, space = _with_defaults(recipe, space, manifest, fixed)
     return Sweep(
         name=check_run_name(name or f"sweep-{digest[:8]}"),
         recipe=recipe,
@@ -69,3 +60,16 @@ def define(
         fingerprint=manifest.fingerprint,
         side=typical_side(manifest, data) if recipe.size_follows_images else None,
     )
+
+
+def _with_defaults(
+    recipe: Recipe, space: Mapping[str, Any] | None, manifest: Manifest, fixed: Collection[str]
+) -> tuple[Recipe, Mapping[str, Any]]:
+    """Recipe and space with the defaults that depend on the number of train images.
+
+    Those of the recipe alone, if a field of `RATE_DEPENDS_ON` is searched.
+    """
+    for_images = for_data(recipe, manifest, gpus=1)
+    space = spaces.default(for_images, fixed) if space is None else space
+    recipe = recipe if RATE_DEPENDS_ON & space.keys() else for_images
+    return replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE), space

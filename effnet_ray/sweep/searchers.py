@@ -1,5 +1,7 @@
-"""Samplers for the cheapest variant's settings: random, or Optuna's TPE through Ray Tune."""
+"""Samplers for the cheapest variants' settings: random, or Optuna's TPE through Ray Tune."""
 
+import statistics
+from collections import defaultdict
 from random import Random
 from typing import Any, Protocol
 
@@ -72,6 +74,8 @@ class TpeSampler:
         distributions = OptunaSearch.convert_search_space(domains)
         self._search = OptunaSearch(space=distributions, metric=TOP1, mode=MODE, seed=seed)
         self._suggested: set[int] = set()
+        self._top1 = defaultdict[str, list[float]](list)
+        """Variant → top-1 of its ended trials."""
 
     def __call__(self, number: int) -> Settings:
         """Settings for the trial of this number, given all trials observed so far."""
@@ -79,12 +83,18 @@ class TpeSampler:
         return dict(self._search.suggest(str(number)))
 
     def observe(self, trial: Trial) -> None:
-        """Learn from a trial suggested here, or from one of an earlier call."""
+        """Learn from a trial suggested here, or from one of an earlier call.
+
+        Variants share the sampling, so what counts is how far a trial is above its variant's mean.
+        """
+        if trial.curve:
+            self._top1[trial.variant].append(trial.eval_top1)
+        above = trial.eval_top1 - statistics.mean(self._top1[trial.variant] or [0.0])
         if trial.number in self._suggested:
-            report = {TOP1: trial.eval_top1} if trial.curve else None
+            report = {TOP1: above} if trial.curve else None
             self._search.on_trial_complete(str(trial.number), report, error=report is None)
         elif trial.curve:
-            self._search.add_evaluated_point(trial.settings, trial.eval_top1)
+            self._search.add_evaluated_point(trial.settings, above)
 
 
 def _tune_domain(domain: Domain) -> Any:

@@ -106,7 +106,8 @@ class Space:
 def default(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, Any]:
     """The most influential settings of fine-tuning, without the fields in `fixed`.
 
-    Each range contains the recipe's own value, which may be its default for the data set.
+    The ranges of lr and weight_decay contain the recipe's own, which may be its default for the
+    data set; a weight decay of 0 is not searched.
     """
     own = recipe.with_defaults
     lr_range = LR_RANGE_FROM_SCRATCH if own.weights == "none" else LR_RANGE
@@ -116,6 +117,8 @@ def default(recipe: Recipe, fixed: Collection[str] = ()) -> dict[str, Any]:
         "label_smoothing": "uniform:0:0.2",
         "drop_path": "uniform:0:0.3",
     }
+    if not own.weight_decay:
+        del domains["weight_decay"]
     return {name: domain for name, domain in domains.items() if name not in fixed}
 
 

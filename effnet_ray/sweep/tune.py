@@ -7,7 +7,7 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import RecipeError
+from effnet_ray.errors import RecipeError, RunExistsError
 from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
@@ -16,7 +16,7 @@ from effnet_ray.runtime import nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
 from effnet_ray.sweep.asha import RUNG, Brackets
-from effnet_ray.sweep.definition import define, with_defaults
+from effnet_ray.sweep.definition import define
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.resources import Allocation, Hardware, allocate
 from effnet_ray.sweep.results import Outcome
@@ -78,8 +78,10 @@ def tune(
     sweep_rules.check_task(recipe, manifest)
     recipe = sweep_record.with_common_family(recipe, variants)
     sweep = define(
-        *with_defaults(recipe, space, manifest, fixed),
+        recipe,
+        space,
         manifest,
+        fixed=fixed,
         data=data,
         variants=variants,
         trials=trials,
@@ -140,7 +142,10 @@ class _Search:
         self._manifest, self._placement, self._objective = manifest, placement, objective
         self.past = sweep_record.load_trials(uri)
         self._sampler = sampler(sweep.searcher, spaces.parse(sweep.space), sweep.recipe.seed)
-        self._schedule = _schedule(sweep, manifest, self._sampler, self.past)
+        self._schedule = self._new_schedule()
+
+    def _new_schedule(self) -> VariantSchedule:
+        return _schedule(self.sweep, self._manifest, self._sampler, self.past)
 
     def allocate(self, workers: str | None, uris: Sequence[str]) -> Allocation:
         """What each trial leases.
@@ -163,6 +168,7 @@ class _Search:
 
     def run(self, allocation: Allocation, mirror: str | None, on_progress: OnProgress) -> TrialLog:
         """Run the schedule's trials. Raises KeyboardInterrupt after Ctrl-C."""
+        _check_same_plan(self._new_schedule(), self.past)
         schedule, folder = self._schedule, storage.join(self.uri, sweep_record.RUNS)
         controllers = start_controller_registry()
         brackets = Brackets(
@@ -217,6 +223,27 @@ class _Search:
         }
         classes = len(self._manifest.classes)
         return costs.model_costs(self.sweep, self.uri, classes, self._placement, keys)
+
+
+def _check_same_plan(schedule: VariantSchedule, past: Mapping[int, Trial]) -> None:
+    """Raises RunExistsError if recorded trials are not those that the schedule plans."""
+    while (planned := schedule.next()) and planned.number in past:
+        trial = past[planned.number]
+        if trial.variant != planned.variant:
+            raise RunExistsError(
+                f"trial {trial.number} of this sweep was recorded for {trial.variant}, but this "
+                f"version of effnet_ray plans it for {planned.variant}: continue it with the "
+                "version that started it, or choose another --name"
+            )
+        if trial.curve:
+            schedule.record_progress(
+                trial.number,
+                top1=trial.eval_top1,
+                progress=trial.progress,
+                spent=trial.device_seconds,
+            )
+        if trial.over:
+            schedule.record_end(trial.number)
 
 
 def _schedule(

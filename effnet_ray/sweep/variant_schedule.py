@@ -12,25 +12,23 @@
 Trials compete only with trials of the same variant (`asha`).
 """
 
-import json
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from effnet_ray.errors import RecipeError
+from effnet_ray.sweep.planned_trials import PlannedTrial, mean_top1, outcomes_of
 from effnet_ray.sweep.space import Settings
 
-# The five constants below and the rungs of `asha` were chosen with `benchmarks/search.py`.
 SAMPLING_FACTOR = 2.5
 """Variants up to this multiple of the cheapest one's cost share the sampling. Between Lite0 and
 Lite2, on real pictures, sampling with Lite0 alone was worse than random search
-(`benchmarks/real/sweeps.py`)."""
+(`benchmarks/real/sweeps.py`, which this constant and `asha.RUNG` were chosen with)."""
+# The four constants below were chosen with `benchmarks/search.py`.
 CHEAP_FACTOR = 4.0
 """A variant counts as cheap up to this multiple of the cheapest variant's cost."""
 MIN_SAMPLED = 8
-"""Settings the cheapest variant samples before other variants get a second setting; never more
+"""Trials of the cheapest variant before other variants get a second setting; never more
 than half of the trials."""
 MAX_CARRIED = 6
 """Maximum number of settings that a cheap variant takes over from the next cheaper one."""
@@ -45,27 +43,6 @@ def check_trials(trials: int, variants: Sequence[str]) -> None:
             f"{trials} trials are too few for {len(variants)} variants: expected at least one "
             "each: raise --trials or list fewer --variants"
         )
-
-
-@dataclass(slots=True)
-class PlannedTrial:
-    """A trial as the schedule sees it."""
-
-    number: int
-    """From 0, in planning order."""
-    variant: str
-    settings: Settings
-    cost: float
-    """Expected device-seconds of the full trial."""
-    spent: float = 0.0
-    """Measured device-seconds so far."""
-    progress: float = 0.0
-    """Share of the full trial done, 0 to 1."""
-    top1: float = 0.0
-    """Best so far."""
-    over: bool = False
-    skipped: bool = False
-    """Whether it was left out because the budget had no room for it."""
 
 
 @dataclass
@@ -220,20 +197,16 @@ class VariantSchedule:
         trial says little.
         """
         tried = [trial for trial in self.planned if trial.progress]
-        mean = _mean_top1(tried)
+        mean, outcomes = mean_top1(tried), outcomes_of(tried)
+        untried = {variant: self._untried(variant) for variant in self._sampling}
         pairs = [
-            (variant, trial)
+            (variant, outcome)
             for variant in self._sampling
-            if variant in mean
-            for trial in tried
-            if trial.settings in self._untried(variant)
+            for outcome in outcomes
+            if variant in mean and outcome.settings in untried[variant]
         ]
-
-        def place(pair: tuple[str, PlannedTrial]) -> tuple[float, float]:
-            variant, trial = pair
-            return -trial.progress, -(mean[variant] + (trial.top1 - mean[trial.variant]) / 2)
-
-        best = [(variant, trial.settings) for variant, trial in sorted(pairs, key=place)[:count]]
+        pairs.sort(key=lambda pair: (-pair[1].progress, -mean[pair[0]] - pair[1].above / 2))
+        best = [(variant, outcome.settings) for variant, outcome in pairs[:count]]
         return [*best, *[(self._sampling[0], None)] * (count - len(best))]
 
     def _untried(self, variant: str) -> list[Settings]:
@@ -249,39 +222,22 @@ class VariantSchedule:
         """
         variants = {trial.variant for trial in self.planned[self._round_start :]}
         tried = [trial for trial in self.planned if trial.progress and trial.variant in variants]
-        ordered = _ranked(tried)
+        ordered = [outcome.settings for outcome in outcomes_of(tried)]
         self._ranking = ordered + [old for old in self._ranking if old not in ordered]
         self._round_start = len(self.planned)
 
 
-def _ranked(trials: Sequence[PlannedTrial]) -> list[Settings]:
-    """The settings of some trials: those that got furthest first, then by how far they ended above
-    the means of their variants."""
-    mean, of_settings = _mean_top1(trials), defaultdict[str, list[PlannedTrial]](list)
-    for trial in trials:
-        of_settings[json.dumps(trial.settings, sort_keys=True)].append(trial)
-
-    def place(group: Sequence[PlannedTrial]) -> tuple[float, float, int]:
-        above = statistics.mean(trial.top1 - mean[trial.variant] for trial in group)
-        return -max(trial.progress for trial in group), -above, group[0].number
-
-    return [group[0].settings for group in sorted(of_settings.values(), key=place)]
-
-
 def _sampling_rounds(variants: Sequence[str], trials: int) -> list[dict[str, int]]:
-    """Rounds in which the cheapest variants sample settings, and then try each other's."""
+    """Rounds in which the cheapest variants sample settings, and then try each other's.
+
+    The second round has room for at most half of the pairs that are left, so that it chooses: of
+    two variants' trials, two thirds sample.
+    """
     if len(variants) == 1:
         return [dict.fromkeys(variants, trials)]
-    sampled = max(len(variants), trials // 2)
+    share = 2 / 3 if len(variants) == 2 else 1 / 2
+    sampled = max(len(variants), int(share * trials))
     return [_shared(variants, sampled), _shared(variants, trials - sampled)]
-
-
-def _mean_top1(trials: Iterable[PlannedTrial]) -> dict[str, float]:
-    """Variant → mean of its trials' best top-1."""
-    of_variant = defaultdict[str, list[float]](list)
-    for trial in trials:
-        of_variant[trial.variant].append(trial.top1)
-    return {name: statistics.mean(values) for name, values in of_variant.items()}
 
 
 def _shared(variants: Sequence[str], trials: int) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Sets up a run: checks its inputs, finds its record or makes one, and fetches its weights."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from effnet_ray import storage
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
@@ -94,7 +94,10 @@ def load_same_run(run_uri: str, recipe: Recipe, manifest: Manifest) -> Run | Non
     """The recorded run, None if it is new. Raises RunExistsError if it has other inputs."""
     recorded = run_record.load(run_uri)
     if recorded:
-        expected = for_data(recipe, manifest, recorded.gpus)
+        expected = recipe
+        if recipe.rate_follows_images:  # the defaults of its start, whatever today's are
+            started = recorded.recipe
+            expected = replace(recipe, batch_size=started.batch_size, lr=started.lr)
         run_record.check_same(recorded, expected, manifest.fingerprint)
     return recorded
 

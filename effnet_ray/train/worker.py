@@ -75,8 +75,9 @@ def _executor(
         )
 
     elsewhere = sum(shares().values()) - own_tasks
-    tasks, prefetch_mb = job.placement.decoding(free, local_workers, store_mb, elsewhere)
+    _, prefetch_mb = job.placement.decoding(free, local_workers, store_mb, elsewhere)
     lanes = job.dataset.plan.workers_lanes(rank.rank, rank.workers)
+    tasks = job.placement.decode_tasks
     return RayExecutor(tasks, prefetch_mb, local_chunks=len(lanes), shares=shares)
 
 
