@@ -53,15 +53,10 @@ class Options:
 def main(options: Options) -> None:
     """Measure and print, or be one of the processes."""
     if options.part:
-        print(
-            json.dumps(
-                {"driver": driver, "worker": worker, "task": task}[options.part](options.data)
-            )
-        )
+        process = {"driver": driver, "worker": worker, "task": task}[options.part]
+        print(json.dumps(process(options.data)))
         return
-    print(
-        "| million images | row groups | process | s until ready | MB | ms a chunk | ms an image |"
-    )
+    print("| million images | row groups | process | s to start | MB | ms a chunk | ms an image |")
     print("|---|---|---|---|---|---|---|")
     for millions in options.millions:
         with tempfile.TemporaryDirectory() as folder:

@@ -89,6 +89,10 @@ class Dataset:
         """The eval split's plan."""
         return EvalPlan(self.manifest.index("eval"))
 
+    def row_group_reads(self) -> RowGroupReads:
+        """Threads that read its row groups; a context manager."""
+        return RowGroupReads(self.manifest, self.data, limited=self.recipe.limit is not None)
+
     def features_uri(self, split: str, view: int | None) -> str:
         """The folder of a split's cached features of a view (by number; None: the eval view)."""
         return feature_cache.folder(
@@ -133,8 +137,7 @@ def load_chunks(dataset: Dataset, tasks: Iterable[ChunkTask]) -> Iterator[Block]
 
     The next chunk is read while one is decoded. Raises DatasetError and StorageError.
     """
-    limited = dataset.recipe.limit is not None
-    with RowGroupReads(dataset.manifest, dataset.data, limited=limited) as reads:
+    with dataset.row_group_reads() as reads:
         for chunk in one_ahead(_start(dataset, task, reads) for task in tasks):
             yield from _load(dataset, chunk)
 

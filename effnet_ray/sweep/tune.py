@@ -73,22 +73,12 @@ def tune(
     data, runs = storage.absolute(data), storage.absolute(runs)
     checked = spaces.default(recipe, fixed) if space is None else space
     sweep_rules.check(recipe, variants, checked, trials=trials, searcher=searcher, budget=budget)
-    manifest = manifests.load(data)
-    manifests.check_trainable(manifest.limited(recipe.limit), data)
-    sweep_rules.check_task(recipe, manifest)
+    manifest = _load_trainable(recipe, data)
     recipe = sweep_record.with_common_family(recipe, variants)
     sweep = define(
-        recipe,
-        space,
-        manifest,
-        fixed=fixed,
-        data=data,
-        variants=variants,
-        trials=trials,
-        searcher=searcher,
-        budget=budget,
-        name=name,
-    )
+        recipe, space, manifest, fixed=fixed, data=data, variants=variants, trials=trials,
+        searcher=searcher, budget=budget, name=name,
+    )  # fmt: skip
     uri = storage.join(runs, sweep.name)
     sweep = sweep_record.as_recorded(sweep, uri, recipe, space)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
@@ -97,6 +87,14 @@ def tune(
         return search.outcome(search.past, 0)
     (connect or _join_or_start)(placement)
     return _run(search, workers, [data, runs], mirror, on_progress or _ignore)
+
+
+def _load_trainable(recipe: Recipe, data: str) -> Manifest:
+    """The manifest of a data set that a sweep can train on. Raises InputError."""
+    manifest = manifests.load(data)
+    manifests.check_trainable(manifest.limited(recipe.limit), data)
+    sweep_rules.check_task(recipe, manifest)
+    return manifest
 
 
 def _run(

@@ -22,7 +22,7 @@ from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
-from effnet_ray.data.row_group_reads import RowGroupReads, StartedReads, one_ahead
+from effnet_ray.data.row_group_reads import StartedReads, one_ahead
 from effnet_ray.errors import EffnetRayError, TrainingError, quote_end
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
@@ -168,8 +168,7 @@ def _execute(
     dataset, actors = job.dataset, ActorPool.of(job.placement, request, len(tasks))
 
     def load_views(batch: Block) -> Iterator[Block]:
-        limited = dataset.recipe.limit is not None
-        with RowGroupReads(dataset.manifest, dataset.data, limited=limited) as reads:
+        with dataset.row_group_reads() as reads:
             units = (
                 [FeatureTask(**task) for task in json.loads(encoded)]
                 for encoded in batch["tasks"].tolist()

@@ -17,7 +17,6 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import ChunkTask, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
-from effnet_ray.data.row_group_reads import RowGroupReads
 from effnet_ray.model.network import Network
 from effnet_ray.train.feature_tasks import FeatureTask, list_tasks, missing_shards
 from effnet_ray.train.head_features import HeadFeatures
@@ -46,8 +45,7 @@ def compute_features(job: WorkerJob) -> None:
         dtype = np.float16 if task.split == "train" else np.float32
         return FeatureRows(found.astype(dtype), block["label"], block["id"], list(block["bad"]))
 
-    limited = job.run.recipe.limit is not None
-    reads = RowGroupReads(job.dataset.manifest, job.dataset.data, limited=limited)
+    reads = job.dataset.row_group_reads()
     tasks = list_tasks(job.dataset, missing, BATCH)
     for (split, view, shard), group in itertools.groupby(tasks, lambda task: task.file):
         uri = job.dataset.features_uri(split, view)
