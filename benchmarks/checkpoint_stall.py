@@ -54,15 +54,15 @@ def main(settings: Settings) -> None:
         begin = time.perf_counter()
         for step in range(settings.every):
             batch = given[step % len(given)]
-            count, _ = worker.sync_step([batch])
-            state.train_sums += train_step(worker, [batch], count, 1e-3)
+            whole = worker.sync_step(batch)
+            state.train_sums += train_step(worker, batch, whole.readable, 1e-3)
             state.step += 1
         return time.perf_counter() - begin
 
     steps()
     added, blocked = [], []
     with tempfile.TemporaryDirectory(prefix="effnet-stall-") as folder:
-        writer = CheckpointWriter(folder, keep=2)
+        writer = CheckpointWriter(folder, keep=2, max_skips=recipe.max_skips)
         for number in range(settings.rounds):
             alone = steps() if number % 2 else 0.0
             begin = time.perf_counter()

@@ -110,10 +110,10 @@ def ours(images: Set, batch: int) -> Iterator[int]:
     """What a training worker does."""
     execute = RayExecutor(DECODE_TASKS, PREFETCH_MB, local_chunks=images.dataset.plan.lanes)
     stream = Stream(images.dataset, rank=0, workers=1, first_step=0, execute=execute)
-    for lanes in stream.train(0):
-        for found in lanes:
-            torch.from_numpy(found.image).permute(0, 3, 1, 2)
-            yield len(found.label)
+    for images in stream.train(0):
+        for part in images.image:
+            torch.from_numpy(part).permute(0, 3, 1, 2)
+        yield len(images.label)
     for _ in stream.eval():  # left in the stream it would be cancelled, and Ray's processes ended
         pass
 

@@ -96,7 +96,7 @@ def main(settings: Settings) -> None:
         execute = RayExecutor(decode_tasks, prefetch_mb, local_chunks=dataset.plan.lanes)
         stream = Stream(dataset, rank=0, workers=1, first_step=0, execute=execute)
         for _ in range(epochs):
-            images += sum(len(part.label) for lanes in stream.train(0) for part in lanes)
+            images += sum(len(step.label) for step in stream.train(0))
             images += sum(len(part.label) for part in stream.eval())
         seconds = time.perf_counter() - begin
         watch.done.set()

@@ -28,9 +28,11 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_ray import Recipe
+from effnet_ray.data.stream import Lane
 from effnet_ray.model import network, optimizer as optim
 from effnet_ray.phases import phases
-from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.batch import Batch
+from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
 
 OURS, BARE = "Ray Train", "bare"
@@ -75,6 +77,8 @@ def prepared(settings: Settings) -> tuple[TrainState, list[Batch]]:
             torch.randint(256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2),
             torch.randint(10, (settings.batch,), generator=random),
             torch.ones(settings.batch),
+            (Lane(0, settings.batch),),
+            settings.batch,
         )
         for _ in range(settings.steps)
     ]
@@ -92,8 +96,8 @@ def our_round(settings: Settings) -> Callable[[], float]:
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            count, _ = worker.sync_step([batch])
-            state.train_sums += train_step(worker, [batch], count, 1e-3)
+            whole = worker.sync_step(batch)
+            state.train_sums += train_step(worker, batch, whole.readable, 1e-3)
             state.step += 1
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 

@@ -21,10 +21,12 @@ import torch
 import tyro
 from torch._inductor.utils import fresh_cache
 
+from effnet_ray.data.stream import Lane
 from effnet_ray.model import network, optimizer
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.batch import Batch
+from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
 from effnet_ray.variants import DEFAULT_VARIANTS, LAYOUTS, VARIANTS
 
@@ -98,7 +100,7 @@ class Contestant:
         )
         built = network.build(self.recipe, spec, CLASSES).to(device)
         self.state = TrainState(built, optimizer.optimizer(built, self.recipe))
-        self.lane = batch_of(self.recipe, device)
+        self.batch = batch_of(self.recipe, device)
         self.worker = PhaseTrainer(self.state, self.recipe, phases(self.recipe)[0])
         self.worker.warm_up()
         with fresh_cache():  # else what others have compiled is used
@@ -109,8 +111,8 @@ class Contestant:
         """What so many steps take."""
         begin = time.perf_counter()
         for _ in range(steps):
-            count, _ = self.worker.sync_step([self.lane])
-            train_step(self.worker, [self.lane], count, 1e-4)
+            whole = self.worker.sync_step(self.batch)
+            train_step(self.worker, self.batch, whole.readable, 1e-4)
             self.state.step += 1
         if on_gpu():
             torch.cuda.synchronize()
@@ -132,7 +134,8 @@ def batch_of(recipe: Recipe, device: torch.device) -> Batch:
     shape = (recipe.batch_size, recipe.image_size or 0, recipe.image_size or 0, 3)
     image = torch.randint(256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
     label = torch.randint(CLASSES, (recipe.batch_size,), generator=random)
-    return Batch(image.to(device), label.to(device), torch.ones(len(label), device=device))
+    weight, lanes = torch.ones(len(label), device=device), (Lane(0, len(label)),)
+    return Batch(image.to(device), label.to(device), weight, lanes, len(label))
 
 
 def measured(settings: Settings, variant: str) -> dict[str, Contestant]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from support.loop_worker import DIALS, FixedBatches, new_state, random_batch, settled
+from support.loop_worker import DIALS, FixedBatches, joined, new_state, random_batch, settled
 from torch import Tensor
 
 from effnet_ray import storage
@@ -43,9 +43,9 @@ REPORT = EpochReport(
 def trained() -> TrainState:
     """A state after one step, with a past. Read only: copy it with `at`."""
     state = new_state(RECIPE)
-    lanes = [random_batch(lane, 4, 32, lane) for lane in range(2)]
+    batch = joined([random_batch(lane, 4, 32, lane) for lane in range(2)])
     worker = PhaseTrainer(state, RECIPE, phases(RECIPE)[0])
-    state.train_sums = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3)
+    state.train_sums = train_step(worker, batch, batch.readable, 1e-3)
     state.step, state.history = 7, [REPORT]
     return state
 
@@ -107,8 +107,8 @@ def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: P
 @pytest.mark.quick
 def test_nothing_of_a_runs_progress_is_lost(trained: TrainState, tmp_path: Path) -> None:
     state = at(trained, 3, 0.5)
-    state.per_class, state.scale = class_metrics([[4, 5, 3, None]]), LossScale(512.0, 7)
-    state.device_s, state.skipped, state.micro_batch_splits = 2.5, 2, 4
+    state.per_class, state.scale = class_metrics([[4, 5, 3, None]]), LossScale.of(512.0, 7)
+    state.device_s, state.skipped = 2.5, torch.tensor(2)
     state.solved_head = SolvedHead(0.03, 95, True)
     write(state, tmp_path)
     found, fresh = checkpoint.newest(str(tmp_path)), new_state(RECIPE)
@@ -200,7 +200,7 @@ def assert_resuming_equals_never_stopping(
 ) -> TrainState:
     """Resume from the checkpoint of each step of `kills`; the state at the end."""
     straight = new_state(recipe)
-    straight.scale = LossScale(factor)
+    straight.scale = LossScale.of(factor)
     trained_to_the_end(recipe, straight, folder, kills)
     for kill in kills:
         resumed = new_state(recipe)
@@ -348,7 +348,7 @@ def test_a_changed_figure_in_the_record_is_not_believed(
 
 
 def test_the_writer_keeps_the_newest_and_the_best(trained: TrainState, tmp_path: Path) -> None:
-    writer = CheckpointWriter(str(tmp_path), keep=2)
+    writer = CheckpointWriter(str(tmp_path), keep=2, max_skips=2)
     tops = [0.5, 0.9, 0.6, 0.7, 0.8]
     for step in range(1, 6):
         writer.save(at(trained, step, *tops[:step]))
@@ -362,7 +362,7 @@ def test_the_writer_does_not_count_what_was_never_finished(
     for step in (1, 2, 3):
         write(at(trained, step), tmp_path)
     (tmp_path / "step-00000003" / checkpoint.RECORD).unlink()
-    writer = CheckpointWriter(str(tmp_path), keep=2)
+    writer = CheckpointWriter(str(tmp_path), keep=2, max_skips=2)
     writer.save(at(trained, 4))
     writer.wait()
     assert [c.step for c in checkpoint.complete(str(tmp_path))] == [4, 2]
@@ -370,7 +370,7 @@ def test_the_writer_does_not_count_what_was_never_finished(
 
 
 def test_the_writer_without_epochs_keeps_the_newest(trained: TrainState, tmp_path: Path) -> None:
-    writer = CheckpointWriter(str(tmp_path), keep=1)
+    writer = CheckpointWriter(str(tmp_path), keep=1, max_skips=2)
     for step in (1, 2, 3):
         writer.save(at(trained, step))
     writer.wait()
@@ -381,7 +381,7 @@ def test_the_writer_passes_over_weights_that_are_not_finite(
     trained: TrainState, tmp_path: Path
 ) -> None:
     writer, state = (
-        CheckpointWriter(str(tmp_path), keep=2),
+        CheckpointWriter(str(tmp_path), keep=2, max_skips=2),
         at(copy.deepcopy(trained), 2),
     )
     writer.save(at(trained, 1))
@@ -394,7 +394,7 @@ def test_the_writer_passes_over_weights_that_are_not_finite(
 
 def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    writer = CheckpointWriter(str(tmp_path / "file"), keep=1)
+    writer = CheckpointWriter(str(tmp_path / "file"), keep=1, max_skips=2)
     writer.save(trained)
     with pytest.raises(Exception, match="file"):
         writer.wait()

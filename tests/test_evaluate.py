@@ -28,9 +28,9 @@ from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.runtime.inference_actors import MachineShare
+from effnet_ray.train.batch import Batch
 from effnet_ray.train.evaluation import evaluate as training_evaluate
 from effnet_ray.train.metric_definitions import EVAL_TOP1, EVAL_TOP5
-from effnet_ray.train.state import Batch
 
 HOSTILE = "<script>document.title='hostile'</script>"
 

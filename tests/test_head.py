@@ -36,7 +36,7 @@ from effnet_ray.train.events import HeadSolved
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import PENALTIES, solve_head
 from effnet_ray.train.loss import TrainLoss
-from effnet_ray.train.mixup import MixedLane
+from effnet_ray.train.mixup import MixedImages
 from effnet_ray.train.run_setup import RunSetup, set_up_run
 from effnet_ray.train.state import SolvedHead, initial_network
 from effnet_ray.train.worker_job import WorkerJob
@@ -140,7 +140,7 @@ def mean_loss(job: WorkerJob, weight: Tensor, bias: Tensor) -> tuple[Tensor, flo
     loss, images = torch.zeros((), dtype=torch.float64), 0.0
     for block in HeadFeatures(job.dataset, 0, 1):
         logits = block.feature.double() @ weight.T + bias
-        losses = train_loss(logits, block.label, MixedLane(block.feature, block.weight))
+        losses = train_loss(logits, block.label, MixedImages(block.feature, block.weight))
         loss = loss + (losses * block.weight).sum()
         images += float(block.weight.sum())
     return loss / images, images

@@ -77,8 +77,8 @@ def test_layout_is_that_of_weights_moments_and_of_every_convolutions_input(layou
                 module.register_forward_pre_hook(lambda _, given: seen.add(lies(given[0])))
     worker, batches = PhaseTrainer(state, recipe, phases(recipe)[0]), FixedBatches(recipe)
     worker.warm_up()
-    lanes = next(batches.train(0))
-    train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3)
+    batch = next(batches.train(0))
+    train_step(worker, batch, batch.readable, 1e-3)
     evaluate(state.networks, batches.eval())
     assert seen == {layout}
     assert {lies(tensor) for tensor in states(state)} == {layout}
@@ -103,8 +103,8 @@ def steps_of(recipe: Recipe) -> tuple[list[list[float]], dict[str, Tensor]]:
     worker = PhaseTrainer(state, recipe, phases(recipe)[-1])
     worker.warm_up()
     sums = []
-    for lanes in batches.train(0):
-        tally = train_step(worker, lanes, worker.sync_step(lanes)[0], 1e-3)
+    for batch in batches.train(0):
+        tally = train_step(worker, batch, batch.readable, 1e-3)
         state.step += 1
         sums.append(tally.sums.tolist())
     return sums, state.network.state_dict()

@@ -46,10 +46,10 @@ def stream(
 
 def read(
     dataset: Dataset, source: Stream, first_step: int = 0
-) -> tuple[list[list[Images]], list[list[Images]]]:
+) -> tuple[list[Images], list[list[Images]]]:
     """All steps, and the batches of each evaluation."""
     per_epoch = dataset.plan.steps_per_epoch
-    steps, evaluations = list[list[Images]](), list[list[Images]]()
+    steps, evaluations = list[Images](), list[list[Images]]()
     for epoch in range(first_step // per_epoch, dataset.recipe.epochs):
         steps += source.train(max(0, first_step - epoch * per_epoch))
         if evaluates(dataset.recipe, epoch):
@@ -88,10 +88,13 @@ def test_workers_give_every_planned_image_once_and_in_order(
         lanes = dataset.plan.workers_lanes(rank, workers)
         steps, evaluations = read(dataset, stream(dataset, rank, workers, threads=threads))
         assert len(steps) == EPOCHS * per_epoch and len(evaluations) == EPOCHS
-        for step, parts in enumerate(steps):
-            for lane, part in zip(lanes, parts, strict=True):
-                assert part.id.tolist() == planned_step(dataset, step, lane)
-                used[step // per_epoch] += part.id.tolist()
+        for step, images in enumerate(steps):
+            planned = [planned_step(dataset, step, lane) for lane in lanes]
+            assert [(lane.index, lane.rows) for lane in images.lanes] == [
+                (lane, len(rows)) for lane, rows in zip(lanes, planned, strict=True)
+            ]
+            assert images.id.tolist() == list(itertools.chain(*planned))
+            used[step // per_epoch] += images.id.tolist()
         for epoch, batches in enumerate(evaluations):
             evaluated[epoch] += [image for batch in batches for image in batch.id.tolist()]
     assert all(sorted(epoch) == sorted(ids(dataset, "train").tolist()) for epoch in used)
@@ -106,9 +109,8 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_one(dataset: Dataset, first_s
     resumed, _ = read(dataset, stream(dataset, first_step=first_step, threads=0), first_step)
     assert len(resumed) == len(whole) - first_step
     for before, after in zip(whole[first_step:], resumed, strict=True):
-        for one, other in zip(before, after, strict=True):
-            assert np.array_equal(one.id, other.id) and np.array_equal(one.image, other.image)
-            assert np.array_equal(one.label, other.label)
+        assert np.array_equal(before.id, after.id) and np.array_equal(before.label, after.label)
+        assert np.array_equal(*(np.concatenate(images.image) for images in (before, after)))
 
 
 @pytest.mark.quick
@@ -121,10 +123,10 @@ def test_a_quarantined_image_has_weight_0_and_is_named(dataset: Dataset) -> None
             yield block | {"bad": np.asarray(bad, object)}
 
     source = Stream(dataset, rank=0, workers=1, first_step=0, execute=fifths_are_bad)
-    for parts in itertools.chain(*read(dataset, source)):
-        for part in parts:
-            assert part.weight.tolist() == [float(image % 5 > 0) for image in part.id]
-            assert list(part.bad) == [image for image in part.id if image % 5 == 0]
+    steps, evaluations = read(dataset, source)
+    for images in itertools.chain(steps, *evaluations):
+        assert images.weight.tolist() == [float(image % 5 > 0) for image in images.id]
+        assert list(images.bad) == [image for image in images.id if image % 5 == 0]
 
 
 @pytest.mark.parametrize("first_step", [0, 25])

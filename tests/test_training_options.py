@@ -14,15 +14,15 @@ from effnet_ray.model.ema import MovingAverage
 from effnet_ray.model.optimizer import learning_rate, set_learning_rate
 from effnet_ray.phases import part_of, phase_at, phases
 from effnet_ray.recipe import OPTIMIZERS, Recipe
+from effnet_ray.train.draws import Draws
 from effnet_ray.train.epoch_report import best, ended_early
 from effnet_ray.train.evaluation import EvalResult, epoch_report
 from effnet_ray.train.loop import fit
 from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
 from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.mixup import mix_lane
 from effnet_ray.train.state import TrainState
-from effnet_ray.train.step import PhaseTrainer, accumulate_gradients, lane_seed
+from effnet_ray.train.step import PhaseTrainer, accumulate_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,13 +170,13 @@ def test_convolutions_are_computed_in_the_recipes_precision(precision: str) -> N
     assert {p.dtype for p in state.network.parameters()} == {torch.float32}
 
 
-def first_gradient(precision: str, factor: float, count: float) -> Tensor:
+def first_gradient(precision: str, factor: float, count: int) -> Tensor:
     """The stem's gradient of a loss divided by `count`, at a loss scale."""
     recipe = settled(precision=precision, dropout=0.0, drop_path=0.0)
     state = new_state(recipe)
-    state.scale = LossScale(factor)
+    state.scale = LossScale.of(factor)
     worker = PhaseTrainer(state, recipe, phases(recipe)[0])
-    accumulate_gradients(worker, [random_batch(1, 4, 32)], 0, torch.tensor([count]))
+    accumulate_gradients(worker, random_batch(1, 4, 32), 0, count)
     worker.unscaled_gradients()
     found: Tensor = state.network.backbone.conv_stem.weight.grad
     return found
@@ -184,28 +184,28 @@ def first_gradient(precision: str, factor: float, count: float) -> Tensor:
 
 def test_the_loss_scale_keeps_float16s_small_gradients() -> None:
     """Most are nothing without it, and what they should be with it."""
-    exact = first_gradient("float32", 1.0, count=1e4)
-    scaled, plain = (first_gradient("float16", factor, count=1e4) for factor in (INITIAL, 1.0))
+    exact = first_gradient("float32", 1.0, count=10_000)
+    scaled, plain = (first_gradient("float16", factor, count=10_000) for factor in (INITIAL, 1.0))
     assert (exact - scaled).norm() < 0.05 * exact.norm()
     assert (exact - plain).norm() > 0.3 * exact.norm()
 
 
 def test_the_loss_scale_halves_at_once_and_doubles_in_time() -> None:
-    scale = LossScale(8.0, good=GROWTH_INTERVAL - 2)
-    assert scale.after_finite() == LossScale(8.0, GROWTH_INTERVAL - 1)
-    assert scale.after_finite().after_finite() == LossScale(16.0)
-    assert scale.after_overflow() == LossScale(4.0)
-    floor = LossScale(1.0)
-    assert (
-        LossScale(2.0).can_decrease and not floor.can_decrease and floor.after_overflow() == floor
-    )
+    finite, overflow = torch.tensor([True, False])
+    scale = LossScale.of(8.0, GROWTH_INTERVAL - 2)
+    assert scale.after(finite) == LossScale.of(8.0, GROWTH_INTERVAL - 1)
+    assert scale.after(finite).after(finite) == LossScale.of(16.0, 0)
+    assert scale.after(overflow) == LossScale.of(4.0, 0)
+    floor = LossScale.of(1.0, 0)
+    assert LossScale.of(2.0).can_decrease and not floor.can_decrease
+    assert floor.after(overflow) == floor
 
 
 def test_in_float16_finite_steps_count_towards_a_higher_loss_scale() -> None:
     recipe, state = settled(precision="float16"), new_state(settled())
-    state.scale, batches = LossScale(64.0, GROWTH_INTERVAL - 1), FixedBatches(recipe)
+    state.scale, batches = LossScale.of(64.0, GROWTH_INTERVAL - 1), FixedBatches(recipe)
     fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
-    assert state.scale == LossScale(128.0, 1)
+    assert state.scale == LossScale.of(128.0, 1)
 
 
 # --- averaging
@@ -233,7 +233,7 @@ def test_late_in_a_run_the_average_has_the_recipes_decay() -> None:
     first, second = new_state(recipe).network, new_state(replace(recipe, seed=1)).network
     name = "backbone.conv_stem.weight"
     was, now = first.state_dict()[name].clone(), second.state_dict()[name]
-    MovingAverage(first, second, 0.9).update(step=10_000)
+    MovingAverage(first, second, 0.9).update(10_000, torch.tensor(True))
     assert torch.allclose(first.state_dict()[name], 0.9 * was + 0.1 * now, atol=1e-7)
 
 
@@ -289,11 +289,11 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
         PhaseTrainer(new_state(recipe), recipe, phase_at(recipe, 0), TrainLoss.of(recipe, weights))
         for weights in (WEIGHTS, (), ())
     )
-    tally = accumulate_gradients(weighted, [lane], 5, torch.ones(1) * 4)
-    assert torch.equal(tally.sums, accumulate_gradients(plain, [lane], 5, torch.ones(1) * 4).sums)
+    tally = accumulate_gradients(weighted, lane, 5, 4)
+    assert torch.equal(tally.sums, accumulate_gradients(plain, lane, 5, 4).sums)
 
-    torch.manual_seed(lane_seed(recipe.seed, 5, lane.lane))
-    shown = mix_lane(recipe, lane.image, lane.label, lane.weight, by_hand.network.noise)
+    draws = Draws.of(by_hand.network, recipe, lane, 5, mixes=True)
+    shown = draws.augment(recipe, lane, *by_hand.network.noise)
     told = -by_hand.network(shown.image).log_softmax(1)
     smooth = 0.9 * F.one_hot(torch.arange(CLASSES)) + 0.1 / CLASSES
     target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label

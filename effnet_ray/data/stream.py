@@ -19,11 +19,21 @@ from effnet_ray.data.chunks import BadImage, Block, ChunkExecutor, ChunkTask, Da
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """Some images as arrays: a lane's micro-batch of one step, or an evaluation batch."""
+class Lane:
+    """A lane's images in one step."""
 
-    image: npt.NDArray[Any]
-    """[n, R, R, 3] uint8, or features [n, F]."""
+    index: int
+    """Index of the lane in the plan; -1 for images of weight 0 that no lane has."""
+    rows: int
+    """Number of images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Some images as arrays: a worker's images of one step, or an evaluation batch."""
+
+    image: Sequence[npt.NDArray[Any]]
+    """Parts of [n, R, R, 3] uint8, or of features [n, F], as they were loaded: no copies."""
     label: npt.NDArray[Any]
     """As in a block."""
     weight: npt.NDArray[np.float32]
@@ -31,6 +41,8 @@ class Images:
     id: npt.NDArray[np.int64]
     bad: dict[int, BadImage]
     """The quarantined images among them, by id."""
+    lanes: tuple[Lane, ...] = ()
+    """The lanes of a step, whose images follow one another."""
 
 
 class Stream:
@@ -48,13 +60,17 @@ class Stream:
         workers: int,
         first_step: int,
         execute: ChunkExecutor,
+        eval_batch: int | None = None,
     ) -> None:
-        """`first_step` counts over the whole run, from 0; `execute` loads the chunks."""
+        """`first_step` counts over the whole run, from 0; `execute` loads the chunks.
+
+        `eval_batch`: maximum number of images in an evaluation batch, by default a micro-batch.
+        """
         self._plan, self._eval_plan = dataset.plan, dataset.eval_plan
         self._lanes = self._plan.workers_lanes(rank, workers)
         self._eval_chunks = self._eval_plan.workers_chunks(rank, workers)
         self._recipe = dataset.recipe
-        self._micro_batch = dataset.recipe.micro_batch or 1
+        self._eval_batch = eval_batch or dataset.recipe.micro_batch or 1
         self._blocks = _BlockReader(execute(dataset, self._tasks(first_step)))
 
     def _tasks(self, first_step: int) -> Iterator[ChunkTask]:
@@ -92,8 +108,8 @@ class Stream:
             rows = self._eval_plan.chunk_rows(chunk)
             yield ChunkTask("eval", epoch, 0, chunk, 0, rows=rows, cached=cached)
 
-    def train(self, step: int) -> Iterator[list[Images]]:
-        """The epoch's steps from `step` (of the epoch) on: one `Images` per lane of this worker.
+    def train(self, step: int) -> Iterator[Images]:
+        """The epoch's steps from `step` (of the epoch) on: the images of this worker's lanes.
 
         In an epoch's last step a lane may be empty.
         """
@@ -111,7 +127,10 @@ class Stream:
                 needed = {lane: plan.lane_rows(chunk_step, lane) for lane in self._lanes}
                 for lane, rows in needed.items():
                     self._fill(queues, unread, lane, rows)
-                yield [queues[lane].pop(rows) for lane, rows in needed.items()]
+                blocks = [
+                    block for lane, rows in needed.items() for block in queues[lane].pop(rows)
+                ]
+                yield _join(blocks, tuple(Lane(lane, rows) for lane, rows in needed.items()))
 
     def _fill(
         self, queues: dict[int, "_RowQueue"], unread: dict[int, int], lane: int, rows: int
@@ -124,14 +143,14 @@ class Stream:
             unread[next_lane] -= len(block["label"])
 
     def eval(self) -> Iterator[Images]:
-        """This worker's share of the eval split, in batches of at most one micro-batch."""
+        """This worker's share of the eval split, in batches of at most `eval_batch` images."""
         for chunk in self._eval_chunks:
             rows_left = self._eval_plan.chunk_rows(chunk)
             while rows_left:
-                batch, queue = min(rows_left, self._micro_batch), _RowQueue()
+                batch, queue = min(rows_left, self._eval_batch), _RowQueue()
                 while queue.rows < batch:
                     queue.push(self._blocks.read(batch - queue.rows))
-                yield queue.pop(batch)
+                yield _join(queue.pop(batch))
                 rows_left -= batch
 
 
@@ -162,7 +181,7 @@ class _RowQueue:
         self._blocks.append(block)
         self.rows += len(block["label"])
 
-    def pop(self, rows: int) -> Images:
+    def pop(self, rows: int) -> list[Block]:
         self.rows -= rows
         parts = []
         while rows:
@@ -172,7 +191,7 @@ class _RowQueue:
                 self._blocks.appendleft(rest)
             parts.append(block)
             rows -= len(block["label"])
-        return _join(parts)
+        return parts
 
 
 def _split_block(block: Block, rows: int) -> tuple[Block, Block]:
@@ -181,18 +200,18 @@ def _split_block(block: Block, rows: int) -> tuple[Block, Block]:
     return first, {name: column[rows:] for name, column in block.items()}
 
 
-def _join(parts: Sequence[Block]) -> Images:
+def _join(blocks: Sequence[Block], lanes: tuple[Lane, ...] = ()) -> Images:
     """The rows of some blocks as `Images`."""
-    if not parts:
+    if not blocks:
         empty = np.empty(0, np.int64)
-        return Images(np.empty((0, 0, 0, 3), np.uint8), empty, np.empty(0, np.float32), empty, {})
-    joined = parts[0]  # stays in the object store's memory: no copy on the way to torch
-    if len(parts) > 1:
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return Images((), empty, np.empty(0, np.float32), empty, {}, lanes)
+    label, ids, reasons = (
+        np.concatenate([block[name] for block in blocks]) for name in ("label", "id", "bad")
+    )
     bad = {
-        int(image): BadImage(**json.loads(bad))
-        for image, bad in zip(joined["id"], joined["bad"], strict=True)
-        if bad
+        int(image): BadImage(**json.loads(reason))
+        for image, reason in zip(ids, reasons, strict=True)
+        if reason
     }
-    weight = np.asarray([0.0 if bad else 1.0 for bad in joined["bad"]], np.float32)
-    return Images(joined["image"], joined["label"], weight, joined["id"], bad)
+    weight = np.asarray([0.0 if reason else 1.0 for reason in reasons], np.float32)
+    return Images([block["image"] for block in blocks], label, weight, ids, bad, lanes)

@@ -29,8 +29,7 @@ class RunningStatistics:
         """The layers' buffers become views of one tensor, which is changed in place."""
         self._live = _flatten_buffers(layers, ("running_mean", "running_var"))
         self._counters = _flatten_buffers(layers, ("num_batches_tracked",))
-        self._steps = self._steps_before = int(self._counters[0])
-        self._before = self._live.clone()
+        self._before, self._counters_before = self._live.clone(), self._counters.clone()
         # The last element counts images, so that one sum over the workers is enough.
         self._sum = torch.zeros(len(self._live) + 1, device=self._live.device)
 
@@ -38,7 +37,7 @@ class RunningStatistics:
     def begin_step(self) -> None:
         """Save the statistics from which every lane of this step starts."""
         self._before.copy_(self._live)
-        self._steps_before = self._steps
+        self._counters_before.copy_(self._counters)
         self._sum.zero_()
 
     @torch.no_grad()
@@ -46,25 +45,25 @@ class RunningStatistics:
         """Add the statistics after a lane of `images` images to the sum, and restore them."""
         self._sum[:-1].add_(self._live, alpha=images)
         self._sum[-1] += images
-        self._live.copy_(self._before)
-        self._counters.fill_(self._steps)  # counted once per step, too
+        self.undo_step()
 
     @torch.no_grad()
     def end_step(self, sum_over_workers: Callable[[Tensor], Tensor]) -> None:
-        """Set the statistics to the mean over the lanes of all workers."""
+        """Set the statistics to the mean over the lanes of all workers, if they have images."""
         sums = sum_over_workers(self._sum)
-        if sums[-1] == 0:
-            return
-        torch.div(sums[:-1], sums[-1], out=self._live)
-        self._steps += 1
-        self._counters.fill_(self._steps)
+        mean = sums[:-1] / sums[-1].clamp(min=1)
+        self._live.copy_(torch.where(sums[-1] > 0, mean, self._before))
+        self._counters.add_(sums[-1] > 0)  # counted once per step, too
 
     @torch.no_grad()
-    def undo_step(self) -> None:
-        """Restore the statistics from before the step."""
-        self._live.copy_(self._before)
-        self._steps = self._steps_before
-        self._counters.fill_(self._steps)
+    def undo_step(self, *, unless: Tensor | None = None) -> None:
+        """Restore the statistics from before the step, unless `unless` ([] bool) is true."""
+        if unless is None:
+            self._live.copy_(self._before)
+            self._counters.copy_(self._counters_before)
+            return
+        self._live.copy_(torch.where(unless, self._live, self._before))
+        self._counters.copy_(torch.where(unless, self._counters, self._counters_before))
 
 
 def _flatten_buffers(layers: Sequence[nn.Module], names: Sequence[str]) -> Tensor:

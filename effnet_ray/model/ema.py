@@ -1,6 +1,7 @@
 """The exponential moving average (EMA) of a network's weights."""
 
 import torch
+from torch import Tensor
 
 from effnet_ray.model.network import Network
 
@@ -22,12 +23,16 @@ class MovingAverage:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, step: int, finite: Tensor) -> None:
         """Move the average towards the weights, after optimizer step `step` (0-based).
+
+        Unless the step was finite ([] bool), the average stays as it is.
 
         The decay rises to its value as (1 + n) / (10 + n), n being the number of earlier steps:
         TensorFlow's `ExponentialMovingAverage(num_updates)`, with which EfficientNet was trained.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._values, 1 - decay)
+        change = torch._foreach_sub(self._values, self._averages)
+        torch._foreach_mul_(change, (1 - decay) * finite)
+        torch._foreach_add_(self._averages, change)
         torch._foreach_copy_(self._averaged_counters, self._counters)

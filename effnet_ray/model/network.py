@@ -50,7 +50,7 @@ class Network(nn.Module):
         self.layout = layout
         self.backbone = backbone.to(memory_format=MEMORY_FORMATS[layout])
         self.dropout = Drop(dropout, per_image=False)
-        self._drops = [module for module in self.modules() if isinstance(module, Drop)]
+        self._drop_paths = [m for m in backbone.modules() if isinstance(m, Drop)]
         scale = torch.tensor([spec.mean, spec.std]).view(2, 1, 3, 1, 1) * 255
         self.register_buffer("mean", scale[0], persistent=False)
         self.register_buffer("std", scale[1], persistent=False)
@@ -82,10 +82,15 @@ class Network(nn.Module):
         logits: Tensor = self.backbone.classifier(self.dropout(features))
         return logits
 
-    def begin_lane(self, rows: int) -> None:
-        """Start a lane: the next `rows` images, in one or more forward passes."""
-        for drop in self._drops:
-            drop.begin_lane(rows)
+    @property
+    def num_features(self) -> int:
+        """F, the number of features of an image."""
+        return int(self.backbone.num_features)
+
+    @property
+    def active_drop_paths(self) -> list[Drop]:
+        """The drop paths that drop anything, in the order of the forward pass."""
+        return [drop for drop in self._drop_paths if drop.is_active]
 
 
 def build(

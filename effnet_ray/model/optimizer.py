@@ -3,7 +3,8 @@
 import math
 from collections import defaultdict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from effnet_ray.model.network import Network, trainable_parameters
@@ -61,6 +62,30 @@ def begin_phase(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         if not any(parameter in optimizer.state for parameter in group["params"]):
             group.pop("step", None)
+
+
+@torch.no_grad()
+def take_step(optimizer: Optimizer, finite: Tensor) -> None:
+    """Update the parameters if `finite` ([] bool) is true; otherwise nothing changes.
+
+    Fused optimizers check it on the device, as torch.amp.GradScaler lets them. For others Python
+    waits until the gradients are computed.
+    """
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        if finite:
+            optimizer.step()
+        return
+    _create_momentum(optimizer)
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _create_momentum(optimizer: Optimizer) -> None:
+    """Let SGD's momentum begin at 0: its first step would leave it undefined if not finite."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.grad is not None and not optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

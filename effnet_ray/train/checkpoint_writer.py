@@ -19,8 +19,9 @@ from effnet_ray.train.state import TrainState
 class CheckpointWriter:
     """Writes one checkpoint at a time; keeps the newest `keep` and the best epoch's."""
 
-    def __init__(self, checkpoints: str, keep: int) -> None:
-        self._checkpoints, self._keep = checkpoints, keep
+    def __init__(self, checkpoints: str, keep: int, max_skips: int) -> None:
+        """`max_skips`: a state with more skipped steps in a row is not written."""
+        self._checkpoints, self._keep, self._max_skips = checkpoints, keep, max_skips
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -36,7 +37,8 @@ class CheckpointWriter:
             self._pending = None
 
     def _write(self, snapshot: Snapshot) -> None:
-        if _is_finite(snapshot):  # else the loop fails at its next loss, and resumes from before
+        # Else the loop fails after its next step, and resumes from before.
+        if snapshot.progress.skipped <= self._max_skips and _is_finite(snapshot):
             write(snapshot, self._checkpoints)
             self._delete_old(snapshot)
 

@@ -41,11 +41,11 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def max_over_workers(value: int) -> int:
-    """The largest value of any worker."""
+def min_over_workers(value: int) -> int:
+    """The smallest value of any worker."""
     tensor = torch.tensor([value])
     if group_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor)
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from effnet_ray.model.network import Network
+from effnet_ray.recipe import Recipe
 from effnet_ray.train.average_precision import mean_average_precision
+from effnet_ray.train.batch import Batch
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.metric_definitions import (
@@ -22,7 +24,17 @@ from effnet_ray.train.metric_definitions import (
     Score,
 )
 from effnet_ray.train.metrics import ClassCounts, MetricSums, ScoreCollector
-from effnet_ray.train.state import Batch
+
+EVAL_PIXELS = 256 * 224**2
+"""Pixels of an evaluation batch on a GPU: 256 images of 224 px, 35 of 600 px. Not measured."""
+
+
+def eval_batch(recipe: Recipe, device: torch.device) -> int:
+    """Maximum number of images in an evaluation batch; on a CPU a micro-batch."""
+    micro_batch = recipe.micro_batch or 1
+    if device.type == "cpu":
+        return micro_batch
+    return max(micro_batch, EVAL_PIXELS // (recipe.image_size or 224) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +76,15 @@ def evaluate(
     *,
     multilabel: bool = False,
 ) -> list[EvalResult]:
-    """Evaluate each network on the batches of all workers; a collective, called by each worker."""
+    """Evaluate each network on the batches of all workers; a collective, called by each worker.
+
+    A batch that does not fit into memory is computed in parts.
+    """
     running = [RunningEvaluation(network, multilabel=multilabel) for network in networks]
     for batch in batches:
         for evaluation in running:
             with autocast():
-                logits = evaluation.network(batch.image)
+                logits = evaluation.logits(batch.image)
             evaluation.add(logits, batch)
     return [evaluation.over_workers() for evaluation in running]
 
@@ -83,6 +98,19 @@ class RunningEvaluation:
         self._sums = MetricSums.zero(device)
         self._classes = ClassCounts(network.num_classes, device)
         self._scores = ScoreCollector(network.num_classes, device) if multilabel else None
+        self._max_rows: int | None = None
+
+    def logits(self, image: Tensor) -> Tensor:
+        """The network's output for some images, of which fewer fit at once than were tried."""
+        while True:
+            rows = self._max_rows or max(1, len(image))
+            try:
+                return torch.cat([self.network(part) for part in torch.split(image, rows)])
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+            self._max_rows = -(-min(rows, len(image)) // 2)  # the error's tensors are free now
+            torch.cuda.empty_cache()
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Add the network's output for one batch."""

@@ -74,7 +74,7 @@ class MicroBatchSplit:
     """A micro-batch does not fit into memory at once."""
 
     splits: int
-    """Number of micro-batch splits in which it is computed."""
+    """Number of parts in which it is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +162,12 @@ class Channel(Protocol):
         """Whether the run failed at this step before; remembers the step."""
         ...
 
-    def require_splits(self, splits: int) -> None:
-        """Make the next workers use at least `splits` micro-batch splits."""
+    def limit_passes(self, images: int) -> None:
+        """Make the next workers compute at most so many images at once."""
         ...
 
-    def required_splits(self) -> int:
-        """The least number of micro-batch splits for the next workers."""
+    def pass_limit(self) -> int:
+        """Maximum number of images that the next workers compute at once; 0: no limit."""
         ...
 
 
@@ -178,7 +178,7 @@ class EventChannel(EventQueue):
         super().__init__()
         self._failed = False
         self._failed_steps = set[int]()
-        self._splits = 1
+        self._pass_limit = 0
 
     def post(self, event: Event) -> None:
         """Add an event; called by workers and by the driver."""
@@ -195,10 +195,10 @@ class EventChannel(EventQueue):
         self._failed_steps.add(step)
         return before
 
-    def require_splits(self, splits: int) -> None:
-        """Make the next workers use at least `splits` micro-batch splits."""
-        self._splits = max(self._splits, splits)
+    def limit_passes(self, images: int) -> None:
+        """Make the next workers compute at most so many images at once."""
+        self._pass_limit = min(self._pass_limit or images, images)
 
-    def required_splits(self) -> int:
-        """The least number of micro-batch splits for the next workers."""
-        return self._splits
+    def pass_limit(self) -> int:
+        """Maximum number of images that the next workers compute at once; 0: no limit."""
+        return self._pass_limit

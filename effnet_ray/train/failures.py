@@ -26,17 +26,17 @@ def failed_before(channel: Channel, rank: WorkerRank, step: int) -> bool:
     return channel.failed_before(step)
 
 
-def require_more_splits(
+def require_smaller_passes(
     channel: Channel, state: TrainState, recipe: Recipe, steps_per_epoch: int
 ) -> None:
-    """After running out of memory, make the next workers use more micro-batch splits.
+    """After running out of memory, make the next workers compute fewer images at once.
 
-    Ends the run if there can be no more.
+    Ends the run if there can be no fewer.
     """
     epoch = min(state.step // steps_per_epoch, recipe.epochs - 1)
     phase = phases.phase_at(recipe, epoch)
-    splits = oom.splits_after(state.micro_batch_splits, recipe, phase)
-    if splits:
-        channel.require_splits(splits)
+    size = oom.smaller_pass(state.pass_size or recipe.micro_batch or 1, recipe, phase)
+    if size:
+        channel.limit_passes(size)
     else:
         channel.post(RunFailed(str(oom.does_not_fit(recipe, phase))))

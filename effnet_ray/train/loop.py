@@ -1,32 +1,33 @@
 """The training loop in plain torch. Ray, storage and clocks reach it as arguments only."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from effnet_ray.errors import BadImagesError, TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.model.optimizer import learning_rate
 from effnet_ray.phases import Phase, evaluates, phase_at
 from effnet_ray.recipe import MULTILABEL, Recipe
+from effnet_ray.train.batch import Batch
 from effnet_ray.train.epoch_report import EpochReport, ended_early
 from effnet_ray.train.evaluation import EvalResult, best_result, epoch_report, evaluate
 from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.oom import prepare_phase
-from effnet_ray.train.state import Batch, TrainState
-from effnet_ray.train.step import PhaseTrainer, measure_step, train_step
+from effnet_ray.train.skipped_steps import SkippedSteps
+from effnet_ray.train.state import TrainState
+from effnet_ray.train.step import GlobalBatch, PhaseTrainer, measure_step, train_step
 
 
 class Batches(Protocol):
     """This worker's batches, in planned order."""
 
-    def train(self, step: int) -> Iterator[Sequence[Batch]]:
-        """The epoch's steps from `step` (of the epoch) on, each as this worker's lanes."""
+    def train(self, step: int) -> Iterator[Batch]:
+        """The epoch's steps from `step` (of the epoch) on: the images of this worker's lanes."""
         ...
 
     def eval(self) -> Iterable[Batch]:
@@ -70,8 +71,8 @@ def fit(
     Raises TrainingError: NonFiniteError after too many steps that are not finite, BadImagesError
     if too many images of a split are quarantined.
     """
-    device = next(state.network.parameters()).device
-    state.train_sums = MetricSums(state.train_sums.sums.to(device))
+    state.to_device()
+    skipped = SkippedSteps(recipe)
     trainer: PhaseTrainer | None = None
     while state.step < recipe.epochs * sizes.steps_per_epoch:
         if ended_early(state.history, recipe):
@@ -84,14 +85,16 @@ def fit(
             if phase.solved and not _has_solved_head(state, solve_head):
                 return False
         train_mode(state.network, recipe, phase.lowest_trainable)
-        for lanes in batches.train(step):
-            count, stop = trainer.sync_step(lanes, should_stop is not None and should_stop())
-            if stop:
+        for batch in batches.train(step):
+            whole = trainer.sync_step(batch, should_stop is not None and should_stop())
+            if whole.stop:
+                skipped.check(newest=True)
                 return False
-            state.train_sums += _take_step(trainer, lanes, count, sizes.steps_per_epoch)
-            state.step += 1
-            _check_train_images(state.train_sums, sizes)
+            _take_step(trainer, batch, whole, sizes.steps_per_epoch, skipped)
+            skipped.check()
+            _check_train_images(state, sizes)
             on_step(state)
+        skipped.check(newest=True)
         on_epoch(_finish_epoch(trainer, epoch, sizes, batches), state)
     return True
 
@@ -114,13 +117,23 @@ def _start_phase(
 
 
 def _take_step(
-    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, steps_per_epoch: int
-) -> MetricSums:
+    trainer: PhaseTrainer,
+    batch: Batch,
+    whole: GlobalBatch,
+    steps_per_epoch: int,
+    skipped: SkippedSteps,
+) -> None:
     """Train on the global batch; with a solved head, only measure it."""
+    state = trainer.state
     if trainer.phase.solved:
-        return measure_step(trainer, lanes)
-    rate = learning_rate(trainer.recipe, trainer.state.step, steps_per_epoch)
-    return train_step(trainer, lanes, count, rate)
+        state.train_sums += measure_step(trainer, batch)
+    else:
+        rate = learning_rate(trainer.recipe, state.step, steps_per_epoch)
+        state.train_sums += train_step(trainer, batch, whole.readable, rate)
+        skipped.add(state.step, rate, state.skipped)
+    state.step += 1
+    state.images += whole.images
+    state.quarantined += whole.images - whole.readable
 
 
 def _finish_epoch(
@@ -133,7 +146,7 @@ def _finish_epoch(
     if evaluates(trainer.recipe, epoch):
         results = evaluate(
             state.networks,
-            trainer.split_batches(batches.eval()),
+            batches.eval(),
             trainer.autocast,
             multilabel=trainer.recipe.task == MULTILABEL,
         )
@@ -142,24 +155,25 @@ def _finish_epoch(
     report = epoch_report(epoch, state.step, state.train_sums, *results)
     state.history.append(report)
     state.train_sums = MetricSums.zero(trainer.device)
+    state.images = state.quarantined = 0
     return report
 
 
 # Sums are equal on every worker: if a check fails, all workers stop at the same step.
 
 
-def _check_train_images(sums: MetricSums, sizes: EpochSizes) -> None:
+def _check_train_images(state: TrainState, sizes: EpochSizes) -> None:
     """Raises BadImagesError if too many images of the epoch so far could not be read.
 
     One bad image is allowed, however often the epoch uses it.
     """
-    _check_bad("train", sums, sizes, sizes.train_images, allowed=sizes.max_uses)
+    _check_bad("train", state.quarantined, sizes, sizes.train_images, allowed=sizes.max_uses)
 
 
 def _check_eval_images(sums: MetricSums, epoch: int, step: int, sizes: EpochSizes) -> None:
     """Raises TrainingError if images are missing, too many are bad, or the loss is not finite."""
     _check_count(epoch, "eval", sums, sizes.eval_images)
-    _check_bad("eval", sums, sizes, sizes.eval_images, allowed=1)
+    _check_bad("eval", sums.quarantined, sizes, sizes.eval_images, allowed=1)
     if not torch.isfinite(sums.sums[0]):
         raise TrainingError(
             f"the eval loss is not finite after step {step - 1}: lower --lr, or use --audit and "
@@ -167,13 +181,11 @@ def _check_eval_images(sums: MetricSums, epoch: int, step: int, sizes: EpochSize
         )
 
 
-def _check_bad(
-    split: str, sums: MetricSums, sizes: EpochSizes, images: int, *, allowed: int
-) -> None:
+def _check_bad(split: str, bad: int, sizes: EpochSizes, images: int, *, allowed: int) -> None:
     max_bad = max(allowed, sizes.max_bad_fraction * images) if sizes.max_bad_fraction else 0
-    if sums.quarantined > max_bad:
+    if bad > max_bad:
         raise BadImagesError(
-            f"{sums.quarantined:,} of {images:,} {split} images cannot be read, more than "
+            f"{bad:,} of {images:,} {split} images cannot be read, more than "
             f"--max-bad-fraction {sizes.max_bad_fraction:g} allows"
         )
 

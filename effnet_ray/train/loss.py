@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effnet_ray.recipe import Recipe
-from effnet_ray.train.mixup import MixedLane
+from effnet_ray.train.mixup import MixedImages
 
 
 def losses(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -46,7 +46,7 @@ class TrainLoss:
         weights = torch.tensor(class_weights, device=device) if class_weights else None
         return cls(recipe.label_smoothing, weights)
 
-    def __call__(self, logits: Tensor, label: Tensor, mixed: MixedLane) -> Tensor:
+    def __call__(self, logits: Tensor, label: Tensor, mixed: MixedImages) -> Tensor:
         """Loss of each image [B] for the gradient, from logits [B, K].
 
         A mixed image has the weighted mean of the losses for its label and its mixed-in label.

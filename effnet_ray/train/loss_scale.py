@@ -1,7 +1,11 @@
 """The loss scale of float16 training, with the rule of torch.amp.GradScaler."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 INITIAL, MINIMUM = 65536.0, 1.0
 GROWTH, BACKOFF = 2.0, 0.5
@@ -14,25 +18,44 @@ GradScaler does not have."""
 class LossScale:
     """Factor on the loss that keeps small gradients from vanishing in float16; a power of two.
 
-    Both fields change only with what all workers agree on, so they are equal everywhere. Their
-    names are keys of checkpoint.json. GradScaler keeps its state per optimizer instead.
+    Both numbers stay on the device, so no step waits to read them. They change only with what all
+    workers agree on, so they are equal everywhere. GradScaler keeps its state per optimizer
+    instead.
     """
 
-    factor: float = INITIAL
-    good: int = 0
-    """Finite steps since the factor last changed."""
+    factor: Tensor
+    """[] float32."""
+    good: Tensor
+    """[] int32: finite steps since the factor last changed."""
+
+    @classmethod
+    def of(cls, factor: float = INITIAL, good: int = 0) -> Self:
+        """The scale with these numbers, on the CPU."""
+        return cls(torch.tensor(factor), torch.tensor(good, dtype=torch.int32))
+
+    def to(self, device: torch.device) -> Self:
+        """The scale on a device."""
+        return type(self)(self.factor.to(device), self.good.to(device))
 
     @property
-    def can_decrease(self) -> bool:
-        """Whether a step that is not finite may be due to the scale."""
+    def can_decrease(self) -> Tensor:
+        """[] bool: whether a step that is not finite may be due to the scale."""
         return self.factor > MINIMUM
 
-    def after_overflow(self) -> Self:
-        """The scale after a step that was not finite."""
-        return type(self)(max(MINIMUM, self.factor * BACKOFF))
+    def after(self, finite: Tensor) -> Self:
+        """The scale after a step: smaller unless it was finite ([] bool), else larger in time."""
+        good = self.good + 1
+        grows = finite & (good >= GROWTH_INTERVAL)
+        higher = torch.where(grows, self.factor * GROWTH, self.factor)
+        lower = (self.factor * BACKOFF).clamp(min=MINIMUM)
+        counts = finite & ~grows
+        return type(self)(torch.where(finite, higher, lower), good * counts)
 
-    def after_finite(self) -> Self:
-        """The scale after a finite step; larger after GROWTH_INTERVAL of them."""
-        if self.good + 1 < GROWTH_INTERVAL:
-            return type(self)(self.factor, self.good + 1)
-        return type(self)(self.factor * GROWTH)
+    def to_json(self) -> dict[str, Any]:
+        """Its form in checkpoint.json."""
+        return {"factor": float(self.factor), "good": int(self.good)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The opposite of `to_json`. Raises LookupError or TypeError if malformed."""
+        return cls.of(float(record["factor"]), int(record["good"]))

@@ -57,12 +57,15 @@ class MetricSums:
         images = torch.full_like(zero, len(label))
         return cls(torch.stack([*weighted, images, zero, zero]))
 
-    def skipped(self) -> Self:
-        """Sums for the same images in a skipped step: no loss and no hits."""
-        sums = torch.zeros_like(self.sums)
-        sums[_IMAGES], sums[_SKIPPED_IMAGES] = self.sums[_IMAGES], self.sums[_WEIGHT]
-        sums[_SKIPPED_STEPS] = 1
-        return type(self)(sums)
+    def if_finite(self, finite: Tensor) -> Self:
+        """These sums if `finite` ([] bool) is true, else those of a skipped step.
+
+        A skipped step has the same images, but no loss and no hits.
+        """
+        skipped = torch.zeros_like(self.sums)
+        skipped[_IMAGES], skipped[_SKIPPED_IMAGES] = self.sums[_IMAGES], self.sums[_WEIGHT]
+        skipped[_SKIPPED_STEPS].fill_(1)
+        return type(self)(torch.where(finite, self.sums, skipped))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(self.sums + other.sums)

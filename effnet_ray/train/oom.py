@@ -1,7 +1,7 @@
-"""Computing a lane in several *micro-batch splits* when it does not fit into memory at once.
+"""Finding how many images fit into a device's memory at once.
 
-The plan is unchanged. The number of micro-batch splits is found before the first step of a phase,
-is the same on every worker, and never decreases in a run. Weights and losses change only by float
+The plan is unchanged: a pass may have several lanes, or a part of one. Its size is found before
+the first step of a phase, and is the same on every worker. Weights and losses change only by float
 rounding.
 """
 
@@ -13,50 +13,50 @@ from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import train_mode
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
-from effnet_ray.train.collectives import max_over_workers
-from effnet_ray.train.step import PhaseTrainer, accumulate_lane_gradients
+from effnet_ray.train.collectives import min_over_workers
+from effnet_ray.train.step import PhaseTrainer, add_gradients
 
 MOMENTS = 2
 """Tensors per parameter that most optimizers allocate in their first step."""
 
 
 def prepare_phase(trainer: PhaseTrainer) -> None:
-    """Find the micro-batch splits that fit into memory, then warm up, before a phase's first step.
+    """Find how many images fit into memory at once, then warm up, before a phase's first step.
 
-    Lanes are not tried out on a CPU, which does not report out of memory and is slow; nor with
-    SyncBatchNorm, where one failing worker would leave the others waiting.
+    On a CPU a pass is one micro-batch: it does not report out of memory, and trying is slow. With
+    SyncBatchNorm nothing is tried either: one failing worker would leave the others waiting.
     """
     if trainer.device.type != "cpu" and trainer.recipe.batchnorm != SYNC:
-        split_until_it_fits(trainer)
+        find_pass_size(trainer)
     trainer.warm_up()
 
 
-def split_until_it_fits(trainer: PhaseTrainer) -> None:
-    """Set the state's `micro_batch_splits` so that a whole lane fits on every worker.
+def find_pass_size(trainer: PhaseTrainer) -> None:
+    """Set the state's `pass_size` to what fits on every worker: at most all images of a step.
 
-    Raises TrainingError on every worker if it does not fit on one of them.
+    Raises TrainingError on every worker if not even the smallest pass fits on one of them.
     """
     state, recipe = trainer.state, trainer.recipe
-    impossible = (recipe.micro_batch or 1) + 1
-    splits: int | None = state.micro_batch_splits
-    while splits and not _fits(trainer, splits):
-        splits = splits_after(splits, recipe, trainer.phase)
-    max_splits = max_over_workers(splits or impossible)
-    if max_splits == impossible:
-        raise does_not_fit(recipe, trainer.phase)
-    state.micro_batch_splits = max_splits
-
-
-def splits_after(splits: int, recipe: Recipe, phase: Phase) -> int | None:
-    """The next number of micro-batch splits to try after `splits`; None if there is none."""
     micro_batch = recipe.micro_batch or 1
-    if _batchnorm_trains(recipe, phase) or splits >= micro_batch:
+    lanes = -(-recipe.lanes // trainer.workers)
+    size = micro_batch if _batchnorm_trains(recipe, trainer.phase) else lanes * micro_batch
+    fitting: int | None = min(size, state.pass_size or size)
+    while fitting and not _fits(trainer, fitting):
+        fitting = smaller_pass(fitting, recipe, trainer.phase)
+    state.pass_size = min_over_workers(fitting or 0)
+    if not state.pass_size:
+        raise does_not_fit(recipe, trainer.phase)
+
+
+def smaller_pass(size: int, recipe: Recipe, phase: Phase) -> int | None:
+    """The next number of images at once to try after `size`; None if there is none."""
+    if _batchnorm_trains(recipe, phase) or size == 1:
         return None
-    return min(2 * splits, micro_batch)
+    return -(-size // 2)
 
 
 def does_not_fit(recipe: Recipe, phase: Phase) -> TrainingError:
-    """The error for a lane that does not fit and allows no more micro-batch splits."""
+    """The error for passes that do not fit and cannot be smaller."""
     micro_batch, size = recipe.micro_batch, recipe.image_size
     if _batchnorm_trains(recipe, phase):
         return TrainingError(
@@ -75,11 +75,11 @@ def _batchnorm_trains(recipe: Recipe, phase: Phase) -> bool:
     return recipe.batchnorm in ("train", SYNC) and not phase.frozen
 
 
-def _fits(trainer: PhaseTrainer, splits: int) -> bool:
-    """Whether a whole lane fits into memory with this number of micro-batch splits."""
-    trainer.state.micro_batch_splits = splits
+def _fits(trainer: PhaseTrainer, size: int) -> bool:
+    """Whether a pass over so many images fits into memory."""
+    trainer.state.pass_size = size
     try:
-        _run_empty_lane(trainer)
+        _run_padding(trainer, size)
         return True
     except torch.OutOfMemoryError:
         pass  # tensors that the error refers to are freed with it
@@ -88,16 +88,15 @@ def _fits(trainer: PhaseTrainer, splits: int) -> bool:
     return False
 
 
-def _run_empty_lane(trainer: PhaseTrainer) -> None:
-    """Compute a lane of weight 0 on this worker alone, with the optimizer's memory reserved."""
+def _run_padding(trainer: PhaseTrainer, size: int) -> None:
+    """Compute images of weight 0 on this worker alone, with the optimizer's memory reserved."""
     train_mode(trainer.network, trainer.recipe, trainer.phase.lowest_trainable)
     new = [p for p in trainer.trainable if p not in trainer.optimizer.state]
     reserved = [torch.empty_like(parameter) for parameter in new for _ in range(MOMENTS)]
-    lane = trainer.empty_batch(trainer.recipe.micro_batch or 1)
     if trainer.running_statistics:
         trainer.running_statistics.begin_step()
     try:
-        accumulate_lane_gradients(trainer, lane, 0, scale=1.0, last=False)
+        add_gradients(trainer, trainer.padding(size), 0, scale=1.0, sync=False)
     finally:
         if trainer.running_statistics:
             trainer.running_statistics.undo_step()

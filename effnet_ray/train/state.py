@@ -1,4 +1,4 @@
-"""All that a checkpoint records of a run, and the batches that a run is trained on.
+"""All that a checkpoint records of a run.
 
 A new field of `Progress` is a field of checkpoint.json and a name in `NEW`; if JSON cannot hold
 it, it needs a row of `ENCODERS` and one of `DECODERS`.
@@ -28,26 +28,6 @@ from effnet_ray.train.run_record import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One lane of a step, or some eval images, on the worker's device."""
-
-    image: Tensor
-    """[B, 3, R, R] uint8 in channels-last memory format; or features [B, F] of a frozen
-    backbone."""
-    label: Tensor
-    """[B] int64; or [B, K] uint8 of 0 and 1 with several labels per image."""
-    weight: Tensor
-    """[B] float32: 1, or 0 for a quarantined image."""
-    lane: int = 0
-    """Index of the lane in the plan."""
-
-    def part(self, first: int, rows: int) -> "Batch":
-        """`rows` images from `first` on."""
-        rest = slice(first, first + rows)
-        return Batch(self.image[rest], self.label[rest], self.weight[rest], self.lane)
-
-
-@dataclass(frozen=True, slots=True)
 class SolvedHead:
     """How a run's head was solved."""
 
@@ -73,13 +53,11 @@ class Progress:
     """Metrics of each class in the newest evaluation, for the better of the evaluated weights."""
     device_s: float = 0.0
     """Number of workers times the seconds that they were held, up to the newest checkpoint."""
-    skipped: int = 0
-    """Steps skipped in a row just before this one; without those that lowered the loss scale."""
-    scale: LossScale = field(default_factory=LossScale)
+    skipped: Tensor = field(default_factory=lambda: torch.tensor(0))
+    """[] int64: steps skipped in a row just before this one; without those that lowered the loss
+    scale."""
+    scale: LossScale = field(default_factory=LossScale.of)
     """Loss scale of float16 training."""
-    micro_batch_splits: int = 1
-    """Number of micro-batch splits in which a lane is computed, to fit into memory. It never
-    decreases."""
     solved_head: SolvedHead | None = None
     """None before the head is solved, and for one that is trained."""
 
@@ -90,6 +68,8 @@ class Progress:
             Progress(**values),
             history=list(self.history),
             train_sums=MetricSums(self.train_sums.sums.cpu()),
+            skipped=self.skipped.cpu(),
+            scale=self.scale.to(torch.device("cpu")),
         )
 
     def restore_progress(self, progress: "Progress") -> None:
@@ -121,7 +101,7 @@ class Progress:
         return Progress(**values)
 
 
-KEYS = {"train_sums": "tally", "micro_batch_splits": "pieces"}
+KEYS = {"train_sums": "tally"}
 """The fields whose key in checkpoint.json is not their name, as existing checkpoints have it."""
 NEW = {"solved_head"}
 """Fields that existing checkpoints may lack: add a new field here, and give it a default."""
@@ -135,7 +115,8 @@ ENCODERS: Mapping[str, Callable[[Any], Any]] = {
     "history": lambda history: [asdict(report) for report in history],
     "train_sums": lambda sums: sums.sums.tolist(),
     "per_class": lambda per_class: [metrics.to_row() for metrics in per_class],
-    "scale": asdict,
+    "skipped": int,
+    "scale": LossScale.to_json,
     "solved_head": lambda head: head and asdict(head),
 }
 """How fields that JSON cannot hold are written; `DECODERS` read them back."""
@@ -143,7 +124,8 @@ DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "history": lambda history: [from_dict(EpochReport, report) for report in history],
     "train_sums": MetricSums.from_list,
     "per_class": class_metrics,
-    "scale": lambda scale: from_dict(LossScale, scale),
+    "skipped": torch.tensor,
+    "scale": LossScale.from_json,
     "solved_head": lambda head: head and from_dict(SolvedHead, head),
 }
 
@@ -156,6 +138,19 @@ class TrainState(Progress):
     optimizer: Optimizer
     averaged: Network | None = None
     """Moving average of the network's weights (EMA), if the recipe has one."""
+    pass_size: int = 0
+    """Maximum number of images that are computed at once; 0: a micro-batch."""
+    images: int = 0
+    """Images of the current epoch's steps, of all workers: equal to that of `train_sums`, but
+    known without asking the device. So is `quarantined`."""
+    quarantined: int = 0
+
+    def to_device(self) -> None:
+        """Move all that a step changes to the device of the network, and read what it counted."""
+        device = next(self.network.parameters()).device
+        self.images, self.quarantined = self.train_sums.images, self.train_sums.quarantined
+        self.train_sums = MetricSums(self.train_sums.sums.to(device))
+        self.skipped, self.scale = self.skipped.to(device), self.scale.to(device)
 
     @property
     def networks(self) -> list[Network]:

@@ -1,30 +1,47 @@
 """One optimizer update over a global batch, which consists of lanes. Plain torch.
 
-Each worker computes its lanes one after the other. Every random draw is seeded by (seed, step,
+Each worker computes its lanes in one or more passes. Every random draw is seeded by (seed, step,
 lane), and sums of losses are divided by the global number of images. So a recipe takes the same
 steps on any number of workers.
+
+Nothing in a step asks the device for a number, so Python may be a step ahead of a GPU: whether a
+step is finite is decided there, and `train.skipped_steps` reads it one step late.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effnet_ray.errors import NonFiniteError
+from effnet_ray.data.stream import Lane
 from effnet_ray.model.batchnorm import RunningStatistics, batchnorms
 from effnet_ray.model.compile import Compiled
 from effnet_ray.model.ema import MovingAverage
 from effnet_ray.model.network import Network, set_trainable, train_mode
-from effnet_ray.model.optimizer import begin_phase, set_learning_rate
+from effnet_ray.model.optimizer import begin_phase, set_learning_rate, take_step
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import MULTILABEL, SYNC, Recipe
+from effnet_ray.train.batch import Batch
 from effnet_ray.train.collectives import group_size, sum_over_workers
+from effnet_ray.train.draws import Draws
 from effnet_ray.train.loss import TrainLoss
 from effnet_ray.train.metrics import MetricSums
-from effnet_ray.train.mixup import MixedLane, mix_lane
-from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.mixup import MixedImages
+from effnet_ray.train.state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """What every worker knows of the global batch before a step."""
+
+    images: int
+    readable: int
+    """Images of weight 1."""
+    stop: bool
+    """Whether any worker asks to stop before this step."""
 
 
 class PhaseTrainer:
@@ -82,14 +99,19 @@ class PhaseTrainer:
             torch._foreach_mul_(gradients, 1 / self.state.scale.factor)
         return gradients
 
-    def sync_step(self, lanes: Sequence[Batch], stop: bool = False) -> tuple[Tensor, bool]:
-        """Number of readable images [1] of the global batch, and whether any worker asks to stop.
+    def sync_step(self, batch: Batch, stop: bool = False) -> GlobalBatch:
+        """Add up this worker's batch with those of all others.
 
-        A collective, which every worker calls before a step.
+        A collective of the CPU, which every worker calls before a step.
         """
-        readable = sum(float(lane.weight.sum()) for lane in lanes if len(lane.label))
-        totals = sum_over_workers(torch.tensor([readable, float(stop)], dtype=torch.float64))
-        return totals[:1], bool(totals[1])
+        counts = torch.tensor([len(batch.label), batch.readable, int(stop)])
+        images, readable, stops = sum_over_workers(counts).tolist()
+        return GlobalBatch(images, readable, bool(stops))
+
+    def loss_factor(self, images: int) -> Tensor | float:
+        """Factor on the sum of this worker's losses: 1 / `images`, times the loss scale."""
+        factor = self.workers / max(1, images)  # DDP averages over workers
+        return factor * self.state.scale.factor if self.uses_loss_scale else factor
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         """Reduce gradients over workers only in the `last` backward pass of a step."""
@@ -98,22 +120,30 @@ class PhaseTrainer:
         return self.model.no_sync()
 
     @property
-    def max_rows(self) -> int | None:
-        """Images of a lane computed at once. None: the whole lane, as BatchNorm training needs."""
-        splits = 1 if self.running_statistics else self.state.micro_batch_splits
-        return None if splits == 1 else -(-(self.recipe.micro_batch or 1) // splits)
+    def pass_size(self) -> int:
+        """Maximum number of images computed at once, unless BatchNorm trains."""
+        return self.state.pass_size or self.recipe.micro_batch or 1
 
-    def split_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches in parts of at most `max_rows` images."""
-        for batch in batches:
-            images = len(batch.label)
-            rows = self.max_rows or max(1, images)
-            yield from (batch.part(first, rows) for first in range(0, images, rows))
+    def passes(self, batch: Batch) -> Iterator[tuple[int, int]]:
+        """First image and number of images of each forward and backward pass over a batch.
 
-    def empty_batch(self, images: int = 2) -> Batch:
-        """A lane of weight 0 for a worker without lanes: DDP needs its backward pass."""
+        Where BatchNorm trains, a pass is a lane, over which it computes its statistics.
+        """
+        images = len(batch.label)
+        if self.running_statistics:
+            first = 0
+            for lane in batch.lanes:
+                if lane.rows or images == 0:
+                    yield first, lane.rows
+                first += lane.rows
+        else:
+            for first in range(0, images, self.pass_size):
+                yield first, min(self.pass_size, images - first)
+
+    def padding(self, images: int = 2) -> Batch:
+        """Images of weight 0 for a worker without any: DDP needs its backward pass."""
         if self.phase.frozen and self.recipe.head_cache:
-            width = self.network.backbone.num_features
+            width = self.network.num_features
             image = torch.zeros(images, width, dtype=torch.float16, device=self.device)
         else:
             size = self.recipe.image_size or 0
@@ -122,13 +152,14 @@ class PhaseTrainer:
         label = torch.zeros(images, dtype=torch.int64, device=self.device)
         if self.recipe.task == MULTILABEL:
             label = label[:, None].expand(images, self.network.num_classes)
-        return Batch(image, label, torch.zeros(images, device=self.device), lane=-1)
+        weight = torch.zeros(images, device=self.device)
+        return Batch(image, label, weight, (Lane(-1, images),))
 
-    def augment(self, lane: Batch) -> MixedLane:
-        """The lane after erasing and mixing; unchanged while the backbone is frozen."""
+    def augment(self, draws: Draws, batch: Batch) -> MixedImages:
+        """The images after erasing and mixing; unchanged while the backbone is frozen."""
         if self.phase.frozen:
-            return MixedLane(lane.image, lane.weight)
-        return mix_lane(self.recipe, lane.image, lane.label, lane.weight, self.network.noise)
+            return MixedImages(batch.image, batch.weight)
+        return draws.augment(self.recipe, batch, *self.network.noise)
 
     def warm_up(self) -> None:
         """Run one pass of weight 0, so that DDP's buckets are final before the first step.
@@ -137,133 +168,93 @@ class PhaseTrainer:
         add up its first step's gradients in another order than the original run (3 workers).
         """
         train_mode(self.network, self.recipe, self.phase.lowest_trainable)
-        accumulate_gradients(self, [self.empty_batch()], 0, torch.ones(1))
+        accumulate_gradients(self, self.padding(), 0, 1)
         self.optimizer.zero_grad()
 
-    def skip_step(self, step: int, rate: float) -> None:
-        """Undo a step that is not finite. Raises NonFiniteError after more than `max_skips`.
 
-        In float16 the loss scale decreases first, and such steps do not count until it cannot.
-        """
-        self.optimizer.zero_grad()
-        if self.running_statistics:
-            self.running_statistics.undo_step()
-        if self.uses_loss_scale and self.state.scale.can_decrease:
-            self.state.scale = self.state.scale.after_overflow()
-            return
-        earlier = self.state.skipped
-        self.state.skipped += 1
-        if earlier >= self.recipe.max_skips:
-            repeated = (
-                f", after {earlier} skipped step{'s' if earlier > 1 else ''}" if earlier else ""
-            )
-            raise NonFiniteError(
-                f"the loss or its gradient is not finite at step {step}{repeated} "
-                f"({self.recipe.opt}, learning rate {rate:.2g}, {self.recipe.precision}): "
-                "lower --lr, or use --audit and look at the images of that step"
-            )
-
-
-def train_step(
-    trainer: PhaseTrainer, lanes: Sequence[Batch], count: Tensor, rate: float
-) -> MetricSums:
+def train_step(trainer: PhaseTrainer, batch: Batch, images: int, rate: float) -> MetricSums:
     """Take one optimizer step and return the global batch's sums, over all workers.
 
-    `count` [1] is the global number of readable images, from `PhaseTrainer.sync_step`. If loss or
-    gradient is not finite, the step counts but changes nothing.
+    `images` is the global number of readable images. If loss or gradient is not finite, the step
+    counts but changes nothing: then `TrainState.skipped` is higher, or in float16 the loss scale
+    is lower, and while that can fall, such steps do not count as skipped.
     """
-    step = trainer.state.step
-    filled = [lane for lane in lanes if len(lane.label)]
-    if not filled:
+    state, step, statistics = trainer.state, trainer.state.step, trainer.running_statistics
+    if not len(batch.label):
         # SyncBatchNorm must not include images that do not exist.
-        filled = [trainer.empty_batch(0 if trainer.recipe.batchnorm == SYNC else 2)]
-    sums = accumulate_gradients(trainer, filled, step, count).over_workers()
+        batch = trainer.padding(0 if trainer.recipe.batchnorm == SYNC else 2)
+    sums = accumulate_gradients(trainer, batch, step, images).over_workers()
     norm = nn.utils.get_total_norm(trainer.unscaled_gradients())
-    if not torch.isfinite(sums.sums[0] + norm):  # the same on every worker
-        trainer.skip_step(step, rate)
-        return sums.skipped()
-    trainer.state.skipped = 0
+    finite = torch.isfinite(sums.sums[0] + norm)  # the same on every worker
+    skips = ~(finite | state.scale.can_decrease) if trainer.uses_loss_scale else ~finite
+    state.skipped = (state.skipped + skips) * ~finite
     if trainer.uses_loss_scale:
-        trainer.state.scale = trainer.state.scale.after_finite()
+        state.scale = state.scale.after(finite)
     set_learning_rate(trainer.optimizer, rate)
     if trainer.recipe.clip_grad:
         nn.utils.clip_grads_with_norm_(trainer.trainable, trainer.recipe.clip_grad, norm)
-    trainer.optimizer.step()
+    take_step(trainer.optimizer, finite)
     trainer.optimizer.zero_grad()
+    if statistics:
+        statistics.undo_step(unless=finite)
     if trainer.moving_average:
-        trainer.moving_average.update(step)
-    return sums
+        trainer.moving_average.update(step, finite)
+    return sums.if_finite(finite)
 
 
 @torch.no_grad()
-def measure_step(trainer: PhaseTrainer, lanes: Sequence[Batch]) -> MetricSums:
+def measure_step(trainer: PhaseTrainer, batch: Batch) -> MetricSums:
     """The global batch's sums, over all workers, of a network that the step does not change."""
     network, sums = trainer.network.eval(), MetricSums.zero(trainer.device)
-    for batch in trainer.split_batches(lanes):
-        sums += MetricSums.of(network(batch.image), batch.label, batch.weight)
+    for first, rows in trainer.passes(batch):
+        part = batch.part(first, rows)
+        sums += MetricSums.of(network(part.image), part.label, part.weight)
     return sums.over_workers()
 
 
 def accumulate_gradients(
-    trainer: PhaseTrainer, lanes: Sequence[Batch], step: int, count: Tensor
+    trainer: PhaseTrainer, batch: Batch, step: int, images: int
 ) -> MetricSums:
-    """Add up the gradients of this worker's lanes, times the loss scale; return the lanes' sums.
+    """Add up the gradients of this worker's images, times the loss scale; return their sums.
 
-    `count` [1] is the global number of images.
+    `images` is the global number of readable images.
     """
     statistics = trainer.running_statistics
-    scale = trainer.workers / max(1.0, float(count))  # DDP averages over workers
-    if trainer.uses_loss_scale:
-        scale *= trainer.state.scale.factor
-    sums = MetricSums.zero(trainer.device)
+    scale = trainer.loss_factor(images)
     if statistics:
         statistics.begin_step()
-    for index, lane in enumerate(lanes):
-        last = index == len(lanes) - 1
-        sums += accumulate_lane_gradients(trainer, lane, step, scale=scale, last=last)
-        if statistics:
-            statistics.end_lane(len(lane.label) if lane.lane >= 0 else 0)
+    sums = add_gradients(trainer, batch, step, scale=scale)
     if statistics:
         statistics.end_step(sum_over_workers)
     return sums
 
 
-def accumulate_lane_gradients(
-    trainer: PhaseTrainer, lane: Batch, step: int, *, scale: float, last: bool
+def add_gradients(
+    trainer: PhaseTrainer, batch: Batch, step: int, *, scale: Tensor | float, sync: bool = True
 ) -> MetricSums:
-    """Add up the gradients of a lane's loss times `scale`, part by part; return the lane's sums.
+    """Add up the gradients of a batch's loss times `scale`, pass by pass; return its sums.
 
-    Random draws cover the whole lane, whatever its parts. After the step's `last` lane DDP reduces
-    the gradients of all workers.
+    In the last pass DDP reduces the gradients of all workers, if `sync`.
     """
-    images, sums = len(lane.label), MetricSums.zero(trainer.device)
-    torch.manual_seed(lane_seed(trainer.recipe.seed, step, lane.lane))
-    augmented = trainer.augment(lane)
-    trainer.network.begin_lane(images)
-    rows = trainer.max_rows or images
-    for first in range(0, max(1, images), max(1, rows)):
-        part, mixed = lane.part(first, rows), augmented.part(first, rows)
-        with trainer.gradient_sync(last=last and first + rows >= images):
+    network, recipe = trainer.network, trainer.recipe
+    draws = Draws.of(network, recipe, batch, step, mixes=not trainer.phase.frozen)
+    augmented, sums = trainer.augment(draws, batch), MetricSums.zero(trainer.device)
+    passes = list(trainer.passes(batch))
+    for number, (first, rows) in enumerate(passes, 1):
+        part, mixed = batch.part(first, rows), augmented.part(first, rows)
+        draws.set_masks(network, first, rows)
+        with trainer.gradient_sync(last=sync and number == len(passes)):
             # SyncBatchNorm sends statistics of an empty batch in its dtype, others in float32.
-            precision = trainer.autocast() if images else nullcontext()
-            with precision, _SingleImageMode(trainer.network, lane):
+            precision = trainer.autocast() if rows else nullcontext()
+            with precision, _SingleImageMode(network, part):
                 logits = trainer.model(mixed.image)
             loss = trainer.loss(logits.float(), part.label, mixed)
             ((loss * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
-        if lane.lane >= 0:
+        if not batch.is_padding:
             sums += MetricSums.of(logits, part.label, part.weight)
+        if trainer.running_statistics:
+            trainer.running_statistics.end_lane(0 if batch.is_padding else rows)
     return sums
-
-
-def lane_seed(seed: int, step: int, lane: int) -> int:
-    """Seed, of 63 bits, for every random draw of a lane in a step: dropout, mixing, …"""
-    state = seed
-    for part in (step + 1, lane + 2):  # SplitMix64's finaliser (Steele et al. 2014), chained
-        state = (state + part * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
 
 
 class _SingleImageMode(AbstractContextManager[None]):
@@ -272,8 +263,8 @@ class _SingleImageMode(AbstractContextManager[None]):
     At 32 px the last feature maps are 1×1, and a single value has no variance.
     """
 
-    def __init__(self, network: Network, lane: Batch) -> None:
-        single = len(lane.label) == 1 and lane.image.ndim == 4 and lane.image.shape[-1] <= 32
+    def __init__(self, network: Network, batch: Batch) -> None:
+        single = len(batch.label) == 1 and batch.image.ndim == 4 and batch.image.shape[-1] <= 32
         layers = (m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
         self._layers = list(layers) if single else []
 

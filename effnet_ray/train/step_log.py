@@ -92,17 +92,13 @@ class StepLog:
         self._rank, self._steps_per_epoch = rank, steps_per_epoch
         self._new_bad_images: dict[int, BadImage] = {}
 
-    def log_train(self, lanes: Sequence[Images], step: int) -> None:
+    def log_train(self, images: Images, step: int) -> None:
         """Log the images of a step before it is taken."""
         if self._audit is not None:
-            images = [
-                (int(image), float(weight))
-                for lane in lanes
-                for image, weight in zip(lane.id, lane.weight, strict=True)
-            ]
+            used = list(zip(images.id.tolist(), images.weight.tolist(), strict=True))
             epoch = step // self._steps_per_epoch
-            write_audit(self._audit, images, epoch=epoch, step=step, rank=self._rank)
-        self._log_bad("train", lanes, step)
+            write_audit(self._audit, used, epoch=epoch, step=step, rank=self._rank)
+        self._log_bad("train", [images], step)
 
     def log_eval(self, batches: Sequence[Images], step: int) -> None:
         """Log the bad images of the evaluation after `step`."""

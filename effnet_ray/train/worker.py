@@ -133,10 +133,10 @@ class ActorChannel:
         """Whether the run failed at this step before; remembers the step."""
         return bool(ray.get(self._actor.failed_before.remote(step)))
 
-    def require_splits(self, splits: int) -> None:
-        """Make the next workers use at least `splits` micro-batch splits."""
-        ray.get(self._actor.require_splits.remote(splits))
+    def limit_passes(self, images: int) -> None:
+        """Make the next workers compute at most so many images at once."""
+        ray.get(self._actor.limit_passes.remote(images))
 
-    def required_splits(self) -> int:
-        """The least number of micro-batch splits for the next workers."""
-        return int(ray.get(self._actor.required_splits.remote()))
+    def pass_limit(self) -> int:
+        """Maximum number of images that the next workers compute at once; 0: no limit."""
+        return int(ray.get(self._actor.pass_limit.remote()))

@@ -29,7 +29,8 @@ from effnet_ray.train.checkpoint_writer import CheckpointWriter
 from effnet_ray.train.collectives import worker_group
 from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.failures import failed_before, require_more_splits
+from effnet_ray.train.evaluation import eval_batch
+from effnet_ray.train.failures import failed_before, require_smaller_passes
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
@@ -76,14 +77,14 @@ def run_worker(
         with worker_group(rank.workers):
             state = initial_state(job.run, job.weights_uri, rank.device)
             resume(state, job, rank.rank, _post_skipped(channel))
-            splits = max(state.micro_batch_splits, channel.required_splits())
-            state.micro_batch_splits = splits
+            state.pass_size = channel.pass_limit()
             stream = Stream(
                 job.dataset,
                 rank=rank.rank,
                 workers=rank.workers,
                 first_step=state.step,
                 execute=execute,
+                eval_batch=eval_batch(job.run.recipe, rank.device),
             )
             loop = WorkerLoop(job, rank, state, channel, stream, report=report, started=started)
             loop.run(should_stop)
@@ -114,7 +115,9 @@ class WorkerLoop:
         self._report = report
         self._job, self._rank, self._state, self._channel = job, rank, state, channel
         self._started, self._device_s_before = started, state.device_s
-        self._writer = CheckpointWriter(job.checkpoints_uri, job.placement.keep_checkpoints)
+        self._writer = CheckpointWriter(
+            job.checkpoints_uri, job.placement.keep_checkpoints, job.run.recipe.max_skips
+        )
         self._throughput = Throughput(state.train_sums.images)
         self._epoch_start = self._last_post = time.perf_counter()
         self._posted_splits = 1
@@ -136,11 +139,10 @@ class WorkerLoop:
         self._batches = self._device_batches(stream)
 
     def _device_batches(self, stream: Stream) -> DeviceBatches:
-        job, rank = self._job, self._rank
+        job = self._job
         return DeviceBatches(
             stream,
-            job.dataset.plan.workers_lanes(rank.rank, rank.workers),
-            rank.device,
+            self._rank.device,
             on_train_images=self._on_train_images,
             on_bad_eval_images=self._on_bad_eval_images,
             multilabel_classes=(len(job.run.classes) if job.run.recipe.task == MULTILABEL else 0),
@@ -165,7 +167,7 @@ class WorkerLoop:
                 self._writer.wait()
                 self._channel.post(events.Preempted(self._state.step))
         except torch.OutOfMemoryError:
-            require_more_splits(
+            require_smaller_passes(
                 self._channel, self._state, self._job.run.recipe, self._sizes.steps_per_epoch
             )
             raise  # Ray Train retries, unless the channel has RunFailed
@@ -207,9 +209,11 @@ class WorkerLoop:
                 events.WorkersStarted(workers, self._state.step, steps, device, description)
             )
 
-    def _on_train_images(self, lanes: list[Images]) -> None:
+    def _on_train_images(self, images: Images, epoch_step: int) -> None:
+        """Called in the thread that prepares batches, at most one step ahead of the loop."""
         self._throughput.batch_arrived()
-        self._log.log_train(lanes, self._state.step)
+        epoch = self._state.step // self._sizes.steps_per_epoch
+        self._log.log_train(images, epoch * self._sizes.steps_per_epoch + epoch_step)
 
     def _on_bad_eval_images(self, batches: list[Images]) -> None:
         self._log.log_eval(batches, self._state.step - 1)
@@ -221,7 +225,7 @@ class WorkerLoop:
             self._channel.post(events.ImagesQuarantined(bad_images))
 
     def _on_step(self, state: TrainState) -> None:
-        self._throughput.step_done(state.train_sums.images)
+        self._throughput.step_done(state.images)
         if self._rank.leads:
             self._post_step(state)
             every = self._job.placement.checkpoint_every
@@ -230,9 +234,11 @@ class WorkerLoop:
                 self._save()
 
     def _post_step(self, state: TrainState) -> None:
-        if state.micro_batch_splits > self._posted_splits:
-            self._posted_splits = state.micro_batch_splits
-            self._channel.post(events.MicroBatchSplit(state.micro_batch_splits))
+        micro_batch = self._job.run.recipe.micro_batch or 1
+        splits = -(-micro_batch // (state.pass_size or micro_batch))
+        if splits > self._posted_splits:
+            self._posted_splits = splits
+            self._channel.post(events.MicroBatchSplit(splits))
         now = time.perf_counter()
         if now - self._last_post >= POST_EVERY_S:
             self._last_post = now

@@ -13,13 +13,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from effnet_ray.data.class_balance import class_weights
+from effnet_ray.data.stream import Lane
 from effnet_ray.model.network import build
 from effnet_ray.model.optimizer import optimizer
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.batch import Batch
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.evaluation import evaluate
 from effnet_ray.train.loop import EpochSizes, fit
-from effnet_ray.train.state import Batch, TrainState
+from effnet_ray.train.state import TrainState
 
 CLASSES = 4
 WORLDS = (1, 3)
@@ -56,7 +58,19 @@ def random_batch(seed: int, images: int, size: int, lane: int = 0) -> Batch:
     label = torch.randint(0, CLASSES, (images,), generator=draws)
     weight = (torch.rand(images, generator=draws) > 1 / 8).float()
     weight[:1] = 1
-    return Batch(image.contiguous(memory_format=torch.channels_last), label, weight, lane)
+    image = image.contiguous(memory_format=torch.channels_last)
+    return Batch(image, label, weight, (Lane(lane, images),), int(weight.sum()))
+
+
+def joined(lanes: Sequence[Batch]) -> Batch:
+    """One batch of several lanes."""
+    if not lanes:
+        return Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0))
+    image, label, weight = (
+        torch.cat([getattr(lane, name) for lane in lanes]) for name in ("image", "label", "weight")
+    )
+    places = tuple(place for lane in lanes for place in lane.lanes)
+    return Batch(image, label, weight, places, sum(lane.readable for lane in lanes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +84,11 @@ class FixedBatches:
     short: int = 1
     """Images of the last lane in the last step."""
 
-    def train(self, step: int) -> Iterator[Sequence[Batch]]:
+    def train(self, step: int) -> Iterator[Batch]:
         """This worker's lanes of every step from `step` on."""
         for number in range(step, self.steps):
             mine = range(self.rank, self.recipe.lanes, self.workers)
-            yield [self._lane(number, lane) for lane in mine]
+            yield joined([self._lane(number, lane) for lane in mine])
 
     def eval(self) -> Iterator[Batch]:
         """This worker's share of five batches of three images."""
