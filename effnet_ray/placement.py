@@ -37,9 +37,9 @@ class Workers:
     workers: str = "2"
     """Worker processes, each with a copy of the network: N, or MIN:MAX to start with MIN and use
     up to MAX. Default: EFFNET_WORKERS, else 2."""
-    gpus_per_worker: float = 0
-    """GPUs per worker: a whole number, or a share of one GPU. 0: use CPUs. Default:
-    EFFNET_GPUS_PER_WORKER, else 0."""
+    gpus_per_worker: float | None = None
+    """GPUs per worker: 1, or a share of one GPU. 0: use CPUs. Default: EFFNET_GPUS_PER_WORKER,
+    else 1 if Ray has GPUs, or a share of them if they are fewer than the workers."""
     accelerator: str = ""
     """GPU types, as Ray names them: L4, L40S, A100, …; several separated by commas. Default:
     any."""
@@ -69,14 +69,14 @@ class Workers:
         parse_worker_range(self.workers)
         gpus = self.gpus_per_worker
         require(
-            0 <= gpus <= 1 or (1 < gpus < math.inf and gpus % 1 == 0),
+            gpus is None or 0 <= gpus <= 1,
             "gpus_per_worker",
             gpus,
-            "a share of one GPU, or a whole number",
+            "0 to 1: a worker uses one GPU; for more GPUs, use more --workers",
         )
         valid = all(map(ACCELERATOR.fullmatch, self.accelerators))
         require(valid, "accelerator", self.accelerator, "names like L4 or L4,L40S")
-        if self.accelerator and not gpus:
+        if self.accelerator and gpus == 0:
             raise RecipeError(f"--accelerator {self.accelerator} needs --gpus-per-worker above 0")
 
     @property
@@ -85,9 +85,14 @@ class Workers:
         return parse_worker_range(self.workers)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether workers use GPUs."""
+        return bool(self.gpus_per_worker)
+
+    @property
     def gpus(self) -> int:
-        """GPUs in use when all workers run: at most one for each worker; 1 on CPUs."""
-        return max(1, int(self.worker_range[1] * min(1, self.gpus_per_worker)))
+        """GPUs in use when all workers run; 1 on CPUs."""
+        return max(1, int(self.worker_range[1] * (self.gpus_per_worker or 0)))
 
     @property
     def accelerators(self) -> tuple[str, ...]:

@@ -161,10 +161,17 @@ class Recipe(RecipeFields):
         return min(self.epochs - 1, max(1, self.epochs // 4)) if pretrained else 0
 
     def resolved(
-        self, spec: InputSpec, *, workers: int, on_gpu: bool, task: str = MULTICLASS
+        self,
+        spec: InputSpec,
+        *,
+        workers: int,
+        on_gpu: bool,
+        bfloat16: bool = True,
+        task: str = MULTICLASS,
     ) -> Self:
         """This recipe with every None replaced, given the weights' spec and the first placement.
 
+        `bfloat16`: its GPUs compute in bfloat16 at full speed.
         `task` is the data set's. A multiclass data set may be trained as multilabel.
         """
         require(
@@ -174,12 +181,13 @@ class Recipe(RecipeFields):
             f"{task}: images of this data set have any number of classes",
         )
         size, row = self.image_size or spec.resolution, self.variant_spec
+        half = "bfloat16" if bfloat16 else "float16"
         return replace(
             self.with_defaults,
             task=self.task or task,
             image_size=size,
             micro_batch=self.micro_batch or self._default_micro_batch(size, workers),
-            precision=self.precision or ("bfloat16" if on_gpu else "float32"),
+            precision=self.precision or (half if on_gpu else "float32"),
             layout=self.layout or row.layout,
             compile=row.compile if self.compile is None else self.compile,
         )

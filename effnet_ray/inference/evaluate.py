@@ -31,7 +31,7 @@ from effnet_ray.inference.scorer import Scorer
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import MULTICLASS, MULTILABEL
 from effnet_ray.release.load import LoadedRelease
-from effnet_ray.runtime import session
+from effnet_ray.runtime import gpus, session
 from effnet_ray.runtime.inference_actors import (
     ActorPool,
     MachineShare,
@@ -82,7 +82,9 @@ def evaluate(
     """
     data = storage.absolute(data)
     inputs = open_inputs(release, data, split, thumbnails, limit)
-    (connect or partial(session.connect, local=False, verbose=False))(placement)
+    connect = connect or partial(session.connect, local=False, verbose=False)
+    placement = gpus.with_default_gpus(placement, connect)
+    connect(placement)
     request = session.request_resources(placement, [data, release.uri])
     new_metrics = MultilabelMetrics if inputs.multilabel else MulticlassMetrics
     metrics: Metrics = new_metrics(len(release.classes), examples)

@@ -26,7 +26,7 @@ from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predictor import Part, Predictions, predict_parts
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease
-from effnet_ray.runtime import session
+from effnet_ray.runtime import gpus, session
 from effnet_ray.runtime.inference_actors import as_evaluation_error
 from effnet_ray.storage import parquet
 
@@ -69,7 +69,9 @@ def predict(
     existing = storage.sizes(out)
     missing = [part for part in parts if _file_name(part[0]) not in existing]
     if missing:
-        (connect or partial(session.connect, local=False, verbose=False))(placement)
+        connect = connect or partial(session.connect, local=False, verbose=False)
+        placement = gpus.with_default_gpus(placement, connect)
+        connect(placement)
         request = session.request_resources(placement, [images.uri, release.uri])
         predictions = unwrap_errors(
             predict_parts(release, images, missing, options, placement, request)

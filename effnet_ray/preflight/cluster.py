@@ -12,9 +12,9 @@ import effnet_ray
 from effnet_ray import storage
 from effnet_ray.errors import ClusterError
 from effnet_ray.placement import Placement
-from effnet_ray.preflight.findings import Finding, problem
+from effnet_ray.preflight.findings import Finding, problem, run_check
 from effnet_ray.recipe import Recipe
-from effnet_ray.runtime import nodes, session
+from effnet_ray.runtime import gpus, nodes, session
 from effnet_ray.runtime.nodes import ACCELERATOR_LABEL, Capacity, Machine
 from effnet_ray.runtime.session import ResourceRequest
 from effnet_ray.variants import Variant
@@ -23,6 +23,9 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "s3fs")
 VERSIONS_TIMEOUT_S = 120
 """Seconds for a machine to report its versions, with the time in which it unpacks the working dir.
 Chosen, not measured."""
+MIN_GPU_IMAGES = 16
+"""With fewer images per step a GPU waits for Python: an EfficientNet has hundreds of kernels,
+whose launches take longer than so few images. Estimated from timm's benchmark, not measured."""
 MEMORY_GB = {
     "T4": 16, "V100": 16, "P100": 16, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40,
     "A100-40G": 40, "A100-80G": 80, "H100": 80, "H20": 96, "H200": 141, "B200": 180,
@@ -139,9 +142,29 @@ def _check_gpus(
     accelerators = placement.accelerators or sorted(
         {m.labels.get(ACCELERATOR_LABEL, "") for m in machines_with_room}
     )
-    share = min(1, placement.gpus_per_worker)
+    share = placement.gpus_per_worker or 0
     for name in accelerators:
         yield check_memory(recipe, name, share)
+        yield from _check_computes(name, share, machines_with_room)
+    images = (recipe.batch_size or 0) // placement.gpus
+    if images < MIN_GPU_IMAGES:
+        yield Finding(
+            check="batch",
+            ok=True,
+            found=f"each of {placement.gpus} GPUs gets {images} images per step, and mostly waits",
+            do=f"use fewer --workers, or a --batch-size of {MIN_GPU_IMAGES * placement.gpus}",
+        )
+
+
+def _check_computes(name: str, share: float, machines: Sequence[Machine]) -> Iterator[Finding]:
+    """Whether torch computes on GPUs of a type: tried on one running machine, if there is one."""
+    check = f"GPU {name}".strip()
+    reason = gpus.unsupported_reason(name)
+    running = [m for m in machines if m.node_id and m.labels.get(ACCELERATOR_LABEL, "") == name]
+    if reason:
+        yield Finding(check=check, ok=False, found=reason, do="choose another --accelerator")
+    elif running:
+        yield run_check(check, lambda: gpus.try_convolution(running[0], share))
 
 
 def check_memory(recipe: Recipe, accelerator: str, share: float = 1) -> Finding:

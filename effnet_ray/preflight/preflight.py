@@ -15,6 +15,7 @@ from effnet_ray.preflight.inputs import check_inputs
 from effnet_ray.preflight.permissions import check_places
 from effnet_ray.preflight.working_dir import check_working_dir
 from effnet_ray.recipe import MULTICLASS, Recipe
+from effnet_ray.runtime import gpus
 from effnet_ray.tracking import trackers as track
 from effnet_ray.train import run_record
 from effnet_ray.train.run_setup import (
@@ -63,15 +64,19 @@ def all_checks(
     yield run_check("run", lambda: _check_run(recipe, data, runs, name))
     yield from _check_trackers(trackers)
     yield from check_working_dir(Path.cwd(), submits=submits)
+    placement = gpus.with_default_gpus(placement, connect)
     connect(placement)
     try:
         spec = pretrained.resolve(recipe).spec
     except EffnetRayError:  # `check_inputs` has reported it
         return
     yield run_check("recipe", lambda: _check_recipe(recipe, placement, spec, data))
-    workers, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
     resolved = recipe.resolved(
-        spec, workers=workers, on_gpu=on_gpu, task=recipe.task or MULTICLASS
+        spec,
+        workers=placement.worker_range[1],
+        on_gpu=placement.on_gpu,
+        bfloat16=gpus.have_bfloat16(placement),
+        task=recipe.task or MULTICLASS,
     )
     yield from check_cluster(resolved, placement, [data, runs, store])
 
@@ -95,7 +100,7 @@ def _check_run(recipe: Recipe, data: str, runs: str, name: str | None) -> str:
 
 def _check_recipe(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:
     """The task and batch layout. Raises RecipeError if they do not fit the data or the workers."""
-    workers, on_gpu = placement.worker_range[1], placement.gpus_per_worker > 0
+    workers, on_gpu = placement.worker_range[1], placement.on_gpu
     manifest = manifests.load(storage.absolute(data))
     resolved = for_new_run(recipe, manifest, storage.absolute(data), placement.gpus).resolved(
         spec, workers=workers, on_gpu=on_gpu, task=manifest.task

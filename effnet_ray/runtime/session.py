@@ -210,10 +210,10 @@ def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequ
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
     # NCCL refuses two workers on one GPU.
-    use_nccl = placement.gpus_per_worker >= 1
+    use_nccl = placement.gpus_per_worker == 1
     request = ResourceRequest(
         workers=low if low == high else (low, high),
-        use_gpu=bool(placement.gpus_per_worker),
+        use_gpu=placement.on_gpu,
         resources_per_worker=resources,
         accelerators=placement.accelerators,
         backend=NCCL if use_nccl else GLOO,

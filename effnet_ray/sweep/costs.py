@@ -59,7 +59,7 @@ def model_costs(
         for variant, size, values in json.loads(storage.read_bytes(file)):
             costs[variant, size] = from_dict(Cost, values)
     missing = sorted(set(keys) - set(costs))
-    measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker)(profile.measure)
+    measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker or 0)(profile.measure)
     for variant, size in missing:
         recipe = Recipe(variant=variant, weights="none", image_size=size)
         spec = _input_spec(recipe)

@@ -43,8 +43,9 @@ def allocate(
     hardware: Hardware,
 ) -> Allocation:
     """Divide the hardware over the schedule's rounds; `workers` per trial, if the user set it."""
-    on_gpus = placement.gpus_per_worker > 0
-    devices = hardware.gpus / placement.gpus_per_worker if on_gpus else hardware.cpus
+    share = placement.gpus_per_worker
+    on_gpus = placement.on_gpu
+    devices = hardware.gpus / share if share else hardware.cpus
     devices = max(1, int(devices))
     placements: dict[str, Placement] = {}
     for round_ in rounds:

@@ -1,7 +1,7 @@
 """The driver of a sweep: validate, record, let Ray Tune run the trials, choose the best model."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from effnet_ray import storage
@@ -12,7 +12,7 @@ from effnet_ray.model.profile import Cost
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.recipe_rules import BATCH_SIZE
-from effnet_ray.runtime import nodes, pending, session
+from effnet_ray.runtime import gpus, nodes, pending, session
 from effnet_ray.runtime.events import WaitingForWorkers
 from effnet_ray.sweep import costs, results, space as spaces, sweep_record, sweep_rules
 from effnet_ray.sweep.asha import RUNG, Brackets
@@ -81,11 +81,13 @@ def tune(
     )  # fmt: skip
     uri = storage.join(runs, sweep.name)
     sweep = sweep_record.as_recorded(sweep, uri, recipe, space)
+    connect = connect or _join_or_start
+    placement = gpus.with_default_gpus(replace(placement, workers="1"), connect)
     search = _Search(sweep, uri, manifest, placement, objective or Objective())
     if sweep_record.has_outcome(uri):
         sweep_record.create(sweep, uri)  # refuses another sweep of this name
         return search.outcome(search.past, 0)
-    (connect or _join_or_start)(placement)
+    connect(placement)
     return _run(search, workers, [data, runs], mirror, on_progress or _ignore)
 
 

@@ -12,7 +12,7 @@ from effnet_ray.errors import TrainingError
 from effnet_ray.model.compile import check_compiler
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
-from effnet_ray.runtime import pending, session
+from effnet_ray.runtime import gpus, pending, session
 from effnet_ray.runtime.actors import deliver_events, start_local_actor
 from effnet_ray.train import events, precompute_features, run_record
 from effnet_ray.train.ray_trainer import run_trainer
@@ -40,20 +40,23 @@ def finetune(
     `data` is a packed data set, `runs` the folder of all runs; `name` defaults to one derived from
     recipe and data. `mirror` is a folder of pretrained weights, `features_in` the folder of cached
     features (default: below `runs`). `on_event` receives the events of `train.events`; Ray Train
-    calls `callbacks` after every epoch, for which workers wait. `connect` joins or starts Ray, and
-    is called once everything else is checked.
+    calls `callbacks` after every epoch, for which workers wait. `connect` joins or starts Ray,
+    once all else is checked, or first if there may be GPUs.
     Raises InputError before resources are requested, TrainingError if the run fails.
     """
     start = time.perf_counter()
+    connect = connect or _connect
+    placement = gpus.with_default_gpus(placement, connect)
     setup = set_up_run(
-        recipe, placement, data, runs=runs, name=name, mirror=mirror, features_in=features_in
-    )
+        recipe, placement, data, runs=runs, name=name, mirror=mirror, features_in=features_in,
+        bfloat16=gpus.have_bfloat16(placement),
+    )  # fmt: skip
     if isinstance(setup, Result):
         return setup
     job = setup.job
     if job.run.recipe.compile and not (session.is_submitted_job() or ray.is_initialized()):
-        check_compiler(on_gpu=placement.gpus_per_worker > 0)  # workers will run on this machine
-    (connect or _connect)(placement)
+        check_compiler(on_gpu=placement.on_gpu)  # workers will run on this machine
+    connect(placement)
     uris = [storage.absolute(data), storage.absolute(runs)]
     request = session.request_resources(placement, uris)
     if setup.new:  # only now: a recipe resolved for unavailable resources must not be recorded

@@ -37,11 +37,12 @@ def set_up_run(
     name: str | None = None,
     mirror: str | None = None,
     features_in: str | None = None,
+    bfloat16: bool = True,
 ) -> RunSetup | Result:
     """Check and prepare a run; return its result if it is finished.
 
-    The arguments are those of `finetune`. Writes nothing but the pretrained weights, shared by
-    runs. Raises InputError.
+    `bfloat16`: the GPUs compute in bfloat16 at full speed. The others are those of `finetune`.
+    Writes nothing but the pretrained weights, shared by runs. Raises InputError.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
     manifest = manifests.load(data)
@@ -55,7 +56,7 @@ def set_up_run(
     if run is None:
         weights = pretrained.resolve(recipe)
         recipe = for_new_run(recipe, manifest, data, placement.gpus)
-        resolved = _resolve(recipe, placement, weights, manifest)
+        resolved = _resolve(recipe, placement, weights, manifest, bfloat16=bfloat16)
         digest = _store_weights(runs, pretrained.fetch(weights, mirror))
         run = _new_run(run_uri, resolved, placement, data, manifest, weights, digest)
     check_sync(run.recipe, placement)
@@ -110,21 +111,30 @@ def check_run_name(name: str) -> str:
 def check_sync(recipe: Recipe, placement: Placement) -> None:
     """Raises RecipeError if the workers cannot use SyncBatchNorm although the recipe does."""
     low, high = placement.worker_range
-    fits = placement.gpus_per_worker > 0 and low == high == recipe.lanes
+    fits = placement.on_gpu and low == high == recipe.lanes
     if recipe.batchnorm == SYNC and not fits:
         raise RecipeError(
-            f"batchnorm is sync with {high} workers of {placement.gpus_per_worker} GPUs: expected "
-            f"one GPU worker for each micro-batch (--workers {recipe.lanes} --gpus-per-worker 1; "
-            f"batch_size / micro_batch is {recipe.lanes}); or choose train or frozen"
+            f"batchnorm is sync with {high} workers of {placement.gpus_per_worker or 0:g} GPUs: "
+            "expected one GPU worker for each micro-batch "
+            f"(--workers {recipe.lanes} --gpus-per-worker 1; batch_size / micro_batch is "
+            f"{recipe.lanes}); or choose train or frozen"
         )
 
 
-def _resolve(recipe: Recipe, placement: Placement, weights: Weights, manifest: Manifest) -> Recipe:
+def _resolve(
+    recipe: Recipe,
+    placement: Placement,
+    weights: Weights,
+    manifest: Manifest,
+    *,
+    bfloat16: bool,
+) -> Recipe:
     """The resolved recipe. Raises RecipeError if it does not fit the data or the placement."""
     resolved = recipe.resolved(
         weights.spec,
         workers=placement.worker_range[1],
-        on_gpu=placement.gpus_per_worker > 0,
+        on_gpu=placement.on_gpu,
+        bfloat16=bfloat16,
         task=manifest.task,
     )
     check_sync(resolved, placement)

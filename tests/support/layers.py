@@ -17,7 +17,7 @@ ORDER = (
     "model.dropout model.batchnorm model.network model.compile model.ema model.packaged_weights "
     "model.pretrained model.optimizer model.profile "
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
-    "runtime.session runtime.pending runtime.inference_actors "
+    "runtime.session runtime.gpus runtime.pending runtime.inference_actors "
     "train.metric_definitions train.epoch_report train.class_metrics train.average_precision "
     "train.collectives train.batch train.mixup train.draws train.loss train.metrics "
     "train.loss_scale train.run_record train.state train.skipped_steps train.head_features "
@@ -63,8 +63,8 @@ DOORS = {
     "aiohttp": "storage.s3_errors",
     "botocore": "storage.s3_errors preflight.ec2 preflight.cluster_file preflight.permissions",
     "tenacity": "storage.retry",
-    "torch": "model. train. runtime.inference_actors inference.logits inference.scorer "
-    "inference.export tracking.tensorboard",
+    "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "
+    "inference.scorer inference.export tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
     "PIL": "data.augment data.image_checks data.decode data.views packing.sample inference.plots",
