@@ -109,6 +109,7 @@ SCHED, CLASS_WEIGHTS = one_of("cosine", "constant"), one_of("none", "balanced", 
 HEAD = one_of(SOLVED, TRAINED)
 BATCHNORM, LAYOUT = one_of("train", "frozen", SYNC), one_of(*LAYOUTS)
 PRECISION = one_of("float32", "bfloat16", "float16")
+GRADIENTS = one_of("float32", "bfloat16")
 
 
 def check_fields(record: Any) -> None:

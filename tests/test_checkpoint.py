@@ -269,13 +269,18 @@ def test_every_optimizer_is_resumed_to_the_bit(tmp_path: Path, opt: str) -> None
 def test_a_checkpoints_record_is_written_once_and_last(
     trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, write_bytes = list[str](), storage.write_bytes
+    order, write_bytes, upload = list[str](), storage.write_bytes, storage.upload
 
-    def recorded(uri: str, data: bytes) -> None:
+    def record_write(uri: str, data: bytes) -> None:
         order.append(Path(uri).name)
         write_bytes(uri, data)
 
-    monkeypatch.setattr(storage, "write_bytes", recorded)
+    def record_upload(path: Path, uri: str) -> None:
+        order.append(Path(uri).name)
+        upload(path, uri)
+
+    monkeypatch.setattr(storage, "write_bytes", record_write)
+    monkeypatch.setattr(storage, "upload", record_upload)
     uri = write(trained, tmp_path)
     assert sorted(order) == sorted(path.name for path in uri.iterdir())
     assert order[-1] == checkpoint.RECORD

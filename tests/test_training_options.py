@@ -1,12 +1,25 @@
 """Every training option of a Recipe has the effect that it is there for."""
 
 import copy
+import gc
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.finished_runs import report
-from support.loop_worker import CLASSES, FixedBatches, new_state, nothing, random_batch, settled
+from support.loop_worker import (
+    CLASSES,
+    FixedBatches,
+    new_state,
+    nothing,
+    random_batch,
+    settled,
+    train,
+)
+from support.plain_run import in_processes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -361,3 +374,31 @@ def test_patience_waits_for_the_last_phase() -> None:
     ]
     assert ended == [False] * 5 + [True, True]  # epochs 4 and 5 are the last phase's
     assert not ended_early([], recipe)
+
+
+# --- sums of gradients
+
+
+def norms_of_two_workers(rank: int, folder: str) -> None:
+    """One of two workers, which train the same recipe with both kinds of sums."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    recipe = settled(micro_batch=2, opt="sgd", lr=1e-3)
+    for kind in ("float32", "bfloat16"):
+        found = train(replace(recipe, gradients=kind), rank, 2)
+        Path(folder, f"{kind}-{rank}.json").write_text(json.dumps(found["gradients"]))
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_gradients_summed_in_bfloat16_are_nearly_those_in_float32(tmp_path: Path) -> None:
+    """And the same on both workers."""
+    in_processes(norms_of_two_workers, str(tmp_path), processes=2)
+    exact, short, other = (
+        torch.tensor(json.loads((tmp_path / name).read_text()))
+        for name in ("float32-0.json", "bfloat16-0.json", "bfloat16-1.json")
+    )
+    assert torch.allclose(short, exact, rtol=0.01) and not torch.equal(short, exact)
+    assert torch.equal(short, other)

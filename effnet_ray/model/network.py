@@ -118,6 +118,9 @@ def build(
         drop_path_rate=recipe.drop_path,
     )
     replace_drop_paths(backbone)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.SiLU):
+            module.inplace = False  # in place, autograd would copy every input for the gradient
     if recipe.batchnorm == SYNC:
         backbone = timm.layers.convert_sync_batchnorm(backbone)  # PyTorch's; names stay the same
     network = Network(backbone, spec, recipe.layout or CHANNELS_LAST, recipe.dropout or 0.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from effnet_ray.data.stream import Lane
@@ -71,6 +72,8 @@ class PhaseTrainer:
             self.model = DistributedDataParallel(
                 self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
+            if recipe.gradients == "bfloat16":
+                self.model.register_comm_hook(None, bf16_compress_hook)
         train_mode(state.network, recipe, phase.lowest_trainable)
         updating = [layer for layer in batchnorms(state.network) if layer.training]
         self.running_statistics = RunningStatistics(updating) if updating else None

@@ -70,6 +70,7 @@ def run_worker(
     InputError and CheckpointError; others are posted to the channel.
     """
     fix_order_of_sums()
+    torch.backends.cudnn.benchmark = True  # a phase has few shapes: the fastest kernel of each
     if channel.has_failed():
         return  # a worker ended the run: Ray Train must not retry it
     started = time.perf_counter()
