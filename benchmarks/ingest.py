@@ -51,7 +51,7 @@ from effnet_ray.data.thread_executor import ThreadExecutor
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 SIZE = 224
-CORES = 2
+CORES = os.cpu_count() or 1
 DECODE_TASKS, PREFETCH_MB = Placement().decoding(CORES, workers=1)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -67,22 +67,33 @@ def recipe_of(settings: Settings) -> Recipe:
 def prepared(settings: Settings) -> tuple[TrainState, list[Batch]]:
     """The same network, optimizer and batches for both."""
     torch.set_num_threads(os.cpu_count() or 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(settings)
     spec = replace(recipe.variant_spec.input_spec(), resolution=settings.size)
-    built = network.build(recipe, spec, 10)
+    built = network.build(recipe, spec, 10).to(device)
     random = torch.Generator().manual_seed(0)
     shape = (settings.batch, settings.size, settings.size, 3)
     batches = [
         Batch(
-            torch.randint(256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2),
-            torch.randint(10, (settings.batch,), generator=random),
-            torch.ones(settings.batch),
+            torch.randint(256, shape, dtype=torch.uint8, generator=random)
+            .permute(0, 3, 1, 2)
+            .to(device),
+            torch.randint(10, (settings.batch,), generator=random).to(device),
+            torch.ones(settings.batch, device=device),
             (Lane(0, settings.batch),),
             settings.batch,
         )
         for _ in range(settings.steps)
     ]
-    return TrainState(built, optim.optimizer(built, recipe)), batches
+    state = TrainState(built, optim.optimizer(built, recipe))
+    state.to_device()
+    return state, batches
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU has done its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def our_round(settings: Settings) -> Callable[[], float]:
@@ -99,6 +110,7 @@ def our_round(settings: Settings) -> Callable[[], float]:
             whole = worker.sync_step(batch)
             state.train_sums += train_step(worker, batch, whole.readable, 1e-3)
             state.step += 1
+        wait_for_device()
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 
     return run
@@ -108,14 +120,17 @@ def bare_round(settings: Settings) -> Callable[[], float]:
     """A function that trains one round with the shortest loop there is; images/s."""
     state, batches = prepared(settings)
     model, optimizer = state.network.train(), state.optimizer
+    device = batches[0].image.device.type
 
     def run() -> float:
         begin = time.perf_counter()
         for batch in batches:
-            loss = F.cross_entropy(model(batch.image), batch.label, label_smoothing=0.1)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = F.cross_entropy(model(batch.image), batch.label, label_smoothing=0.1)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
+        wait_for_device()
         return settings.steps * settings.batch / (time.perf_counter() - begin)
 
     return run
@@ -168,7 +183,12 @@ def main(settings: Settings) -> None:
         TorchTrainer(
             in_ray_train,
             train_loop_config={"settings": settings, "folder": name},
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=1,
+                use_gpu=torch.cuda.is_available(),
+                resources_per_worker={"CPU": 1}
+                | ({"GPU": 0.5} if torch.cuda.is_available() else {}),
+            ),
             torch_config=TorchConfig(backend="gloo"),
             run_config=RunConfig(name="step", storage_path=name),
         ).fit()

@@ -1,6 +1,8 @@
 """How long training waits for images: the whole `finetune`, a B0 at 224 px on one worker.
 
-    python benchmarks/stall.py [--images 256] [--epochs 4]
+    python benchmarks/stall.py [--images 256] [--epochs 4] [--variant b0] [--batch 16]
+
+All cores of this machine, and a GPU if it has one.
 
 The 500×375 JPEGs of `photographs`, packed. An epoch's wait is what its worker spent between
 asking for a batch and having it, the evaluation's batches included; the first epoch, which also
@@ -31,6 +33,9 @@ class Settings:
     """JPEGs, a tenth of them for evaluation"""
     epochs: int = 4
     """epochs"""
+    variant: str = "b0"
+    batch: int = 16
+    """images per step"""
 
 
 def main(settings: Settings) -> None:
@@ -44,8 +49,11 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as name:
         photographs.make(Path(name) / "images", settings.images, 500, 375)
         pack(f"{name}/images", f"{name}/data", Packing(eval_fraction=0.1))
-        recipe = Recipe(weights="none", epochs=settings.epochs, batch_size=16, image_size=224)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        recipe = Recipe(
+            variant=settings.variant, weights="none", epochs=settings.epochs,
+            batch_size=settings.batch, image_size=224,
+        )  # fmt: skip
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
         finetune(
             recipe, Placement(workers="1"), f"{name}/data", runs=f"{name}/runs", on_event=hear
         )

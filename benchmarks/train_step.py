@@ -1,8 +1,11 @@
 """Images/s of a training step, by memory layout, eager and compiled: what fills `speed.TABLE`.
 
     python benchmarks/train_step.py [--variants b0,b1] [--size 96] [--batch 8] [--no-compiled]
+        [--batchnorm frozen --micro-batch 2]
 
 Forward, backward and optimizer through `train.step`, one lane a step, its images on the device.
+With `--micro-batch` a step has several lanes, and the contestants compute one at a time, or all at
+once. On a GPU a step is also tried with `torch.cuda.set_sync_debug_mode("error")`.
 The contestants take turns, the first in turn changing every round; a warm-up, in which compiling
 happens, is told apart. Prints a table and, last, one line of JSON. `pays_after_s` is the length of
 an eager run from which compiling, from an empty cache, gains more than it takes.
@@ -57,6 +60,8 @@ class Settings:
     """steps per round"""
     rounds: int = 7
     """rounds of each contestant"""
+    micro_batch: int = 0
+    """images per lane; default: all of a step"""
     batchnorm: str = "train"
     """or frozen, as in fine-tuning"""
     compiled: bool = True
@@ -77,7 +82,8 @@ def recipe_of(settings: Settings, variant: str, layout: str, compiled: bool) -> 
         memory = torch.cuda.get_device_properties(0).total_memory / 1e9
         batch = max(1, int(row.images_in(memory / 2, size)))
     recipe = Recipe(
-        variant=variant, weights="none", image_size=size, batch_size=batch, micro_batch=batch,
+        variant=variant, weights="none", image_size=size, batch_size=batch,
+        micro_batch=settings.micro_batch or batch,
         batchnorm=settings.batchnorm, layout=layout, compile=compiled,
     )  # fmt: skip
     return recipe.resolved(row.input_spec(), workers=1, on_gpu=on_gpu())
@@ -88,6 +94,8 @@ class Contestant:
     """One way of taking the same steps."""
 
     recipe: Recipe
+    pass_size: int = 0
+    """Images computed at once; 0: a lane."""
     first_s: float = 0.0
     """Of the first step, in which compiling happens."""
     rates: list[float] = field(default_factory=list)
@@ -100,11 +108,18 @@ class Contestant:
         )
         built = network.build(self.recipe, spec, CLASSES).to(device)
         self.state = TrainState(built, optimizer.optimizer(built, self.recipe))
+        self.state.to_device()
+        self.state.pass_size = self.pass_size
         self.batch = batch_of(self.recipe, device)
         self.worker = PhaseTrainer(self.state, self.recipe, phases(self.recipe)[0])
         self.worker.warm_up()
         with fresh_cache():  # else what others have compiled is used
             self.first_s = self.seconds(1)
+        if on_gpu():
+            torch.cuda.set_sync_debug_mode("error")
+            batch, whole = self.batch, self.worker.sync_step(self.batch)
+            train_step(self.worker, batch, whole.readable, 1e-4)
+            torch.cuda.set_sync_debug_mode("default")
         self.seconds(1)
 
     def seconds(self, steps: int) -> float:
@@ -129,12 +144,14 @@ class Contestant:
 
 
 def batch_of(recipe: Recipe, device: torch.device) -> Batch:
-    """A lane of noise, as a stream's views come."""
+    """A step's lanes of noise, as a stream's views come."""
     random = torch.Generator().manual_seed(0)
     shape = (recipe.batch_size, recipe.image_size or 0, recipe.image_size or 0, 3)
     image = torch.randint(256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
     label = torch.randint(CLASSES, (recipe.batch_size,), generator=random)
-    weight, lanes = torch.ones(len(label), device=device), (Lane(0, len(label)),)
+    micro_batch = recipe.micro_batch or 1
+    lanes = tuple(Lane(index, micro_batch) for index in range(recipe.lanes))
+    weight = torch.ones(len(label), device=device)
     return Batch(image.to(device), label.to(device), weight, lanes, len(label))
 
 
@@ -146,7 +163,14 @@ def measured(settings: Settings, variant: str) -> dict[str, Contestant]:
             recipe_of(settings, variant, layout, compiled)
         )
         for compiled, layout in ways
+        if not settings.micro_batch
     }
+    if settings.micro_batch:
+        recipe = recipe_of(settings, variant, LAYOUTS[0], compiled=False)
+        found = {
+            "one lane at a time": Contestant(recipe),
+            "all lanes at once": Contestant(recipe, pass_size=recipe.batch_size or 1),
+        }
     order = list(found.values())
     for _ in range(settings.rounds):
         for contestant in order:

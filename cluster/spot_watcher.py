@@ -1,11 +1,11 @@
-"""Drains this machine's Ray node when EC2 announces a spot interruption.
+"""Drains this machine's Ray node when EC2 or Google Cloud announces a spot interruption.
 
-    python spot_watcher.py --address HOST:PORT [--node-id HEX] [--metadata URL]
+    python spot_watcher.py --address HOST:PORT [--cloud gcp] [--node-id HEX] [--metadata URL]
 
-Runs beside `ray start` on every worker machine (cluster/aws.yaml starts it) and needs only Ray.
-EC2 announces the interruption two minutes ahead in the instance metadata, which Ray's own AWS
-provider does not read (ray 2.60). After the drain Ray places nothing more on the node, and a
-run's workers save their state and exit.
+Runs beside `ray start` on every worker machine (cluster/aws.yaml and gcp.yaml start it) and needs
+only Ray. EC2 announces the interruption two minutes ahead in the instance metadata, Google half a
+minute; Ray's own providers read neither (ray 2.60). After the drain Ray places nothing more on the
+node, and a run's workers save their state and exit.
 
 A metadata service that fails, hangs or does not exist counts as no notice. So does a rebalance
 recommendation, after which most machines run on for hours.
@@ -16,6 +16,8 @@ import json
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from datetime import UTC, datetime
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -27,7 +29,6 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.util import get_node_ip_address
 
-METADATA = "http://169.254.169.254"
 POLL_S = 1
 TIMEOUT_S = 2
 """Time limit of one poll; the service answers within milliseconds."""
@@ -35,33 +36,70 @@ DIRECT = build_opener(ProxyHandler({}))
 """Uses no proxy, whatever the environment says: the service is local to the machine."""
 TOKEN_TTL_S = 21600
 """The longest lifetime that EC2 allows."""
-NOTICE_S = 120
-"""EC2's usual notice, for a notice without a readable time."""
+NOTICE_S = {"aws": 120, "gcp": 30}
+"""Each cloud's usual notice; EC2's may name another time."""
 MAX_RESPONSE_BYTES = 4096
 
 
-class Metadata:
-    """The instance metadata service, version 2.
+class Metadata(ABC):
+    """A cloud's instance metadata service."""
+
+    default_url: str
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @abstractmethod
+    def poll(self) -> float | None:
+        """The time until the interruption, s; None without a notice."""
+
+    def seconds_left(self) -> float | None:
+        """Return the time until the interruption; None without a notice or an answer."""
+        results: list[float | None] = []
+        poll = threading.Thread(target=self._poll, args=[results], daemon=True)
+        poll.start()
+        poll.join(TIMEOUT_S)  # a request's own timeout restarts with every byte received
+        return results[0] if results else None
+
+    def _poll(self, results: list[float | None]) -> None:
+        with suppress(Exception):  # any failure counts as no notice
+            results.append(self.poll())
+
+
+class GoogleMetadata(Metadata):
+    """Google Cloud's.
+
+    https://docs.cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
+    """
+
+    default_url = "http://metadata.google.internal"
+
+    def poll(self) -> float | None:
+        """The usual notice once the machine is preempted."""
+        path = "/computeMetadata/v1/instance/preempted"
+        response = _send(Request(f"{self._url}{path}", headers={"Metadata-Flavor": "Google"}))
+        return NOTICE_S["gcp"] if response.strip() == "TRUE" else None
+
+
+class AmazonMetadata(Metadata):
+    """EC2's, version 2.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     """
 
+    default_url = "http://169.254.169.254"
+
     def __init__(self, url: str) -> None:
-        self._url, self._token = url, ""
+        super().__init__(url)
+        self._token = ""
 
-    def seconds_left(self) -> float | None:
-        """Return the time until the interruption; None without a notice or an answer."""
-        responses: list[str] = []
-        poll = threading.Thread(target=self._poll, args=[responses], daemon=True)
-        poll.start()
-        poll.join(TIMEOUT_S)  # a request's own timeout restarts with every byte received
-        return _parse_notice(responses[0]) if responses else None
-
-    def _poll(self, responses: list[str]) -> None:
+    def poll(self) -> float | None:
+        """The time that the notice names."""
         try:
-            responses.append(self._get("/latest/meta-data/spot/instance-action"))
-        except Exception:  # any failure counts as no notice
+            return _parse_notice(self._get("/latest/meta-data/spot/instance-action"))
+        except Exception:
             self._token = ""  # it may have expired
+            raise
 
     def _get(self, path: str) -> str:
         if not self._token:
@@ -98,7 +136,10 @@ def _parse_notice(text: str) -> float | None:
         interruption = datetime.fromisoformat(str(notice.get("time")))
         return max(0.0, (interruption - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
-        return NOTICE_S
+        return NOTICE_S["aws"]
+
+
+CLOUDS = {"aws": AmazonMetadata, "gcp": GoogleMetadata}
 
 
 def local_node_id(gcs: GcsClient) -> str:
@@ -131,7 +172,7 @@ def watch(address: str, node_id: str | None, metadata: Metadata) -> None:
                 print(f"cannot drain this node: {error}", file=sys.stderr, flush=True)
             else:
                 print(
-                    f"draining this node: EC2 reclaims the machine in {seconds_left:.0f} s",
+                    f"draining this node: the cloud reclaims the machine in {seconds_left:.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -147,9 +188,12 @@ def main() -> None:
         "--node-id",
         help="hex id of the Ray node, for a machine with several; default: found by IP",
     )
-    parser.add_argument("--metadata", default=METADATA, help="URL of the metadata service")
+    parser.add_argument("--cloud", choices=CLOUDS, default="aws", help="whose machine this is")
+    parser.add_argument("--metadata", help="URL of the metadata service")
     arguments = parser.parse_args()
-    watch(arguments.address, arguments.node_id, Metadata(arguments.metadata))
+    cloud = CLOUDS[arguments.cloud]
+    metadata = cloud(arguments.metadata or cloud.default_url)
+    watch(arguments.address, arguments.node_id, metadata)
 
 
 if __name__ == "__main__":

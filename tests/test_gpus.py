@@ -58,7 +58,7 @@ from effnet_ray.runtime import gpus, nodes, session
 head = {"num_cpus": 1, "include_dashboard": False}
 machines = Cluster(initialize_head=True, head_node_args=head)
 for kind, count in (("L4", 2), ("T4", 1)):
-    machines.add_node(num_cpus=1, num_gpus=count, labels={nodes.ACCELERATOR_LABEL: kind})
+    machines.add_node(num_cpus=4, num_gpus=count, labels={nodes.ACCELERATOR_LABEL: kind})
 ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
 placements = {
     "two": Placement(), "three": Placement(workers="3"), "six": Placement(workers="6"),

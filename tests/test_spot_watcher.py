@@ -1,4 +1,4 @@
-"""EC2's spot notice becomes a drain of this machine's Ray node, and nothing else does."""
+"""A cloud's spot notice becomes a drain of this machine's Ray node, and nothing else does."""
 
 import json
 import socketserver
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "cluster"))
-from spot_watcher import Metadata  # noqa: E402  # a script of its own, not of the package
+from spot_watcher import AmazonMetadata, GoogleMetadata  # noqa: E402  # a script of its own, not of the package
 
 TOKEN = "a-token"
 
@@ -32,8 +32,12 @@ class Service(BaseHTTPRequestHandler):
         self._answer(200 if asked and self.path == "/latest/api/token" else 400, TOKEN.encode())
 
     def do_GET(self) -> None:
-        """The notice."""
+        """The notice: EC2's with its token, or Google's with its header."""
         time.sleep(self.delay_s)
+        if self.path == "/computeMetadata/v1/instance/preempted":
+            allowed = self.headers["Metadata-Flavor"] == "Google"
+            self._answer(self.status if allowed else 403, self.notice)
+            return
         known = self.headers["X-aws-ec2-metadata-token"] == TOKEN
         there = self.path == "/latest/meta-data/spot/instance-action"
         self._answer(self.status if known and there else 401, self.notice)
@@ -71,10 +75,23 @@ def notice(seconds: float) -> bytes:
 
 
 def test_a_notice_is_read_with_its_time(service: Callable[..., str]) -> None:
-    left = Metadata(service(200, notice(90))).seconds_left()
+    left = AmazonMetadata(service(200, notice(90))).seconds_left()
     assert left is not None and 80 < left <= 90
-    assert Metadata(service(200, notice(-5))).seconds_left() == 0
-    assert Metadata(service(200, b'{"action": "stop", "time": "soon"}')).seconds_left() == 120
+    assert AmazonMetadata(service(200, notice(-5))).seconds_left() == 0
+    assert (
+        AmazonMetadata(service(200, b'{"action": "stop", "time": "soon"}')).seconds_left() == 120
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "left"),
+    [(200, b"TRUE", 30), (200, b"TRUE\n", 30), (200, b"FALSE", None), (404, b"TRUE", None),
+     (503, b"", None), (200, b"", None), (200, b"<html>TRUE</html>", None)],
+)  # fmt: skip
+def test_googles_notice_is_half_a_minute(
+    status: int, said: bytes, left: float | None, service: Callable[..., str]
+) -> None:
+    assert GoogleMetadata(service(status, said)).seconds_left() == left
 
 
 NOTICE = b'{"action": "terminate", "time": "2100-01-01T00:00:00Z"}'
@@ -88,18 +105,18 @@ NOTICE = b'{"action": "terminate", "time": "2100-01-01T00:00:00Z"}'
 def test_what_is_no_notice_drains_nothing(
     status: int, said: bytes, service: Callable[..., str]
 ) -> None:
-    assert Metadata(service(status, said)).seconds_left() is None
+    assert AmazonMetadata(service(status, said)).seconds_left() is None
 
 
 def test_a_service_that_hangs_or_is_not_there_drains_nothing(
     service: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spot_watcher.TIMEOUT_S", 0.2)
-    metadata = Metadata(service(200, notice(90), delay_s=1))
+    metadata = AmazonMetadata(service(200, notice(90), delay_s=1))
     assert metadata.seconds_left() is None
     service(200, notice(90))
     assert metadata.seconds_left() is not None
-    assert Metadata("http://127.0.0.1:1").seconds_left() is None
+    assert AmazonMetadata("http://127.0.0.1:1").seconds_left() is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +135,7 @@ def test_garbage_drains_nothing_and_the_next_notice_is_read(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # its own machine needs no proxy
     with raw_service(said) as url:
-        metadata = Metadata(url)
+        metadata = AmazonMetadata(url)
         assert metadata.seconds_left() is None
         metadata._url = service(200, notice(90))
         assert any(metadata.seconds_left() for _ in range(2))  # a token of garbage is renewed
@@ -127,7 +144,7 @@ def test_garbage_drains_nothing_and_the_next_notice_is_read(
 def test_a_service_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spot_watcher.TIMEOUT_S", 0.3)
     with raw_service(b"HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n" + b"a" * 60, 0.1) as url:
-        looked = threading.Thread(target=Metadata(url).seconds_left, daemon=True)
+        looked = threading.Thread(target=AmazonMetadata(url).seconds_left, daemon=True)
         looked.start()
         looked.join(3)  # it drips for ten seconds
         assert not looked.is_alive()
@@ -153,7 +170,7 @@ def raw_service(said: bytes, every_s: float = 0.0) -> Iterator[str]:
 
 
 def test_an_expired_token_is_renewed(service: Callable[..., str]) -> None:
-    metadata = Metadata(service(200, notice(90)))
+    metadata = AmazonMetadata(service(200, notice(90)))
     metadata._token = "an-old-one"
     assert metadata.seconds_left() is None
     assert metadata.seconds_left() is not None

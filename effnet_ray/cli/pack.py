@@ -84,14 +84,14 @@ def _map_function(uris: Sequence[str], terminal: Terminal, *, verbose: bool) -> 
 
     Without a cluster, threads are enough.
     """
-    from effnet_ray.runtime import session
+    from effnet_ray.runtime import session, shared_folders
 
     if not session.is_submitted_job():
         return map
     from effnet_ray.packing.ray_map import ray_map
 
     terminal.print("Ray: " + session.connect(Placement(), local=False, verbose=verbose))
-    session.check_reachable(uris)
+    shared_folders.check_reachable(uris)
     return ray_map
 
 

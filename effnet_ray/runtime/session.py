@@ -14,10 +14,9 @@ from typing import Any
 
 import ray
 
-from effnet_ray import storage
 from effnet_ray.errors import ClusterError
 from effnet_ray.placement import Placement
-from effnet_ray.runtime import nodes
+from effnet_ray.runtime import nodes, shared_folders
 
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
@@ -204,7 +203,7 @@ def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequ
 
     Raises ClusterError if this cluster can never hold the workers or cannot reach the URIs.
     """
-    check_reachable(uris)
+    shared_folders.check_reachable(uris)
     low, high = placement.worker_range
     resources: dict[str, float] = {"CPU": _cpus_per_worker(nodes.alive_nodes(), high)}
     if placement.gpus_per_worker:
@@ -220,16 +219,6 @@ def request_resources(placement: Placement, uris: Sequence[str]) -> ResourceRequ
     )
     _check_capacity(request, low)
     return request
-
-
-def check_reachable(uris: Sequence[str]) -> None:
-    """Raise ClusterError for a local path if the cluster has several nodes."""
-    for uri in uris:
-        if not storage.is_remote(uri) and len(nodes.alive_nodes()) > 1:
-            raise ClusterError(
-                f"{uri} is a local folder, but the cluster has "
-                f"{len(nodes.alive_nodes())} nodes: use an s3:// URI, which all of them can reach"
-            )
 
 
 def _cpus_per_worker(machines: Sequence[nodes.Machine], workers: int) -> float:

@@ -17,7 +17,7 @@ ORDER = (
     "model.dropout model.batchnorm model.network model.compile model.ema model.packaged_weights "
     "model.pretrained model.optimizer model.profile "
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
-    "runtime.session runtime.gpus runtime.pending runtime.inference_actors "
+    "runtime.shared_folders runtime.session runtime.gpus runtime.pending runtime.inference_actors "
     "train.metric_definitions train.epoch_report train.class_metrics train.average_precision "
     "train.collectives train.batch train.mixup train.draws train.loss train.metrics "
     "train.loss_scale train.run_record train.state train.skipped_steps train.head_features "

@@ -1,0 +1,101 @@
+"""A local folder is used on a cluster only where every machine has it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from effnet_ray.errors import ClusterError
+from effnet_ray.runtime import nodes, shared_folders
+from effnet_ray.runtime.nodes import Machine
+
+ROOT = Path(__file__).parents[1]
+
+CLUSTER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from effnet_ray.errors import ClusterError
+from effnet_ray.runtime import shared_folders
+
+folder, alone = sys.argv[1:]
+head = {"num_cpus": 1, "include_dashboard": False}
+machines = Cluster(initialize_head=True, head_node_args=head)
+machines.add_node(num_cpus=1)
+ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
+
+def check(uri):
+    try:
+        shared_folders.check_reachable([uri])
+        print("shared", sorted(os.listdir(uri)))
+    except ClusterError as error:
+        print(error)
+
+check(folder)
+ray_start = f"{sys.executable} -m ray.scripts.scripts start --address {machines.address}"
+command = f"mount -t tmpfs none {alone} && exec {ray_start} --num-cpus 1 --block"
+other = subprocess.Popen(["unshare", "--mount", "sh", "-c", command],
+                         start_new_session=True, stdout=subprocess.DEVNULL)
+try:
+    while other.poll() is None and len([node for node in ray.nodes() if node["Alive"]]) < 3:
+        time.sleep(0.1)
+    check(folder)
+    check(alone)
+finally:
+    os.killpg(other.pid, signal.SIGTERM)
+    other.wait()
+    ray.shutdown()
+    machines.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_a_folder_is_shared_where_every_machine_reads_the_same_file(tmp_path: Path) -> None:
+    """The third machine is a raylet in a mount namespace, where another folder lies on `alone`."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mount namespaces need root and `unshare`")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "shared/manifest.json").write_text("{}")
+    folders = [str(tmp_path / name) for name in ("shared", "alone")]
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, *folders], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    *shared, refused = done.stdout.splitlines()
+    assert shared == ["shared ['manifest.json']"] * 2
+    assert refused.startswith(f"{folders[1]} is a local folder that ")
+    assert refused.endswith("use an s3:// URI, or a folder that all machines mount")
+
+
+@pytest.mark.quick
+def test_machines_that_do_not_run_yet_need_the_users_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: [Machine("head", {"CPU": 0})])
+    monkeypatch.setattr(nodes, "launchable", lambda: [Machine("gpu", {"GPU": 1})])
+    shared_folders.check_reachable(["s3://bucket/data"])
+    with pytest.raises(ClusterError, match=r"/fsx/data is a local folder, and the autoscaler may"):
+        shared_folders.check_reachable(["/fsx/data"])
+    monkeypatch.setenv(shared_folders.SHARED_ENV, "/nfs:/fsx")
+    shared_folders.check_reachable(["/fsx/data"])
+    with pytest.raises(ClusterError, match="/fsx2/data is a local folder"):
+        shared_folders.check_reachable(["/fsx2/data"])
+
+
+@pytest.mark.quick
+def test_a_folder_without_files_that_may_not_be_written_is_no_proof(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    path, content, temporary = shared_folders._probe_file(file / "below")
+    assert path == file / "below" and content == b"" and not temporary
+    assert shared_folders._read(str(path)) is None  # which is not that content
+
+
+@pytest.mark.quick
+def test_in_a_read_only_folder_an_existing_file_is_compared() -> None:
+    path, content, temporary = shared_folders._probe_file(Path("/proc/sys/vm"))
+    assert path.read_bytes() == content != b"" and not temporary
