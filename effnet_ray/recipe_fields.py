@@ -3,7 +3,7 @@
 A new field has `LATER` in its metadata; its flag, its JSON key and its domain in a sweep follow.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from effnet_ray.recipe_rules import (
@@ -165,7 +165,7 @@ class RecipeFields:
     precision: str | None = field(default=None, metadata=PRECISION)
     """Mixed precision (autocast): float32, bfloat16 or float16 (with a loss scale). Default:
     bfloat16 on GPUs, float32 on CPUs."""
-    gradients: str = field(default="float32", metadata=GRADIENTS)
+    gradients: str = field(default="float32", metadata=GRADIENTS | LATER)
     """Precision in which workers add up their gradients: float32, or bfloat16, which sends half as
     much (for machines whose network is slower than about 25 Gbit/s). With bfloat16 the loss curve
     depends a little on the number of workers."""
@@ -187,6 +187,13 @@ class RecipeFields:
     seed: int = field(default=0, metadata=AT_LEAST_0)
     """Random seed of image order, augmentation, the new head, dropout, drop path, mixup, cutmix
     and random erasing."""
+
+    @property
+    def for_names(self) -> dict[str, Any]:
+        """The fields that default names follow from: those added later only if they are set."""
+        later = {item.name: item.default for item in fields(self) if item.metadata.get("later")}
+        values = asdict(self).items()
+        return {name: v for name, v in values if name not in later or v != later[name]}
 
     @property
     def variant_spec(self) -> Variant:

@@ -40,7 +40,7 @@ Refused = Callable[..., str]
         (["--img-size=64"], "there is no flag --img-size: did you mean --image-size?"),
         (["--epochs", "0"], "1 or more"),
         (["--name", "a/b"], "cannot be the name of a run"),
-        (["--gpus-per-worker", "1.5"], "a share of one GPU, or a whole number"),
+        (["--gpus-per-worker", "1.5"], "expected 0 to 1: a worker uses one GPU"),
         (["--runs", "s3://"], "s3:// has no bucket: use s3://bucket/prefix"),
     ],
 )

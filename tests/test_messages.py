@@ -117,7 +117,7 @@ def test_help_shows_the_defaults_that_other_flags_set(help_of: Callable[..., str
 def test_help_lists_the_choices_and_the_defaults_by_optimizer(help_of: Callable[..., str]) -> None:
     text = help_of(tune_job)
     choices_of = {f.name: f.metadata["choices"] for f in fields(Recipe) if "choices" in f.metadata}
-    assert len(choices_of) == 8
+    assert len(choices_of) == 9
     for name, choices in choices_of.items():
         assert f"--{name.replace('_', '-')} {{{','.join(choices)}}}" in text
     assert "--searcher {random,tpe}" in text and f"--objective {{{','.join(OBJECTIVES)}}}" in text

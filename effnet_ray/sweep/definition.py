@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from effnet_ray.data.manifest import Manifest
@@ -38,7 +38,7 @@ def define(
     RecipeError if the name is not a safe folder name.
     """
     requested: dict[str, Any] = {
-        "recipe": asdict(replace(recipe, batch_size=recipe.batch_size or BATCH_SIZE)),
+        "recipe": recipe.for_names | {"batch_size": recipe.batch_size or BATCH_SIZE},
         "variants": list(variants),
         "trials": trials,
         "space": {"fixed": sorted(fixed)} if space is None else dict(space),

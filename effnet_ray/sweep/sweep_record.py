@@ -125,7 +125,8 @@ def create(sweep: Sweep, uri: str) -> None:
     except AlreadyExistsError:
         recorded = _read(record)
         if isinstance(recorded.get("recipe"), dict):
-            recorded["recipe"].setdefault("head", TRAINED)
+            # Fields that were added since then had their defaults, and the head was trained.
+            recorded["recipe"] = asdict(Recipe()) | {"head": TRAINED} | recorded["recipe"]
         differences = _differences(json.loads(_json(sweep)), recorded)
         if differences:
             raise RunExistsError(

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from effnet_ray import storage
@@ -92,11 +92,7 @@ class Result(EvalValues):
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
     """`<variant>-<8 hex digits of recipe and data>`: the same command is the same run."""
-    settings = asdict(recipe.with_family)
-    for item in fields(Recipe):
-        if item.metadata.get("later") and settings[item.name] == item.default:
-            del settings[item.name]
-    settings["batch_size"] = recipe.batch_size or BATCH_SIZE
+    settings = recipe.with_family.for_names | {"batch_size": recipe.batch_size or BATCH_SIZE}
     content = json.dumps([settings, fingerprint], sort_keys=True)
     return f"{recipe.variant}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
