@@ -2,7 +2,7 @@
 
     python spot_watcher.py --address HOST:PORT [--cloud gcp] [--node-id HEX] [--metadata URL]
 
-Runs beside `ray start` on every worker machine (cluster/aws.yaml and gcp.yaml start it) and needs
+Runs beside `ray start` on every worker machine (cluster/aws.yaml starts it) and needs
 only Ray. EC2 announces the interruption two minutes ahead in the instance metadata, Google half a
 minute; Ray's own providers read neither (ray 2.60). After the drain Ray places nothing more on the
 node, and a run's workers save their state and exit.

@@ -92,7 +92,9 @@ class Workers:
     @property
     def gpus(self) -> int:
         """GPUs in use when all workers run; 1 on CPUs."""
-        return max(1, int(self.worker_range[1] * (self.gpus_per_worker or 0)))
+        if not self.gpus_per_worker:
+            return 1
+        return math.ceil(self.worker_range[1] / (1.000001 // self.gpus_per_worker))
 
     @property
     def accelerators(self) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ class RecipeFields:
     weights, train from scratch."""
     precision: str | None = field(default=None, metadata=PRECISION)
     """Mixed precision (autocast): float32, bfloat16 or float16 (with a loss scale). Default:
-    bfloat16 on GPUs, float32 on CPUs."""
+    bfloat16 on GPUs, float16 on those older than bfloat16 (T4), float32 on CPUs."""
     gradients: str = field(default="float32", metadata=GRADIENTS | LATER)
     """Precision in which workers add up their gradients: float32, or bfloat16, which sends half as
     much (for machines whose network is slower than about 25 Gbit/s). With bfloat16 the loss curve

@@ -397,6 +397,18 @@ def test_the_writer_passes_over_weights_that_are_not_finite(
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def test_the_writer_passes_over_a_state_that_the_loop_will_refuse(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    """With more skipped steps in a row than are allowed: the loop learns of them a step later."""
+    writer, state = CheckpointWriter(str(tmp_path), keep=2, max_skips=2), at(trained, 2)
+    for skipped in (2, 3):
+        state.skipped, state.step = torch.tensor(skipped), skipped
+        writer.save(state)
+    writer.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_the_writer_says_what_went_wrong(trained: TrainState, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     writer = CheckpointWriter(str(tmp_path / "file"), keep=1, max_skips=2)

@@ -34,7 +34,7 @@ Refused = Callable[..., str]
         (["--micro-batch", "7"], "a divisor of batch_size 64"),
         (["--workers", "two"], "expected N, or MIN:MAX"),
         (["--workers", "3:2"], "with MIN at most MAX"),
-        (["--accelerator", "RTX"], "--accelerator RTX needs --gpus-per-worker above 0"),
+        (["--accelerator", "RTX"], "Ray has no GPU of type RTX, and its autoscaler launches none"),
         (["--accelerator", "a b", "--gpus-per-worker", "1"], "names like L4 or L4,L40S"),
         (["--learning-rate", "1e-3"], "there is no flag --learning-rate: did you mean --lr?"),
         (["--img-size=64"], "there is no flag --img-size: did you mean --image-size?"),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from effnet_ray.errors import RecipeError
+from effnet_ray.errors import ClusterError, RecipeError
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
 from effnet_ray.runtime import gpus
+from effnet_ray.runtime.nodes import Machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +30,19 @@ def test_without_a_gpu_here_ray_is_not_asked() -> None:
 def test_a_worker_uses_at_most_one_gpu() -> None:
     with pytest.raises(RecipeError, match=r"gpus_per_worker is 2: expected .* use more --workers"):
         Placement(gpus_per_worker=2)
+
+
+@pytest.mark.quick
+def test_a_share_lies_on_one_gpu() -> None:
+    machine = Machine("four GPUs", {"CPU": 64, "GPU": 4})
+    fitting = {share: machine.max_workers({"GPU": share}) for share in (1, 0.66, 0.5, 0.3333)}
+    assert fitting == {1: 4, 0.66: 4, 0.5: 8, 0.3333: 12}
+
+
+@pytest.mark.quick
+def test_accelerators_that_there_are_not_are_named() -> None:
+    with pytest.raises(ClusterError, match="Ray has no GPU of type L4, and its autoscaler"):
+        gpus.with_default_gpus(Placement(accelerator="L4"), refuse)
 
 
 @pytest.mark.quick
@@ -54,6 +68,7 @@ from ray.cluster_utils import Cluster
 from effnet_ray.errors import ClusterError
 from effnet_ray.placement import Placement
 from effnet_ray.runtime import gpus, nodes, session
+from ray.util.placement_group import placement_group, remove_placement_group
 
 head = {"num_cpus": 1, "include_dashboard": False}
 machines = Cluster(initialize_head=True, head_node_args=head)
@@ -61,15 +76,19 @@ for kind, count in (("L4", 2), ("T4", 1)):
     machines.add_node(num_cpus=4, num_gpus=count, labels={nodes.ACCELERATOR_LABEL: kind})
 ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
 placements = {
-    "two": Placement(), "three": Placement(workers="3"), "six": Placement(workers="6"),
+    "two": Placement(), "three": Placement(workers="3"), "four": Placement(workers="4"),
+    "seven": Placement(workers="7"),
     "T4": Placement(accelerator="T4"), "CPUs": Placement(gpus_per_worker=0),
     "told": Placement(gpus_per_worker=0.5, accelerator="L4"),
 }
 found = {}
 for name, placement in placements.items():
     placement = gpus.with_default_gpus(placement, lambda _: None)
-    backend = session.request_resources(placement, []).backend
-    found[name] = [placement.gpus_per_worker, gpus.have_bfloat16(placement), backend]
+    request = session.request_resources(placement, [])
+    group = placement_group([request.resources_per_worker] * placement.worker_range[0])
+    ray.get(group.ready(), timeout=20)
+    remove_placement_group(group)
+    found[name] = [placement.gpus_per_worker, gpus.have_bfloat16(placement), request.backend]
 with_gpu = next(m for m in nodes.alive_nodes() if m.resources.get("GPU"))
 try:
     found["convolution"] = gpus.try_convolution(with_gpu, 1)
@@ -84,7 +103,7 @@ machines.shutdown()
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_on_a_cluster_with_gpus_every_worker_gets_one_or_its_share() -> None:
-    """The GPUs are only counted, so that the convolution fails as it must."""
+    """And Ray can place them all. The GPUs are only counted, so that the convolution fails."""
     done = subprocess.run(
         [sys.executable, "-c", FAKE_GPUS], capture_output=True, text=True, timeout=110, cwd=ROOT
     )
@@ -94,7 +113,8 @@ def test_on_a_cluster_with_gpus_every_worker_gets_one_or_its_share() -> None:
     assert found == {
         "two": [1, False, "cpu:gloo,cuda:nccl"],
         "three": [1, False, "cpu:gloo,cuda:nccl"],
-        "six": [0.5, False, "gloo"],
+        "four": [0.5, False, "gloo"],
+        "seven": [0.3333, False, "gloo"],
         "T4": [0.5, False, "gloo"],
         "CPUs": [0, True, "gloo"],
         "told": [0.5, True, "gloo"],

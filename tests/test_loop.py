@@ -274,6 +274,37 @@ def test_at_the_loss_scales_floor_skipped_steps_count() -> None:
     assert (state.skipped, state.scale.factor) == (2, 1.0)
 
 
+def test_a_run_that_is_stopped_after_too_many_skipped_steps_fails() -> None:
+    """Or it would save a state that a resumed run goes on from."""
+    recipe = settled(max_skips=0, **ONE_LANE)
+    state, batches = new_state(recipe), FixedBatches(recipe, steps=4)
+    spoiling(state, 1)
+    stops = iter([False, False, True])
+    with pytest.raises(NonFiniteError, match="at step 1 "):
+        fit(
+            state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing,
+            should_stop=lambda: next(stops),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb"])
+def test_a_step_that_is_skipped_after_others_changes_nothing_either(opt: str) -> None:
+    """Nor moments and averages, which are not zero by then."""
+    recipe = settled(opt=opt, ema_decay=0.9, clip_grad=1.0, **ONE_LANE)
+    state, batches = new_state(recipe), FixedBatches(recipe, steps=3)
+    spoiling(state, 2)
+    values: list[list[Tensor]] = []
+
+    def record(state: TrainState) -> None:
+        moments = [v for row in state.optimizer.state.values() for v in row.values()]
+        networks = [v for network in state.networks for v in network.state_dict().values()]
+        values.append([value.clone() for value in (*moments, *networks)])
+
+    fit(state, recipe, batches.shape(), batches, on_step=record, on_epoch=nothing)
+    assert all(torch.equal(a, b) for a, b in zip(values[1], values[2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(values[0], values[1], strict=True))
+
+
 def _moved(state: TrainState) -> bool:
     """Whether the optimizer has any moment or step."""
     moments = [value for values in state.optimizer.state.values() for value in values.values()]

@@ -29,6 +29,7 @@ from effnet_ray.train.evaluation import evaluate
 from effnet_ray.train.events import EventChannel
 from effnet_ray.train.failures import require_smaller_passes
 from effnet_ray.train.loop import fit
+from effnet_ray.train.memory import is_out_of_memory
 from effnet_ray.train.oom import does_not_fit, find_pass_size, smaller_pass
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, accumulate_gradients
@@ -133,6 +134,37 @@ def test_as_many_images_are_computed_at_once_as_fit(images: int, size: int) -> N
     worker = worker_holding(images, batch_size=12)
     find_pass_size(worker)
     assert worker.state.pass_size == size
+
+
+def test_compiled_steps_compute_a_micro_batch_at_once() -> None:
+    """The size that they are compiled for."""
+    worker = worker_holding(64, batch_size=12, compile=True, unfreeze="head", weights="ns",
+                            head_cache=False)  # fmt: skip
+    find_pass_size(worker)
+    assert worker.state.pass_size == 6
+
+
+def test_a_trial_augments_as_many_images_as_a_step() -> None:
+    worker, augmented = worker_holding(2, batch_size=12, mixup=0.2), list[int]()
+    augment = worker.augment
+    worker.augment = lambda draws, batch: (  # type: ignore[method-assign]
+        augmented.append(len(batch.label)) or augment(draws, batch)  # type: ignore[func-returns-value]
+    )
+    find_pass_size(worker)
+    assert worker.state.pass_size == 2 and set(augmented) == {12}
+
+
+def test_what_cudnn_reports_without_room_is_too_little_memory() -> None:
+    said = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+    errors = [torch.OutOfMemoryError("CUDA"), RuntimeError(said), RuntimeError("shapes differ")]
+    assert [is_out_of_memory(error) for error in errors] == [True, True, False]
+
+
+def test_where_batchnorm_learns_a_limit_does_not_divide_a_lane() -> None:
+    worker = worker_holding(64, batchnorm="train", image_size=64)
+    worker.state.pass_size = 2
+    find_pass_size(worker)
+    assert worker.state.pass_size == 6
 
 
 def test_a_limit_is_not_exceeded() -> None:

@@ -356,7 +356,15 @@ def test_small_images_are_enlarged_less_than_to_the_weights_size(
 
 @pytest.mark.parametrize(
     ("workers", "gpus_per_worker", "gpus"),
-    [("2", 0, 1), ("8", 1, 8), ("1:8", 1, 8), ("4", 0.5, 2), ("1", 0.5, 1)],
+    [
+        ("2", 0, 1),
+        ("8", 1, 8),
+        ("1:8", 1, 8),
+        ("4", 0.5, 2),
+        ("1", 0.5, 1),
+        ("3", 0.5, 2),
+        ("4", 0.3333, 2),
+    ],
 )
 def test_a_placements_gpus_are_those_that_its_workers_use(
     workers: str, gpus_per_worker: float, gpus: int

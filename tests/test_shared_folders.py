@@ -87,12 +87,10 @@ def test_machines_that_do_not_run_yet_need_the_users_word(monkeypatch: pytest.Mo
 
 
 @pytest.mark.quick
-def test_a_folder_without_files_that_may_not_be_written_is_no_proof(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    path, content, temporary = shared_folders._probe_file(file / "below")
-    assert path == file / "below" and content == b"" and not temporary
-    assert shared_folders._read(str(path)) is None  # which is not that content
+def test_a_folder_that_is_still_to_be_made_is_tried_in_its_parent(tmp_path: Path) -> None:
+    path, content, temporary = shared_folders._probe_file(tmp_path / "new/runs")
+    assert path.parent == tmp_path and path.read_bytes() == content and temporary
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.quick

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.loop_worker import FixedBatches, new_state, nothing, settled
+from support.loop_worker import FixedBatches, joined, new_state, nothing, settled
 from torch import nn
 
 from effnet_ray import Placement, Recipe, finetune
 from effnet_ray.errors import RecipeError
 from effnet_ray.model.batchnorm import batchnorms
+from effnet_ray.phases import phases
 from effnet_ray.sweep.tune import tune
 from effnet_ray.train.loop import fit
 from effnet_ray.train.state import TrainState
+from effnet_ray.train.step import PhaseTrainer, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +44,15 @@ def test_on_one_worker_it_is_training_on_the_whole_batch() -> None:
         synced.network.state_dict().values(), plain.network.state_dict().values(), strict=True
     )
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_worker_without_images_takes_part_while_the_head_is_trained() -> None:
+    """Or the others would wait for its gradients: the layers below do not train then."""
+    recipe = replace(RECIPE, weights="ns", head_epochs=1, epochs=2, head_cache=False)
+    trainer, passes = PhaseTrainer(new_state(recipe), recipe, phases(recipe)[0]), list[int]()
+    trainer.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    train_step(trainer, joined([]), 1, 1e-3)
+    assert passes == [2]
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,12 @@ def all_checks(
     except EffnetRayError:  # `check_inputs` has reported it
         return
     yield run_check("recipe", lambda: _check_recipe(recipe, placement, spec, data))
-    resolved = recipe.resolved(
-        spec,
-        workers=placement.worker_range[1],
-        on_gpu=placement.on_gpu,
-        bfloat16=gpus.have_bfloat16(placement),
-        task=recipe.task or MULTICLASS,
-    )
+    try:
+        resolved = _resolved(recipe, placement, spec, data)
+    except EffnetRayError:  # reported by the check of the recipe
+        resolved = recipe.resolved(
+            spec, workers=placement.worker_range[1], on_gpu=placement.on_gpu, task=MULTICLASS
+        )
     yield from check_cluster(resolved, placement, [data, runs, store])
 
 
@@ -100,11 +99,19 @@ def _check_run(recipe: Recipe, data: str, runs: str, name: str | None) -> str:
 
 def _check_recipe(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> str:
     """The task and batch layout. Raises RecipeError if they do not fit the data or the workers."""
-    workers, on_gpu = placement.worker_range[1], placement.on_gpu
-    manifest = manifests.load(storage.absolute(data))
-    resolved = for_new_run(recipe, manifest, storage.absolute(data), placement.gpus).resolved(
-        spec, workers=workers, on_gpu=on_gpu, task=manifest.task
-    )
+    resolved = _resolved(recipe, placement, spec, data)
     check_sync(resolved, placement)
     batch = f"{resolved.lanes} micro-batches of {resolved.micro_batch} images per step"
     return f"{resolved.task}, {resolved.image_size} px, {batch}"
+
+
+def _resolved(recipe: Recipe, placement: Placement, spec: InputSpec, data: str) -> Recipe:
+    """The recipe of a new run. Raises InputError."""
+    manifest = manifests.load(storage.absolute(data))
+    return for_new_run(recipe, manifest, storage.absolute(data), placement.gpus).resolved(
+        spec,
+        workers=placement.worker_range[1],
+        on_gpu=placement.on_gpu,
+        bfloat16=gpus.have_bfloat16(placement),
+        task=manifest.task,
+    )

@@ -1,5 +1,6 @@
 """Whether workers use GPUs by default, and what those GPUs can compute."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,18 +31,25 @@ def with_default_gpus(
 ) -> AnyWorkers:
     """The placement with its default GPUs per worker: 1 if there are GPUs, else 0.
 
-    Workers share GPUs if there are fewer than workers. Before a process joins a cluster, or if
-    this machine has a GPU, `connect` is called first: only Ray knows all GPUs, and their types.
+    If there are fewer GPUs than workers, several share one. On a cluster, or if this machine has a
+    GPU, `connect` is called first: only Ray knows all GPUs, and their types. Raises ClusterError
+    for accelerators that there are not.
     """
-    if placement.gpus_per_worker == 0 or not _may_have_gpus():
-        return replace(placement, gpus_per_worker=placement.gpus_per_worker or 0)
-    connect(placement)
+    if placement.gpus_per_worker == 0:
+        return placement
+    gpus = 0
+    if _may_have_gpus():
+        connect(placement)
+        gpus = int(nodes.max_resource("GPU", placement.accelerators))
     if placement.gpus_per_worker is not None:
         return placement
-    gpus = nodes.max_resource("GPU", placement.accelerators)
-    workers = placement.worker_range[0]
-    share = 1.0 if gpus >= workers else int(100 * gpus / workers) / 100
-    return replace(placement, gpus_per_worker=share)
+    if placement.accelerator and not gpus:
+        raise ClusterError(
+            f"Ray has no GPU of type {placement.accelerator}, and its autoscaler launches none: "
+            "choose another --accelerator, or none"
+        )
+    share = 1 / math.ceil(placement.worker_range[0] / gpus) if gpus else 0
+    return replace(placement, gpus_per_worker=math.floor(share * 10_000) / 10_000)
 
 
 def _may_have_gpus() -> bool:
@@ -78,9 +86,9 @@ def unsupported_reason(kind: str) -> str:
 
 
 def try_convolution(machine: Machine, share: float) -> str:
-    """Compute a convolution and its gradient on a share of a GPU of a machine; the GPU's name.
+    """Compute a convolution and its gradient on a share of a GPU of a machine.
 
-    Raises ClusterError if it fails, or if no GPU is free.
+    Returns the GPU's name, or that no GPU was free. Raises ClusterError if it fails.
     """
     affinity = NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
     task = ray.remote(_convolve).options(
@@ -91,9 +99,13 @@ def try_convolution(machine: Machine, share: float) -> str:
         return str(ray.get(reference, timeout=CONVOLUTION_TIMEOUT_S))
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
-        raise ClusterError(f"no GPU was free within {CONVOLUTION_TIMEOUT_S} s") from None
+        return f"not tried: no GPU was free within {CONVOLUTION_TIMEOUT_S} s"
     except Exception as error:  # any kind: this machine would not train either
-        raise ClusterError(str(error).strip().splitlines()[-1]) from error
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        raise ClusterError(
+            f"a convolution fails on {machine.name} ({reason}): install the driver that this "
+            "torch needs, or choose another --accelerator"
+        ) from error
 
 
 def _convolve() -> str:

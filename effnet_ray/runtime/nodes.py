@@ -46,11 +46,18 @@ class Machine:
         if not self.resources:
             return math.inf
         limits = [
-            (self.resources.get(name, 0) + 1e-6) // amount
+            _fitting(self.resources.get(name, 0), amount, whole=name == "GPU")
             for name, amount in worker.items()
             if amount
         ]
         return min(limits, default=math.inf)
+
+
+def _fitting(available: float, amount: float, *, whole: bool) -> float:
+    """How often an amount fits; `whole`: a share below 1 lies within one unit, as with GPUs."""
+    if whole and amount < 1:
+        return available // 1 * _fitting(1, amount, whole=False)
+    return (available + 1e-6) // amount
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ PROBE_TIMEOUT_S = 60
 def check_reachable(uris: Sequence[str]) -> None:
     """Raise ClusterError for a local path that some machine of the cluster does not have.
 
-    The driver writes a file into the folder, or takes one that is there if it may not write, and
-    every other machine reads it. Machines that the autoscaler may launch cannot be asked: for
+    The driver writes a file there, or takes one that is there if it may not write, and every
+    machine reads it. Machines that the autoscaler may launch cannot be asked: for
     them EFFNET_SHARED must name the folder.
     """
     local = [uri for uri in uris if not storage.is_remote(uri)]
@@ -48,45 +48,57 @@ def _check_declared(uris: Sequence[str]) -> None:
 
 
 def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
-    """Raise ClusterError unless every machine reads the same file below a folder."""
+    """Raise ClusterError unless every machine reads the same file."""
     file, content, temporary = _probe_file(Path(uri))
+    read = ray.remote(_read)
+    references = [
+        read.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False),
+        ).remote(str(file))
+        for machine in machines
+    ]
     try:
-        read = ray.remote(_read)
-        references = [
-            read.options(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False),
-            ).remote(str(file))
-            for machine in machines
-        ]
         for machine, reference in zip(machines, references, strict=True):
-            if ray.get(reference, timeout=PROBE_TIMEOUT_S) != content:
+            if _read_there(machine, reference) != content:
                 raise ClusterError(
                     f"{uri} is a local folder that {machine.name} does not share: use an s3:// "
                     "URI, or a folder that all machines mount"
                 )
-    except ray.exceptions.GetTimeoutError:
-        raise ClusterError(
-            f"not every machine could look for {uri} within {PROBE_TIMEOUT_S} s: try again, or "
-            "use an s3:// URI"
-        ) from None
     finally:
         if temporary:
             file.unlink()
 
 
+def _read_there(machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]") -> bytes | None:
+    """What a machine read. Raises ClusterError if it did not answer."""
+    try:
+        content: bytes | None = ray.get(reference, timeout=PROBE_TIMEOUT_S)
+        return content
+    except Exception as error:  # any kind: the machine left, or is too busy
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ClusterError(
+            f"{machine.name} did not look for a shared folder ({reason}): try again, or use s3:// "
+            "URIs"
+        ) from error
+
+
 def _probe_file(folder: Path) -> tuple[Path, bytes, bool]:
-    """A file of the folder, its first bytes, and whether it was written for this."""
+    """A file, its first bytes, and whether it was written for this.
+
+    It lies in the folder, or in its nearest parent that exists. In a read-only folder it is one
+    that is there already.
+    """
+    folder = next(path for path in (folder, *folder.parents) if path.is_dir())
     content = uuid.uuid4().bytes
     file = folder / f"{PROBE}{content.hex()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
         return file, content, True
-    except OSError:  # read-only: machines compare what is there
-        existing = next((path for path in sorted(folder.rglob("*")) if path.is_file()), folder)
-        return existing, _read(str(existing)) or b"", False
+    except OSError:
+        file = next((Path(top) / names[0] for top, _, names in os.walk(folder) if names), folder)
+        return file, _read(str(file)) or b"", False
 
 
 def _read(path: str) -> bytes | None:

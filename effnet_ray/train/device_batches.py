@@ -71,7 +71,7 @@ class DeviceBatches:
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, whose copies the device's current stream waits for."""
-        for batch in self._timed(one_ahead(batches)):
+        for batch in self._timed(made_ahead(batches, self._device)):
             if self._copies:
                 torch.cuda.current_stream(self._device).wait_stream(self._copies)
                 for tensor in (batch.image, batch.label, batch.weight):
@@ -119,9 +119,17 @@ class DeviceBatches:
         return joined
 
 
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each made in a thread while the one before is in use."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+def made_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The items, each made in a thread while the one before is in use.
+
+    The thread has the same current GPU as this worker: with another, CUDA would allocate there.
+    """
+
+    def set_device() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=set_device)
     try:
         pending = pool.submit(next, items, None)
         while (item := pending.result()) is not None:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effnet_ray.errors import TrainingError
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.batch import Batch
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.memory import is_out_of_memory
 from effnet_ray.train.metric_definitions import (
     EVAL_LOSS,
     EVAL_MAP,
@@ -106,9 +108,14 @@ class RunningEvaluation:
             rows = self._max_rows or max(1, len(image))
             try:
                 return torch.cat([self.network(part) for part in torch.split(image, rows)])
-            except torch.OutOfMemoryError:
-                if rows == 1:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
+                if rows == 1:
+                    raise TrainingError(
+                        f"not even one image of {image.shape[-1]} px fits into memory to evaluate "
+                        "it: lower --image-size, or choose a smaller --variant"
+                    ) from None
             self._max_rows = -(-min(rows, len(image)) // 2)  # the error's tensors are free now
             torch.cuda.empty_cache()
 

@@ -158,8 +158,8 @@ class Channel(Protocol):
         """Whether a worker ended the run."""
         ...
 
-    def failed_before(self, step: int) -> bool:
-        """Whether the run failed at this step before; remembers the step."""
+    def failed_before(self, message: str) -> bool:
+        """Whether the run failed with this message before; remembers it."""
         ...
 
     def limit_passes(self, images: int) -> None:
@@ -177,7 +177,7 @@ class EventChannel(EventQueue):
     def __init__(self) -> None:
         super().__init__()
         self._failed = False
-        self._failed_steps = set[int]()
+        self._failures = set[str]()
         self._pass_limit = 0
 
     def post(self, event: Event) -> None:
@@ -189,10 +189,10 @@ class EventChannel(EventQueue):
         """Whether a worker ended the run."""
         return self._failed
 
-    def failed_before(self, step: int) -> bool:
-        """Whether the run failed at this step before; remembers the step."""
-        before = step in self._failed_steps
-        self._failed_steps.add(step)
+    def failed_before(self, message: str) -> bool:
+        """Whether the run failed with this message before; remembers it."""
+        before = message in self._failures
+        self._failures.add(message)
         return before
 
     def limit_passes(self, images: int) -> None:

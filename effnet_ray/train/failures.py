@@ -15,15 +15,15 @@ queue. A longer time delays every retry; after a shorter one a retry may start b
 is recorded. Chosen, not measured."""
 
 
-def failed_before(channel: Channel, rank: WorkerRank, step: int) -> bool:
-    """Whether the run failed at this step before, in which case worker 0 ends it.
+def failed_before(channel: Channel, rank: WorkerRank, message: str) -> bool:
+    """Whether the run failed with this message before, in which case worker 0 ends it.
 
     The others wait for worker 0: Ray Train ends all workers as soon as one raises.
     """
     if not rank.leads:
         time.sleep(DECISION_S)
         return False
-    return channel.failed_before(step)
+    return channel.failed_before(message)
 
 
 def require_smaller_passes(

@@ -46,6 +46,7 @@ def finetune(
     """
     start = time.perf_counter()
     connect = connect or _connect
+    here = not (session.is_submitted_job() or ray.is_initialized())
     placement = gpus.with_default_gpus(placement, connect)
     setup = set_up_run(
         recipe, placement, data, runs=runs, name=name, mirror=mirror, features_in=features_in,
@@ -54,7 +55,7 @@ def finetune(
     if isinstance(setup, Result):
         return setup
     job = setup.job
-    if job.run.recipe.compile and not (session.is_submitted_job() or ray.is_initialized()):
+    if job.run.recipe.compile and here:
         check_compiler(on_gpu=placement.on_gpu)  # workers will run on this machine
     connect(placement)
     uris = [storage.absolute(data), storage.absolute(runs)]

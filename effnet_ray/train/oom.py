@@ -14,6 +14,7 @@ from effnet_ray.model.network import train_mode
 from effnet_ray.phases import Phase
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.train.collectives import min_over_workers
+from effnet_ray.train.memory import is_out_of_memory
 from effnet_ray.train.step import PhaseTrainer, add_gradients
 
 MOMENTS = 2
@@ -38,12 +39,15 @@ def find_pass_size(trainer: PhaseTrainer) -> None:
     """
     state, recipe = trainer.state, trainer.recipe
     micro_batch = recipe.micro_batch or 1
-    lanes = -(-recipe.lanes // trainer.workers)
-    size = micro_batch if _batchnorm_trains(recipe, trainer.phase) else lanes * micro_batch
-    fitting: int | None = min(size, state.pass_size or size)
-    while fitting and not _fits(trainer, fitting):
-        fitting = smaller_pass(fitting, recipe, trainer.phase)
-    state.pass_size = min_over_workers(fitting or 0)
+    images = -(-recipe.lanes // trainer.workers) * micro_batch
+    size: int | None = micro_batch
+    if not _batchnorm_trains(recipe, trainer.phase):
+        size = min(micro_batch if recipe.compile else images, state.pass_size or images)
+    while size and not _fits(trainer, size, images):
+        size = smaller_pass(size, recipe, trainer.phase)
+    state.pass_size = min_over_workers(size or 0)
+    if trainer.device.type == "cuda":
+        torch.cuda.empty_cache()  # of this worker's trials: another may use the same GPU
     if not state.pass_size:
         raise does_not_fit(recipe, trainer.phase)
 
@@ -75,20 +79,22 @@ def _batchnorm_trains(recipe: Recipe, phase: Phase) -> bool:
     return recipe.batchnorm in ("train", SYNC) and not phase.frozen
 
 
-def _fits(trainer: PhaseTrainer, size: int) -> bool:
-    """Whether a pass over so many images fits into memory."""
+def _fits(trainer: PhaseTrainer, size: int, images: int) -> bool:
+    """Whether a step over so many images fits into memory, in passes of at most `size`."""
     trainer.state.pass_size = size
     try:
-        _run_padding(trainer, size)
+        _run_padding(trainer, images)
         return True
-    except torch.OutOfMemoryError:
-        pass  # tensors that the error refers to are freed with it
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Tensors that the error refers to were freed with it.
     gc.collect()
     torch.cuda.empty_cache()
     return False
 
 
-def _run_padding(trainer: PhaseTrainer, size: int) -> None:
+def _run_padding(trainer: PhaseTrainer, images: int) -> None:
     """Compute images of weight 0 on this worker alone, with the optimizer's memory reserved."""
     train_mode(trainer.network, trainer.recipe, trainer.phase.lowest_trainable)
     new = [p for p in trainer.trainable if p not in trainer.optimizer.state]
@@ -96,7 +102,7 @@ def _run_padding(trainer: PhaseTrainer, size: int) -> None:
     if trainer.running_statistics:
         trainer.running_statistics.begin_step()
     try:
-        add_gradients(trainer, trainer.padding(size), 0, scale=1.0, sync=False)
+        add_gradients(trainer, trainer.padding(images), 0, scale=1.0, sync=False)
     finally:
         if trainer.running_statistics:
             trainer.running_statistics.undo_step()

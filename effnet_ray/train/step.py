@@ -10,7 +10,7 @@ step is finite is decided there, and `train.skipped_steps` reads it one step lat
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ class PhaseTrainer:
                 yield first, min(self.pass_size, images - first)
 
     def padding(self, images: int = 2) -> Batch:
-        """Images of weight 0 for a worker without any: DDP needs its backward pass."""
+        """Images of weight 0, in lanes, for a worker without any: DDP needs its backward pass."""
         if self.phase.frozen and self.recipe.head_cache:
             width = self.network.num_features
             image = torch.zeros(images, width, dtype=torch.float16, device=self.device)
@@ -156,7 +156,9 @@ class PhaseTrainer:
         if self.recipe.task == MULTILABEL:
             label = label[:, None].expand(images, self.network.num_classes)
         weight = torch.zeros(images, device=self.device)
-        return Batch(image, label, weight, (Lane(-1, images),))
+        size = max(1, self.recipe.micro_batch or 1)
+        rows = [min(size, images - first) for first in range(0, images, size)] or [0]
+        return Batch(image, label, weight, tuple(Lane(-1, count) for count in rows))
 
     def augment(self, draws: Draws, batch: Batch) -> MixedImages:
         """The images after erasing and mixing; unchanged while the backbone is frozen."""
@@ -185,7 +187,7 @@ def train_step(trainer: PhaseTrainer, batch: Batch, images: int, rate: float) ->
     state, step, statistics = trainer.state, trainer.state.step, trainer.running_statistics
     if not len(batch.label):
         # SyncBatchNorm must not include images that do not exist.
-        batch = trainer.padding(0 if trainer.recipe.batchnorm == SYNC else 2)
+        batch = trainer.padding(0 if trainer.recipe.batchnorm == SYNC and statistics else 2)
     sums = accumulate_gradients(trainer, batch, step, images).over_workers()
     norm = nn.utils.get_total_norm(trainer.unscaled_gradients())
     finite = torch.isfinite(sums.sums[0] + norm)  # the same on every worker
@@ -242,6 +244,7 @@ def add_gradients(
     network, recipe = trainer.network, trainer.recipe
     draws = Draws.of(network, recipe, batch, step, mixes=not trainer.phase.frozen)
     augmented, sums = trainer.augment(draws, batch), MetricSums.zero(trainer.device)
+    draws = replace(draws, noise=None)  # as large as the images
     passes = list(trainer.passes(batch))
     for number, (first, rows) in enumerate(passes, 1):
         part, mixed = batch.part(first, rows), augmented.part(first, rows)

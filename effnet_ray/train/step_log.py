@@ -2,12 +2,14 @@
 
 Each is a folder of Parquet files, one per step and rank, written before the worker's gradients or
 sums enter the step. So the rows of every rank exist for every step that was taken, and for any
-checkpoint after it. A resumed run first deletes what was logged at or after the step it resumes
-from.
+checkpoint after it; and for up to two steps that were not, if the run was stopped. A resumed run
+first deletes what was logged at or after the step it resumes from.
 """
 
+import queue
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 
@@ -82,7 +84,7 @@ def _stem(step: int, rank: int) -> str:
 
 
 class StepLog:
-    """Writes one worker's part of a run's audit and quarantine."""
+    """Writes one worker's part of a run's audit and quarantine; a thread may do so."""
 
     def __init__(
         self, quarantine: str, audit: str | None, *, rank: int, steps_per_epoch: int
@@ -90,7 +92,7 @@ class StepLog:
         """`quarantine` and `audit` are folders; None: no audit."""
         self._quarantine, self._audit = quarantine, audit
         self._rank, self._steps_per_epoch = rank, steps_per_epoch
-        self._new_bad_images: dict[int, BadImage] = {}
+        self._new_bad_images = queue.SimpleQueue[dict[int, BadImage]]()
 
     def log_train(self, images: Images, step: int) -> None:
         """Log the images of a step before it is taken."""
@@ -107,7 +109,7 @@ class StepLog:
     def _log_bad(self, split: str, parts: Sequence[Images], step: int) -> None:
         bad_images = {image: bad for part in parts for image, bad in part.bad.items()}
         if bad_images:
-            self._new_bad_images |= bad_images
+            self._new_bad_images.put(bad_images)
             epoch = step // self._steps_per_epoch
             write_quarantine(
                 self._quarantine, bad_images, split=split, epoch=epoch, step=step, rank=self._rank
@@ -115,5 +117,8 @@ class StepLog:
 
     def take_bad_images(self) -> dict[int, str]:
         """Path and reason, by id, of the bad images logged since the last call."""
-        bad_images, self._new_bad_images = self._new_bad_images, {}
+        bad_images = dict[int, BadImage]()
+        with suppress(queue.Empty):
+            while True:
+                bad_images |= self._new_bad_images.get_nowait()
         return {image: f"{bad.path}: {bad.reason}" for image, bad in bad_images.items()}

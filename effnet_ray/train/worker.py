@@ -43,6 +43,8 @@ def train(config: dict[str, RayWorkerConfig]) -> None:
     cores, store_mb = _node_share(job.placement, local_workers)
     if rank.device.type == "cpu":
         torch.set_num_threads(max(1, cores // local_workers))
+    elif rank.device.type == "cuda":  # workers on one GPU would take each other's memory
+        torch.cuda.set_per_process_memory_fraction(job.placement.gpus_per_worker or 1, rank.device)
     run_worker(
         job,
         rank,
@@ -129,9 +131,9 @@ class ActorChannel:
         """Whether a worker ended the run."""
         return bool(ray.get(self._actor.has_failed.remote()))
 
-    def failed_before(self, step: int) -> bool:
-        """Whether the run failed at this step before; remembers the step."""
-        return bool(ray.get(self._actor.failed_before.remote(step)))
+    def failed_before(self, message: str) -> bool:
+        """Whether the run failed with this message before; remembers it."""
+        return bool(ray.get(self._actor.failed_before.remote(message)))
 
     def limit_passes(self, images: int) -> None:
         """Make the next workers compute at most so many images at once."""

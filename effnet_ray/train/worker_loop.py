@@ -35,6 +35,7 @@ from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loop import EpochSizes, fit
 from effnet_ray.train.loss import TrainLoss
+from effnet_ray.train.memory import is_out_of_memory
 from effnet_ray.train.metric_definitions import (
     DEVICE_SECONDS,
     EVAL_LOSS,
@@ -167,16 +168,16 @@ class WorkerLoop:
                 self._save()
                 self._writer.wait()
                 self._channel.post(events.Preempted(self._state.step))
-        except torch.OutOfMemoryError:
-            require_smaller_passes(
-                self._channel, self._state, self._job.run.recipe, self._sizes.steps_per_epoch
-            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                require_smaller_passes(
+                    self._channel, self._state, self._job.run.recipe, self._sizes.steps_per_epoch
+                )
             raise  # Ray Train retries, unless the channel has RunFailed
         except TrainingError as error:
             self._post_quarantined()
-            step = self._state.step
             if isinstance(error, NonFiniteError) and not failed_before(
-                self._channel, self._rank, step
+                self._channel, self._rank, str(error)
             ):
                 raise  # Ray Train retries, from the newest checkpoint
             bad_images = isinstance(error, BadImagesError)

@@ -19,7 +19,7 @@ ORDER = (
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
     "runtime.shared_folders runtime.session runtime.gpus runtime.pending runtime.inference_actors "
     "train.metric_definitions train.epoch_report train.class_metrics train.average_precision "
-    "train.collectives train.batch train.mixup train.draws train.loss train.metrics "
+    "train.collectives train.memory train.batch train.mixup train.draws train.loss train.metrics "
     "train.loss_scale train.run_record train.state train.skipped_steps train.head_features "
     "train.head_solver train.evaluation train.step train.oom "
     "train.loop train.checkpoint train.checkpoint_writer train.throughput train.step_log "
