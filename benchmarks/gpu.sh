@@ -23,17 +23,19 @@ measure() { # NAME SECONDS COMMAND...
 }
 
 if [ "$device" = cpu ]; then
-    variants=b0 all=b0 rounds=3 images=64 ray_images=200 steps=5
+    variants=b0 all=b0 rounds=3 images=64 ray_images=200 steps=5 size=64 batch=8
 else
     variants=b0,b4,b7 all=b0,b1,b2,b3,b4,b5,b6,b7 rounds=5 images=8192 ray_images=8000 steps=41
+    size=224 batch=64
 fi
-measure train_step 150 python benchmarks/train_step.py --variants "$all" --rounds "$rounds" --no-compiled
-measure train_step_frozen 120 python benchmarks/train_step.py --variants "$all" --rounds "$rounds" \
+measure train_step 120 python benchmarks/train_step.py --variants "$all" --rounds "$rounds" --no-compiled
+measure train_step_frozen 100 python benchmarks/train_step.py --variants "$all" --rounds "$rounds" \
     --no-compiled --batchnorm frozen
-measure lanes 60 python benchmarks/train_step.py --variants "$variants" --rounds "$rounds" \
+measure lanes 50 python benchmarks/train_step.py --variants "$variants" --rounds "$rounds" \
     --batchnorm frozen --micro-batch 8 --batch 64
-measure train_step_compiled 120 python benchmarks/train_step.py --variants b0 --rounds "$rounds"
+measure train_step_compiled 120 python benchmarks/train_step.py --variants b0 --rounds "$rounds" \
+    --size "$size" --batch "$batch"
 python -c "import ray" 2> /dev/null || { echo "Ray is not installed: the rest is left out"; exit 0; }
-measure ray_train_step 60 python benchmarks/ray_train_step.py --size 224 --batch 64 --rounds "$steps"
-measure stall 120 python benchmarks/stall.py --images "$images" --epochs 3 --batch 64
-measure ingest 120 python benchmarks/ingest.py --images "$ray_images" --rounds 3
+measure ray_train_step 50 python benchmarks/ray_train_step.py --size "$size" --batch "$batch" --rounds "$steps"
+measure stall 80 python benchmarks/stall.py --images "$images" --epochs 3 --batch 64
+measure ingest 80 python benchmarks/ingest.py --images "$ray_images" --rounds 3
