@@ -123,11 +123,20 @@ def resources(group: dict[str, Any]) -> dict[str, float]:
     return {names[name]: float(amount) for name, amount in asked.items() if name in names}
 
 
-@pytest.mark.parametrize("name", ["finetune", "tune"])
+def test_the_nightly_jobs_template_is_a_job_that_kuberay_knows() -> None:
+    """RayCronJob has three more fields (KubeRay 1.7 `raycronjob_types.go`)."""
+    spec = load("nightly")["spec"]
+    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": spec["jobTemplate"]}
+    assert errors(job) == [] and spec.keys() <= {"schedule", "timeZone", "suspend", "jobTemplate"}
+    assert re.fullmatch(r"(\d+|\*)( (\d+|\*)){4}", spec["schedule"])
+
+
+@pytest.mark.parametrize("name", ["finetune", "tune", "nightly"])
 def test_jobs_run_what_the_image_holds_on_our_cluster(name: str) -> None:
     spec, dockerfile = load(name)["spec"], (ROOT / "cluster/Dockerfile").read_text()
+    spec = spec.get("jobTemplate", spec)
     assert spec["clusterSelector"] == {"ray.io/cluster": load("cluster")["metadata"]["name"]}
-    script = re.match(r"python /app/(jobs/\w+\.py) ", spec["entrypoint"])
+    script = re.search(r"python /app/(jobs/\w+\.py) ", spec["entrypoint"])
     assert script and (ROOT / script[1]).exists()
     assert "WORKDIR /app" in dockerfile and "COPY jobs/ jobs/" in dockerfile
 
@@ -135,6 +144,7 @@ def test_jobs_run_what_the_image_holds_on_our_cluster(name: str) -> None:
 def test_the_versions_are_the_locks() -> None:
     assert load("cluster")["spec"]["rayVersion"] == version("ray")
     dockerfile = (ROOT / "cluster/Dockerfile").read_text()
+    assert " g++ " in dockerfile  # torch.compile
     assert re.findall(r"pip install .*-r (\S+)", dockerfile) == ["requirements.lock"]
     assert "uv pip install --system --no-cache --no-deps ." in dockerfile
     python = re.search(r"FROM python:(\d+\.\d+)", dockerfile)
