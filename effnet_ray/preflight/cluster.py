@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import effnet_ray
 from effnet_ray import storage
@@ -70,16 +69,7 @@ def versions() -> dict[str, str]:
 def _check_versions() -> Finding:
     """Whether all machines have the versions of this process."""
     expected, machines = versions(), nodes.alive_nodes()
-    references = [
-        ray.remote(versions)
-        .options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False),
-        )
-        .remote()
-        for machine in machines
-    ]
+    references = [nodes.task_on(machine, versions).remote() for machine in machines]
     wrong = []
     for machine, reference in zip(machines, references, strict=True):
         try:
@@ -151,7 +141,7 @@ def _check_gpus(
         yield Finding(
             check="batch",
             ok=True,
-            found=f"each of {placement.gpus} GPUs gets {images} images per step, and mostly waits",
+            found=f"{images} images per step and GPU: so few may leave the GPUs waiting",
             do=f"use fewer --workers, or a --batch-size of {MIN_GPU_IMAGES * placement.gpus}",
         )
 

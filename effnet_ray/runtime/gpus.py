@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effnet_ray.errors import ClusterError
 from effnet_ray.placement import Workers
@@ -90,11 +89,7 @@ def try_convolution(machine: Machine, share: float) -> str:
 
     Returns the GPU's name, or that no GPU was free. Raises ClusterError if it fails.
     """
-    affinity = NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
-    task = ray.remote(_convolve).options(
-        num_cpus=0, num_gpus=share, max_retries=0, scheduling_strategy=affinity
-    )
-    reference = task.remote()
+    reference = nodes.task_on(machine, _convolve, num_gpus=share).remote()
     try:
         return str(ray.get(reference, timeout=CONVOLUTION_TIMEOUT_S))
     except ray.exceptions.GetTimeoutError:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effnet_ray.errors import ClusterError, one_line
 
@@ -83,6 +84,14 @@ def alive_nodes() -> list[Machine]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def task_on(machine: Machine, function: Callable[..., Any], **options: Any) -> Any:
+    """A Ray task of a function that runs on one machine, beside what computes there."""
+    affinity = NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
+    return ray.remote(function).options(
+        **({"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity} | options)
+    )
 
 
 def launchable() -> list[Machine] | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effnet_ray import storage
 from effnet_ray.errors import ClusterError
@@ -50,15 +49,7 @@ def _check_declared(uris: Sequence[str]) -> None:
 def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
     """Raise ClusterError unless every machine reads the same file."""
     file, content, temporary = _probe_file(Path(uri))
-    read = ray.remote(_read)
-    references = [
-        read.options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False),
-        ).remote(str(file))
-        for machine in machines
-    ]
+    references = [nodes.task_on(machine, _read).remote(str(file)) for machine in machines]
     try:
         for machine, reference in zip(machines, references, strict=True):
             if _read_there(machine, reference) != content:

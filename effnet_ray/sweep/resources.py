@@ -43,8 +43,7 @@ def allocate(
     hardware: Hardware,
 ) -> Allocation:
     """Divide the hardware over the schedule's rounds; `workers` per trial, if the user set it."""
-    share = placement.gpus_per_worker
-    on_gpus = placement.on_gpu
+    on_gpus, share = placement.on_gpu, placement.gpus_per_worker
     devices = hardware.gpus / share if share else hardware.cpus
     devices = max(1, int(devices))
     placements: dict[str, Placement] = {}
