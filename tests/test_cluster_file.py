@@ -1,4 +1,4 @@
-"""Ray, EC2 and our own rules accept our cluster file; its dangerous variations are refused."""
+"""Ray, the clouds' APIs and our rules accept our cluster files; what would hurt is refused."""
 
 import json
 import re
@@ -12,12 +12,13 @@ import yaml
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.main import main
 from effnet_ray.errors import ClusterError
+from effnet_ray.preflight import compute_engine
 from effnet_ray.preflight.cluster_file import check_cluster_file
 from effnet_ray.preflight.findings import all_right
 
 ROOT = Path(__file__).parents[1]
 AWS = ROOT / "cluster/aws.yaml"
-
+GCP = ROOT / "cluster/gcp.yaml"
 
 DOCKER = 'docker: {{image: x, container_name: x, run_options: ["{}"]}}\nauth:\n'
 
@@ -29,8 +30,9 @@ def found(text: str, tmp_path: Path) -> dict[str, str]:
     return {each.check: each.found for each in check_cluster_file(str(file)) if not each.ok}
 
 
-def test_our_file_is_right_but_for_the_bucket() -> None:
-    findings = check_cluster_file(str(AWS))
+@pytest.mark.parametrize("file", [AWS, GCP])
+def test_our_files_are_right_but_for_the_users_own_names(file: Path) -> None:
+    findings = check_cluster_file(str(file))
     assert all_right(findings) and len(findings) == 16
     assert [each.check for each in findings if each.do] == ["placeholders"]
 
@@ -79,7 +81,7 @@ def test_our_file_is_right_but_for_the_bucket() -> None:
         ("  - chmod", """  - "echo ' #'; export AWS_SECRET_ACCESS_KEY=x"\n  - chmod""",
          "no secrets", "AWS_…"),
         ("InstanceType: m7i.xlarge", "KeyName: mine", "machine head", "no InstanceType"),
-        ("region: us-west-2", "region: us-wset-2", "region", "'us-wset-2' is not an EC2 region"),
+        ("region: us-west-2", "region: us-wset-2", "location", "'us-wset-2' is not an EC2 region"),
         ("InstanceMarketOptions: *spot", "InstanceMarketOptions: spot", "machine gpu-small",
          "InstanceMarketOptions"),
         ("MetadataOptions: {HttpTokens: required, HttpPutResponseHopLimit: 1}",
@@ -105,11 +107,56 @@ def test_a_field_that_comes_twice_is_refused(tmp_path: Path) -> None:
         found(text, tmp_path)
 
 
-def test_another_clouds_machines_are_said_to_be_unknown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "check", "says"),
+    [
+        ("machineType: g2", "machineTyp: g2", "machine gpu-small", "'machineTyp' was unexpected"),
+        ("zones/us-central1-a/disk", "zones/us-east1-a/disk", "machine head",
+         "zone us-east1-a is not the provider's"),
+        ("provisioningModel: SPOT", "provisioningModel: Spot", "machine cpu",
+         "scheduling.provisioningModel: 'Spot' is not one of"),
+        ("automaticRestart: false", "automaticRestart: 0", "machine cpu",
+         "scheduling.automaticRestart: 0 is not of type 'boolean'"),
+        ("diskSizeGb: 120", "diskSizeGb: big", "machine head", "diskSizeGb: 'big' does not match"),
+        ("boot: true", "bot: true", "machine gpu-large", "'bot' was unexpected"),
+        ("sourceImage: projects", "sourceSnapshot: projects", "machine head", "sourceImage"),
+        ("autoDelete: true", "autoDelete: false", "machine head", "without autoDelete"),
+        ("instanceTerminationAction: DELETE", "instanceTerminationAction: STOP", "machine cpu",
+         "not DELETE"),
+        ("&on-demand\n        onHostMaintenance: TERMINATE",
+         "&on-demand\n        onHostMaintenance: MIGRATE",
+         "machine gpu-small-on-demand", "cannot migrate"),
+        ("machineType: n2-standard-4",
+         "machineType: n2-standard-4\n      scheduling: {preemptible: true}", "head", "spot"),
+        ("availability_zone: us-central1-a", "availability_zone: us-central1", "location",
+         "'us-central1' is not a zone"),
+        ("region: us-central1", "region: us-west1", "location", "not in region 'us-west1'"),
+        ("  project_id: YOUR-PROJECT\n", "", "location", "no project_id"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard", "every network"),
+    ],
+)  # fmt: skip
+def test_what_would_hurt_on_google_cloud_is_named(
+    tmp_path: Path, old: str, new: str, check: str, says: str
+) -> None:
+    text = GCP.read_text()
+    assert old in text
+    assert says in found(text.replace(old, new), tmp_path)[check]
+
+
+def test_without_googles_document_its_machines_are_an_error_with_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute_engine._validator.cache_clear()
+    monkeypatch.setattr(compute_engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ClusterError, match=r"pip install 'effnet-ray\[gcp\]'"):
+        check_cluster_file(str(GCP))
+
+
+def test_machines_of_a_third_cloud_are_reported_as_not_checked(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
-    file.write_text(AWS.read_text().replace("type: aws", "type: gcp\n  project_id: mine"))
-    told = {each.check: each.found for each in check_cluster_file(str(file))}
-    assert told["machines"] == "not checked: provider 'gcp'; only aws is supported"
+    file.write_text(AWS.read_text().replace("type: aws", "type: azure"))
+    checks = {each.check: each.found for each in check_cluster_file(str(file))}
+    assert checks["machines"] == "not checked: provider 'azure'; only aws and gcp are supported"
 
 
 def test_comments_are_not_held_against_a_file(tmp_path: Path) -> None:
@@ -123,8 +170,9 @@ def test_what_is_no_cluster_file_is_refused(tmp_path: Path, text: str) -> None:
         found(text, tmp_path)
 
 
-def test_every_machine_installs_what_the_lock_says() -> None:
-    config: dict[str, Any] = yaml.safe_load(AWS.read_text())
+@pytest.mark.parametrize("file", [AWS, GCP])
+def test_every_machine_installs_what_the_lock_says(file: Path) -> None:
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
     mounted = {target: ROOT / source for target, source in config["file_mounts"].items()
                if not source.startswith("~")}  # fmt: skip
     assert all(source.exists() for source in mounted.values())

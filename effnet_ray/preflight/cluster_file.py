@@ -1,7 +1,7 @@
-"""Checks a file for Ray's cluster launcher against Ray's schema, EC2's API and our own rules.
+"""Checks a file for Ray's cluster launcher against Ray's schema, the cloud's API and our rules.
 
-Makes no request to AWS. `ray up` checks only its own fields: a mistyped `InstanceType` fails when
-the first machine is launched, and insecure defaults are never reported.
+Makes no request to the cloud. `ray up` checks only its own fields: a mistyped field of a machine
+fails when the first one is launched, and insecure defaults are never reported.
 """
 
 import copy
@@ -10,20 +10,43 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import botocore.session
 import yaml
 
 from effnet_ray.errors import ClusterError, one_line
-from effnet_ray.preflight import cluster_security, ec2
+from effnet_ray.preflight import cluster_security, compute_engine, ec2
 from effnet_ray.preflight.findings import Finding, problem
 
-RAY_FIELDS = ("SubnetIds",)
-"""Fields of a node_config that Ray removes before it calls EC2 (ray 2.60 `aws/config.py`)."""
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z-]+")
 
 Config = Mapping[str, Any]
+
+
+class Cloud(Protocol):
+    """What a module knows of one cloud's machines; a `node` is a `node_config`."""
+
+    def location(self, provider: Config) -> str:
+        """Where the machines are."""
+
+    def location_error(self, provider: Config) -> str:
+        """What is wrong with the file's `provider`; empty if nothing is."""
+
+    def machine(self, node: Config) -> str:
+        """The type of the machine."""
+
+    def is_spot(self, node: Config) -> bool:
+        """Whether the cloud may take the machine away."""
+
+    def api_errors(self, node: Config) -> list[str]:
+        """What the cloud's API would reject."""
+
+    def rule_violations(self, node: Config, provider: Config) -> Iterator[str]:
+        """What the API would accept, and our rules do not."""
+
+
+CLOUDS: Mapping[str, Cloud] = {"aws": ec2, "gcp": compute_engine}
+"""Ray's name of a provider → its module."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -57,8 +80,8 @@ def check_cluster_file(path: str) -> list[Finding]:
     accepted, filled = _check_schema(config)
     findings = [accepted, cluster_security.check_secrets(config, text), *_placeholders(text)]
     if accepted.ok:
-        findings += [*cluster_security.check_security(filled), *_autoscaling(filled)]
-        findings += [*_workers(filled), *_machines(filled)]
+        findings += [*cluster_security.check_security(filled), _autoscaling(filled)]
+        findings += [_workers(filled), *_machines(filled)]
     return findings
 
 
@@ -93,9 +116,9 @@ def _placeholders(text: str) -> Iterator[Finding]:
             return
 
 
-def _autoscaling(config: Config) -> Iterator[Finding]:
+def _autoscaling(config: Config) -> Finding:
     head = " ".join(config["head_start_ray_commands"])
-    yield problem(
+    return problem(
         "autoscaling",
         "" if "--autoscaling-config" in head else "not configured",
         "configured",
@@ -103,21 +126,14 @@ def _autoscaling(config: Config) -> Iterator[Finding]:
     )
 
 
-def _workers(config: Config) -> Iterator[Finding]:
-    """Number of machines, and whether the head is on demand."""
+def _workers(config: Config) -> Finding:
+    """Number of machines."""
     types = config["available_node_types"]
-    head = types[config["head_node_type"]]
-    yield problem(
-        "head",
-        "spot" if _is_spot(head) else "",
-        "on demand",
-        "the head runs every driver: use an on-demand machine (no InstanceMarketOptions)",
-    )
     workers = [node for name, node in types.items() if name != config["head_node_type"]]
     min_total = sum(node.get("min_workers", 0) for node in workers)
     max_total, limit = sum(node.get("max_workers", 0) for node in workers), config["max_workers"]
     numbers = f"{min_total} to {max_total} of {len(workers)} types, at most {limit} in total"
-    yield problem(
+    return problem(
         "workers",
         numbers if min_total or max_total > limit or not workers else "",
         numbers,
@@ -127,49 +143,24 @@ def _workers(config: Config) -> Iterator[Finding]:
 
 
 def _machines(config: Config) -> Iterator[Finding]:
-    """Each machine type against EC2's API and our rules."""
-    provider = config["provider"]
-    if provider["type"] != "aws":
-        reason = f"not checked: provider {provider['type']!r}; only aws is supported"
+    """The head's market, and each machine type against the cloud's API and our rules."""
+    provider, types = config["provider"], config["available_node_types"]
+    cloud = CLOUDS.get(provider["type"])
+    if cloud is None:
+        known = " and ".join(CLOUDS)
+        reason = f"not checked: provider {provider['type']!r}; only {known} are supported"
         yield Finding(check="machines", ok=True, found=reason)
         return
-    yield _region(provider)
-    for name, node_type in config["available_node_types"].items():
-        node = {
-            key: value for key, value in node_type["node_config"].items() if key not in RAY_FIELDS
-        }
-        wrong = ec2.ec2_errors(node) or list(_rule_violations(node))
-        kind = f"{node.get('InstanceType')}{', spot' if _is_spot(node_type) else ''}"
+    yield problem(
+        "head",
+        "spot" if cloud.is_spot(types[config["head_node_type"]]["node_config"]) else "",
+        "on demand",
+        "the head runs every driver: use an on-demand machine",
+    )
+    wrong_place = cloud.location_error(provider)
+    yield problem("location", wrong_place, cloud.location(provider), "correct the provider")
+    for name, node_type in types.items():
+        node = node_type["node_config"]
+        wrong = cloud.api_errors(node) or list(cloud.rule_violations(node, provider))
+        kind = f"{cloud.machine(node)}{', spot' if cloud.is_spot(node) else ''}"
         yield problem(f"machine {name}", "; ".join(wrong), kind, "correct its node_config")
-
-
-def _region(provider: Config) -> Finding:
-    session = botocore.session.get_session()
-    regions = [
-        region
-        for partition in session.get_available_partitions()
-        for region in session.get_available_regions("ec2", partition)
-    ]
-    region = provider.get("region")
-    wrong = "" if region in regions else f"{region!r} is not an EC2 region"
-    return problem("region", wrong, str(region), "use an AWS region, such as us-west-2")
-
-
-def _is_spot(node_type: Config) -> bool:
-    market = node_type["node_config"].get("InstanceMarketOptions")
-    return isinstance(market, Mapping) and market.get("MarketType") == "spot"
-
-
-def _rule_violations(node: Config) -> Iterator[str]:
-    """Our own rules for a machine that EC2 would accept."""
-    if not node.get("InstanceType"):
-        yield "no InstanceType"
-    if not str(node.get("ImageId", "")).startswith(("ami-", "resolve:ssm:")):
-        yield "no ImageId: Ray's default image is Ubuntu 18.04, on which torch does not run"
-    if not node.get("IamInstanceProfile"):
-        yield "no IamInstanceProfile: the machine has no access to the bucket"
-    if (node.get("MetadataOptions") or {}).get("HttpTokens") != "required":
-        yield "MetadataOptions.HttpTokens is not 'required' (IMDSv2)"
-    disks = [disk.get("Ebs") or {} for disk in node.get("BlockDeviceMappings") or []]
-    if not disks or not all(disk.get("Encrypted") for disk in disks):
-        yield "a disk is not Encrypted"

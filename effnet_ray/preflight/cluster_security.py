@@ -45,8 +45,8 @@ def check_secrets(config: Config, text: str) -> Finding:
         "no secrets",
         f"{secret[:4]}…{place}" if secret else "",
         "none",
-        "remove it and revoke it: machines get access by IamInstanceProfile, and the token by "
-        f"file_mounts ({TOKEN_FILE})",
+        "remove it and revoke it: machines get access by IamInstanceProfile or serviceAccounts, "
+        f"and the token by file_mounts ({TOKEN_FILE})",
     )
 
 
@@ -124,17 +124,22 @@ def _network(config: Config) -> Finding:
     for rule in group.get("IpPermissions") or []:
         if EVERYWHERE.search(" ".join(text for _, text in _fields("", rule))):
             wrong.append(f"the security group opens port {rule.get('FromPort', 'any')}")
-    types = config["available_node_types"].values()
-    custom = any("SecurityGroupIds" in node["node_config"] for node in types)
-    ray_default_group = (
-        "Ray's security group: traffic within the cluster, and SSH by key from everywhere"
-    )
     return problem(
         "network",
         f"open to everyone: {', '.join(wrong)[:200]}" if wrong else "",
-        "your own security group" if custom else ray_default_group,
+        _firewall(config),
         "listen on 127.0.0.1, and allow only known addresses",
     )
+
+
+def _firewall(config: Config) -> str:
+    """Who decides what reaches the machines."""
+    if config["provider"]["type"] == "gcp":
+        return "the firewall rules of your project's network"
+    types = config["available_node_types"].values()
+    if any("SecurityGroupIds" in node["node_config"] for node in types):
+        return "your own security group"
+    return "Ray's security group: traffic within the cluster, and SSH by key from everywhere"
 
 
 def _commands(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks a node_config against EC2's API model of RunInstances, which botocore ships."""
+"""AWS machines in a cluster file: EC2's model of RunInstances, from botocore, and our rules."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -8,15 +8,64 @@ import botocore.session
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
+RAY_FIELDS = ("SubnetIds",)
+"""Fields of a node_config that Ray removes before it calls EC2 (ray 2.60 `aws/config.py`)."""
 
-def ec2_errors(node_config: Mapping[str, Any]) -> list[str]:
+Node = Mapping[str, Any]
+
+
+def location_error(provider: Mapping[str, Any]) -> str:
+    """What is wrong with the file's `provider`; empty if nothing is."""
+    session = botocore.session.get_session()
+    regions = [
+        region
+        for partition in session.get_available_partitions()
+        for region in session.get_available_regions("ec2", partition)
+    ]
+    region = provider.get("region")
+    return "" if region in regions else f"{region!r} is not an EC2 region, such as us-west-2"
+
+
+def location(provider: Mapping[str, Any]) -> str:
+    """Where the machines are."""
+    return str(provider.get("region"))
+
+
+def machine(node: Node) -> str:
+    """The type of the machine."""
+    return str(node.get("InstanceType"))
+
+
+def is_spot(node: Node) -> bool:
+    """Whether AWS may take the machine away."""
+    market = node.get("InstanceMarketOptions")
+    return isinstance(market, Mapping) and market.get("MarketType") == "spot"
+
+
+def api_errors(node: Node) -> list[str]:
     """What EC2 would reject: unknown fields, values of a wrong type, values outside an enum."""
     shape = _run_instances()
-    request = {"MinCount": 1, "MaxCount": 1, **node_config}
+    own = {name: value for name, value in node.items() if name not in RAY_FIELDS}
+    request = {"MinCount": 1, "MaxCount": 1, **own}
     report = ParamValidator().validate(request, shape).generate_report()
     return [line.strip() for line in report.splitlines()] + list(
         _unknown_values(request, shape, "")
     )
+
+
+def rule_violations(node: Node, provider: Mapping[str, Any]) -> Iterator[str]:
+    """Our own rules for a machine that EC2 would accept."""
+    if not node.get("InstanceType"):
+        yield "no InstanceType"
+    if not str(node.get("ImageId", "")).startswith(("ami-", "resolve:ssm:")):
+        yield "no ImageId: Ray's default image is Ubuntu 18.04, on which torch does not run"
+    if not node.get("IamInstanceProfile"):
+        yield "no IamInstanceProfile: the machine has no access to the bucket"
+    if (node.get("MetadataOptions") or {}).get("HttpTokens") != "required":
+        yield "MetadataOptions.HttpTokens is not 'required' (IMDSv2)"
+    disks = [disk.get("Ebs") or {} for disk in node.get("BlockDeviceMappings") or []]
+    if not disks or not all(disk.get("Encrypted") for disk in disks):
+        yield "a disk is not Encrypted"
 
 
 @cache

@@ -42,7 +42,8 @@ ORDER = (
     "sweep.report "
     "tracking.metrics tracking.run_history tracking.tracker tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
-    "preflight.findings preflight.ec2 preflight.cluster_security preflight.cluster_file "
+    "preflight.findings preflight.ec2 preflight.compute_engine preflight.cluster_security "
+    "preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
     "cli.terminal cli.parsing cli.flags cli.data_set cli.check cli.release_flags cli.finetune "
@@ -61,7 +62,8 @@ DOORS = {
     "s3fs": "storage.s3",
     "fsspec": "storage.s3",
     "aiohttp": "storage.s3_errors",
-    "botocore": "storage.s3_errors preflight.ec2 preflight.cluster_file preflight.permissions",
+    "botocore": "storage.s3_errors preflight.ec2 preflight.permissions",
+    "jsonschema": "preflight.compute_engine",
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "
     "inference.scorer inference.export tracking.tensorboard",
