@@ -1,5 +1,6 @@
 """The stream through Ray Data is the plan: in order, over windows, from any step on."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.laws import RECIPE
 
-from effnet_ray.data import manifest as manifests, train_labels
+from effnet_ray.data import manifest as manifests, ray_executor, train_labels
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.class_balance import Labels
 from effnet_ray.data.ray_executor import RayExecutor
@@ -94,3 +95,23 @@ def test_the_stream_is_the_plan(
     ]
     assert (len(set(planned)) < len(planned)) == (balance > 0)
     assert np.concatenate(seen).tolist() == planned
+
+
+def test_an_execution_whose_blocks_wait_leaves_python_to_the_training_loop(
+    cluster: None, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, paced = list[float](), ray_executor.PacedSteps.on_execution_step
+
+    def count(self: ray_executor.PacedSteps, executor: object) -> None:
+        steps.append(time.monotonic())
+        paced(self, executor)
+
+    monkeypatch.setattr(ray_executor.PacedSteps, "on_execution_step", count)
+    large = replace(dataset, spec=replace(dataset.spec, resolution=224))
+    execute = RayExecutor(1, 16, large.plan.lanes, chunks_per_task=1)
+    source = Stream(large, rank=0, workers=1, first_step=0, execute=execute)
+    next(source.train(0))
+    time.sleep(3.0)  # decoding is ahead: 900 images weigh 135 MB
+    begin = len(steps)
+    time.sleep(1.0)
+    assert 0 < len(steps) - begin <= 1 / ray_executor.STEP_S + 1

@@ -8,12 +8,14 @@ being used.
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from effnet_ray.data.chunks import BLOCK_BYTES, Block, ChunkTask, Dataset, load_chunks
 from effnet_ray.data.decode_machines import (
@@ -24,6 +26,9 @@ from effnet_ray.data.decode_machines import (
 )
 from effnet_ray.data.thread_executor import ThreadExecutor
 from effnet_ray.errors import DatasetError, InputError, StorageError
+
+STEP_S = 0.05
+"""Seconds between two steps of Ray Data's scheduling, which itself waits up to 0.1 s for tasks."""
 
 T = TypeVar("T")
 Window = list[ChunkTask]
@@ -176,6 +181,23 @@ def unwrap_errors(blocks: Iterator[T]) -> Iterator[T]:
         raise kind(str(innermost).partition("\n")[0]) from None
 
 
+class PacedSteps(ExecutionCallback):  # type: ignore[misc]  # Ray Data has no types
+    """Makes an execution's scheduling loop take at most one step per `STEP_S`.
+
+    The loop is a thread of the process that uses the blocks. It waits for tasks to finish, but not
+    while finished blocks wait to be used (ray 2.60 `process_completed_tasks`): then it turns
+    without a pause, holding Python's lock, for as long as decoding is ahead of training.
+    """
+
+    def __init__(self) -> None:
+        self._last_step = 0.0
+
+    def on_execution_step(self, executor: object) -> None:
+        """Ray Data calls this after each step."""
+        time.sleep(max(0.0, self._last_step + STEP_S - time.monotonic()))
+        self._last_step = time.monotonic()
+
+
 def data_context(prefetch_mb: int) -> ray.data.DataContext:
     """Ray Data's settings for an ordered execution that holds `prefetch_mb` MB ahead."""
     context = ray.data.DataContext.get_current().copy()
@@ -186,6 +208,7 @@ def data_context(prefetch_mb: int) -> ray.data.DataContext:
     # Ray estimates each task's blocks at this size and holds back tasks that would exceed the
     # limit below. With its default of 128 MiB, throughput fell by a third.
     context.target_max_block_size = BLOCK_BYTES
+    context.custom_execution_callback_classes = [PacedSteps]
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=prefetch_mb * 1024**2
     )
