@@ -3,7 +3,7 @@
     python benchmarks/real/fetch.py --out ~/effnet-real
     python benchmarks/real/time_to_probe.py --real ~/effnet-real [--sets fashion emoji]
 
-EfficientNet-Lite0 with its real ImageNet weights, default flags, up to the solved head's evaluation.
+EfficientNet-Lite0's real ImageNet weights, default flags, up to the solved head's evaluation.
 Prints a line per set; the last line is JSON.
 """
 
