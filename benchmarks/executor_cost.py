@@ -135,7 +135,9 @@ def main(settings: Settings) -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as name:
         dataset = dataset_of(settings, Path(name))
+        os.sched_setaffinity(0, {0})  # this thread only
         results = list(alone(settings))
+        os.sched_setaffinity(0, {1})
         execute = RayExecutor(1, 256, local_chunks=dataset.plan.lanes)
         stream = Stream(dataset, rank=0, workers=1, first_step=0, execute=execute)
         batches = itertools.chain.from_iterable(

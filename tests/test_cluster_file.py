@@ -33,7 +33,7 @@ def found(text: str, tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("file", [AWS, GCP])
 def test_our_files_are_right_but_for_the_users_own_names(file: Path) -> None:
     findings = check_cluster_file(str(file))
-    assert all_right(findings) and len(findings) == 16
+    assert all_right(findings) and len(findings) == 17
     assert [each.check for each in findings if each.do] == ["placeholders"]
 
 
@@ -132,6 +132,22 @@ def test_a_field_that_comes_twice_is_refused(tmp_path: Path) -> None:
          "'us-central1' is not a zone"),
         ("region: us-central1", "region: us-west1", "location", "not in region 'us-west1'"),
         ("  project_id: YOUR-PROJECT\n", "", "location", "no project_id"),
+        ("cache_stopped_nodes: false", "cache_stopped_nodes: true", "stopped machines", "kept"),
+        ("project_id: YOUR-PROJECT",
+         "project_id: x\n  gcp_credentials: {type: credentials_token, credentials: abc}",
+         "no secrets", "cred…"),
+        ("machineType: g2-standard-8", "machineType: g2-standard-8\n      description: ya29.a0AfB",
+         "no secrets", "ya29…"),
+        ("machineType: g2-standard-8",
+         "machineType: g2-standard-8\n      metadata: {items: [{key: hf-token, value: abc}]}",
+         "no secrets", "hf_t…"),
+        ("automaticRestart: false", "automaticRestart: true", "machine cpu", "not restarted"),
+        ("machineType: n2-standard-16\n",
+         "machineType: n2-standard-16\n      sourceMachineImage: zones/us-east1-b\n",
+         "machine cpu", "zone us-east1-b is not the provider's"),
+        ("machineType: n2-standard-4", "machineType: n2-standard-4\n      scheduling: "
+         "{provisioningModel: FLEX_START, instanceTerminationAction: DELETE}", "head", "spot"),
+        ("provisioningModel: SPOT", "preemptible: true", "machine cpu", "needs provisioningModel"),
         ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard", "every network"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Seconds until a run has the accuracy of a linear probe of its features, beside computing them.
+"""Seconds until a run has solved and evaluated its head, beside those that the features take.
 
     python benchmarks/real/fetch.py --out ~/effnet-real
     python benchmarks/real/time_to_probe.py --real ~/effnet-real [--sets fashion emoji]

@@ -22,8 +22,8 @@ class Check(TrainingFlags):
     """
 
     cluster_file: str = ""
-    """A YAML file for `ray up`: check it against Ray's schema, EC2's API and this project's rules,
-    and check nothing else."""
+    """A YAML file for `ray up`: check it against Ray's schema, the cloud's API and this project's
+    rules, and check nothing else."""
 
 
 def check_job(argv: Sequence[str]) -> dict[str, Any]:

@@ -208,7 +208,8 @@ def data_context(prefetch_mb: int) -> ray.data.DataContext:
     # Ray estimates each task's blocks at this size and holds back tasks that would exceed the
     # limit below. With its default of 128 MiB, throughput fell by a third.
     context.target_max_block_size = BLOCK_BYTES
-    context.custom_execution_callback_classes = [PacedSteps]
+    callbacks = context.custom_execution_callback_classes
+    context.custom_execution_callback_classes = [*callbacks, PacedSteps]
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=prefetch_mb * 1024**2
     )

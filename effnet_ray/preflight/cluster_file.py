@@ -106,14 +106,18 @@ def _check_schema(config: Config) -> tuple[Finding, Config]:
 
 
 def _placeholders(text: str) -> Iterator[Finding]:
+    lines = dict[str, list[int]]()
     for number, line in enumerate(text.splitlines(), start=1):
-        match = PLACEHOLDER.search(re.sub(r"(^|\s)#.*", "", line))
-        if match:
-            place = f"{match.group()} on line {number}"
-            yield Finding(
-                check="placeholders", ok=True, found=place, do="replace it with your own value"
-            )
-            return
+        for name in PLACEHOLDER.findall(re.sub(r"(^|\s)#.*", "", line)):
+            lines.setdefault(name, []).append(number)
+    places = [
+        f"{name} on line {', '.join(map(str, dict.fromkeys(numbers)))}"
+        for name, numbers in lines.items()
+    ]
+    if places:
+        yield Finding(
+            check="placeholders", ok=True, found="; ".join(places), do="enter your own values"
+        )
 
 
 def _autoscaling(config: Config) -> Finding:
@@ -156,6 +160,12 @@ def _machines(config: Config) -> Iterator[Finding]:
         "spot" if cloud.is_spot(types[config["head_node_type"]]["node_config"]) else "",
         "on demand",
         "the head runs every driver: use an on-demand machine",
+    )
+    yield problem(
+        "stopped machines",
+        "kept" if provider.get("cache_stopped_nodes", True) else "",
+        "deleted",
+        "set provider.cache_stopped_nodes to false: a stopped machine's disk is paid for",
     )
     wrong_place = cloud.location_error(provider)
     yield problem("location", wrong_place, cloud.location(provider), "correct the provider")

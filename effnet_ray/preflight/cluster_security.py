@@ -9,11 +9,12 @@ from effnet_ray.preflight.findings import Finding, problem
 TOKEN_FILE = ".ray/auth_token"
 HOME_TOKEN_FILE = re.compile(rf"(~|/root|/home/[^/]+)/{re.escape(TOKEN_FILE)}")
 """The paths where Ray looks for its token."""
-SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api_?key|credential)"
+SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api_?key|credential)s?"
 SECRETS = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # an access key's id
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b(?:hf|gh[pousr])_[A-Za-z0-9]{30,}"  # Hugging Face, GitHub
+    r"|\bya29\.[\w-]+"  # Google
     # A name like HF_TOKEN with a literal value; not a variable, not the path of a file.
     rf"|\b(?!\w*(?:path|file|mode)\b)(?i:\w*{SECRET_NAME}\w*)\s*[=:]\s*[\"']?[^\s\"'$]"
 )
@@ -53,6 +54,8 @@ def check_secrets(config: Config, text: str) -> Finding:
 def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Every value in the file as text, with the name of its field."""
     if isinstance(value, Mapping):
+        if isinstance(value.get("key"), str) and "value" in value:  # an item of metadata
+            yield value["key"].replace("-", "_"), str(value["value"])
         for key, inner in value.items():
             yield from _fields(str(key), inner)
     elif isinstance(value, list):

@@ -23,6 +23,7 @@ DOCUMENT = "discovery_cache/documents/compute.v1.json"
 GPU_MACHINES = re.compile(r"(?:a[2-9]x?|g[2-9])-")
 """Machine types that have GPUs of their own."""
 ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
+ZONE_IN_URL = re.compile(rf"\bzones/({ZONE.pattern})\b")
 
 Node = Mapping[str, Any]
 
@@ -50,7 +51,8 @@ def machine(node: Node) -> str:
 def is_spot(node: Node) -> bool:
     """Whether Google may take the machine away."""
     scheduling = _mapping(node, "scheduling")
-    return scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible"))
+    taken_away = scheduling.get("provisioningModel") in ("SPOT", "FLEX_START")
+    return taken_away or bool(scheduling.get("preemptible"))
 
 
 def api_errors(node: Node) -> list[str]:
@@ -68,9 +70,10 @@ def api_errors(node: Node) -> list[str]:
 
 def rule_violations(node: Node, provider: Mapping[str, Any]) -> Iterator[str]:
     """Our own rules for a machine that Compute Engine would accept."""
-    for zone in sorted(set(re.findall(r"zones/([\w-]+)/", json.dumps(node)))):
-        if zone != provider.get("availability_zone"):
-            yield f"zone {zone} is not the provider's"
+    if not location_error(provider):
+        for zone in sorted({*ZONE_IN_URL.findall(json.dumps(node))}):
+            if zone != provider["availability_zone"]:
+                yield f"zone {zone} is not the provider's"
     type_, scheduling = node.get("machineType"), _mapping(node, "scheduling")
     if not type_:
         yield "no machineType"
@@ -82,7 +85,19 @@ def rule_violations(node: Node, provider: Mapping[str, Any]) -> Iterator[str]:
     has_gpu = node.get("guestAccelerators") or GPU_MACHINES.match(str(type_).rpartition("/")[2])
     if has_gpu and scheduling.get("onHostMaintenance") != "TERMINATE":
         yield "scheduling.onHostMaintenance is not TERMINATE: machines with GPUs cannot migrate"
-    if is_spot(node) and scheduling.get("instanceTerminationAction") != "DELETE":
+    if is_spot(node):
+        yield from _spot_violations(scheduling)
+
+
+def _spot_violations(scheduling: Mapping[str, Any]) -> Iterator[str]:
+    """What Google refuses for a spot machine, and what would cost money."""
+    if scheduling.get("preemptible") and scheduling.get("provisioningModel") != "SPOT":
+        yield "scheduling.preemptible needs provisioningModel: SPOT"
+    if scheduling.get("automaticRestart"):
+        yield "scheduling.automaticRestart is true: spot machines are not restarted"
+    if scheduling.get("onHostMaintenance") == "MIGRATE":
+        yield "scheduling.onHostMaintenance is MIGRATE: spot machines cannot migrate"
+    if scheduling.get("instanceTerminationAction") != "DELETE":
         yield (
             "scheduling.instanceTerminationAction is not DELETE: a spot machine that is taken "
             "away is only stopped, and its disk is paid for"
