@@ -45,6 +45,28 @@ def write_colours(folder: Path, classes: int, each: int) -> None:
         image.save(folder / str(label) / f"{index}.bmp")
 
 
+# --- classes
+
+
+def test_a_class_that_no_image_trains_is_refused_unless_allowed(
+    images: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        shutil.copytree(images, source / split)
+    shutil.rmtree(source / "train/roof")
+    with pytest.raises(DatasetError, match=r"no train images of class 'roof', only eval"):
+        pack(str(source), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    packing = Packing(allow_empty_classes=True, duplicates="refuse")
+    for file in (source / "val").rglob("*.*"):  # other images than the train split's
+        Image.open(file).rotate(90).save(file)
+    manifest = pack(str(source), str(tmp_path / "out"), packing)
+    assert manifest.classes == ("dahlia", "garden", "roof")
+    counts = report.load(str(tmp_path / "out")).images
+    assert counts["train"][2] == 0 < counts["eval"][2]
+
+
 # --- determinism
 
 
@@ -212,7 +234,8 @@ def test_refused_duplicates_are_named_even_if_their_group_moves_first(
     lines = [f"{path},{label},{group},{split}" for path, label, group, split in rows]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["path,label,group,split", *lines]) + "\n")
-    packing = Packing(group_column="group", split_column="split", duplicates="refuse")
+    columns = {"group_column": "group", "split_column": "split"}
+    packing = Packing(**columns, duplicates="refuse", allow_empty_classes=True)
     with pytest.raises(DatasetError, match=rf"1 images .*{second.name} \(eval\) and .*z twin"):
         pack(str(table), str(tmp_path / "out"), packing)
 

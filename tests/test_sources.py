@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -152,6 +153,40 @@ def test_folders_named_as_splits_are_the_splits(images: Path, tmp_path: Path, ou
     assert Counter(listing.images["split"].to_pylist()) == {"train": 12, "eval": 6, "test": 6}
     manifest = pack(str(tmp_path / "source"), str(out))
     assert manifest.images == {"train": 12, "eval": 6, "test": 6}
+
+
+@pytest.mark.parametrize("beside", ["unlabeled", "unlabeled/roof", "Extra/deep/roof"])
+def test_a_folder_beside_the_splits_is_refused_and_never_makes_them_classes(
+    images: Path, tmp_path: Path, out: Path, beside: str
+) -> None:
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        shutil.copytree(images, source / split)
+    shutil.copytree(images / "roof", source / beside)
+    name = beside.partition("/")[0]
+    with pytest.raises(DatasetError, match=f"the split train/ and, beside it, images in {name}/"):
+        listed(str(source), out)
+
+
+def test_symbolic_links_are_followed(images: Path, tmp_path: Path, out: Path) -> None:
+    linked = tmp_path / "linked"
+    (linked / "roof").mkdir(parents=True)
+    for file in (images / "roof").iterdir():
+        (linked / "roof" / file.name).symlink_to(file)
+    (linked / "garden").symlink_to(images / "garden")
+    (linked / "dahlia").symlink_to(os.path.relpath(images / "dahlia", linked))
+    (linked / "roof/again").symlink_to(linked)  # a loop
+    (tmp_path / "root").symlink_to(linked)
+    plain = listed(str(images), out)
+    assert listed(str(linked), out).digest == plain.digest
+    assert listed(str(tmp_path / "root"), out).digest == plain.digest
+
+
+def test_a_class_may_be_named_as_a_split(images: Path, tmp_path: Path, out: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(images, source)
+    shutil.copytree(images / "roof", source / "train")
+    assert "train" in listed(str(source), out).classes
 
 
 @pytest.mark.parametrize("write", [write_hugging_face, write_tar])

@@ -67,7 +67,7 @@ def pack(
     existing = _load_existing(out, made_from)
     if existing:
         return existing
-    split = _assign_splits(listing, packing)
+    split = _assign_splits(listing, packing, source)
     _prepare_folder(out, made_from)
     writer = ShardWriter(listing, packing, out, on_progress, map_function)
     written = writer.write(splits.shuffled(split, packing.seed))
@@ -141,13 +141,15 @@ def _prepare_folder(out: str, made_from: MadeFrom) -> None:
     storage.write_bytes(uri, started)
 
 
-def _assign_splits(listing: Listing, packing: Packing) -> Ints:
+def _assign_splits(listing: Listing, packing: Packing, source: str) -> Ints:
     """Return the split of every image, before duplicates are known."""
     names_in_source = column_values(listing.images, "split")
     given = np.asarray(
         [splits.UNASSIGNED if name is None else SPLITS.index(name) for name in names_in_source],
         np.int64,
     )
+    if not packing.allow_empty_classes:
+        _refuse_untrained_classes(listing, given, source)
     unit = splits.factorize(column_values(listing.images, "group"))
     fractions = {"eval": packing.eval_fraction, "test": packing.test_fraction}
     labels, names = listing.images["label"], listing.classes
@@ -158,6 +160,20 @@ def _assign_splits(listing: Listing, packing: Packing) -> Ints:
     else:
         stratum = labels.to_numpy()
     return splits.assign(stratum, unit, given, names, fractions, packing.seed)
+
+
+def _refuse_untrained_classes(listing: Listing, given: Ints, source: str) -> None:
+    """Raise DatasetError for a class with images in the source's eval or test split only."""
+    image, label = report.flat_labels(listing.images)
+    for_training = (given[image] == splits.UNASSIGNED) | (given[image] == SPLITS.index("train"))
+    untrained = sorted({*label.tolist()} - {*label[for_training].tolist()})
+    if untrained:
+        others = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
+        raise DatasetError(
+            f"{source} has no train images of class {listing.classes[untrained[0]]!r}{others}, "
+            "only eval or test images: add train images, remove the class, or run again with "
+            "--allow-empty-classes"
+        )
 
 
 def _all_records(written: dict[str, WrittenShard]) -> pa.Table:

@@ -62,7 +62,7 @@ def build_report(
     """Return the report of all images' records; `pairs` is the table of duplicates."""
     readable = np.asarray([not reason for reason in column_values(records, "reason")], bool)
     packed = records.take(np.flatnonzero(readable))
-    image, label = _flat_labels(packed)
+    image, label = flat_labels(packed)
     size = packed["bytes"].to_numpy()[image]
     label_split = split[readable][image]
     classes = len(manifest.classes)
@@ -94,7 +94,7 @@ def build_report(
     )
 
 
-def _flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return every label of every image: the image's row, and the class."""
     label = records["label"].combine_chunks()
     if task_of(label.type) == MULTICLASS:

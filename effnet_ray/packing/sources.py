@@ -148,6 +148,8 @@ def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
         )
     parts = [path.split("/") for path in paths]
     by_split = all(p[0].lower() in SPLIT_NAMES for p in parts)
+    if not by_split:
+        _refuse_folders_beside_splits(source, parts)
     _refuse_loose_images(source, sizes, min(parts, key=len) if by_split else None)
     return make_index(
         {
@@ -157,6 +159,25 @@ def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
             "label": [p[1 if by_split else 0] for p in parts],
             "split": [p[0] for p in parts] if by_split else None,
         }
+    )
+
+
+def _refuse_folders_beside_splits(source: str, parts: Sequence[Sequence[str]]) -> None:
+    """Raise DatasetError for a folder beside `train` that is no split, such as `unlabeled`.
+
+    A folder named train is a class if an image lies directly in it.
+    """
+    depths = dict[str, int]()
+    for first, *rest in parts:
+        depths[first] = min(len(rest), depths.get(first, len(rest)))
+    splits = {name: SPLIT_NAMES.get(name.lower()) for name in depths}
+    train = next((name for name, split in splits.items() if split == "train"), None)
+    if train is None or depths[train] < 2:
+        return
+    others = [name for name, split in splits.items() if not split]
+    raise DatasetError(
+        f"{source} has the split {train}/ and, beside it, images in {others[0]}/, which is no "
+        "split: move that folder elsewhere, or pass a CSV of paths, labels and splits as --source"
     )
 
 

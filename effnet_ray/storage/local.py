@@ -127,7 +127,10 @@ def exists(uri: str) -> bool:
 
 
 def entries(uri: str) -> dict[str, Entry]:
-    """Every file below the folder by its relative path; files deleted meanwhile are left out."""
+    """Every file below the folder by its relative path; files deleted meanwhile are left out.
+
+    Symbolic links are followed, except those to a folder that contains them.
+    """
     root = Path(uri)
     result = {}
 
@@ -136,7 +139,8 @@ def entries(uri: str) -> dict[str, Entry]:
             raise error
 
     with errors(uri, "list"):
-        for folder, _, names in os.walk(root, onerror=on_error):
+        for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name))]
             for path in (Path(folder, name) for name in names):
                 try:
                     status = path.stat()
@@ -146,6 +150,11 @@ def entries(uri: str) -> dict[str, Entry]:
                     entry = Entry(status.st_size, status.st_mtime)
                     result[path.relative_to(root).as_posix()] = entry
     return result
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether it is a symbolic link to a folder that contains it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def folders(uri: str) -> list[str]:
