@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from effnet_ray import storage
+from effnet_ray.cli.pack import pack_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
@@ -65,6 +66,20 @@ def test_a_class_that_no_image_trains_is_refused_unless_allowed(
     assert manifest.classes == ("dahlia", "garden", "roof")
     counts = report.load(str(tmp_path / "out")).images
     assert counts["train"][2] == 0 < counts["eval"][2]
+
+
+def test_files_that_are_no_images_by_name_are_counted_and_named(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("roof/notes.txt", "roof/Thumbs.db", "about.TXT", "garden/picture"):
+        (images / name).write_bytes(b"x")
+    pack_job(["--source", str(images), "--out", str(tmp_path / "out")])
+    made = report.load(str(tmp_path / "out"))
+    assert made.ignored == {".txt": 2, "no suffix": 1, ".db": 1}
+    assert made.ignored_examples == ("about.TXT", "garden/picture", "roof/Thumbs.db")
+    shown = " ".join(capfd.readouterr().err.split())
+    assert "4 that are no images by name (2 × .txt, 1 × no suffix, 1 × .db)" in shown
+    assert "such as about.TXT, garden/picture, roof/Thumbs.db" in shown
 
 
 # --- determinism

@@ -138,6 +138,7 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
         "width": "{0:,} to {2:,} px, median {1:,}".format(*report.width),
         "height": "{0:,} to {2:,} px, median {1:,}".format(*report.height),
         "quarantined": quarantined and f"{quarantined:,} ({reasons}), see quarantine.parquet",
+        "ignored files": _ignored_files(report),
         "duplicates": report.duplicates
         and f"{report.duplicates:,} images are identical to another one; {report.moved:,} of them "
         "were moved to its split; see duplicates.parquet",
@@ -150,6 +151,14 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
         "next": f"effnet-ray finetune --data {data} --variant b0",
     }
     return {name: text for name, text in facts.items() if isinstance(text, str) and text}
+
+
+def _ignored_files(report: "Report") -> str:
+    """How many files are no images by their names, and which."""
+    suffixes = ", ".join(f"{count:,} × {suffix}" for suffix, count in _top(report.ignored))
+    examples = ", ".join(report.ignored_examples)
+    count = sum(report.ignored.values())
+    return f"{count:,} that are no images by name ({suffixes}), such as {examples}" * bool(count)
 
 
 def _top(counts: dict[str, int]) -> list[tuple[str, int]]:

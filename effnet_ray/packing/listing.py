@@ -49,6 +49,8 @@ class Listing:
     """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class, or a list
     of them), `group` and `split` (null if the source has none). A row's number is its image's
     id."""
+    ignored: tuple[str, ...] = ()
+    """Paths of the files in a folder of class folders that are no images by their names."""
 
     @property
     def digest(self) -> str:

@@ -234,7 +234,8 @@ def _write_results(
         made_from=made_from,
     )
     moved = int((before != split).sum())
-    report.write(report.build_report(manifest, records, split, pairs, moved), out)
+    built = report.build_report(manifest, records, split, pairs, moved, listing.ignored)
+    report.write(built, out)
     manifests.write(manifest, out)
     return manifest
 

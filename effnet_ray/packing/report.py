@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ NAME = "report.json"
 TINY = 10
 """A class with fewer train images is listed as tiny: with the default eval fraction, a
 fifth, it has about two eval images, so its eval metrics say little. The list is a warning only."""
+EXAMPLES = 3
+"""Ignored files that are named."""
 MAX_REASONS = 20
 """Reasons for quarantine that are listed, the most frequent ones."""
 
@@ -50,6 +54,10 @@ class Report:
     """Pairs of identical images with different labels."""
     tiny: dict[str, int]
     """Classes with fewer than TINY train images → their train images."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Suffix → files among the class folders that are no images by their names."""
+    ignored_examples: tuple[str, ...] = ()
+    """The first few of them."""
 
 
 def build_report(
@@ -58,6 +66,7 @@ def build_report(
     split: npt.NDArray[np.int64],
     pairs: pa.Table,
     moved: int,
+    ignored: Sequence[str],
 ) -> Report:
     """Return the report of all images' records; `pairs` is the table of duplicates."""
     readable = np.asarray([not reason for reason in column_values(records, "reason")], bool)
@@ -91,7 +100,14 @@ def build_report(
             for name, count in zip(manifest.classes, images["train"], strict=True)
             if count < TINY
         },
+        ignored=dict(Counter(map(_suffix, ignored)).most_common()),
+        ignored_examples=tuple(ignored[:EXAMPLES]),
     )
+
+
+def _suffix(path: str) -> str:
+    """The suffix of a file's name in lower case, or "no suffix"."""
+    return PurePosixPath(path).suffix.lower() or "no suffix"
 
 
 def flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

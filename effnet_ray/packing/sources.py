@@ -10,6 +10,7 @@ Only archives are read for the listing; of images in files of their own the size
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -34,8 +35,15 @@ from effnet_ray.packing.options import SourceColumns
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
-Index = tuple[pa.Table, Sequence[str] | None]
-"""A source's index, and its class names if its files contain them."""
+
+class Index(NamedTuple):
+    """A source's images, one row each."""
+
+    images: pa.Table
+    classes: Sequence[str] | None = None
+    """The class names, if the source's files contain them."""
+    ignored: tuple[str, ...] = ()
+    """As in `Listing`."""
 
 
 def list_images(source: str, columns: SourceColumns, out: str, map_function: Map) -> Listing:
@@ -44,9 +52,9 @@ def list_images(source: str, columns: SourceColumns, out: str, map_function: Map
     Raises DatasetError for a source without images, or with invalid labels or splits.
     """
     if source.lower().endswith(tables.SUFFIXES):
-        images, names = _index_file(source, columns, out, map_function)
+        images, names, ignored = _index_file(source, columns, out, map_function)
     else:
-        images, names = _index_folder(source, columns, out, map_function)
+        images, names, ignored = _index_folder(source, columns, out, map_function)
     if columns.classes:
         names = classes.read_class_names(columns.classes)
     images = images.sort_by("path")
@@ -59,7 +67,7 @@ def list_images(source: str, columns: SourceColumns, out: str, map_function: Map
         raise DatasetError(f"{source} has {count}: a classifier needs two or more")
     splits = normalize_splits(column_values(images, "split"), source)
     images = replace_column(images, "label", labels)
-    return Listing(class_names, replace_column(images, "split", splits))
+    return Listing(class_names, replace_column(images, "split", splits), ignored)
 
 
 def _index_file(source: str, columns: SourceColumns, out: str, map_function: Map) -> Index:
@@ -69,7 +77,7 @@ def _index_file(source: str, columns: SourceColumns, out: str, map_function: Map
         folder, _, name = source.rpartition("/")
         (size,) = tables.file_sizes([source], source)
         return _index_archives(folder, {name: size}, columns, out, map_function)
-    return tables.index_table(source, columns), None
+    return Index(tables.index_table(source, columns))
 
 
 def _index_folder(source: str, columns: SourceColumns, out: str, map_function: Map) -> Index:
@@ -88,7 +96,8 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
     if in_archives:
         return _index_archives(source, in_archives, columns, out, map_function)
     _refuse_table_flags(columns, source)
-    return _index_class_folders(source, sizes), None
+    ignored = tuple(sorted(p for p in sizes if not p.lower().endswith(IMAGE_SUFFIXES)))
+    return Index(_index_class_folders(source, sizes), ignored=ignored)
 
 
 def _index_archives(
@@ -113,7 +122,7 @@ def _index_archives(
             f"no images in the {len(sizes)} archives of {source}: expected Parquet with images or "
             "WebDataset tars"
         )
-    return images if columns.split_column else split_by_file_name(images), names
+    return Index(images if columns.split_column else split_by_file_name(images), names)
 
 
 def _refuse_table_flags(columns: SourceColumns, source: str) -> None:
