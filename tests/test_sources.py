@@ -168,6 +168,36 @@ def test_a_folder_beside_the_splits_is_refused_and_never_makes_them_classes(
         listed(str(source), out)
 
 
+@pytest.mark.parametrize("other", ["Roof", "roof ", "ROOF", " roof"])
+def test_classes_that_differ_in_case_or_blanks_are_refused_unless_merged(
+    images: Path, tmp_path: Path, out: Path, other: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(images, source)
+    shutil.copytree(images / "roof", source / other)
+    with pytest.raises(DatasetError, match=r"which differ in case or blanks only") as error:
+        listed(str(source), out)
+    assert repr(other) in str(error.value) and "'roof'" in str(error.value)
+    columns = SourceColumns(merge_similar_classes=True)
+    merged = list_images(str(source), columns, str(out / "packed"), map)
+    assert len(merged.classes) == 3 and len(merged.images) == 32
+
+
+def test_a_name_in_two_unicode_forms_is_one_class(images: Path, tmp_path: Path, out: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    source = tmp_path / "source"
+    shutil.copytree(images, source / "train")
+    shutil.copytree(images, source / "val")
+    (source / "train/roof").rename(source / "train" / composed)
+    (source / "val/roof").rename(source / "val" / decomposed)
+    listing = listed(str(source), out)
+    assert listing.classes == (composed, "dahlia", "garden")
+    assert Counter(listing.images["label"].to_pylist()) == {0: 16, 1: 16, 2: 16}
+    (out / "names.txt").write_text(f"garden\n{decomposed}\ndahlia\n")
+    named = SourceColumns(classes=str(out / "names.txt"))
+    assert list_images(str(source), named, str(out / "packed"), map).classes[1] == decomposed
+
+
 def test_symbolic_links_are_followed(images: Path, tmp_path: Path, out: Path) -> None:
     linked = tmp_path / "linked"
     (linked / "roof").mkdir(parents=True)

@@ -6,6 +6,8 @@ a text of labels with a separator, and may be empty.
 
 import json
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -62,20 +64,63 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 
 def encode_labels(
-    labels: Sequence[str], names: Sequence[str] | None, task: str, source: str
+    labels: Sequence[str],
+    names: Sequence[str] | None,
+    task: str,
+    source: str,
+    *,
+    merge_similar: bool = False,
 ) -> tuple[tuple[str, ...], pa.Array]:
     """Class names, and a column of every image's label as indices into them.
 
     `labels` are texts of `normalize_label`, `names` the class names if the source has them.
-    Raises DatasetError for a label that is not a class.
+    Labels that differ in their Unicode form only are one class. Raises DatasetError for a label
+    that is no class, and, unless `merge_similar`, for labels that differ in case or blanks only.
     """
+    lists = [] if task == MULTICLASS else [json.loads(label) for label in labels]
+    distinct = sorted(set(labels if task == MULTICLASS else chain.from_iterable(lists)))
+    spelling = _spellings(distinct, names, source, merge_similar)
+    classes, number = _index_classes(set(spelling.values()), names, source)
+    index = {label: number[name] for label, name in spelling.items()}
     if task == MULTICLASS:
-        classes, index = _index_classes(set(labels), names, source)
         return classes, pa.array([index[label] for label in labels], LABEL)
-    lists = [json.loads(label) for label in labels]
-    classes, index = _index_classes(set(chain.from_iterable(lists)), names, source)
-    indices = [sorted(index[label] for label in image_labels) for image_labels in lists]
+    indices = [sorted({index[label] for label in image_labels}) for image_labels in lists]
     return classes, pa.array(indices, LABELS)
+
+
+def _spellings(
+    labels: Sequence[str], names: Sequence[str] | None, source: str, merge_similar: bool
+) -> dict[str, str]:
+    """One spelling for each of the distinct labels: that of `names`, if the source has them."""
+    form = _simplified if merge_similar else _composed
+    if names:
+        known = {form(name): name for name in names} | {name: name for name in names}
+        return {label: known.get(label, known.get(form(label), label)) for label in labels}
+    similar = defaultdict[str, list[str]](list)
+    for label in labels:
+        similar[_simplified(label)].append(label)
+    spelling = dict[str, str]()
+    for group in similar.values():
+        forms = sorted(
+            {_composed(label) for label in group}, key=lambda name: (name.strip() != name, name)
+        )
+        if len(forms) > 1 and not merge_similar:
+            raise DatasetError(
+                f"{source} has the classes {forms[0]!r} and {forms[1]!r}, which differ in case or "
+                "blanks only: rename one, or run again with --merge-similar-classes"
+            )
+        spelling |= dict.fromkeys(group, forms[0])
+    return spelling
+
+
+def _composed(name: str) -> str:
+    """The name with composed characters: é is one, not e and an accent (Unicode's form C)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _simplified(name: str) -> str:
+    """The name without case, and with single blanks between its words only."""
+    return _composed(" ".join(name.split()).casefold())
 
 
 def _index_classes(

@@ -33,6 +33,9 @@ class SourceColumns:
     """URI of a file with one class name per line; the first line is class 0. Default: the class
     names of the source, sorted."""
 
+    merge_similar_classes: bool = False
+    """Make one class of those whose names differ in upper and lower case or in blanks only."""
+
     @property
     def separator(self) -> str:
         """Separator between the labels of one image; empty if each has one label."""

@@ -60,7 +60,11 @@ def list_images(source: str, columns: SourceColumns, out: str, map_function: Map
     images = images.sort_by("path")
     check_unique(column_values(images, "path"), source)
     class_names, labels = classes.encode_labels(
-        column_values(images, "label"), names, columns.task, source
+        column_values(images, "label"),
+        names,
+        columns.task,
+        source,
+        merge_similar=columns.merge_similar_classes,
     )
     if len(class_names) < 2:
         count = f"one class ({class_names[0]})" if class_names else "no class"
