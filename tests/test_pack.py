@@ -68,6 +68,21 @@ def test_a_class_that_no_image_trains_is_refused_unless_allowed(
     assert counts["train"][2] == 0 < counts["eval"][2]
 
 
+def test_a_class_of_which_no_image_can_be_read_is_refused_unless_allowed(
+    images: Path, tmp_path: Path
+) -> None:
+    for file in (images / "roof").iterdir():
+        file.write_bytes(b"no image")
+    out = tmp_path / "out"
+    with pytest.raises(DatasetError, match=r"no image of class 'roof' can be read .*quarantine"):
+        pack(str(images), str(out))
+    assert (out / QUARANTINE).exists() and not (out / manifests.NAME).exists()
+    written = {file: file.stat().st_mtime_ns for file in out.glob("train/*.parquet")}
+    manifest = pack(str(images), str(out), Packing(allow_empty_classes=True))
+    assert manifest.quarantined == 8 and manifest.classes == ("dahlia", "garden", "roof")
+    assert written and all(file.stat().st_mtime_ns == time for file, time in written.items())
+
+
 def test_files_that_are_no_images_by_name_are_counted_and_named(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,16 @@ def test_a_folder_beside_the_splits_is_refused_and_never_makes_them_classes(
         listed(str(source), out)
 
 
+@pytest.mark.parametrize("below", ["photos", "photos/train"])
+def test_a_source_one_level_too_high_is_refused_with_the_path_to_pass(
+    images: Path, tmp_path: Path, out: Path, below: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(images, source / below)
+    with pytest.raises(DatasetError, match=f"pass --source {source}/photos$"):
+        listed(str(source), out)
+
+
 @pytest.mark.parametrize("other", ["Roof", "roof ", "ROOF", " roof"])
 def test_classes_that_differ_in_case_or_blanks_are_refused_unless_merged(
     images: Path, tmp_path: Path, out: Path, other: str

@@ -61,7 +61,8 @@ class Packing(SourceColumns):
     """For byte-identical images in different splits. `move`: all go to train if any is there, else
     to eval; `refuse`: stop."""
     allow_empty_classes: bool = False
-    """Accept classes that the source has in its eval or test split only. No image trains them."""
+    """Accept classes that no image trains: the source has them in its eval or test split only, or
+    none of their images can be read."""
     in_place: bool = False
     """Write only a manifest beside Parquet shards in Hugging Face's image layout, without copying
     them. Images are not shuffled, split, checked or quarantined."""

@@ -74,7 +74,7 @@ def pack(
     final_split = _merge_duplicates(written, listing, split, packing, source)
     if (final_split != split).any():
         written = writer.rewrite(split, final_split)
-    manifest = _write_results(listing, written, split, final_split, made_from, out)
+    manifest = _write_results(listing, written, split, final_split, packing, made_from, out)
     storage.delete(storage.join(out, WORK_FOLDER))
     return manifest
 
@@ -123,8 +123,9 @@ def _comparable(made_from: MadeFrom) -> MadeFrom:
 def _prepare_folder(out: str, made_from: MadeFrom) -> None:
     """Delete the shards of another, interrupted packing. Raises DatasetError for other files."""
     uri = storage.join(out, WORK_FOLDER, STARTED)
-    # `duplicates` takes effect after the shards are written, so it may change in between.
-    content = {name: value for name, value in made_from.items() if name != "duplicates"}
+    # These take effect after the shards are written, so they may change in between.
+    later = ("duplicates", "allow_empty_classes")
+    content = {name: value for name, value in made_from.items() if name not in later}
     started = json.dumps(content).encode()
     if storage.exists(uri):
         if storage.read_bytes(uri) == started:
@@ -213,10 +214,14 @@ def _write_results(
     written: dict[str, WrittenShard],
     before: Ints,
     split: Ints,
+    packing: Packing,
     made_from: MadeFrom,
     out: str,
 ) -> Manifest:
-    """Write the quarantine, the duplicates, the report and, last, the manifest."""
+    """Write the quarantine, the duplicates, the report and, last, the manifest.
+
+    Raises DatasetError for a class of which no image can be read.
+    """
     records = _all_records(written)
     reasons = column_values(records, "reason")
     unreadable = records.take(np.flatnonzero([bool(reason) for reason in reasons]))
@@ -236,8 +241,22 @@ def _write_results(
     moved = int((before != split).sum())
     built = report.build_report(manifest, records, split, pairs, moved, listing.ignored)
     report.write(built, out)
+    if not packing.allow_empty_classes:
+        _refuse_unreadable_classes(listing, built, out)
     manifests.write(manifest, out)
     return manifest
+
+
+def _refuse_unreadable_classes(listing: Listing, built: report.Report, out: str) -> None:
+    """Raise DatasetError for a class whose images are all in quarantine."""
+    listed = {*report.flat_labels(listing.images)[1].tolist()}
+    readable = np.sum([*built.images.values()], axis=0)
+    lost = [name for k, name in enumerate(listing.classes) if k in listed and not readable[k]]
+    if lost:
+        raise DatasetError(
+            f"no image of class {lost[0]!r} can be read ({storage.join(out, QUARANTINE)} has the "
+            "reasons): repair them, remove the class, or run again with --allow-empty-classes"
+        )
 
 
 def _write_labels(listing: Listing, written: dict[str, WrittenShard], out: str) -> str:

@@ -160,6 +160,7 @@ def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
             "tars"
         )
     parts = [path.split("/") for path in paths]
+    _refuse_one_level_too_high(source, parts)
     by_split = all(p[0].lower() in SPLIT_NAMES for p in parts)
     if not by_split:
         _refuse_folders_beside_splits(source, parts)
@@ -173,6 +174,21 @@ def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
             "split": [p[0] for p in parts] if by_split else None,
         }
     )
+
+
+def _refuse_one_level_too_high(source: str, parts: Sequence[Sequence[str]]) -> None:
+    """Raise DatasetError if the class folders or splits are all in one folder."""
+    first = {names[0] for names in parts}
+    if (
+        len(first) == 1
+        and min(map(len, parts)) > 2
+        and not {*map(str.lower, first)} & {*SPLIT_NAMES}
+    ):
+        (name,) = first
+        raise DatasetError(
+            f"all images of {source} are in folders of {name}/: pass --source "
+            f"{storage.join(source, name)}"
+        )
 
 
 def _refuse_folders_beside_splits(source: str, parts: Sequence[Sequence[str]]) -> None:
