@@ -398,6 +398,32 @@ def test_a_tables_labels_are_text_as_they_stand(images: Path, tmp_path: Path) ->
     assert listing.classes == ("01", "02", "1")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csvs_delimiter_and_blanks_in_its_header_do_not_matter(
+    images: Path, tmp_path: Path, delimiter: str
+) -> None:
+    lines = [f" path{delimiter}label "]
+    lines += [
+        f"{file.relative_to(tmp_path)}{delimiter}{file.parent.name}" for file in files(images)
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    listing = list_images(
+        str(tmp_path / "table.csv"), SourceColumns(), str(tmp_path / "data"), map
+    )
+    assert listing.classes == ("dahlia", "garden", "roof") and len(listing.images) == 24
+
+
+def test_whole_numbers_of_a_float_column_are_integers(images: Path, tmp_path: Path) -> None:
+    labels = itertools.cycle(["10.0", "2.0", "0.0"])
+    source = write_csv(images, tmp_path, number=lambda n, path: next(labels))
+    columns = SourceColumns(label_column="number")
+    assert list_images(source, columns, str(tmp_path / "data"), map).classes == ("0", "2", "10")
+    (tmp_path / "names.txt").write_text("\n".join(f"name {n}" for n in range(11)))
+    named = SourceColumns(label_column="number", classes=str(tmp_path / "names.txt"))
+    listing = list_images(source, named, str(tmp_path / "data"), map)
+    assert set(listing.images["label"].to_pylist()) == {0, 2, 10} and len(listing.classes) == 11
+
+
 @pytest.mark.parametrize("place", ["loose.jpg", "val/loose.jpg"])
 def test_an_image_outside_of_class_folders_is_refused(
     images: Path, tmp_path: Path, place: str

@@ -75,16 +75,26 @@ def _read_parquet(source: str) -> pa.Table:
 
 
 def _read_csv(source: str) -> pa.Table:
-    parse = pyarrow.csv.ParseOptions(delimiter="\t" if source.lower().endswith(".tsv") else ",")
     data = storage.read_bytes(source)
+    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source, data))
     try:
         names = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
         # All columns as text: the label 01 is not the label 1.
         texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
+        rows = pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
+        return rows.rename_columns([name.strip() for name in names])
     except pa.ArrowInvalid as error:
         action = "save it as UTF-8" if "UTF8" in str(error) else "check its first lines"
         raise DatasetError(f"{source} is not a valid CSV table ({error}): {action}") from error
+
+
+def _delimiter(source: str, data: bytes) -> str:
+    """A tab in a TSV; in a CSV a comma, or what its first line has instead: `;` or a tab."""
+    if source.lower().endswith(".tsv"):
+        return "\t"
+    header = data.partition(b"\n")[0]
+    others = [mark for mark in (";", "\t") if mark.encode() in header]
+    return others[0] if len(others) == 1 and b"," not in header else ","
 
 
 def file_sizes(files: Sequence[str], source: str) -> list[int]:
