@@ -74,13 +74,33 @@ def test_a_class_of_which_no_image_can_be_read_is_refused_unless_allowed(
     for file in (images / "roof").iterdir():
         file.write_bytes(b"no image")
     out = tmp_path / "out"
-    with pytest.raises(DatasetError, match=r"no image of class 'roof' can be read .*quarantine"):
+    with pytest.raises(DatasetError, match=r"no train image of class 'roof' can be read"):
         pack(str(images), str(out))
     assert (out / QUARANTINE).exists() and not (out / manifests.NAME).exists()
     written = {file: file.stat().st_mtime_ns for file in out.glob("train/*.parquet")}
     manifest = pack(str(images), str(out), Packing(allow_empty_classes=True))
     assert manifest.quarantined == 8 and manifest.classes == ("dahlia", "garden", "roof")
+    assert pack(str(images), str(out)) == manifest  # the flag changes nothing that is written
     assert written and all(file.stat().st_mtime_ns == time for file, time in written.items())
+
+
+def test_a_source_without_any_train_image_is_refused_before_anything_is_written(
+    images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    images.rename(tmp_path / "source/val")
+    packing = Packing(allow_empty_classes=True)
+    with pytest.raises(DatasetError, match="has no train images: add a train split"):
+        pack(str(tmp_path / "source"), str(tmp_path / "out"), packing)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_which_no_image_can_be_read_is_refused(images: Path, tmp_path: Path) -> None:
+    for file in images.rglob("*.*"):
+        file.write_bytes(b"no image")
+    packing = Packing(allow_empty_classes=True)
+    with pytest.raises(DatasetError, match=r"no train image of class 'dahlia' can be read"):
+        pack(str(images), str(tmp_path / "out"), packing)
 
 
 def test_files_that_are_no_images_by_name_are_counted_and_named(

@@ -19,7 +19,7 @@ import pytest
 from support.sources import files, write_hugging_face
 
 from effnet_ray import storage
-from effnet_ray.errors import DatasetError
+from effnet_ray.errors import DatasetError, StorageError
 from effnet_ray.packing import sources
 from effnet_ray.packing.listing import Listing
 from effnet_ray.packing.options import Packing, SourceColumns
@@ -209,6 +209,7 @@ def test_a_name_in_two_unicode_forms_is_one_class(images: Path, tmp_path: Path, 
 
 
 def test_symbolic_links_are_followed(images: Path, tmp_path: Path, out: Path) -> None:
+    plain = listed(str(images), out)
     linked = tmp_path / "linked"
     (linked / "roof").mkdir(parents=True)
     for file in (images / "roof").iterdir():
@@ -216,10 +217,32 @@ def test_symbolic_links_are_followed(images: Path, tmp_path: Path, out: Path) ->
     (linked / "garden").symlink_to(images / "garden")
     (linked / "dahlia").symlink_to(os.path.relpath(images / "dahlia", linked))
     (linked / "roof/again").symlink_to(linked)  # a loop
+    (images / "garden/on").symlink_to(images / "dahlia")  # and one by way of two links
+    (images / "dahlia/back").symlink_to(images / "garden")
     (tmp_path / "root").symlink_to(linked)
-    plain = listed(str(images), out)
-    assert listed(str(linked), out).digest == plain.digest
-    assert listed(str(tmp_path / "root"), out).digest == plain.digest
+    listing = listed(str(linked), out)
+    paths = listing.images["path"].to_pylist()
+    assert [path for path in paths if path.count("/") == 1] == plain.images["path"].to_pylist()
+    # Each folder is also seen through the other's link, and not again through its own.
+    assert len(paths) == 24 + 8 + 8
+    assert listed(str(tmp_path / "root"), out).digest == listing.digest
+
+
+def test_a_link_to_nothing_is_named(images: Path, out: Path) -> None:
+    (images / "roof/far.png").symlink_to("/nowhere/far.png")
+    with pytest.raises(StorageError, match=r"far.png is a link to /nowhere/far.png, which does"):
+        listed(str(images), out)
+
+
+def test_a_stray_image_in_a_split_makes_it_no_class(
+    images: Path, tmp_path: Path, out: Path
+) -> None:
+    source = tmp_path / "source"
+    for folder in ("train", "val", "unlabeled"):
+        shutil.copytree(images, source / folder)
+    shutil.copy(files(images)[0], source / "train")
+    with pytest.raises(DatasetError, match="beside it, images in unlabeled/"):
+        listed(str(source), out)
 
 
 def test_a_class_may_be_named_as_a_split(images: Path, tmp_path: Path, out: Path) -> None:
@@ -402,10 +425,9 @@ def test_a_tables_labels_are_text_as_they_stand(images: Path, tmp_path: Path) ->
 def test_a_csvs_delimiter_and_blanks_in_its_header_do_not_matter(
     images: Path, tmp_path: Path, delimiter: str
 ) -> None:
-    lines = [f" path{delimiter}label "]
-    lines += [
-        f"{file.relative_to(tmp_path)}{delimiter}{file.parent.name}" for file in files(images)
-    ]
+    lines = [f" path{delimiter} label "]
+    for file in files(images):
+        lines.append(f"{file.relative_to(tmp_path)}{delimiter} {file.parent.name}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     listing = list_images(
         str(tmp_path / "table.csv"), SourceColumns(), str(tmp_path / "data"), map
@@ -414,7 +436,7 @@ def test_a_csvs_delimiter_and_blanks_in_its_header_do_not_matter(
 
 
 def test_whole_numbers_of_a_float_column_are_integers(images: Path, tmp_path: Path) -> None:
-    labels = itertools.cycle(["10.0", "2.0", "0.0"])
+    labels = itertools.cycle(["10.0", "2", "0.0"])
     source = write_csv(images, tmp_path, number=lambda n, path: next(labels))
     columns = SourceColumns(label_column="number")
     assert list_images(source, columns, str(tmp_path / "data"), map).classes == ("0", "2", "10")
@@ -422,6 +444,10 @@ def test_whole_numbers_of_a_float_column_are_integers(images: Path, tmp_path: Pa
     named = SourceColumns(label_column="number", classes=str(tmp_path / "names.txt"))
     listing = list_images(source, named, str(tmp_path / "data"), map)
     assert set(listing.images["label"].to_pylist()) == {0, 2, 10} and len(listing.classes) == 11
+    (tmp_path / "names.txt").write_text("0.0\n10.0\n2\n")
+    listing = list_images(source, named, str(tmp_path / "data"), map)
+    assert listing.classes == ("0.0", "10.0", "2")
+    assert listing.images["label"].to_pylist()[:3] == [1, 2, 0]
 
 
 @pytest.mark.parametrize("place", ["loose.jpg", "val/loose.jpg"])

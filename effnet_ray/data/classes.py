@@ -21,9 +21,6 @@ from effnet_ray.recipe import MULTICLASS, MULTILABEL
 LABEL, LABELS = pa.int64(), pa.list_(pa.int64())
 """Types of a label column: multiclass, multilabel."""
 
-WHOLE_FLOAT = re.compile(r"\d+\.0+")
-"""A whole number from a column that is float because it had an empty field, say."""
-
 Label = int | list[int]
 """An image's label: an index into the class names, or in a multilabel data set a list of these."""
 
@@ -95,8 +92,6 @@ def _spellings(
     labels: Sequence[str], names: Sequence[str] | None, source: str, merge_similar: bool
 ) -> dict[str, str]:
     """One spelling for each of the distinct labels: that of `names`, if the source has them."""
-    if labels and all(map(WHOLE_FLOAT.fullmatch, labels)):
-        return {label: label.partition(".")[0] for label in labels}
     form = _simplified if merge_similar else _composed
     if names:
         known = {form(name): name for name in names} | {name: name for name in names}
@@ -125,7 +120,7 @@ def _composed(name: str) -> str:
 
 def _simplified(name: str) -> str:
     """The name without case, and with single blanks between its words only."""
-    return _composed(" ".join(name.split()).casefold())
+    return _composed(" ".join(name.split()).lower())
 
 
 def _index_classes(

@@ -62,7 +62,7 @@ class Packing(SourceColumns):
     to eval; `refuse`: stop."""
     allow_empty_classes: bool = False
     """Accept classes that no image trains: the source has them in its eval or test split only, or
-    none of their images can be read."""
+    none of their train images can be read."""
     in_place: bool = False
     """Write only a manifest beside Parquet shards in Hugging Face's image layout, without copying
     them. Images are not shuffled, split, checked or quarantined."""

@@ -34,6 +34,10 @@ STARTED = "begun.json"
 
 MadeFrom = dict[str, str | int | float]
 
+WITHOUT_EFFECT = {"allow_empty_classes", *(field.name for field in fields(SourceColumns))}
+"""Options that do not change what is written, given the listing: its digest covers what the
+columns contain."""
+
 
 def pack(
     source: str,
@@ -81,12 +85,10 @@ def pack(
 
 def _made_from(source: str, listing: Listing, packing: Packing) -> MadeFrom:
     """Return what determines the data set, for the manifest and for packing again."""
-    # The columns' names are left out: the listing's digest covers what they contain.
-    columns = {field.name for field in fields(SourceColumns)}
     options = {
         name: value
         for name, value in asdict(packing).items()
-        if name not in columns and value is not None
+        if name not in WITHOUT_EFFECT and value is not None
     }
     return {"source": source, "listing": listing.digest, **options}
 
@@ -116,16 +118,15 @@ def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
 
 def _comparable(made_from: MadeFrom) -> MadeFrom:
     """Leave out where the source is and how it is read: the same listing is the same source."""
-    ignored = {"source", *(field.name for field in fields(SourceColumns))}
+    ignored = {"source", *WITHOUT_EFFECT}
     return {name: value for name, value in made_from.items() if name not in ignored}
 
 
 def _prepare_folder(out: str, made_from: MadeFrom) -> None:
     """Delete the shards of another, interrupted packing. Raises DatasetError for other files."""
     uri = storage.join(out, WORK_FOLDER, STARTED)
-    # These take effect after the shards are written, so they may change in between.
-    later = ("duplicates", "allow_empty_classes")
-    content = {name: value for name, value in made_from.items() if name not in later}
+    # `duplicates` takes effect after the shards are written, so it may change in between.
+    content = {name: value for name, value in made_from.items() if name != "duplicates"}
     started = json.dumps(content).encode()
     if storage.exists(uri):
         if storage.read_bytes(uri) == started:
@@ -149,8 +150,7 @@ def _assign_splits(listing: Listing, packing: Packing, source: str) -> Ints:
         [splits.UNASSIGNED if name is None else SPLITS.index(name) for name in names_in_source],
         np.int64,
     )
-    if not packing.allow_empty_classes:
-        _refuse_untrained_classes(listing, given, source)
+    _refuse_untrained_classes(listing, given, packing, source)
     unit = splits.factorize(column_values(listing.images, "group"))
     fractions = {"eval": packing.eval_fraction, "test": packing.test_fraction}
     labels, names = listing.images["label"], listing.classes
@@ -163,12 +163,16 @@ def _assign_splits(listing: Listing, packing: Packing, source: str) -> Ints:
     return splits.assign(stratum, unit, given, names, fractions, packing.seed)
 
 
-def _refuse_untrained_classes(listing: Listing, given: Ints, source: str) -> None:
+def _refuse_untrained_classes(
+    listing: Listing, given: Ints, packing: Packing, source: str
+) -> None:
     """Raise DatasetError for a class with images in the source's eval or test split only."""
     image, label = report.flat_labels(listing.images)
     for_training = (given[image] == splits.UNASSIGNED) | (given[image] == SPLITS.index("train"))
+    if not for_training.any():
+        raise DatasetError(f"{source} has no train images: add a train split")
     untrained = sorted({*label.tolist()} - {*label[for_training].tolist()})
-    if untrained:
+    if untrained and not packing.allow_empty_classes:
         others = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
         raise DatasetError(
             f"{source} has no train images of class {listing.classes[untrained[0]]!r}{others}, "
@@ -220,7 +224,7 @@ def _write_results(
 ) -> Manifest:
     """Write the quarantine, the duplicates, the report and, last, the manifest.
 
-    Raises DatasetError for a class of which no image can be read.
+    Raises DatasetError for a class of which no train image can be read.
     """
     records = _all_records(written)
     reasons = column_values(records, "reason")
@@ -241,21 +245,24 @@ def _write_results(
     moved = int((before != split).sum())
     built = report.build_report(manifest, records, split, pairs, moved, listing.ignored)
     report.write(built, out)
-    if not packing.allow_empty_classes:
-        _refuse_unreadable_classes(listing, built, out)
+    _refuse_unreadable_classes(listing, split, built, packing, out)
     manifests.write(manifest, out)
     return manifest
 
 
-def _refuse_unreadable_classes(listing: Listing, built: report.Report, out: str) -> None:
-    """Raise DatasetError for a class whose images are all in quarantine."""
-    listed = {*report.flat_labels(listing.images)[1].tolist()}
-    readable = np.sum([*built.images.values()], axis=0)
+def _refuse_unreadable_classes(
+    listing: Listing, split: Ints, built: report.Report, packing: Packing, out: str
+) -> None:
+    """Raise DatasetError for a class whose train images are all in quarantine."""
+    image, label = report.flat_labels(listing.images)
+    listed = {*label[split[image] == SPLITS.index("train")].tolist()}
+    readable = built.images.get("train", [0] * len(listing.classes))
     lost = [name for k, name in enumerate(listing.classes) if k in listed and not readable[k]]
-    if lost:
+    advice = "" if not any(readable) else ", or run again with --allow-empty-classes"
+    if lost and not (packing.allow_empty_classes and advice):
         raise DatasetError(
-            f"no image of class {lost[0]!r} can be read ({storage.join(out, QUARANTINE)} has the "
-            "reasons): repair them, remove the class, or run again with --allow-empty-classes"
+            f"no train image of class {lost[0]!r} can be read "
+            f"({storage.join(out, QUARANTINE)} has the reasons): repair them{advice}"
         )
 
 

@@ -97,7 +97,9 @@ def build_report(
         contradictions=int((exact & labels_differ).sum()),
         tiny={
             name: count
-            for name, count in zip(manifest.classes, images["train"], strict=True)
+            for name, count in zip(
+                manifest.classes, images.get("train", [0] * classes), strict=True
+            )
             if count < TINY
         },
         ignored=dict(Counter(map(_suffix, ignored)).most_common()),

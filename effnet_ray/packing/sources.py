@@ -90,7 +90,7 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
         raise DatasetError(
             f"{source} is a file: expected a folder, or a CSV, TSV or Parquet table"
         )
-    sizes = storage.sizes(source)
+    sizes = storage.sizes(source, follow_links=True)
     if not sizes and not storage.exists(source):
         raise DatasetError(f"source {source} does not exist: check the path")
     if manifests.NAME in sizes and "listing" in manifests.load(source).made_from:
@@ -178,36 +178,35 @@ def _index_class_folders(source: str, sizes: Mapping[str, int]) -> pa.Table:
 
 def _refuse_one_level_too_high(source: str, parts: Sequence[Sequence[str]]) -> None:
     """Raise DatasetError if the class folders or splits are all in one folder."""
-    first = {names[0] for names in parts}
-    if (
-        len(first) == 1
-        and min(map(len, parts)) > 2
-        and not {*map(str.lower, first)} & {*SPLIT_NAMES}
+    common = list[str]()
+    while len({names[len(common)] for names in parts}) == 1 and (
+        min(map(len, parts)) > len(common) + 2 and parts[0][len(common)].lower() not in SPLIT_NAMES
     ):
-        (name,) = first
+        common.append(parts[0][len(common)])
+    if common:
+        folder = "/".join(common)
         raise DatasetError(
-            f"all images of {source} are in folders of {name}/: pass --source "
-            f"{storage.join(source, name)}"
+            f"all images of {source} are in folders of {folder}/: pass --source "
+            f"{storage.join(source, folder)}"
         )
 
 
 def _refuse_folders_beside_splits(source: str, parts: Sequence[Sequence[str]]) -> None:
-    """Raise DatasetError for a folder beside `train` that is no split, such as `unlabeled`.
+    """Raise DatasetError for a folder beside the splits that is none, such as `unlabeled`.
 
-    A folder named train is a class if an image lies directly in it.
+    A folder is taken for a split if it has the name of one and folders with images in it, and if
+    it is the train split or not the only one.
     """
     depths = dict[str, int]()
     for first, *rest in parts:
-        depths[first] = min(len(rest), depths.get(first, len(rest)))
-    splits = {name: SPLIT_NAMES.get(name.lower()) for name in depths}
-    train = next((name for name, split in splits.items() if split == "train"), None)
-    if train is None or depths[train] < 2:
-        return
-    others = [name for name, split in splits.items() if not split]
-    raise DatasetError(
-        f"{source} has the split {train}/ and, beside it, images in {others[0]}/, which is no "
-        "split: move that folder elsewhere, or pass a CSV of paths, labels and splits as --source"
-    )
+        depths[first] = max(len(rest), depths.get(first, 0))
+    splits = [name for name in depths if name.lower() in SPLIT_NAMES and depths[name] > 1]
+    if len(splits) > 1 or any(SPLIT_NAMES[name.lower()] == "train" for name in splits):
+        other = next(name for name in depths if name.lower() not in SPLIT_NAMES)
+        raise DatasetError(
+            f"{source} has the split {splits[0]}/ and, beside it, images in {other}/, which is no "
+            f"split: move {other}/ elsewhere; or, if {splits[0]} is a class, rename it"
+        )
 
 
 def _refuse_loose_images(

@@ -2,10 +2,12 @@
 
 import io
 import posixpath
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -17,6 +19,7 @@ from effnet_ray.packing.options import SourceColumns
 from effnet_ray.storage.parquet import column_values
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+WHOLE_NUMBER = re.compile(r"\d+(\.0+)?")
 TABLE_BYTES = 256 * 1024**2
 """Size for which reading a Parquet table may take its time."""
 
@@ -59,12 +62,23 @@ def _texts(rows: pa.Table, name: str) -> list[Any]:
 
 def _labels(rows: pa.Table, columns: SourceColumns, source: str) -> list[str | None]:
     try:
-        return [
+        labels = [
             classes.normalize_label(value, columns.separator)
             for value in column_values(rows, columns.label_column)
         ]
     except ValueError as error:
         raise DatasetError(f"{source} has {error}") from error
+    names = set(classes.read_class_names(columns.classes) if columns.classes else ())
+    return labels if columns.separator or names >= set(labels) else _whole_numbers(labels)
+
+
+def _whole_numbers(labels: list[str | None]) -> list[str | None]:
+    """The labels; those of a float column of whole numbers, such as 1.0, as integers."""
+    distinct = {label for label in labels if label}
+    numeric = all(map(WHOLE_NUMBER.fullmatch, distinct))
+    if not numeric or not any("." in label for label in distinct):
+        return labels
+    return [label and label.partition(".")[0] for label in labels]
 
 
 def _read_parquet(source: str) -> pa.Table:
@@ -82,10 +96,19 @@ def _read_csv(source: str) -> pa.Table:
         # All columns as text: the label 01 is not the label 1.
         texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         rows = pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
-        return rows.rename_columns([name.strip() for name in names])
     except pa.ArrowInvalid as error:
         action = "save it as UTF-8" if "UTF8" in str(error) else "check its first lines"
         raise DatasetError(f"{source} is not a valid CSV table ({error}): {action}") from error
+    return _without_blanks(rows)
+
+
+def _without_blanks(rows: pa.Table) -> pa.Table:
+    """The rows without blanks around names and values, if names have any: `path, label`."""
+    names = [name.strip() for name in rows.column_names]
+    if names == rows.column_names or len(set(names)) < len(names):
+        return rows
+    columns = [pyarrow.compute.utf8_trim_whitespace(column) for column in rows.columns]
+    return pa.table(columns, names)
 
 
 def _delimiter(source: str, data: bytes) -> str:
@@ -104,7 +127,10 @@ def file_sizes(files: Sequence[str], source: str) -> list[int]:
     """
     sizes: dict[str, int] = {}
     for root in _common_folders(files):
-        sizes |= {storage.join(root, path): size for path, size in storage.sizes(root).items()}
+        sizes |= {
+            storage.join(root, path): size
+            for path, size in storage.sizes(root, follow_links=True).items()
+        }
     missing = [file for file in files if file not in sizes]
     if missing:
         raise DatasetError(

@@ -106,20 +106,21 @@ def exists(uri: str) -> bool:
     return backend_of(uri).exists(uri)
 
 
-def sizes(uri: str) -> dict[str, int]:
+def sizes(uri: str, *, follow_links: bool = False) -> dict[str, int]:
     """Every file below the URI: relative path → bytes, sorted by path; empty for no folder.
 
-    Raises StorageError if the bucket is missing or cannot be listed.
+    `follow_links`: also what symbolic links to folders lead to, on disk; a link to nothing is an
+    error. Raises StorageError if the bucket is missing or cannot be listed.
     """
-    return {path: entry.size for path, entry in entries(uri).items()}
+    return {path: entry.size for path, entry in entries(uri, follow_links=follow_links).items()}
 
 
-def entries(uri: str, *, hidden: bool = False) -> dict[str, Entry]:
+def entries(uri: str, *, hidden: bool = False, follow_links: bool = False) -> dict[str, Entry]:
     """Every file below the URI by its relative path, sorted; hidden files only on request."""
     uri = uri.rstrip("/")
     return {
         path: entry
-        for path, entry in sorted(backend_of(uri).entries(uri).items())
+        for path, entry in sorted(backend_of(uri).entries(uri, follow_links=follow_links).items())
         if hidden or not any(part.startswith(".") for part in path.split("/"))
     }
 

@@ -66,8 +66,11 @@ class Backend(Protocol):
     def exists(self, uri: str) -> bool:
         """Whether an object or a folder exists."""
 
-    def entries(self, uri: str) -> dict[str, Entry]:
-        """Every file below the URI by its relative path, hidden ones included."""
+    def entries(self, uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
+        """Every file below the URI by its relative path, hidden ones included.
+
+        `follow_links`: also what symbolic links to folders lead to, on disk.
+        """
 
     def folders(self, uri: str) -> list[str]:
         """Names of the folders directly below the URI."""

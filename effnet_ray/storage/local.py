@@ -126,10 +126,11 @@ def exists(uri: str) -> bool:
         return Path(uri).exists()
 
 
-def entries(uri: str) -> dict[str, Entry]:
+def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
     """Every file below the folder by its relative path; files deleted meanwhile are left out.
 
-    Symbolic links are followed, except those to a folder that contains them.
+    `follow_links`: also those in folders that are symbolic links, except for a link to a folder
+    that the path to it goes through. Raises StorageError for a link to nothing.
     """
     root = Path(uri)
     result = {}
@@ -139,12 +140,17 @@ def entries(uri: str) -> dict[str, Entry]:
             raise error
 
     with errors(uri, "list"):
-        for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name))]
+        for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=follow_links):
+            subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name), root)]
             for path in (Path(folder, name) for name in names):
                 try:
                     status = path.stat()
                 except FileNotFoundError:
+                    if follow_links and path.is_symlink():
+                        raise StorageError(
+                            f"{path} is a link to {path.readlink()}, which does not exist: "
+                            "restore it, or delete the link"
+                        ) from None
                     continue
                 if stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
                     entry = Entry(status.st_size, status.st_mtime)
@@ -152,9 +158,12 @@ def entries(uri: str) -> dict[str, Entry]:
     return result
 
 
-def _is_loop(folder: Path) -> bool:
-    """Whether it is a symbolic link to a folder that contains it."""
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def _is_loop(folder: Path, root: Path) -> bool:
+    """Whether it is a symbolic link to a folder that the path from `root` goes through."""
+    if not folder.is_symlink():
+        return False
+    target, parents = folder.resolve(), folder.relative_to(root).parents
+    return any((root / parent).resolve().is_relative_to(target) for parent in parents)
 
 
 def folders(uri: str) -> list[str]:

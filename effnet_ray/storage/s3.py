@@ -261,7 +261,7 @@ def exists(uri: str) -> bool:
     return bool(call(uri, "look up", lambda fs: fs._exists(uri)))
 
 
-def entries(uri: str) -> dict[str, Entry]:
+def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
     """Every object below the URI by its relative path, hidden ones included.
 
     One call per page of the listing: a large bucket has thousands, and any of them may fail.
