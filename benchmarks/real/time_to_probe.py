@@ -70,14 +70,14 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = Options(settings.real, Path(folder))
         for name in settings.sets:
-            found = measured(name, options, settings.per_class)
-            ratio = 1 + found["solving_s"] / found["features_s"]
-            results[name] = {key: round(value, 3) for key, value in found.items()}
+            result = measured(name, options, settings.per_class)
+            ratio = 1 + result["solving_s"] / result["features_s"]
+            results[name] = {key: round(value, 3) for key, value in result.items()}
             results[name]["vs_features"] = round(ratio, 2)
             print(
-                f"{name}: features of {found['images']} images {found['features_s']:.1f} s, "
-                f"solving {found['solving_s']:.1f} s (together {ratio:.2f} x), evaluated after "
-                f"{found['until_evaluated_s']:.1f} s; top-1 {found['top1']:.3f}"
+                f"{name}: features of {result['images']} images {result['features_s']:.1f} s, "
+                f"solving {result['solving_s']:.1f} s (together {ratio:.2f} x), evaluated after "
+                f"{result['until_evaluated_s']:.1f} s; top-1 {result['top1']:.3f}"
             )
     ray.shutdown()
     machine = f"{platform.machine()}, {os.cpu_count()} cores"

@@ -154,11 +154,13 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
 
 
 def _ignored_files(report: "Report") -> str:
-    """How many files are no images by their names, and which."""
+    """How many files are no images by their names, and which; empty for none."""
+    if not report.ignored:
+        return ""
     suffixes = ", ".join(f"{count:,} × {suffix}" for suffix, count in _top(report.ignored))
     examples = ", ".join(report.ignored_examples)
     count = sum(report.ignored.values())
-    return f"{count:,} that are no images by name ({suffixes}), such as {examples}" * bool(count)
+    return f"{count:,} that are no images by name ({suffixes}), such as {examples}"
 
 
 def _top(counts: dict[str, int]) -> list[tuple[str, int]]:

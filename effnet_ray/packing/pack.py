@@ -253,13 +253,18 @@ def _write_results(
 def _refuse_unreadable_classes(
     listing: Listing, split: Ints, built: report.Report, packing: Packing, out: str
 ) -> None:
-    """Raise DatasetError for a class whose train images are all in quarantine."""
+    """Raise DatasetError for a class whose train images are all in quarantine.
+
+    Such classes can be allowed, but not if no other class can be trained.
+    """
     image, label = report.flat_labels(listing.images)
     listed = {*label[split[image] == SPLITS.index("train")].tolist()}
     readable = built.images.get("train", [0] * len(listing.classes))
+    if packing.allow_empty_classes and any(readable):
+        return
     lost = [name for k, name in enumerate(listing.classes) if k in listed and not readable[k]]
-    advice = "" if not any(readable) else ", or run again with --allow-empty-classes"
-    if lost and not (packing.allow_empty_classes and advice):
+    advice = ", or run again with --allow-empty-classes" if any(readable) else ""
+    if lost:
         raise DatasetError(
             f"no train image of class {lost[0]!r} can be read "
             f"({storage.join(out, QUARANTINE)} has the reasons): repair them{advice}"

@@ -24,7 +24,7 @@ TINY = 10
 """A class with fewer train images is listed as tiny: with the default eval fraction, a
 fifth, it has about two eval images, so its eval metrics say little. The list is a warning only."""
 EXAMPLES = 3
-"""Ignored files that are named."""
+"""Number of ignored files whose paths are listed."""
 MAX_REASONS = 20
 """Reasons for quarantine that are listed, the most frequent ones."""
 

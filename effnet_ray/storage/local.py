@@ -141,7 +141,8 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
 
     with errors(uri, "list"):
         for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=follow_links):
-            subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name), root)]
+            if follow_links:
+                subfolders[:] = [s for s in subfolders if not _is_loop(Path(folder, s), root)]
             for path in (Path(folder, name) for name in names):
                 try:
                     status = path.stat()
