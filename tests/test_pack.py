@@ -15,7 +15,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from effnet_ray import storage
-from effnet_ray.cli.pack import pack_job
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError
@@ -101,20 +100,6 @@ def test_a_source_of_which_no_image_can_be_read_is_refused(images: Path, tmp_pat
     packing = Packing(allow_empty_classes=True)
     with pytest.raises(DatasetError, match=r"no train image of class 'dahlia' can be read"):
         pack(str(images), str(tmp_path / "out"), packing)
-
-
-def test_files_that_are_no_images_by_name_are_counted_and_named(
-    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("roof/notes.txt", "roof/Thumbs.db", "about.TXT", "garden/picture"):
-        (images / name).write_bytes(b"x")
-    pack_job(["--source", str(images), "--out", str(tmp_path / "out")])
-    made = report.load(str(tmp_path / "out"))
-    assert made.ignored == {".txt": 2, "no suffix": 1, ".db": 1}
-    assert made.ignored_examples == ("about.TXT", "garden/picture", "roof/Thumbs.db")
-    shown = " ".join(capfd.readouterr().err.split())
-    assert "4 that are no images by name (2 × .txt, 1 × no suffix, 1 × .db)" in shown
-    assert "such as about.TXT, garden/picture, roof/Thumbs.db" in shown
 
 
 # --- determinism

@@ -1,5 +1,6 @@
 """`pack`: turn labelled images into a packed data set."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_CLASS_ROWS = 20
 """Classes in the table, half of them the largest and half the smallest; report.json has all."""
+
+MAX_NAMES = 3
+"""Names of files and folders in a line; report.json has all."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,23 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
         )
         if flags.packing.in_place:
             terminal.print(f"wrote {manifest_uri}; the shards are unchanged")
+            images = sum(manifest.images.values())
+            accounted: dict[str, Any] = {"seen": images, "set_aside": 0, "report": None}
         else:
-            _print_data_set(terminal, manifest, report.load(out), out)
+            built = report.load(out)
+            _print_data_set(terminal, manifest, built, out)
+            accounted = {
+                "seen": built.seen,
+                "set_aside": len(built.set_aside),
+                "report": storage.join(out, report.NAME),
+            }
     return {
         "manifest": manifest_uri,
         "fingerprint": manifest.fingerprint,
         "images": manifest.images,
         "classes": list(manifest.classes),
         "quarantined": manifest.quarantined,
+        **accounted,
     }
 
 
@@ -138,7 +151,11 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
         "width": "{0:,} to {2:,} px, median {1:,}".format(*report.width),
         "height": "{0:,} to {2:,} px, median {1:,}".format(*report.height),
         "quarantined": quarantined and f"{quarantined:,} ({reasons}), see quarantine.parquet",
-        "ignored files": _ignored_files(report),
+        "set aside": _set_aside(report),
+        "without images": _some(report.without_images),
+        "more than 8 bits": "; ".join(
+            f"{n:,} × {range}" for range, n in _top(report.value_ranges)
+        ),
         "duplicates": report.duplicates
         and f"{report.duplicates:,} images are identical to another one; {report.moved:,} of them "
         "were moved to its split; see duplicates.parquet",
@@ -153,14 +170,19 @@ def _facts(report: "Report", data: str) -> dict[str, str]:
     return {name: text for name, text in facts.items() if isinstance(text, str) and text}
 
 
-def _ignored_files(report: "Report") -> str:
-    """How many files are no images by their names, and which; empty for none."""
-    if not report.ignored:
+def _set_aside(report: "Report") -> str:
+    """How many entries of the source are not images, why, and the first; empty for none."""
+    if not report.set_aside:
         return ""
-    suffixes = ", ".join(f"{count:,} × {suffix}" for suffix, count in _top(report.ignored))
-    examples = ", ".join(report.ignored_examples)
-    count = sum(report.ignored.values())
-    return f"{count:,} that are no images by name ({suffixes}), such as {examples}"
+    counts = Counter(entry.reason for entry in report.set_aside)
+    reasons = ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common(3))
+    paths = _some([entry.path for entry in report.set_aside])
+    return f"{len(report.set_aside):,} ({reasons}), see report.json: {paths}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and that there are more."""
+    return ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
 
 
 def _top(counts: dict[str, int]) -> list[tuple[str, int]]:

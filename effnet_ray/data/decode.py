@@ -12,7 +12,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from effnet_ray.data import image_checks
+from effnet_ray.data import bit_depth, image_checks
 from effnet_ray.data.image_checks import JPEG, PNG, RIFF
 from effnet_ray.errors import ImageError, one_line
 
@@ -21,30 +21,17 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """(top, left, height, width), px."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may open. Its readers of rarer formats have had memory errors."""
-DECODABLE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
-IMAGE_SUFFIXES = (*DECODABLE_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
-"""All suffixes of image files. Those that are not decoded are quarantined by name, not skipped."""
-
 SHRINKS = (8, 4, 2, 1)
 """libjpeg-turbo decodes a JPEG at 1/8, 1/4 and 1/2 of its size faster than at full size."""
 
 
 def decode(data: bytes) -> Pixels:
-    """RGB pixels [H, W, 3], upright, of a JPEG, PNG, WebP, BMP, GIF or TIFF.
+    """RGB pixels [H, W, 3], upright, of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM.
 
-    Raises ImageError with the reason for other formats, truncated data and images too large.
+    Raises ImageError with the reason for other formats, truncated data, images too large, and
+    values whose range is unknown (`bit_depth`).
     """
     with _decoder_errors():
         return _decode_jpeg(data) if _plain_jpeg_size(data) else _decode_other(data)
@@ -75,6 +62,20 @@ def header_size(data: bytes) -> tuple[int, int]:
     with _decoder_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
     return width, height
+
+
+def describe_range(data: bytes) -> str:
+    """Which range of an image's values is black to white; empty for one of 8 bits or fewer.
+
+    Raises ImageError as `decode` does.
+    """
+    with _decoder_errors():
+        if data[:2] == JPEG:
+            return ""
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if bit_depth.is_16_bit_colour(image, data):
+                return "0 to 65,535, as 16 bits"
+            return bit_depth.value_range(image, data).rule if bit_depth.is_deep(image) else ""
 
 
 def encode_jpeg(pixels: Pixels, max_side: int) -> bytes:
@@ -146,10 +147,12 @@ def _decode_other(data: bytes) -> Pixels:
         if is_png:
             image_checks.check_png_rows(image, data)
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        if bit_depth.is_deep(image):  # Pillow would clip it at 255
+            return np.repeat(bit_depth.to_8_bits(image, data)[:, :, None], 3, axis=2)
+        pixels = np.asarray(image.convert("RGB"))
+        if bit_depth.is_16_bit_colour(image, data):
+            bit_depth.refuse_almost_black(int(pixels.max(initial=0)) << 8)
+        return pixels
 
 
 def _decode_special_jpeg(data: bytes) -> Pixels:

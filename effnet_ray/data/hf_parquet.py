@@ -1,6 +1,7 @@
 """Parquet in Hugging Face's image layout: a column `image` {bytes, path}, and a label column."""
 
 import hashlib
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,35 @@ LARGEST_GROUP = 256 * 1024**2
 
 def holds_images(schema: pa.Schema) -> bool:
     """Whether there is an `image` column of {bytes, path}."""
-    if "image" not in schema.names or not pa.types.is_struct(schema.field("image").type):
-        return False
-    kind = schema.field("image").type
-    return bool(kind.get_field_index("bytes") >= 0)
+    return "image" in schema.names and _has_bytes(schema.field("image").type)
+
+
+def image_column(schema: pa.Schema) -> str:
+    """The column of images: `image`, or the only one of {bytes, path}, or else of bytes.
+
+    Empty if there is none, or if it is not clear.
+    """
+    structs = [field.name for field in schema if _has_bytes(field.type)]
+    binaries = [field.name for field in schema if _is_binary(field.type)]
+    for names in (structs, binaries):
+        if "image" in names or len(names) == 1:
+            return "image" if "image" in names else names[0]
+    return ""
+
+
+def image_value(value: Any) -> tuple[bytes | None, str]:
+    """Bytes and path of a value of the image column; None and "" if there are none."""
+    if isinstance(value, bytes):
+        return value, ""
+    return (value or {}).get("bytes"), (value or {}).get("path") or ""
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def read_row_group(uri: str, group: int, label: str, footer: pq.FileMetaData) -> pa.Table:

@@ -145,6 +145,11 @@ def check_png_rows(image: Image.Image, data: bytes) -> None:
         raise ImageError(f"truncated: pixels take {expected:,} bytes, IDAT holds {actual:,}")
 
 
+def png_chunk(data: bytes, kind: bytes) -> bytes:
+    """The content of a PNG's first chunk of the kind; empty if it has none."""
+    return next((bytes(content) for name, content in _png_chunks(data) if name == kind), b"")
+
+
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(kind, content) of every chunk to IEND. Raises ImageError for one cut off or altered."""
     view, start = memoryview(data), len(PNG)

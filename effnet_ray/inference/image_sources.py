@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import hf_parquet, manifest as manifests
-from effnet_ray.data.decode import DECODABLE_SUFFIXES, IMAGE_SUFFIXES
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
+from effnet_ray.data.image_files import DECODABLE_SUFFIXES, find_image_files
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, quote
@@ -109,9 +109,8 @@ def find_images(uri: str, split: str = "") -> ImageSource:
     if split:
         raise DatasetError(f"--split needs a packed data set, but {uri} is not one: omit --split")
     folder, sizes = _list_files(uri)
-    image_files = [
-        (path, size) for path, size in sizes.items() if path.lower().endswith(IMAGE_SUFFIXES)
-    ]
+    images = find_image_files(folder, sizes)
+    image_files = [(path, size) for path, size in sizes.items() if path in images]
     units = [
         unit
         for path in sizes
@@ -163,12 +162,12 @@ def _parquet_units(folder: str, path: str, *, required: bool) -> Iterator[ImageU
     `required`: the folder has no image files, so a file without an image column is an error.
     """
     footer = _read_footer(storage.join(folder, path))
-    if not hf_parquet.holds_images(footer.schema.to_arrow_schema()):
+    if not hf_parquet.image_column(footer.schema.to_arrow_schema()):
         if not required:
             return
         raise DatasetError(
-            f"{path} of {folder} has no column `image` {{bytes, path}}: use image files, or "
-            "Parquet in Hugging Face's image layout"
+            f"{path} of {folder} has no column `image` {{bytes, path}}, and not one of bytes "
+            "alone: use image files, or Parquet in Hugging Face's image layout"
         )
     for group in range(footer.num_row_groups):
         row_group = footer.row_group(group)
@@ -193,21 +192,19 @@ def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     uri = storage.join(source, unit.shard)
     filesystem, path = storage.arrow_filesystem(uri)
     footer = _read_footer(uri)
+    column = hf_parquet.image_column(footer.schema.to_arrow_schema())
 
     def read_group() -> Any:
         with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
-            return file.read_row_group(unit.group, columns=["image"])["image"].to_pylist()
+            return file.read_row_group(unit.group, columns=[column])[column].to_pylist()
 
     with _parquet_errors(uri):
         size = footer.row_group(unit.group).total_byte_size
         images = storage.read_with_retries(uri, read_group, size)
     for row, image in enumerate(images):
-        image = image or {}
-        name = "/".join(filter(None, (f"{unit.group}", f"{row}", image.get("path"))))
-        yield (
-            f"{unit.shard}#{name}",
-            image.get("bytes") or ImageError("the row has no image bytes"),
-        )
+        data, name_in_row = hf_parquet.image_value(image)
+        name = "/".join(filter(None, (f"{unit.group}", f"{row}", name_in_row)))
+        yield f"{unit.shard}#{name}", data or ImageError("the row has no image bytes")
 
 
 def _read_files(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:

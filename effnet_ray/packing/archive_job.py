@@ -9,10 +9,17 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.data import classes
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing.listing import INDEX_SCHEMA
 from effnet_ray.packing.options import SourceColumns
 
 Sample = dict[str, Any]
-"""`path`, `offset`, `data` (bytes, or their number), `label`, `group`, `split`."""
+"""`path`, `offset`, `data` (bytes, or their number), `label`, `group`, `split` and `set_aside`."""
+
+
+def set_aside_sample(path: str, reason: str) -> Sample:
+    """A member of the archive that is not an image."""
+    nothing = dict.fromkeys(("label", "group", "split"))
+    return {"path": path, "offset": -1, "data": b"", **nothing, "set_aside": reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class ArchiveJob:
             "group": self.columns.group_column,
             "split": self.columns.split_column,
             "classes": self.classes,
+            "index": INDEX_SCHEMA.names,
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 

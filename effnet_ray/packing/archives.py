@@ -76,7 +76,7 @@ def _to_index(job: ArchiveJob, samples: Iterator[Sample], file: str) -> pa.Table
         data = sample["data"]
         columns["path"].append(f"{job.path}#{sample['path']}")
         columns["bytes"].append(data if isinstance(data, int) else len(data))
-        for name in ("offset", "label", "group", "split"):
+        for name in ("offset", "label", "group", "split", "set_aside"):
             columns[name].append(sample[name])
     return make_index({**columns, "file": [file] * len(columns["path"])})
 
@@ -92,30 +92,30 @@ def _read_rows(job: ArchiveJob) -> Iterator[Sample]:
     """Yield a sample for each row of a Parquet file."""
     filesystem, path = storage.arrow_filesystem(job.uri)
     columns = job.columns
-    names = ["image", columns.label_column, columns.group_column, columns.split_column]
-    names = list(filter(None, names))
+    others = [columns.label_column, columns.group_column, columns.split_column]
     with pq.ParquetFile(path, filesystem=filesystem) as file:
+        image = hf_parquet.image_column(file.schema_arrow)
+        names = [image, *filter(None, others)]
         _check_columns(job, file.schema_arrow, names)
         number = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
             for row in batch.to_pylist():
-                yield _to_sample(job, number, row)
+                yield _to_sample(job, number, row, row[image])
                 number += 1
 
 
 def _check_columns(job: ArchiveJob, schema: pa.Schema, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in schema.names]
-    if missing or not hf_parquet.holds_images(schema):
+    if not set(names) <= set(schema.names):
         raise DatasetError(
-            f"{job.uri} has the columns {', '.join(schema.names)}: expected `image` "
-            f"{{bytes, path}} and {', '.join(name for name in names if name != 'image')}; for "
-            "other column names use --label-column, --group-column or --split-column"
+            f"{job.uri} has the columns {', '.join(schema.names)}: expected one column of images "
+            f"({{bytes, path}} or binary) and {', '.join(names[1:])}; for other column names use "
+            "--label-column, --group-column or --split-column"
         )
 
 
-def _to_sample(job: ArchiveJob, number: int, row: dict[str, Any]) -> Sample:
-    columns, image = job.columns, row["image"] or {}
-    if image.get("bytes") is None:
+def _to_sample(job: ArchiveJob, number: int, row: dict[str, Any], image: Any) -> Sample:
+    columns, (data, path) = job.columns, hf_parquet.image_value(image)
+    if data is None:
         raise DatasetError(f"{job.uri} has no image bytes in row {number}: embed the images")
     label = job.parse_label(row[columns.label_column])
     if label is None:
@@ -123,10 +123,11 @@ def _to_sample(job: ArchiveJob, number: int, row: dict[str, Any]) -> Sample:
             f"{job.uri} has no {columns.label_column} in row {number}: give every image a label"
         )
     return {
-        "path": "/".join(filter(None, (f"{number}", image.get("path")))),
+        "path": "/".join(filter(None, (f"{number}", path))),
         "offset": 0,
-        "data": image["bytes"],
+        "data": data,
         "label": label,
         "group": optional_text(row.get(columns.group_column)),
         "split": optional_text(row.get(columns.split_column)),
+        "set_aside": None,
     }

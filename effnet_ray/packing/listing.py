@@ -1,4 +1,8 @@
-"""The listing of a source: its class names, and an index with one row per image."""
+"""The listing of a source: its class names, and an index with one row per entry.
+
+An entry is a file, a row of a table or a member of an archive. Each is an image, or it is set
+aside for a reason, so that none is lost silently.
+"""
 
 import hashlib
 import itertools
@@ -6,9 +10,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute
 
 from effnet_ray.errors import DatasetError
 from effnet_ray.storage.parquet import column_values
@@ -35,9 +41,32 @@ INDEX_SCHEMA = pa.schema(
         "label": pa.string(),
         "group": pa.string(),
         "split": pa.string(),
+        "set_aside": pa.string(),
     }
 )
-"""`offset` is -1 if the image is the whole file."""
+"""`offset` is -1 if the image is the whole file. `set_aside` is the reason why the entry is not
+listed as an image, null for images."""
+
+HIDDEN = "hidden: a name in its path starts with a dot"
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An entry of a source that is not listed as an image."""
+
+    path: str
+    reason: str
+
+
+class Index(NamedTuple):
+    """A source's entries, one row each."""
+
+    entries: pa.Table
+    """With the columns of `INDEX_SCHEMA`."""
+    classes: Sequence[str] | None = None
+    """The class names, if the source's files contain them."""
+    without_images: tuple[str, ...] = ()
+    """As in `Listing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +78,17 @@ class Listing:
     """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class, or a list
     of them), `group` and `split` (null if the source has none). A row's number is its image's
     id."""
-    ignored: tuple[str, ...] = ()
-    """Paths of the files in a folder of class folders that are no images by their names."""
+    set_aside: tuple[SetAside, ...] = ()
+    """The other entries, sorted by path."""
+    without_images: tuple[str, ...] = ()
+    """Folders beside the class folders without any image."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what may need attention."""
+
+    @property
+    def seen(self) -> int:
+        """Number of entries."""
+        return len(self.images) + len(self.set_aside)
 
     @property
     def digest(self) -> str:
@@ -59,6 +97,30 @@ class Listing:
         for name in ("path", "bytes", "label", "group", "split"):
             sha.update(json.dumps(column_values(self.images, name)).encode())
         return sha.hexdigest()
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name in the path starts with a dot."""
+    return path.startswith(".") or "/." in path
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a file's name in lower case, or "no suffix"."""
+    return PurePosixPath(path).suffix.lower() or "no suffix"
+
+
+def set_aside(reasons: Mapping[str, str]) -> pa.Table:
+    """Return an index of entries that are set aside; `reasons` by path."""
+    return make_index({"path": list(reasons), "set_aside": list(reasons.values())})
+
+
+def split_off_set_aside(entries: pa.Table) -> tuple[pa.Table, tuple[SetAside, ...]]:
+    """Return the rows of images, and the others."""
+    is_image = entries["set_aside"].is_null()
+    images = entries.filter(is_image).drop_columns("set_aside")
+    others = entries.filter(pa.compute.invert(is_image))
+    pairs = zip(column_values(others, "path"), column_values(others, "set_aside"), strict=True)
+    return images, tuple(SetAside(path, reason) for path, reason in sorted(pairs))
 
 
 def make_index(columns: Mapping[str, Any]) -> pa.Table:

@@ -32,9 +32,11 @@ class SourceColumns:
     classes: str = ""
     """URI of a file with one class name per line; the first line is class 0. Default: the class
     names of the source, sorted."""
-
     merge_similar_classes: bool = False
     """Make one class of those whose names differ in upper and lower case or in blanks only."""
+    allow_empty_classes: bool = False
+    """Accept classes that no image trains: the source has them in its eval or test split only, or
+    none of their train images can be read. Leave out classes whose folders are empty."""
 
     @property
     def separator(self) -> str:
@@ -60,9 +62,6 @@ class Packing(SourceColumns):
     duplicates: Literal["move", "refuse"] = "move"
     """For byte-identical images in different splits. `move`: all go to train if any is there, else
     to eval; `refuse`: stop."""
-    allow_empty_classes: bool = False
-    """Accept classes that no image trains: the source has them in its eval or test split only, or
-    none of their train images can be read."""
     in_place: bool = False
     """Write only a manifest beside Parquet shards in Hugging Face's image layout, without copying
     them. Images are not shuffled, split, checked or quarantined."""

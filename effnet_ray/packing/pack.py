@@ -34,7 +34,7 @@ STARTED = "begun.json"
 
 MadeFrom = dict[str, str | int | float]
 
-WITHOUT_EFFECT = {"allow_empty_classes", *(field.name for field in fields(SourceColumns))}
+WITHOUT_EFFECT = {field.name for field in fields(SourceColumns)}
 """Options that do not change what is written, given the listing: its digest covers what the
 columns contain."""
 
@@ -243,7 +243,7 @@ def _write_results(
         made_from=made_from,
     )
     moved = int((before != split).sum())
-    built = report.build_report(manifest, records, split, pairs, moved, listing.ignored)
+    built = report.build_report(manifest, records, split, pairs, moved, listing)
     report.write(built, out)
     _refuse_unreadable_classes(listing, split, built, packing, out)
     manifests.write(manifest, out)

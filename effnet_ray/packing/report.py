@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow as pa
 from effnet_ray import storage
 from effnet_ray.data.classes import task_of
 from effnet_ray.data.manifest import SPLITS, Manifest
+from effnet_ray.packing.listing import Listing, SetAside
 from effnet_ray.recipe import MULTICLASS
 from effnet_ray.schema import from_dict
 from effnet_ray.storage.parquet import column_values
@@ -23,10 +22,8 @@ NAME = "report.json"
 TINY = 10
 """A class with fewer train images is listed as tiny: with the default eval fraction, a
 fifth, it has about two eval images, so its eval metrics say little. The list is a warning only."""
-EXAMPLES = 3
-"""Number of ignored files whose paths are listed."""
-MAX_REASONS = 20
-"""Reasons for quarantine that are listed, the most frequent ones."""
+MAX_VALUES = 20
+"""Reasons for quarantine and ranges of values that are listed, the most frequent ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +51,16 @@ class Report:
     """Pairs of identical images with different labels."""
     tiny: dict[str, int]
     """Classes with fewer than TINY train images → their train images."""
-    ignored: dict[str, int] = field(default_factory=dict)
-    """Suffix → files among the class folders that are no images by their names."""
-    ignored_examples: tuple[str, ...] = ()
-    """The first few of them."""
+    seen: int = 0
+    """Entries of the source: packed and quarantined images, and what was set aside."""
+    set_aside: tuple[SetAside, ...] = ()
+    """Entries that are not images, with the reason."""
+    without_images: tuple[str, ...] = ()
+    """Folders beside the class folders without any image."""
+    value_ranges: dict[str, int] = field(default_factory=dict)
+    """Range of values that is black to white → images of more than 8 bits per value."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what may need attention."""
 
 
 def build_report(
@@ -66,7 +69,7 @@ def build_report(
     split: npt.NDArray[np.int64],
     pairs: pa.Table,
     moved: int,
-    ignored: Sequence[str],
+    listing: Listing,
 ) -> Report:
     """Return the report of all images' records; `pairs` is the table of duplicates."""
     readable = np.asarray([not reason for reason in column_values(records, "reason")], bool)
@@ -83,14 +86,13 @@ def build_report(
     exact = np.asarray(column_values(pairs, "distance"), np.int64) == 0
     labels_differ = np.asarray(pairs["label"]) != np.asarray(pairs["other_label"])
     splits_differ = np.asarray(pairs["split"]) != np.asarray(pairs["other_split"])
-    reasons = Counter(reason for reason in column_values(records, "reason") if reason)
     digests = Counter(column_values(packed, "digest"))
     return Report(
         images=images,
         bytes=sizes,
         width=_range(packed["width"].to_numpy()),
         height=_range(packed["height"].to_numpy()),
-        quarantined=dict(reasons.most_common(MAX_REASONS)),
+        quarantined=_count(records, "reason"),
         duplicates=sum(count for count in digests.values() if count > 1),
         moved=moved,
         near_duplicates=int((~exact & splits_differ).sum()),
@@ -102,14 +104,18 @@ def build_report(
             )
             if count < TINY
         },
-        ignored=dict(Counter(map(_suffix, ignored)).most_common()),
-        ignored_examples=tuple(ignored[:EXAMPLES]),
+        seen=listing.seen,
+        set_aside=listing.set_aside,
+        without_images=listing.without_images,
+        value_ranges=_count(packed, "value_range"),
+        notes=listing.notes,
     )
 
 
-def _suffix(path: str) -> str:
-    """The suffix of a file's name in lower case, or "no suffix"."""
-    return PurePosixPath(path).suffix.lower() or "no suffix"
+def _count(records: pa.Table, name: str) -> dict[str, int]:
+    """Value → images of the column's MAX_VALUES most frequent values, without empty ones."""
+    counts = Counter(value for value in column_values(records, name) if value)
+    return dict(counts.most_common(MAX_VALUES))
 
 
 def flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -134,6 +140,10 @@ def write(report: Report, data: str) -> None:
 
 
 def load(data: str) -> Report:
-    """Read `data`/report.json."""
-    report: Report = from_dict(Report, json.loads(storage.read_bytes(storage.join(data, NAME))))
+    """Read `data`/report.json, also of earlier versions, which had other fields too."""
+    content = json.loads(storage.read_bytes(storage.join(data, NAME)))
+    names = {field.name for field in fields(Report)}
+    values = {name: value for name, value in content.items() if name in names}
+    values["set_aside"] = [SetAside(**entry) for entry in content.get("set_aside", [])]
+    report: Report = from_dict(Report, values)
     return report

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data.classes import LABEL, task_of
-from effnet_ray.data.decode import decode, encode_jpeg
+from effnet_ray.data.decode import decode, describe_range, encode_jpeg
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
 from effnet_ray.packing.duplicates import phash
@@ -48,11 +48,12 @@ RECORD_SCHEMA = pa.schema(
         "bytes": pa.int64(),
         "width": pa.int32(),
         "height": pa.int32(),
+        "value_range": pa.string(),
         "reason": pa.string(),
     }
 )
 """The record of every source image of a shard. `reason` says why an image was not packed and is
-empty otherwise; `label` is a list in a multilabel data set."""
+empty otherwise; `label` is a list in a multilabel data set; `value_range` as `describe_range`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class WriteJob:
     def plan(self) -> str:
         """SHA-256 of everything that determines the shard's content."""
         columns = self.images.select(["id", "label", "path", "bytes"]).to_pydict()
-        content = [self.path, self.classes, self.max_side, columns]
+        content = [self.path, self.classes, self.max_side, columns, RECORD_SCHEMA.names]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
@@ -177,8 +178,10 @@ def _read_image(row: dict[str, Any], max_side: int | None) -> Image:
     data = read_image(row["file"], row["offset"], row["bytes"])
     record = {"id": row["id"], "label": row["label"], "path": row["path"]}
     record |= {"digest": hashlib.sha256(data).hexdigest(), "phash": 0, "width": 0, "height": 0}
+    record["value_range"] = ""
     try:
         pixels = decode(data)
+        record["value_range"] = describe_range(data)
     except ImageError as error:
         return Image(row, data, {**record, "bytes": len(data), "reason": str(error)})
     if max_side and max(pixels.shape[:2]) > max_side:

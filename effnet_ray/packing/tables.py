@@ -2,7 +2,6 @@
 
 import io
 import posixpath
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import classes
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.listing import make_index
 from effnet_ray.packing.options import SourceColumns
+from effnet_ray.packing.source_labels import one_hot_columns, read_labels
 from effnet_ray.storage.parquet import column_values
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-WHOLE_NUMBER = re.compile(r"\d+(\.0+)?")
+DEFAULT = SourceColumns()
 TABLE_BYTES = 256 * 1024**2
 """Size for which reading a Parquet table may take its time."""
 
@@ -36,14 +35,16 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
         "group": columns.group_column,
         "split": columns.split_column,
     }
+    others = [name for key, name in names.items() if key != "label"]
+    one_hot = one_hot_columns(rows, others) if names["label"] == DEFAULT.label_column else []
     for name in filter(None, names.values()):
-        if name not in rows.column_names:
+        if name not in rows.column_names and not (name == names["label"] and one_hot):
             raise DatasetError(
                 f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: set the "
                 "right one with --path-column, --label-column, --group-column or --split-column"
             )
     values = {key: _texts(rows, name) for key, name in names.items() if name and key != "label"}
-    values["label"] = _labels(rows, columns, source)
+    values["label"] = read_labels(rows, columns, others, source)
     for key, column in values.items():
         if not all(column) and key != "group":
             raise DatasetError(
@@ -58,27 +59,6 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
 def _texts(rows: pa.Table, name: str) -> list[Any]:
     """Return a column's values as text; empty ones are None."""
     return [None if v is None or v == "" else str(v) for v in column_values(rows, name)]
-
-
-def _labels(rows: pa.Table, columns: SourceColumns, source: str) -> list[str | None]:
-    try:
-        labels = [
-            classes.normalize_label(value, columns.separator)
-            for value in column_values(rows, columns.label_column)
-        ]
-    except ValueError as error:
-        raise DatasetError(f"{source} has {error}") from error
-    names = set(classes.read_class_names(columns.classes) if columns.classes else ())
-    return labels if columns.separator or names >= set(labels) else _whole_numbers(labels)
-
-
-def _whole_numbers(labels: list[str | None]) -> list[str | None]:
-    """The labels; those of a float column of whole numbers, such as 1.0, as integers."""
-    distinct = {label for label in labels if label}
-    numeric = all(map(WHOLE_NUMBER.fullmatch, distinct))
-    if not numeric or not any("." in label for label in distinct):
-        return labels
-    return [label and label.partition(".")[0] for label in labels]
 
 
 def _read_parquet(source: str) -> pa.Table:

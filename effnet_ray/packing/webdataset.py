@@ -1,5 +1,6 @@
 """Samples of WebDataset tars: files that share their name up to its first dot.
 
+A sample is an image with its label. Members that are neither are set aside with the reason.
 Pickled members are never opened.
 """
 
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from effnet_ray import storage
-from effnet_ray.data.decode import IMAGE_SUFFIXES
+from effnet_ray.data.image_files import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text
+from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text, set_aside_sample
+from effnet_ray.packing.listing import HIDDEN, suffix_of
 
 Mode = Literal["r|", "r|gz"]
 """tarfile's mode of a plain or a compressed tar, read as a stream."""
@@ -31,6 +33,12 @@ class _Member:
     offset: int
     data: Any
     """Its bytes; of images in a plain tar only their number; None for files that are not read."""
+    set_aside: str = ""
+    """Why the member belongs to no sample."""
+
+    @property
+    def path(self) -> str:
+        return f"{self.key}.{self.suffix}" if self.suffix else self.key
 
     @property
     def is_image(self) -> bool:
@@ -43,24 +51,31 @@ class _Group:
 
     key: str
     image: _Member | None = None
-    others: dict[str, Any] = field(default_factory=dict)
-    """Suffix → bytes."""
+    others: list[_Member] = field(default_factory=list)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Suffix → bytes of the files that may have the label."""
+        return {m.suffix: m.data for m in self.others if m.suffix in LABEL_SUFFIXES}
 
 
 def read_samples(job: ArchiveJob, mode: Mode) -> Iterator[Sample]:
     """Yield the samples of a tar, in order. Raises DatasetError for a sample without a label."""
     group: _Group | None = None
     for member in _read_members(job, mode):
+        if member.set_aside:
+            yield set_aside_sample(member.path, member.set_aside)
+            continue
         if group and group.key != member.key:
-            yield from _to_sample(job, group)
+            yield from _to_samples(job, group)
             group = None
         group = group or _Group(member.key)
-        if member.is_image:
+        if member.is_image and not group.image:
             group.image = member
         else:
-            group.others[member.suffix] = member.data
+            group.others.append(member)
     if group:
-        yield from _to_sample(job, group)
+        yield from _to_samples(job, group)
 
 
 def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
@@ -71,7 +86,11 @@ def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
             for info in tar:
                 folder, _, name = info.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                if not info.isfile() or not stem:
+                if info.isdir():
+                    continue
+                reason = "" if info.isfile() else "a link or a special file"
+                if not stem or reason:
+                    yield _Member(info.name, "", 0, None, reason or HIDDEN)
                     continue
                 suffix = suffix.lower()
                 data: Any = None
@@ -85,47 +104,62 @@ def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
         raise DatasetError(f"{job.uri} is damaged ({error}): upload it again") from error
 
 
-def _to_sample(job: ArchiveJob, group: _Group) -> Iterator[Sample]:
-    """Yield the sample with its label from .json, .cls or .txt; nothing without an image."""
-    if not group.image:
+def _to_samples(job: ArchiveJob, group: _Group) -> Iterator[Sample]:
+    """Yield the sample with its label from .json, .cls or .txt, and the members set aside."""
+    if group.image:
+        yield _to_sample(job, group, group.image)
+    else:
         _check_dots(job, group)
-        return
-    record = _parse_json(job, group)
-    label = record.get(job.columns.label_column, group.others.get("cls", group.others.get("txt")))
+    for member in group.others:
+        if not group.image:
+            yield set_aside_sample(member.path, "no image in its sample")
+        elif member.is_image:
+            yield set_aside_sample(member.path, f"its sample has the image {group.image.path}")
+        elif member.suffix not in LABEL_SUFFIXES:
+            yield set_aside_sample(
+                member.path, f"not an image or label ({suffix_of(member.path)})"
+            )
+
+
+def _to_sample(job: ArchiveJob, group: _Group, image: _Member) -> Sample:
+    """Return the image with its label. Raises DatasetError if it has none."""
+    record, labels = _parse_json(job, group), group.labels
+    label = record.get(job.columns.label_column, labels.get("cls", labels.get("txt")))
     if label is not None:  # None: the label is missing, which is not an empty set of labels
         label = job.parse_label(label.decode().strip() if isinstance(label, bytes) else label)
     if label is None:
-        suffixes = ", ".join(sorted(group.others))
+        suffixes = ", ".join(sorted({member.suffix for member in group.others}))
         raise DatasetError(
             f"{job.uri} has no label for {group.key} (files beside the image: "
             f"{suffixes or 'none'}): expected .cls, or .json with the key "
             f"{job.columns.label_column!r}"
         )
-    yield {
-        "path": f"{group.key}.{group.image.suffix}",
-        "offset": group.image.offset,
-        "data": group.image.data,
+    return {
+        "path": image.path,
+        "offset": image.offset,
+        "data": image.data,
         "label": label,
         "group": optional_text(record.get(job.columns.group_column)),
         "split": optional_text(record.get(job.columns.split_column)),
+        "set_aside": None,
     }
 
 
 def _check_dots(job: ArchiveJob, group: _Group) -> None:
     """Raise DatasetError if the sample's image has more dots in its name, and so another key."""
-    for suffix in group.others:
-        if suffix.endswith(IMAGE_SUFFIXES):
+    for member in group.others:
+        if member.suffix.endswith(IMAGE_SUFFIXES):
             raise DatasetError(
-                f"{job.uri} has {group.key}.{suffix} but no image named {group.key}: a sample's "
+                f"{job.uri} has {member.path} but no image named {group.key}: a sample's "
                 "name ends at its first dot, so remove the dots from the names"
             )
 
 
 def _parse_json(job: ArchiveJob, group: _Group) -> dict[str, Any]:
-    if "json" not in group.others:
+    if "json" not in group.labels:
         return {}
     try:
-        record = json.loads(group.others["json"])
+        record = json.loads(group.labels["json"])
     except ValueError as error:
         raise DatasetError(
             f"{job.uri} has invalid JSON beside {group.key} ({error}): correct it"

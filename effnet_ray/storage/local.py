@@ -130,7 +130,8 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
     """Every file below the folder by its relative path; files deleted meanwhile are left out.
 
     `follow_links`: also those in folders that are symbolic links, except for a link to a folder
-    that the path to it goes through. Raises StorageError for a link to nothing.
+    that the path to it goes through. Raises StorageError for a link to nothing, unless it is
+    hidden: editors' locks are such links.
     """
     root = Path(uri)
     result = {}
@@ -147,7 +148,7 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
                 try:
                     status = path.stat()
                 except FileNotFoundError:
-                    if follow_links and path.is_symlink():
+                    if follow_links and path.is_symlink() and not path.name.startswith("."):
                         raise StorageError(
                             f"{path} is a link to {path.readlink()}, which does not exist: "
                             "restore it, or delete the link"

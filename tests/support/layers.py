@@ -6,14 +6,15 @@ ORDER = (
     "storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
     "release_format.layout release_format.config release_format.record "
-    "data.split_index data.manifest data.classes data.augment data.image_checks data.decode "
+    "data.split_index data.manifest data.classes data.augment data.image_checks "
+    "data.bit_depth data.image_files data.decode "
     "data.views data.class_balance data.plan data.parquet_reads data.train_labels "
     "data.hf_parquet data.row_group data.row_group_reads data.source_size data.feature_cache "
     "data.chunks data.thread_executor data.decode_machines data.ray_executor data.stream "
     "packing.options packing.listing packing.archive_job packing.webdataset packing.archives "
-    "packing.tables packing.sources packing.splits packing.duplicates packing.shards "
-    "packing.shard_jobs packing.report packing.in_place packing.pack packing.sample "
-    "packing.ray_map "
+    "packing.source_labels packing.tables packing.class_folders packing.sources packing.splits "
+    "packing.duplicates packing.shards packing.shard_jobs packing.report packing.in_place "
+    "packing.pack packing.sample packing.ray_map "
     "model.dropout model.batchnorm model.network model.compile model.ema model.packaged_weights "
     "model.pretrained model.optimizer model.profile "
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
@@ -69,7 +70,8 @@ DOORS = {
     "inference.scorer inference.export tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
-    "PIL": "data.augment data.image_checks data.decode data.views packing.sample inference.plots",
+    "PIL": "data.augment data.image_checks "
+    "data.bit_depth data.decode data.views packing.sample inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",

@@ -1,0 +1,78 @@
+"""Which files are images: by their names, and otherwise by their first bytes."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from effnet_ray import storage
+from effnet_ray.data.image_checks import JPEG, PNG, RIFF
+
+DECODABLE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
+IMAGE_SUFFIXES = (*DECODABLE_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
+"""All suffixes of image files. Those that are not decoded are quarantined by name, not skipped."""
+
+SIGNATURES = (
+    JPEG + b"\xff",
+    PNG,
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL ",
+    b"\0\0\0\x0cjP  ",
+)
+"""First bytes of JPEG, PNG, GIF, TIFF in either byte order, JPEG XL and JPEG 2000."""
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""Major brands of AVIF and HEIC (ISO 23008-12), after `ftyp`."""
+SIGNATURE_BYTES = 16
+READERS = 32
+"""Files whose first bytes are read at a time; reading is mostly waiting for storage."""
+
+
+def find_image_files(folder: str, sizes: Mapping[str, int]) -> set[str]:
+    """The files that are images; `sizes` are bytes by path below the folder.
+
+    A file with an image's suffix is one, even if it is damaged. Of any other the first bytes
+    decide, so that an image named `IMG_1` or `cat.jpg.1` is not overlooked. Raises StorageError.
+    """
+    named = {path for path in sizes if path.lower().endswith(IMAGE_SUFFIXES)}
+    others = [path for path in sizes if path not in named and sizes[path] >= SIGNATURE_BYTES]
+    return named | set(_with_signature(folder, others))
+
+
+def _with_signature(folder: str, paths: list[str]) -> Iterable[str]:
+    def has_signature(path: str) -> bool:
+        return is_image(storage.read_range(storage.join(folder, path), 0, SIGNATURE_BYTES))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, found in zip(paths, pool.map(has_signature, paths), strict=True):
+            if found:
+                yield path
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that starts with these `SIGNATURE_BYTES` is an image of a known format."""
+    if head.startswith(SIGNATURES):
+        return True
+    if head[4:8] == b"ftyp":
+        return head[8:12] in BRANDS
+    if head.startswith(RIFF):
+        return head[8:12] == b"WEBP"
+    if head.startswith(b"BM"):
+        return head[6:10] == b"\0\0\0\0"  # reserved (BITMAPFILEHEADER); text may start with BM
+    return head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace()
