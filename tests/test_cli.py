@@ -211,4 +211,7 @@ def test_pack_prints_one_json_line(
         "images": {"train": 18, "eval": 6},
         "classes": ["dahlia", "garden", "roof"],
         "quarantined": 0,
+        "seen": 24,
+        "set_aside": 0,
+        "report": f"{out}/report.json",
     }

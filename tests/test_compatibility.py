@@ -141,13 +141,15 @@ def test_defaults_that_other_flags_decide_are_the_same(job: str, how: str) -> No
 
 def test_a_packed_data_set_is_reported_not_redone(place: Path, said: dict[str, Any]) -> None:
     before = files(place)
-    assert answer(*command(said, "pack")) == said["answers"]["pack"]
+    result = answer(*command(said, "pack"))
+    assert result.items() >= said["answers"]["pack"].items()
+    assert result["seen"] == sum(result["images"].values()) + result["quarantined"]
     assert files(place) == before
 
 
 def test_shards_get_the_same_manifest(place: Path, said: dict[str, Any], tmp_path: Path) -> None:
     found = answer(*command(said, "pack in place", **copied(tmp_path, "shards")))
-    assert back(found, tmp_path) == said["answers"]["pack in place"]
+    assert back(found, tmp_path).items() >= said["answers"]["pack in place"].items()
     mine, told = (
         json.loads((at / "shards/manifest.json").read_text()) for at in (tmp_path, place)
     )

@@ -80,6 +80,21 @@ def test_a_folder_has_its_pictures_at_any_depth_and_nothing_else(pictures: Path)
     assert all(read[path] == (pictures / path).read_bytes() for path in expected)
 
 
+def test_the_first_bytes_decide_about_files_of_other_names(pictures: Path) -> None:
+    first = min(pictures.glob("*/*.jp*g"))
+    for name in ("IMG_1", "picture.jpg.1", "x.dat"):
+        (pictures / name).write_bytes(first.read_bytes())
+    assert {"IMG_1", "picture.jpg.1", "x.dat"} < everything(find_images(str(pictures))).keys()
+
+
+@pytest.mark.parametrize("column", ["image", "jpg"])
+def test_parquet_may_have_a_column_of_bytes(pictures: Path, tmp_path: Path, column: str) -> None:
+    data = min(pictures.glob("*/*.jp*g")).read_bytes()
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({column: [data, data]}), tmp_path / "shards/a.parquet")
+    assert list(everything(find_images(str(tmp_path / "shards"))).values()) == [data, data]
+
+
 def test_one_picture_is_a_source(pictures: Path) -> None:
     (one,) = everything(find_images(str(pictures / "broken.jpg")))
     assert one == "broken.jpg"

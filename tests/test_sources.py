@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,107 @@ def test_whole_numbers_of_a_float_column_are_integers(images: Path, tmp_path: Pa
     listing = list_images(source, named, str(tmp_path / "data"), map)
     assert listing.classes == ("0.0", "10.0", "2")
     assert listing.images["label"].to_pylist()[:3] == [1, 2, 0]
+
+
+def write_one_hot(images: Path, tmp_path: Path, *, several: bool = False) -> str:
+    """A table with one column per class; of every second image all classes if `several`."""
+    names = ["dahlia", "garden", "roof"]
+    lines = [",".join(["path", *names])]
+    for number, file in enumerate(files(images)):
+        flags = [str(int(n == file.parent.name or (several and number % 2))) for n in names]
+        lines.append(",".join([str(file.relative_to(tmp_path)), *flags]))
+    (tmp_path / "hot.csv").write_text("\n".join(lines))
+    return str(tmp_path / "hot.csv")
+
+
+def test_one_column_per_class_is_a_label(images: Path, tmp_path: Path, out: Path) -> None:
+    source = write_one_hot(images, tmp_path)
+    assert contents(listed(source, out)) == contents(listed(str(images), out))
+    several = write_one_hot(images, tmp_path, several=True)
+    with pytest.raises(DatasetError, match=r"one column per class, and 3 classes in row 2"):
+        listed(several, out)
+    listing = listed(several, out, SourceColumns(task="multilabel"))
+    assert listing.classes == ("dahlia", "garden", "roof")
+    assert {tuple(label) for label in listing.images["label"].to_pylist()} == {
+        (0,), (1,), (2,), (0, 1, 2)
+    }  # fmt: skip
+
+
+def test_a_table_without_labels_is_refused_also_with_one_column_of_numbers(
+    images: Path, tmp_path: Path, out: Path
+) -> None:
+    source = write_csv(images, tmp_path, blurred=lambda n, path: n % 2)
+    text = Path(source).read_text().replace("label", "kind", 1)
+    Path(source).write_text(text)
+    with pytest.raises(DatasetError, match="has no column 'label', only path, kind, blurred"):
+        listed(source, out)
+
+
+@pytest.mark.parametrize("mark", [",", ";", " "])
+def test_another_separator_of_labels_is_named(
+    images: Path, tmp_path: Path, out: Path, mark: str
+) -> None:
+    def label(number: int, path: Path) -> str:
+        return f"{path.parent.name}{mark}old" if number % 2 else path.parent.name
+
+    source = write_csv(images, tmp_path, tags=label)
+    columns = SourceColumns(label_column="tags", task="multilabel")
+    (note,) = listed(source, out, columns).notes
+    assert f"12 labels contain {mark!r}" in note
+    assert f"pack again with --label-separator {mark!r} (now '|')" in note
+    right = replace(columns, label_separator=mark)
+    assert not listed(source, out, right).notes
+    assert listed(source, out, right).classes == ("dahlia", "garden", "old", "roof")
+
+
+def test_class_names_with_blanks_and_several_labels_need_no_note(
+    images: Path, tmp_path: Path, out: Path
+) -> None:
+    source = write_csv(images, tmp_path, tags=lambda n, path: f"big {path.parent.name}|old one")
+    columns = SourceColumns(label_column="tags", task="multilabel")
+    assert not listed(source, out, columns).notes
+
+
+@pytest.mark.parametrize("column", ["image", "img", "jpg"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_images_may_be_in_the_only_column_that_can_have_them(
+    images: Path, out: Path, column: str, *, binary: bool
+) -> None:
+    found = files(images)
+    table = pa.table(
+        {
+            column: [
+                file.read_bytes() if binary else {"bytes": file.read_bytes(), "path": file.name}
+                for file in found
+            ],
+            "label": [file.parent.name for file in found],
+        }
+    )
+    pq.write_table(table, out / "a.parquet")
+    expected = contents(listed(str(images), out))
+    assert contents(listed(str(out), out)) == expected
+    assert contents(listed(str(out / "a.parquet"), out)) == expected
+
+
+def test_two_columns_that_may_have_images_are_refused(images: Path, out: Path) -> None:
+    data = files(images)[0].read_bytes()
+    pq.write_table(pa.table({"left": [data], "right": [data], "label": ["a"]}), out / "a.parquet")
+    with pytest.raises(DatasetError, match="expected one column of images"):
+        listed(str(out), out)
+
+
+def test_a_table_of_paths_may_have_a_column_of_bytes(
+    images: Path, tmp_path: Path, out: Path
+) -> None:
+    found = files(images)
+    columns = {
+        "path": [str(f) for f in found],
+        "label": [f.parent.name for f in found],
+        "embedding": [b"1"] * len(found),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    expected = contents(listed(str(images), out))
+    assert contents(listed(str(tmp_path / "table.parquet"), out)) == expected
 
 
 @pytest.mark.parametrize("place", ["loose.jpg", "val/loose.jpg"])

@@ -70,15 +70,15 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
             on_progress=terminal.packing_progress,
             map_function=map_function,
         )
+        counted = sum(manifest.images.values()) + manifest.quarantined
         if flags.packing.in_place:
             terminal.print(f"wrote {manifest_uri}; the shards are unchanged")
-            images = sum(manifest.images.values())
-            accounted: dict[str, Any] = {"seen": images, "set_aside": 0, "report": None}
+            accounted: dict[str, Any] = {"seen": counted, "set_aside": 0, "report": None}
         else:
             built = report.load(out)
             _print_data_set(terminal, manifest, built, out)
             accounted = {
-                "seen": built.seen,
+                "seen": built.seen or counted,  # 0: a report of an earlier version
                 "set_aside": len(built.set_aside),
                 "report": storage.join(out, report.NAME),
             }

@@ -7,6 +7,7 @@ again after an interruption reuses the completed shards.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -191,7 +192,8 @@ def _merge_duplicates(
 ) -> Ints:
     """Return the splits with identical images in one split.
 
-    Raises DatasetError if images would move and `packing.duplicates` is `refuse`.
+    Raises DatasetError if images would move and `packing.duplicates` is `refuse`, or if a split
+    would be empty.
     """
     records = _all_records(written)
     # An unreadable image (mostly an empty file) is no duplicate of another.
@@ -199,18 +201,30 @@ def _merge_duplicates(
     digests = splits.factorize([None if reason else digest for digest, reason in pairs])
     unit = splits.factorize(column_values(listing.images, "group"))
     final_split = splits.merge_groups(digests, unit, split)
+    _check_moves(column_values(records, "path"), digests, split, final_split, packing, source)
+    return final_split
+
+
+def _check_moves(
+    paths: Sequence[str], digests: Ints, before: Ints, after: Ints, packing: Packing, source: str
+) -> None:
+    """Raise DatasetError if moves are refused, or if they empty a split."""
     # Images of their groups move too, but have no identical image to name.
-    moved = np.flatnonzero((final_split != split) & splits.in_several_splits(digests, split))
+    moved = np.flatnonzero((after != before) & splits.in_several_splits(digests, before))
     if packing.duplicates == "refuse" and len(moved):
         image = int(moved[0])
-        other = int(np.flatnonzero((digests == digests[image]) & (split != split[image]))[0])
-        paths = records["path"]
+        other = int(np.flatnonzero((digests == digests[image]) & (before != before[image]))[0])
         raise DatasetError(
             f"{len(moved):,} images of {source} have an identical image in another split, for "
-            f"example {paths[image]} ({SPLITS[split[image]]}) and {paths[other]} "
-            f"({SPLITS[split[other]]}): remove them, or run again with --duplicates move"
+            f"example {paths[image]} ({SPLITS[before[image]]}) and {paths[other]} "
+            f"({SPLITS[before[other]]}): remove them, or run again with --duplicates move"
         )
-    return final_split
+    emptied = [name for i, name in enumerate(SPLITS) if i in before and i not in after]
+    if emptied:
+        raise DatasetError(
+            f"every {emptied[0]} image of {source} has an identical one in another split: remove "
+            "the duplicates, or add other images"
+        )
 
 
 def _write_results(

@@ -134,8 +134,11 @@ def write_shard(job: WriteJob) -> WrittenShard:
             bytes=local.stat().st_size,
             sha256=digest,
         )
+        uri = storage.join(job.out, job.path)
         if shard.rows:
-            storage.upload(local, storage.join(job.out, job.path))
+            storage.upload(local, uri)
+        else:  # all its images may have been moved to another split
+            storage.delete(uri)
     table = pa.Table.from_pylist(records, schema=job.record_schema)
     _write_record(job, shard, table)
     return WrittenShard(shard, table)

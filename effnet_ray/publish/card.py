@@ -70,10 +70,17 @@ With timm, from a local copy of this folder:
 
 ```python
 import timm
+from PIL import Image, ImageOps
+
 model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 names = model.pretrained_cfg["label_names"]
+
+image = ImageOps.exif_transpose(Image.open("PHOTO.jpg")).convert("RGB")
+logits = model(transform(image)[None])[0]
 ```
+
+`exif_transpose` turns a photograph upright, as in training; timm's transform does not.
 
 To upload it to the Hugging Face Hub, from where timm loads it as `hf-hub:OWNER/NAME`:
 
