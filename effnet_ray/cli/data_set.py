@@ -1,16 +1,101 @@
-"""The data set that a job uses: that of `--data`, or the sample data.
+"""The data set that a job uses: that of `--data`, packed first if need be, or the sample data."""
 
-A job uses packed data sets only; `cli.pack` packs a folder of images. Packing on demand would go
-into `data_uri`; `check` calls it too, and must not pack a user's images.
-"""
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from effnet_ray.cli.flags import HOME
+from effnet_ray.cli.flags import HOME, Connect
+from effnet_ray.cli.pack_view import print_data_set
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.placement import Placement
+
+if TYPE_CHECKING:
+    from effnet_ray.packing.listing import Map
+    from effnet_ray.packing.on_demand import PackedSource
 
 
-def data_uri(data: str, terminal: Terminal) -> str:
-    """URI of the data set of `--data`; of the sample data if `data` is empty."""
-    return data or _sample_data(terminal)
+@dataclass(frozen=True)
+class JobData:
+    """The data of a job, before anything is packed."""
+
+    uri: str
+    """The packed data set."""
+    source: "PackedSource | None" = None
+    """What it is to be packed from; None if it is packed."""
+
+    @property
+    def read_from(self) -> str:
+        """URI of what the job reads first."""
+        if self.source and not self.source.on_hub:
+            return self.source.source
+        return self.uri
+
+    def pack(self, terminal: Terminal, connect: Connect) -> str:
+        """Pack the source, unless that is done; returns the URI of the data set."""
+        if not self.source:
+            return self.uri
+        from effnet_ray.packing import report
+
+        terminal.print(f"packing {self.source.source} into {self.uri}, once: later jobs use it")
+        map_function = packing_map(self.source.source, self.uri, connect)
+        manifest = self.source.make(terminal.packing_progress, map_function)
+        print_data_set(terminal, manifest, report.load(self.uri), self.uri)
+        return self.uri
+
+
+def find_data(data: str, runs: str, terminal: Terminal, *, name: str = "") -> JobData:
+    """The data of a job: packed by the user or an earlier job, or to be packed.
+
+    `data` is the flag's value, empty for the sample data. `name` is that of a run or sweep: one
+    that exists keeps the data that it began with. Raises DatasetError.
+    """
+    if not data:
+        return JobData(_sample_data(terminal))
+    from effnet_ray.packing import on_demand
+
+    if not on_demand.is_source(data):
+        return JobData(data)
+    source = on_demand.find(data, runs)
+    earlier = _data_of_run(runs, name, source)
+    if earlier and earlier != source.uri:
+        terminal.print(f"{data} has changed since {name!r} began: it goes on with {earlier}")
+        return JobData(earlier)
+    if source.is_ready:
+        terminal.print(f"using {source.uri}, packed from {data}, which has not changed")
+        return JobData(source.uri)
+    return JobData(source.uri, source)
+
+
+def _data_of_run(runs: str, name: str, source: "PackedSource") -> str:
+    """URI of the data set of the run or sweep `name`, if it was packed from the source."""
+    if not name:
+        return ""
+    from effnet_ray import storage
+    from effnet_ray.packing import on_demand
+    from effnet_ray.sweep import sweep_record
+    from effnet_ray.train import run_record
+
+    uri = storage.join(storage.absolute(runs), name)
+    run = run_record.load(uri)
+    data = run.data if run else sweep_record.recorded_data(uri)
+    return data if data and on_demand.source_of(data) == source.source else ""
+
+
+def packing_map(source: str, out: str, connect: Connect) -> "Map":
+    """Ray's map on the cluster that the job was submitted to; else the built-in one.
+
+    Without a cluster, threads are enough. What was fetched from the hub is on this machine only.
+    """
+    from effnet_ray import storage
+    from effnet_ray.packing import hub
+    from effnet_ray.runtime import session, shared_folders
+
+    if not session.is_submitted_job() or hub.is_on_hub(source):
+        return map
+    from effnet_ray.packing.ray_map import ray_map
+
+    connect(Placement())
+    shared_folders.check_reachable([storage.absolute(source), out])
+    return ray_map
 
 
 def _sample_data(terminal: Terminal) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from effnet_ray.cli.data_set import data_uri
-from effnet_ray.cli.flags import default_data
+from effnet_ray.cli.data_set import find_data
+from effnet_ray.cli.flags import default_data, default_runs
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
@@ -32,7 +32,11 @@ class Evaluate(ReleaseFlags):
     """Evaluate a release on every image of a split, and list its mistakes."""
 
     data: str = ""
-    """URI of the packed data set. Default: EFFNET_DATA, else the built-in sample data."""
+    """URI of the data set, or of images that `pack` takes as --source. Default: EFFNET_DATA, else
+    the built-in sample data."""
+    runs: str = ""
+    """Where images are packed, below packed/, as by `finetune`. Default: EFFNET_RUNS, else
+    ~/effnet-ray/runs."""
     split: Literal["eval", "test", "train"] = "eval"
     """The split to evaluate on."""
     report: str = ""
@@ -44,7 +48,7 @@ class Evaluate(ReleaseFlags):
 
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `evaluate`."""
-    flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data()))
+    flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data(), runs=default_runs()))
     if flags.examples < 0:
         raise RecipeError(f"examples is {flags.examples}: expected 0 or more")
     report = _report_uri(flags.report)
@@ -98,15 +102,16 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
     """The evaluation; the terminal shows its progress."""
     from effnet_ray.inference.evaluate import evaluate
 
+    release, connect = flags.load(), flags.connector(terminal)
     return evaluate(
-        flags.load(),
-        data_uri(flags.data, terminal),
+        release,
+        find_data(flags.data, flags.runs, terminal).pack(terminal, connect),
         flags.placement,
         split=flags.split,
         examples=flags.examples,
         thumbnails=bool(flags.report),
         on_progress=terminal.image_progress("evaluating", "evaluated"),
-        connect=flags.connector(terminal),
+        connect=connect,
     )
 
 

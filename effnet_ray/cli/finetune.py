@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effnet_ray.cli.check import preflight_or_raise
-from effnet_ray.cli.data_set import data_uri
+from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.train.metric_definitions import TEST_SCORES
@@ -30,8 +30,10 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.tracking.trackers import Trackers, parse_trackers
 
     with Terminal() as terminal:
-        data = data_uri(flags.location.data, terminal)
-        preflight_or_raise(flags, data, terminal)
+        location = flags.location
+        job_data = find_data(location.data, location.runs, terminal, name=flags.name)
+        preflight_or_raise(flags, job_data, terminal)
+        data = job_data.pack(terminal, flags.connector(terminal))
         if flags.recipe.weights == "none":
             terminal.print("training from scratch: no pretrained weights (--weights none)")
         with Trackers(parse_trackers(flags.tracker), terminal.print) as trackers:

@@ -49,8 +49,9 @@ class LocationFlags:
     """URIs of data, runs and releases: s3://… or local paths."""
 
     data: str = ""
-    """The packed data set. Default: EFFNET_DATA, else the built-in sample data, with the
-    defaults --weights none --flip 0 --crop-scale 0.7 --crop-ratio 1.1."""
+    """The packed data set; or images that `pack` takes as --source, which are packed below
+    RUNS/packed first and found there again. Default: EFFNET_DATA, else the built-in sample data,
+    with the defaults --weights none --flip 0 --crop-scale 0.7 --crop-ratio 1.1."""
     store: str = ""
     """The model store, where releases are published. Default: EFFNET_STORE, else
     ~/effnet-ray/store."""
@@ -216,7 +217,7 @@ def default_location() -> LocationFlags:
         data=default_data(),
         store=default_store(),
         single_writer=default_single_writer(),
-        runs=os.environ.get("EFFNET_RUNS", f"{HOME}/runs"),
+        runs=default_runs(),
         weights_mirror=os.environ.get("EFFNET_WEIGHTS", ""),
     )
 
@@ -224,6 +225,11 @@ def default_location() -> LocationFlags:
 def default_data() -> str:
     """EFFNET_DATA; empty if it is not set."""
     return os.environ.get("EFFNET_DATA", "")
+
+
+def default_runs() -> str:
+    """EFFNET_RUNS, else ~/effnet-ray/runs."""
+    return os.environ.get("EFFNET_RUNS", f"{HOME}/runs")
 
 
 def default_store() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from effnet_ray.cli.check import preflight_or_raise
-from effnet_ray.cli.data_set import data_uri
+from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import (
     LOCAL,
     TrainingFlags,
@@ -80,8 +80,10 @@ def tune_job(argv: Sequence[str]) -> dict[str, Any]:
         )
     space = _search_space([*flags.space, *domains], explicit, flags)
     terminal = Terminal()
-    data = data_uri(flags.location.data, terminal)
-    preflight_or_raise(flags, data, terminal)
+    location = flags.location
+    job_data = find_data(location.data, location.runs, terminal, name=flags.name)
+    preflight_or_raise(flags, job_data, terminal)
+    data = job_data.pack(terminal, flags.connector(terminal, dashboard=True))
     explicit_workers = "--workers" in argv or workers_in_environment()
     outcome = _tune(
         flags, data, space, terminal, fixed=explicit, explicit_workers=explicit_workers

@@ -9,6 +9,7 @@ holding them in memory.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from effnet_ray.data import hf_parquet
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text
 from effnet_ray.packing.listing import INDEX_SCHEMA, make_index
+from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.webdataset import read_samples
 from effnet_ray.storage import parquet
 
@@ -31,17 +33,39 @@ BATCH_ROWS = 16
 
 def read_class_names(source: str, paths: Sequence[str], label: str) -> Sequence[str] | None:
     """Return the names of a ClassLabel column from the first Parquet file; None without any."""
-    files = [path for path in paths if path.lower().endswith(".parquet")]
-    if not files:
-        return None
-    metadata = parquet.read_schema(storage.join(source, files[0])).metadata or {}
     try:
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        feature = _read_features(source, paths)[label]
         if isinstance(feature, list):  # the older of two notations for a list of labels
             feature = feature[0]
         return list(map(str, feature.get("feature", feature)["names"]))
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
+
+
+def with_label_column(source: str, paths: Sequence[str], columns: SourceColumns) -> SourceColumns:
+    """The columns, with the only ClassLabel of Parquet files without a column named `label`."""
+    features = _read_features(source, paths)
+    labels = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    ]
+    if columns.label_column == SourceColumns().label_column not in features and len(labels) == 1:
+        return replace(columns, label_column=labels[0])
+    return columns
+
+
+def _read_features(source: str, paths: Sequence[str]) -> dict[str, Any]:
+    """The features that `datasets` stored in the first Parquet file; empty without any."""
+    files = [path for path in paths if path.lower().endswith(".parquet")]
+    if not files:
+        return {}
+    metadata = parquet.read_schema(storage.join(source, files[0])).metadata or {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (LookupError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
 
 
 def index_archive(job: ArchiveJob) -> pa.Table:

@@ -18,7 +18,7 @@ from effnet_ray.data import classes, manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.data.train_labels import write_train_labels
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import duplicates, in_place, report, sources, splits
+from effnet_ray.packing import duplicates, hub, in_place, report, sources, splits
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.shard_jobs import OnProgress, ShardWriter
@@ -48,16 +48,19 @@ def pack(
     on_progress: OnProgress | None = None,
     map_function: Map = map,
 ) -> Manifest:
-    """Pack the images of `source` (local or s3://) into shards and a manifest under `out`.
+    """Pack the images of `source` into shards and a manifest under `out`.
 
-    Unreadable images are left out and listed, with the reason, in `out`/quarantine.parquet;
-    identical and nearly identical ones in duplicates.parquet; counts are in report.json.
+    `source` is local, on s3:// or a data set of the hub (hf://datasets/OWNER/NAME). Unreadable
+    images are left out and listed, with the reason, in `out`/quarantine.parquet; identical and
+    nearly identical ones in duplicates.parquet; report.json has counts and what was set aside.
     `map_function` runs the jobs of archives and shards: here, or all over a cluster. An
     interrupted packing is continued; a complete one is returned as it is. Raises DatasetError for
     a source that cannot be packed, or another data set at `out`; StorageError if a URI cannot be
     used.
     """
     packing = packing or Packing()
+    if hub.is_on_hub(source):
+        source = hub.find(source).download()
     source, out = storage.absolute(source), storage.absolute(out)
     if packing.in_place:
         if out != source:

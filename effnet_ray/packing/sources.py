@@ -73,11 +73,18 @@ def list_images(source: str, columns: SourceColumns, out: str, map_function: Map
     )
 
 
+def has_archives(source: str) -> bool:
+    """Whether the images are in archives, which are read for the listing."""
+    if source.lower().endswith(tables.SUFFIXES):
+        return source.lower().endswith(".parquet") and _holds_images(source, SourceColumns())
+    return any(path.lower().endswith(archives.SUFFIXES) for path in storage.sizes(source))
+
+
 def _index_file(source: str, columns: SourceColumns, out: str, map_function: Map) -> Index:
     """Index a table of paths and labels, or one Parquet file of images."""
     if source.lower().endswith(".parquet") and _holds_images(source, columns):
         folder, _, name = source.rpartition("/")
-        (size,) = tables.file_sizes([source], source)
+        size = tables.file_entries([source], source)[source].size
         return _index_archives(folder, {name: size}, columns, out, map_function)
     return Index(tables.index_table(source, columns))
 
@@ -142,6 +149,7 @@ def _index_archives(
     source: str, sizes: Mapping[str, int], columns: SourceColumns, out: str, map_function: Map
 ) -> Index:
     """Index a folder's archives; `sizes` are their bytes by path."""
+    columns = archives.with_label_column(source, list(sizes), columns)
     names = archives.read_class_names(source, list(sizes), columns.label_column)
     jobs = [
         ArchiveJob(

@@ -2,7 +2,7 @@
 
 import io
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.packing.listing import make_index
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.source_labels import one_hot_columns, read_labels
+from effnet_ray.storage import Entry, parquet
 from effnet_ray.storage.parquet import column_values
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -28,7 +29,7 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
 
     Raises DatasetError if a column, a value or an image is missing.
     """
-    rows = _read_csv(source) if not source.lower().endswith(".parquet") else _read_parquet(source)
+    rows = _read_rows(source)
     names = {
         "path": columns.path_column,
         "label": columns.label_column,
@@ -50,10 +51,32 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
             raise DatasetError(
                 f"{source} has rows without a value in {names[key]!r}: fill in the values"
             )
-    paths = values["path"]
+    files = _absolute(values["path"], source)
+    entries = file_entries(files, source)
+    return make_index({**values, "file": files, "bytes": [entries[file].size for file in files]})
+
+
+def image_files(source: str, columns: SourceColumns) -> list[str]:
+    """Return the URIs of the images that a table lists; none if it has no column of paths."""
+    if source.lower().endswith(".parquet") and (
+        columns.path_column not in parquet.read_schema(source).names
+    ):
+        return []
+    rows = _read_rows(source)
+    if columns.path_column not in rows.column_names:
+        return []
+    return _absolute(filter(None, _texts(rows, columns.path_column)), source)
+
+
+def _absolute(paths: Iterable[str], source: str) -> list[str]:
+    """The paths, which are relative to the table, as URIs."""
     folder = source.rpartition("/")[0]
-    files = [p if "://" in p or p.startswith("/") else storage.join(folder, p) for p in paths]
-    return make_index({**values, "file": files, "bytes": file_sizes(files, source)})
+    return [p if "://" in p or p.startswith("/") else storage.join(folder, p) for p in paths]
+
+
+def _read_rows(source: str) -> pa.Table:
+    is_parquet = source.lower().endswith(".parquet")
+    return _read_parquet(source) if is_parquet else _read_csv(source)
 
 
 def _texts(rows: pa.Table, name: str) -> list[Any]:
@@ -100,24 +123,24 @@ def _delimiter(source: str, data: bytes) -> str:
     return others[0] if len(others) == 1 and b"," not in header else ","
 
 
-def file_sizes(files: Sequence[str], source: str) -> list[int]:
-    """Return the size of each file, from listings of the folders that contain them.
+def file_entries(files: Sequence[str], source: str) -> dict[str, Entry]:
+    """Return the entry of each file, from listings of the folders that contain them.
 
     Raises DatasetError if files do not exist.
     """
-    sizes: dict[str, int] = {}
+    entries: dict[str, Entry] = {}
     for root in _common_folders(files):
-        sizes |= {
-            storage.join(root, path): size
-            for path, size in storage.sizes(root, follow_links=True).items()
+        entries |= {
+            storage.join(root, path): entry
+            for path, entry in storage.entries(root, hidden=True, follow_links=True).items()
         }
-    missing = [file for file in files if file not in sizes]
+    missing = [file for file in files if file not in entries]
     if missing:
         raise DatasetError(
             f"{len(missing):,} of the {len(files):,} images in {source} do not exist, for "
             f"example {', '.join(missing[:3])}: correct the table"
         )
-    return [sizes[file] for file in files]
+    return {file: entries[file] for file in files}
 
 
 def _common_folders(files: Sequence[str]) -> list[str]:

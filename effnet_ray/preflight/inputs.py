@@ -1,6 +1,7 @@
 """Checks what a run reads: the data set and the pretrained weights."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
@@ -10,6 +11,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError, ImageError
 from effnet_ray.model import pretrained
+from effnet_ray.packing.on_demand import PackedSource
 from effnet_ray.preflight.findings import Finding, run_check
 from effnet_ray.recipe import Recipe
 
@@ -19,9 +21,21 @@ def check_inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Find
     data = storage.absolute(data)
     yield run_check("data", lambda: _check_data(data, recipe.limit))
     yield run_check("first image", lambda: _check_first_image(manifests.load(data), data))
-    yield run_check(
+    yield check_weights(recipe, mirror)
+
+
+def check_weights(recipe: Recipe, mirror: str | None) -> Finding:
+    """Where the pretrained weights would be read."""
+    return run_check(
         "weights", lambda: pretrained.weights_source(pretrained.resolve(recipe), mirror)
     )
+
+
+def check_source(source: PackedSource) -> Finding:
+    """What the first run would pack. The images themselves are not read."""
+    finding = run_check("data", source.describe)
+    advice = f"the first run packs it into {source.uri}" if finding.ok else ""
+    return replace(finding, do=advice)
 
 
 def _check_data(data: str, limit: int | None) -> str:

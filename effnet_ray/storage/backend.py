@@ -25,6 +25,8 @@ class Entry:
     """Bytes."""
     modified: float
     """Time of the last write, seconds since 1970, by the storage's clock."""
+    etag: str = ""
+    """What identifies the content on S3."""
 
 
 @dataclass(frozen=True, slots=True)

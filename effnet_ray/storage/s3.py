@@ -275,7 +275,8 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 modified = item["LastModified"].timestamp()
-                result[item["Key"][len(folder) :]] = Entry(int(item["Size"]), modified)
+                entry = Entry(int(item["Size"]), modified, item.get("ETag", ""))
+                result[item["Key"][len(folder) :]] = entry
         if not page.get("IsTruncated"):
             return result
         parameters["ContinuationToken"] = page["NextContinuationToken"]

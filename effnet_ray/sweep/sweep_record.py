@@ -135,6 +135,12 @@ def create(sweep: Sweep, uri: str) -> None:
             ) from None
 
 
+def recorded_data(uri: str) -> str:
+    """URI of the data set of the sweep in a folder; empty if there is none."""
+    record = storage.join(uri, SWEEP)
+    return str(_read(record).get("data", "")) if storage.exists(record) else ""
+
+
 def as_recorded(sweep: Sweep, uri: str, recipe: Recipe, space: Mapping[str, Any] | None) -> Sweep:
     """The sweep with the defaults that its record has, where `recipe` and `space` are unset.
 

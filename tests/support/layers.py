@@ -14,7 +14,7 @@ ORDER = (
     "packing.options packing.listing packing.archive_job packing.webdataset packing.archives "
     "packing.source_labels packing.tables packing.class_folders packing.sources packing.splits "
     "packing.duplicates packing.shards packing.shard_jobs packing.report packing.in_place "
-    "packing.pack packing.sample packing.ray_map "
+    "packing.hub packing.pack packing.on_demand packing.sample packing.ray_map "
     "model.dropout model.batchnorm model.network model.compile model.ema model.packaged_weights "
     "model.pretrained model.optimizer model.profile "
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
@@ -47,9 +47,9 @@ ORDER = (
     "preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
-    "cli.terminal cli.parsing cli.flags cli.data_set cli.check cli.release_flags cli.finetune "
-    "cli.pack cli.tune_view cli.tune cli.models_tables cli.models cli.evaluate cli.predict "
-    "cli.serve cli.all_jobs cli.main"
+    "cli.terminal cli.parsing cli.flags cli.pack_view cli.data_set cli.check cli.release_flags "
+    "cli.finetune cli.pack cli.tune_view cli.tune cli.models_tables cli.models cli.evaluate "
+    "cli.predict cli.serve cli.all_jobs cli.main"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
@@ -70,6 +70,7 @@ DOORS = {
     "inference.scorer inference.export tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
+    "huggingface_hub": "model. packing.hub",
     "PIL": "data.augment data.image_checks "
     "data.bit_depth data.decode data.views packing.sample inference.plots",
     "pickle": "",
