@@ -214,4 +214,5 @@ def test_pack_prints_one_json_line(
         "seen": 24,
         "set_aside": 0,
         "report": f"{out}/report.json",
+        "page": f"{out}/report.html",
     }

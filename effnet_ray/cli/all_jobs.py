@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from effnet_ray.cli.check import Check
+from effnet_ray.cli.data import Data
 from effnet_ray.cli.evaluate import Evaluate
 from effnet_ray.cli.finetune import Finetune
 from effnet_ray.cli.models import verb_flags
@@ -38,6 +39,7 @@ FLAGS: dict[str, type] = {
     "serve": Serve,
     "models": Models,
     "check": Check,
+    "data": Data,
 }
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effnet_ray.cli.flags import HOME, Connect
-from effnet_ray.cli.pack_view import print_data_set
+from effnet_ray.cli.pack_view import ensure_page, print_data_set
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.placement import Placement
 
@@ -38,7 +38,8 @@ class JobData:
         terminal.print(f"packing {self.source.source} into {self.uri}, once: later jobs use it")
         map_function = packing_map(self.source.source, self.uri, connect)
         manifest = self.source.make(terminal.packing_progress, map_function)
-        print_data_set(terminal, manifest, report.load(self.uri), self.uri)
+        built, page = report.load(self.uri), ensure_page(self.uri)
+        print_data_set(terminal, manifest, built, self.uri, page=page)
         return self.uri
 
 

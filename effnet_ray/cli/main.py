@@ -21,7 +21,7 @@ from effnet_ray.errors import EffnetRayError
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
 
-JOBS = ("pack", "finetune", "tune", "evaluate", "predict", "serve", "models", "check")
+JOBS = ("pack", "finetune", "tune", "evaluate", "predict", "serve", "models", "check", "data")
 """Each is a module of this package with a function NAME_job, and a script in jobs/."""
 
 TO_STDOUT = {"-h", "--help", "--tyro-print-completion", "--tyro-write-completion"}

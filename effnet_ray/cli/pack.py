@@ -9,7 +9,7 @@ import tyro
 
 from effnet_ray.cli.data_set import packing_map
 from effnet_ray.cli.flags import connector
-from effnet_ray.cli.pack_view import print_data_set
+from effnet_ray.cli.pack_view import ensure_page, print_data_set
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import DatasetError
@@ -72,11 +72,13 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
         else:
             built = report.load(out)
             command = f"effnet-ray finetune --data {out} --variant b0"
-            print_data_set(terminal, manifest, built, out, next_command=command)
+            page = ensure_page(out)
+            print_data_set(terminal, manifest, built, out, page=page, next_command=command)
             accounted = {
                 "seen": built.seen or counted,  # 0: a report of an earlier version
                 "set_aside": len(built.set_aside),
                 "report": storage.join(out, report.NAME),
+                "page": page or None,
             }
     return {
         "manifest": manifest_uri,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
     from effnet_ray.data.manifest import Manifest
@@ -24,6 +25,7 @@ def print_data_set(
     report: "Report",
     data: str,
     *,
+    page: str = "",
     next_command: str = "",
 ) -> None:
     """Print images and bytes by class, what deserves attention, and what to run next."""
@@ -35,8 +37,16 @@ def print_data_set(
     for title, cells in _class_rows(manifest.classes, report):
         table.add_row(title, *cells)
     terminal.console.print(table)
-    facts = _facts(report, data) | ({"next": next_command} if next_command else {})
+    facts = _facts(report, data) | {"page": page, "next": next_command}
+    facts = {name: text for name, text in facts.items() if text}
     terminal.print_summary(f"{len(manifest.classes)} classes", facts)
+
+
+def ensure_page(data: str) -> str:
+    """URI of the data set's page, with the view of a B0; empty if it cannot have one."""
+    from effnet_ray.reporting import data_page
+
+    return data_page.ensure_page(data, Recipe().variant_spec.input_spec("best"))
 
 
 def _class_rows(classes: Sequence[str], report: "Report") -> Iterator[tuple[str, list[str]]]:

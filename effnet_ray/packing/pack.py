@@ -19,6 +19,7 @@ from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.data.train_labels import write_train_labels
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, hub, in_place, report, sources, splits
+from effnet_ray.packing.image_index import write_image_index
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.shard_jobs import OnProgress, ShardWriter
@@ -263,6 +264,7 @@ def _write_results(
     built = report.build_report(manifest, records, split, pairs, moved, listing)
     report.write(built, out)
     _refuse_unreadable_classes(listing, split, built, packing, out)
+    write_image_index(written, out)
     manifests.write(manifest, out)
     return manifest
 

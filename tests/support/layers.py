@@ -13,8 +13,8 @@ ORDER = (
     "data.chunks data.thread_executor data.decode_machines data.ray_executor data.stream "
     "packing.options packing.listing packing.archive_job packing.webdataset packing.archives "
     "packing.source_labels packing.tables packing.class_folders packing.sources packing.splits "
-    "packing.duplicates packing.shards packing.shard_jobs packing.report packing.in_place "
-    "packing.hub packing.pack packing.on_demand packing.sample packing.ray_map "
+    "packing.duplicates packing.shards packing.image_index packing.shard_jobs packing.report "
+    "packing.in_place packing.hub packing.pack packing.on_demand packing.sample packing.ray_map "
     "model.dropout model.batchnorm model.network model.compile model.ema model.packaged_weights "
     "model.pretrained model.optimizer model.profile "
     "runtime.events runtime.polling runtime.actors runtime.preemption runtime.nodes "
@@ -29,7 +29,8 @@ ORDER = (
     "train.precompute_features train.network_interface train.ray_trainer train.finetune "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
     "release.maintenance release.store release.catalog release.load "
-    "inference.options reporting.page reporting.svg reporting.training_curves "
+    "inference.options reporting.page reporting.svg reporting.data_pictures "
+    "reporting.data_page reporting.training_curves "
     "inference.logits inference.scorer inference.eval_inputs inference.metric_sums "
     "inference.multiclass "
     "inference.multilabel inference.evaluate inference.plots inference.report inference.export "
@@ -48,8 +49,8 @@ ORDER = (
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
     "cli.terminal cli.parsing cli.flags cli.pack_view cli.data_set cli.check cli.release_flags "
-    "cli.finetune cli.pack cli.tune_view cli.tune cli.models_tables cli.models cli.evaluate "
-    "cli.predict cli.serve cli.all_jobs cli.main"
+    "cli.finetune cli.pack cli.data cli.tune_view cli.tune cli.models_tables cli.models "
+    "cli.evaluate cli.predict cli.serve cli.all_jobs cli.main"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
@@ -72,7 +73,7 @@ DOORS = {
     "tensorboard": "tracking.tensorboard",
     "huggingface_hub": "model. packing.hub",
     "PIL": "data.augment data.image_checks "
-    "data.bit_depth data.decode data.views packing.sample inference.plots",
+    "data.bit_depth data.decode data.views packing.sample reporting.data_pictures inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",
