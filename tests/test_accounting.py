@@ -309,6 +309,15 @@ def test_an_empty_folder_of_a_split_is_named_if_the_class_has_images(tmp_path: P
     assert report.load(str(tmp_path / "out")).without_images == ("val/dog",)
 
 
+def test_what_a_zip_of_macos_leaves_is_no_class(tmp_path: Path) -> None:
+    files = [("__MACOSX/cat", "._1.jpg", "text")]
+    tree: dict[str, Any] = {"places": ["cat", "dog"], "files": files, "links": [], "empty": []}
+    build(tree, tmp_path / "source")
+    pack(str(tmp_path / "source"), str(tmp_path / "out"))
+    made = report.load(str(tmp_path / "out"))
+    assert made.without_images == () and len(made.set_aside) == 1
+
+
 def test_a_data_set_written_into_its_source_is_no_empty_class(tmp_path: Path) -> None:
     tree: dict[str, Any] = {"places": ["cat", "dog"], "files": [], "links": [], "empty": ["out"]}
     build(tree, tmp_path)

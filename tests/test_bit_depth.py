@@ -63,7 +63,10 @@ SCALED = {
     "12 of 16 bits by sBIT": png(TWELVE, significant=12),
     "12 bits that sBIT says and that are scaled": png(FULL & 0xFFF0, significant=12),
     "16-bit TIFF with its range": tiff(TWELVE, {SMIN: (3, 0), SMAX: (3, 4095)}),
-    "16-bit TIFF with MinSampleValue": tiff(TWELVE, {MIN: (3, 0), MAX: (3, 4095)}),
+    "float TIFF of 16 bits' range": tiff(FLOAT * 65535, {SMIN: (11, 0.0), SMAX: (11, 65535.0)}),
+    "32-bit TIFF of 16 bits' range": tiff(
+        (RAMP * 65535).astype(np.int32), {SMIN: (4, 0), SMAX: (4, 65535)}
+    ),
     "float TIFF with its range": tiff(FLOAT * 7 - 3, {SMIN: (11, -3.0), SMAX: (11, 4.0)}),
     "32-bit TIFF with its range": tiff(
         (RAMP * 100_000).astype(np.int32), {SMIN: (4, 0), SMAX: (4, 100_000)}
@@ -78,7 +81,14 @@ def test_black_and_white_are_what_the_file_says(name: str) -> None:
     pixels = decode(SCALED[name]).astype(int)
     assert pixels.shape == (64, 64, 3)
     assert np.abs(pixels - EXPECTED[..., None]).max() <= 1
-    assert describe_range(SCALED[name])
+    low, _, high = describe_range(SCALED[name]).partition(",")[0].partition(" to ")
+    assert low in ("0", "-3") and high
+
+
+def test_the_range_is_the_one_that_is_used() -> None:
+    assert describe_range(SCALED["12 of 16 bits by sBIT"]) == "0 to 4,095, as 12 bits"
+    scaled = SCALED["12 bits that sBIT says and that are scaled"]
+    assert describe_range(scaled) == "0 to 65,535, as 16 bits"
 
 
 def test_white_that_is_zero_is_white() -> None:
@@ -99,6 +109,7 @@ def test_values_that_are_no_numbers_are_black() -> None:
         (png(TWELVE), r"16-bit values reach only 4,095 of 65,535, .* save it with values up"),
         (png(np.stack([TWELVE] * 3, axis=2)), "16-bit values reach only 3,840 of 65,535"),
         (tiff(TWELVE, {}), "reach only 4,095"),
+        (tiff(TWELVE, {MIN: (3, 0), MAX: (3, 4095)}), "reach only 4,095"),  # statistics
         (tiff(FLOAT, {}), r"its values are floats, and no tag \(SMinSampleValue"),
         (tiff((RAMP * 1e6).astype(np.int32), {}), "signed or 32-bit integers, and no tag"),
         (tiff(FLOAT, {SMIN: (11, 1.0), SMAX: (11, 1.0)}), "floats"),

@@ -114,6 +114,17 @@ def test_what_is_cut_away_is_what_the_view_lacks(data: str) -> None:
             assert abs(1 - seen - shares[row]) < 0.05
 
 
+def test_similar_pictures_of_two_classes_are_no_label_conflict(
+    photographs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photographs, tmp_path / "source")
+    image = Image.open(min((photographs / "roof").iterdir()))
+    image.resize((80, 60), Image.Resampling.LANCZOS).save(tmp_path / "source/garden/alike.png")
+    pack(str(tmp_path / "source"), str(tmp_path / "out"))
+    text = Page(data_page.html(str(tmp_path / "out"), SPEC)).text
+    assert "Nearly identical, different labels" in text and "Label conflicts" not in text
+
+
 def test_many_classes_are_the_largest_and_the_smallest(tmp_path: Path) -> None:
     for number in range(60):
         folder = tmp_path / "source" / f"class {number:02d}"

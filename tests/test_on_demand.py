@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -23,7 +24,7 @@ from effnet_ray.cli.main import main
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import hub, on_demand
+from effnet_ray.packing import hub, on_demand, shard_jobs
 from effnet_ray.packing.pack import pack
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import Recipe
@@ -140,7 +141,7 @@ def test_a_run_keeps_the_images_that_it_began_with(
     run_of(before, runs, "mine")
     min(images.rglob("*.jpg")).unlink()
     assert packed_uri(images, runs, name="mine") == before
-    assert "has changed since 'mine' began" in capfd.readouterr().err
+    assert "'mine' goes on with its images" in capfd.readouterr().err
     assert packed_uri(images, runs, name="another") != before
     shutil.copytree(images, tmp_path / "others")
     assert packed_uri(tmp_path / "others", runs, name="mine") != before
@@ -172,6 +173,35 @@ def test_an_interrupted_packing_is_continued_by_the_same_command(
         (Path(found.uri) / "packing").mkdir()
         (Path(found.uri) / "packing/begun.json").write_bytes(b"")
         manifests.load(packed_uri(found.uri, tmp_path / "runs"))
+
+
+def test_a_table_may_be_named_manifest(images: Path, tmp_path: Path) -> None:
+    files = sorted(images.rglob("*.*"))
+    lines = [f"{path.relative_to(images)},{path.parent.name}" for path in files]
+    (images / "manifest.csv").write_text("\n".join(["path,label", *lines]))
+    uri = packed_uri(images / "manifest.csv", tmp_path / "runs")
+    assert manifests.load(uri).images == {"train": 18, "eval": 6}
+
+
+def test_a_job_that_finds_its_work_done_by_another_uses_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one done deletes the folder that both work in."""
+    (tmp_path / "hf").mkdir()
+    write_hugging_face(images, tmp_path / "hf")
+    source = on_demand.find(str(tmp_path / "hf"), str(tmp_path / "runs"))
+    done = []
+
+    def overtaken(job: Any) -> Any:
+        if not done:
+            done.append(True)
+            source.make()
+        return original(job)
+
+    original = shard_jobs.write_shard
+    monkeypatch.setattr(shard_jobs, "write_shard", overtaken)
+    assert source.make() == manifests.load(source.uri)
+    assert not (Path(source.uri) / "packing").exists()
 
 
 def test_runs_inside_of_the_source_are_refused(images: Path) -> None:
@@ -379,7 +409,10 @@ def test_what_the_hub_does_not_have_is_refused_in_one_sentence(tmp_path: Path) -
         _, empty = from_hub(endpoint, tmp_path, "hf://datasets/owner/pets")
     assert "refused: cannot fetch hf://datasets/owner/cats from the hub" in missing.stderr
     assert "set HF_TOKEN" in missing.stderr
-    assert "refused: hf://datasets/owner/pets has no Parquet files, tars or images" in empty.stderr
+    assert (
+        "refused: hf://datasets/owner/pets is no folder with Parquet files, tars or images"
+        in empty.stderr
+    )
     assert "Traceback" not in missing.stderr + empty.stderr
 
 
@@ -387,3 +420,34 @@ def test_what_the_hub_does_not_have_is_refused_in_one_sentence(tmp_path: Path) -
 def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(DatasetError, match=r"expected hf://datasets/OWNER/NAME"):
         hub.find(address)
+
+
+def found_on_hub(monkeypatch: pytest.MonkeyPatch, files: list[str], address: str) -> Any:
+    """What `hub.find` makes of a repository with these files."""
+    monkeypatch.setattr(hub, "_list_files", lambda *_: ("c" * 40, files))
+    return hub.find(address)
+
+
+def test_folders_of_splits_are_no_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["test/0.parquet", "train/0.parquet"]
+    found = found_on_hub(monkeypatch, files, "hf://datasets/o/n")
+    assert found.folder == "" and found.files == tuple(files)
+
+
+def test_images_beside_archives_are_named_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [*(f"a/{number}.jpg" for number in range(30)), "demo/sample.parquet"]
+    with pytest.raises(DatasetError, match=r"archives \(demo/sample.parquet\) and 30 images in"):
+        found_on_hub(monkeypatch, files, "hf://datasets/o/n")
+    assert found_on_hub(monkeypatch, files, "hf://datasets/o/n/demo").folder == "demo"
+
+
+@pytest.mark.parametrize("address", ["hf://datasets/o/n/../x", "hf://datasets/o/n/."])
+def test_an_address_stays_inside_of_the_data_set(address: str) -> None:
+    with pytest.raises(DatasetError, match="outside of the data set"):
+        hub.find(address)
+
+
+def test_a_hub_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    with hub_of({"../../evil.parquet": b"1"}) as endpoint:
+        _, ended = from_hub(endpoint, tmp_path, "hf://datasets/owner/pets")
+    assert "outside of the data set" in ended.stderr and "Traceback" not in ended.stderr

@@ -264,6 +264,47 @@ def test_archives_named_as_splits_are_the_splits(images: Path, out: Path, write:
     assert set(splits) == {"train", "eval"} and Counter(splits)["eval"] in (12, 24)
 
 
+def test_an_archive_without_images_does_not_undo_the_splits(images: Path, out: Path) -> None:
+    for split in ("train", "val"):
+        write_tar(images, out, f"{split}-000.tar")
+    with tarfile.open(out / "extra.tar", "w") as tar:
+        info = tarfile.TarInfo("README")
+        tar.addfile(info, io.BytesIO(b""))
+    listing = listed(str(out), out)
+    assert set(listing.images["split"].to_pylist()) == {"train", "eval"}
+    assert [entry.path for entry in listing.set_aside] == ["extra.tar#README"]
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints/x.png", "assets/._logo.png"])
+def test_hidden_images_beside_archives_are_set_aside(images: Path, out: Path, name: str) -> None:
+    write_tar(images, out)
+    (out / name).parent.mkdir()
+    (out / name).write_bytes(b"1")
+    (entry,) = listed(str(out), out).set_aside
+    assert entry.path == name and entry.reason.startswith("hidden")
+
+
+def test_hidden_folders_of_a_tar_are_set_aside(images: Path, out: Path) -> None:
+    write_tar(images, out)
+    with tarfile.open(out / "000.tar", "a") as tar:
+        for name in ("./.trash/1.jpg", "./.trash/1.cls"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    assert len(listed(str(out), out).set_aside) == 2
+
+
+@pytest.mark.parametrize("text", ["P1 is a long name", "P2 text of more", "BMW is a car maker"])
+def test_text_that_starts_as_a_picture_does_is_text(images: Path, out: Path, text: str) -> None:
+    (images / "README").write_text(text)
+    (entry,) = listed(str(images), out).set_aside
+    assert entry.path == "README"
+
+
+def test_another_programs_manifest_is_a_file_as_others(images: Path, out: Path) -> None:
+    (images / "manifest.json").write_text('{"foo": 1}')
+    (entry,) = listed(str(images), out).set_aside
+    assert entry.path == "manifest.json"
+
+
 def test_a_sample_whose_name_has_dots_is_refused_not_lost(images: Path, out: Path) -> None:
     write_tar(images, out)
     with tarfile.open(out / "000.tar", "a") as tar:

@@ -38,7 +38,7 @@ class JobData:
         terminal.print(f"packing {self.source.source} into {self.uri}, once: later jobs use it")
         map_function = packing_map(self.source.source, self.uri, connect)
         manifest = self.source.make(terminal.packing_progress, map_function)
-        built, page = report.load(self.uri), ensure_page(self.uri)
+        built, page = report.load(self.uri), ensure_page(self.uri, terminal)
         print_data_set(terminal, manifest, built, self.uri, page=page)
         return self.uri
 
@@ -55,30 +55,31 @@ def find_data(data: str, runs: str, terminal: Terminal, *, name: str = "") -> Jo
 
     if not on_demand.is_source(data):
         return JobData(data)
-    source = on_demand.find(data, runs)
-    earlier = _data_of_run(runs, name, source)
-    if earlier and earlier != source.uri:
-        terminal.print(f"{data} has changed since {name!r} began: it goes on with {earlier}")
+    earlier = _data_of_run(runs, name, data)
+    if earlier:
+        terminal.print(f"{name!r} goes on with its images, as packed in {earlier}")
         return JobData(earlier)
+    source = on_demand.find(data, runs)
     if source.is_ready:
         terminal.print(f"using {source.uri}, packed from {data}, which has not changed")
         return JobData(source.uri)
     return JobData(source.uri, source)
 
 
-def _data_of_run(runs: str, name: str, source: "PackedSource") -> str:
+def _data_of_run(runs: str, name: str, source: str) -> str:
     """URI of the data set of the run or sweep `name`, if it was packed from the source."""
     if not name:
         return ""
     from effnet_ray import storage
-    from effnet_ray.packing import on_demand
+    from effnet_ray.packing import hub, on_demand
     from effnet_ray.sweep import sweep_record
     from effnet_ray.train import run_record
 
     uri = storage.join(storage.absolute(runs), name)
     run = run_record.load(uri)
     data = run.data if run else sweep_record.recorded_data(uri)
-    return data if data and on_demand.source_of(data) == source.source else ""
+    source = source if hub.is_on_hub(source) else storage.absolute(source)
+    return data if data and on_demand.source_of(data) == source else ""
 
 
 def packing_map(source: str, out: str, connect: Connect) -> "Map":

@@ -72,7 +72,7 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
         else:
             built = report.load(out)
             command = f"effnet-ray finetune --data {out} --variant b0"
-            page = ensure_page(out)
+            page = ensure_page(out, terminal)
             print_data_set(terminal, manifest, built, out, page=page, next_command=command)
             accounted = {
                 "seen": built.seen or counted,  # 0: a report of an earlier version

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.errors import EffnetRayError
 from effnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,11 +43,18 @@ def print_data_set(
     terminal.print_summary(f"{len(manifest.classes)} classes", facts)
 
 
-def ensure_page(data: str) -> str:
-    """URI of the data set's page, with the view of a B0; empty if it cannot have one."""
+def ensure_page(data: str, terminal: Terminal) -> str:
+    """URI of the data set's page, with the view of a B0; empty if it cannot have one.
+
+    A page that cannot be written stops no job.
+    """
     from effnet_ray.reporting import data_page
 
-    return data_page.ensure_page(data, Recipe().variant_spec.input_spec("best"))
+    try:
+        return data_page.ensure_page(data, Recipe().variant_spec.input_spec("best"))
+    except EffnetRayError as error:
+        terminal.print(f"no page of the data set: {error}")
+        return ""
 
 
 def _class_rows(classes: Sequence[str], report: "Report") -> Iterator[tuple[str, list[str]]]:

@@ -1,13 +1,14 @@
 """Images of more than 8 bits per value: which range of values is black to white.
 
-    TIFF with SMinSampleValue and SMaxSampleValue (or MinSampleValue …)    that range
-    TIFF of 9 to 15 bits, PNG whose sBIT says so                           0 to 2ᵇⁱᵗˢ - 1
-    16 bits                                                                0 to 65,535
-    32-bit integers and floats without these tags                          refused
+    TIFF with SMinSampleValue and SMaxSampleValue       that range
+    TIFF of 9 to 15 bits, PNG whose sBIT says so        0 to 2ᵇⁱᵗˢ - 1
+    16 bits                                             0 to 65,535
+    32-bit integers and floats without these tags       refused
 
 Cameras and microscopes of 12 bits often write their values unscaled into 16 bits, which would be
 nearly black here. Such images are refused too, since nothing says whether they are just dark.
-Tags as in TIFF 6.0 and in PNG's third edition, 11.3.2.7 (`sBIT`).
+Tags as in TIFF 6.0, whose MinSampleValue and MaxSampleValue are statistics and not meant for
+display, and in PNG's third edition, 11.3.2.7 (`sBIT`).
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ MAX_16 = 65_535
 LOWEST_MAXIMUM = 4_096
 """16-bit values that all are smaller need 12 bits or fewer: at most 15 of 255 as 8 bits."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-RANGE_TAGS = ((340, 341), (280, 281))
+SMIN, SMAX = 340, 341
 """TIFF's tags of the lowest and the highest value."""
 
 
@@ -42,15 +43,14 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def value_range(image: Image.Image, data: bytes) -> ValueRange:
-    """The range of a deep image's values, by its header.
+    """The range of a deep image's values.
 
     Raises ImageError if nothing in the file says it.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        for low_tag, high_tag in RANGE_TAGS:
-            low, high = _number(image, low_tag), _number(image, high_tag)
-            if low is not None and high is not None and low < high:
-                return ValueRange(low, high, f"{low:g} to {high:g}, by the TIFF's tags")
+        low, high = _number(image, SMIN), _number(image, SMAX)
+        if low is not None and high is not None and low < high:
+            return ValueRange(low, high, f"{low:g} to {high:g}, by the TIFF's tags")
     if image.mode in ("F", "I") and image.format != "PPM":
         kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ImageError(
@@ -58,6 +58,8 @@ def value_range(image: Image.Image, data: bytes) -> ValueRange:
             "white: save it with 8 or 16 bits"
         )
     bits = _significant_bits(image, data)
+    if bits < 16 and np.asarray(image).max(initial=0) >= 2**bits:
+        bits = 16  # scaled to all 16 bits, as PNG's specification wants, in spite of its sBIT
     return ValueRange(0, 2**bits - 1, f"0 to {2**bits - 1:,}, as {bits} bits")
 
 
@@ -73,11 +75,9 @@ def to_8_bits(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
     """The grey values [H, W] of a deep image as 8 bits. Raises ImageError as `value_range`."""
     values = np.asarray(image)
     low, high, _ = value_range(image, data)
-    if image.format == "PNG" and values.max(initial=0) > high:
-        high = MAX_16  # scaled to all 16 bits, as the specification wants, in spite of its sBIT
-    if high == MAX_16 and low == 0:
+    if (low, high) == (0, MAX_16) and np.issubdtype(values.dtype, np.integer):
         refuse_almost_black(int(values.max(initial=0)))
-        grey = (values >> 8).astype(np.uint8)
+        grey = (values.clip(0, MAX_16) >> 8).astype(np.uint8)
     else:
         shares = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
         grey = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)

@@ -1,5 +1,7 @@
 """Which files are images: by their names, and otherwise by their first bytes."""
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,7 +41,11 @@ SIGNATURES = (
 """First bytes of JPEG, PNG, GIF, TIFF in either byte order, JPEG XL and JPEG 2000."""
 BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 """Major brands of AVIF and HEIC (ISO 23008-12), after `ftyp`."""
+NETPBM = re.compile(rb"P[1-6]\s+(\d|#)")
+"""PBM, PGM and PPM: a number, or a comment, follows; text may start with P1 too."""
 SIGNATURE_BYTES = 16
+BATCH = 10_000
+"""Files whose reading is planned at a time: a million plans would take a gigabyte."""
 READERS = 32
 """Files whose first bytes are read at a time; reading is mostly waiting for storage."""
 
@@ -60,9 +66,9 @@ def _with_signature(folder: str, paths: list[str]) -> Iterable[str]:
         return is_image(storage.read_range(storage.join(folder, path), 0, SIGNATURE_BYTES))
 
     with ThreadPoolExecutor(READERS) as pool:
-        for path, found in zip(paths, pool.map(has_signature, paths), strict=True):
-            if found:
-                yield path
+        for first in range(0, len(paths), BATCH):
+            batch = paths[first : first + BATCH]
+            yield from itertools.compress(batch, pool.map(has_signature, batch))
 
 
 def is_image(head: bytes) -> bool:
@@ -75,4 +81,4 @@ def is_image(head: bytes) -> bool:
         return head[8:12] == b"WEBP"
     if head.startswith(b"BM"):
         return head[6:10] == b"\0\0\0\0"  # reserved (BITMAPFILEHEADER); text may start with BM
-    return head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace()
+    return bool(NETPBM.match(head))

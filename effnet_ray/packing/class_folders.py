@@ -140,6 +140,11 @@ def _refuse_loose_images(source: str, images: set[str], *, by_split: bool) -> No
         )
 
 
+def _first(path: str, depth: int) -> str:
+    """The first so many parts of a path."""
+    return "/".join(path.split("/", depth)[:depth])
+
+
 def _folders_without_images(
     source: str,
     sizes: Mapping[str, int],
@@ -156,7 +161,9 @@ def _folders_without_images(
     parents = {"/".join(names[: depth - 1]) for names in parts}
     with_images = {"/".join(names[:depth]) for names in parts}
     labels = {names[depth - 1] for names in parts}
-    with_files = {"/".join(path.split("/")[:depth]) for path in sizes if path.count("/") >= depth}
+    inside = [path for path in sizes if path.count("/") >= depth]
+    with_files = {_first(path, depth) for path in inside}
+    with_visible_files = {_first(path, depth) for path in inside if not is_hidden(path)}
     result = []
     for folder in sorted(
         storage.join(parent, name) if parent else name
@@ -165,6 +172,8 @@ def _folders_without_images(
     ):
         uri = storage.join(source, folder)
         if folder in with_images or is_hidden(folder) or f"{out}/".startswith(f"{uri}/"):
+            continue
+        if folder in with_files - with_visible_files:  # such as macOS's __MACOSX
             continue
         result.append(folder)
         empty = folder not in with_files and folder.split("/")[-1] not in labels

@@ -45,10 +45,29 @@ MAX_PAIRS = 100_000
 
 def phash(pixels: Pixels) -> int:
     """Return the 64-bit hash of RGB pixels [H, W, 3]."""
-    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    return hash_small(small_grey(pixels))
+
+
+def hash_small(grey: npt.NDArray[np.uint8]) -> int:
+    """Return the 64-bit hash of the values of `small_grey`."""
     low = cv2.dct(grey.astype(np.float32))[:9, :9].ravel()[1:65]
     return int.from_bytes(np.packbits(low > np.median(low) + MIN_EXCESS).tobytes(), "big")
+
+
+def small_grey(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Return 32×32 grey values of RGB pixels [H, W, 3], as means of areas.
+
+    First by a whole factor, which OpenCV does several times faster than by any other; it leaves
+    out less than a 128th of a side.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    factor = max(1, min(grey.shape) // 128)
+    height, width = (side // factor for side in grey.shape)
+    if factor > 1:
+        whole = grey[: height * factor, : width * factor]
+        grey = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    small: npt.NDArray[np.uint8] = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
+    return small
 
 
 def near_pairs(hashes: Hashes) -> Pairs:

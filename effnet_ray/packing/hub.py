@@ -17,9 +17,13 @@ from huggingface_hub import HfApi
 from effnet_ray.data.image_files import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError, quote
 from effnet_ray.packing import archives
+from effnet_ray.packing.listing import SPLIT_NAMES
 
 PREFIX = "hf://"
 ADDRESS = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/*")
+MAX_ILLUSTRATIONS = 20
+"""Pictures of a data card that a repository of archives may have in folders. Chosen, not
+measured."""
 CONVERTED = "refs/convert/parquet"
 """Revision with the hub's own Parquet files (huggingface.co/docs/dataset-viewer/parquet)."""
 
@@ -73,14 +77,16 @@ def find(address: str) -> HubDataset:
             "hf://datasets/OWNER/NAME[@REVISION][/FOLDER]"
         )
     repository, revision, folder = match.group(1), match.group(2), match.group(3) or ""
+    _refuse_escapes(address, folder)
     commit, files = _list_files(address, repository, revision)
-    chosen = _readable(files, folder)
+    chosen = _readable(address, files, folder)
     if not chosen and not revision:
         commit, files = _list_files(address, repository, CONVERTED)
-        chosen = _readable(files, folder)
+        chosen = _readable(address, files, folder)
     if not chosen:
         raise DatasetError(
-            f"{address} has no Parquet files, tars or images: choose another folder or data set"
+            f"{address} is no folder with Parquet files, tars or images: choose another folder or "
+            "data set"
         )
     if not folder:
         folder = _only_folder(address, chosen)
@@ -93,27 +99,51 @@ def _list_files(address: str, repository: str, revision: str | None) -> tuple[st
         info = HfApi().dataset_info(repository, revision=revision)
     except Exception as error:  # the hub's client raises httpx, OSError and its own kinds
         raise _fetch_error(address, error) from error
-    return info.sha or "", sorted(file.rfilename for file in info.siblings or ())
+    files = sorted(file.rfilename for file in info.siblings or ())
+    for file in files:
+        _refuse_escapes(address, file)
+    return info.sha or "", files
 
 
-def _readable(files: Sequence[str], folder: str) -> list[str]:
-    """The archives in a folder, or else the images and tables."""
+def _refuse_escapes(address: str, path: str) -> None:
+    """Raise DatasetError for a path that could lead out of its folder."""
+    if path.startswith("/") or {"..", "."} & set(path.split("/")):
+        raise DatasetError(
+            f"{address} names {path!r}, which is outside of the data set: correct it"
+        )
+
+
+def _readable(address: str, files: Sequence[str], folder: str) -> list[str]:
+    """The archives in a folder, or else the images and tables.
+
+    Raises DatasetError for archives beside more images in folders than illustrate a data card.
+    """
     inside = [file for file in files if not folder or file.startswith(f"{folder}/")]
-    for suffixes in (archives.SUFFIXES, (*IMAGE_SUFFIXES, ".csv", ".tsv")):
-        chosen = [file for file in inside if file.lower().endswith(suffixes)]
-        if any(not file.lower().endswith((".csv", ".tsv")) for file in chosen):
-            return chosen
-    return []
+    in_archives = [file for file in inside if file.lower().endswith(archives.SUFFIXES)]
+    images = [file for file in inside if file.lower().endswith(IMAGE_SUFFIXES)]
+    in_folders = [file for file in images if "/" in file[len(folder) :].strip("/")]
+    if in_archives and len(in_folders) > MAX_ILLUSTRATIONS:
+        raise DatasetError(
+            f"{address} has archives ({in_archives[0]}) and {len(in_folders):,} images in folders "
+            f"({in_folders[0]}): add the folder that you want to the address"
+        )
+    tables = [file for file in inside if file.lower().endswith((".csv", ".tsv"))]
+    return in_archives or (images and sorted(images + tables))
 
 
 def _only_folder(address: str, files: Sequence[str]) -> str:
-    """The folder of all archives. Raises DatasetError for several: each is a configuration."""
-    if not any(file.lower().endswith(archives.SUFFIXES) for file in files):
-        return ""
+    """The folder of all archives; the root if their folders are the splits.
+
+    Raises DatasetError for several: each is a configuration.
+    """
     folders = sorted({file.split("/")[0] if "/" in file else "" for file in files})
+    in_archives = any(file.lower().endswith(archives.SUFFIXES) for file in files)
+    if not in_archives or all(name.lower() in SPLIT_NAMES for name in folders):
+        return ""
     if len(folders) > 1:
+        names = [name or "its root" for name in folders]
         raise DatasetError(
-            f"{address} has the configurations {', '.join(folders)}: add the one that you want, "
+            f"{address} has the configurations {', '.join(names)}: add the one that you want, "
             f"such as {address.rstrip('/')}/{next(filter(None, folders))}"
         )
     return folders[0]

@@ -148,10 +148,13 @@ def split_of(path: str) -> str | None:
     return SPLIT_NAMES[names[-1]] if names else None
 
 
-def split_by_file_name(images: pa.Table) -> pa.Table:
-    """Set the splits from the archives' names, as train-00000.parquet, if all have one."""
-    names = [split_of(path.partition("#")[0]) for path in column_values(images, "path")]
-    return replace_column(images, "split", pa.array(names, pa.string())) if all(names) else images
+def split_by_file_name(entries: pa.Table) -> pa.Table:
+    """Set the splits from the archives' names, as train-00000.parquet, if all images have one."""
+    names = [split_of(path.partition("#")[0]) for path in column_values(entries, "path")]
+    is_image = entries["set_aside"].is_null().to_pylist()
+    if not all(name for name, image in zip(names, is_image, strict=True) if image):
+        return entries
+    return replace_column(entries, "split", pa.array(names, pa.string()))
 
 
 def normalize_splits(values: Sequence[str | None], source: str) -> pa.Array:

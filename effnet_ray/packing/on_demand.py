@@ -9,13 +9,14 @@ began with. Folders that no run needs any more may be deleted.
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
-from effnet_ray.errors import DatasetError
+from effnet_ray.errors import DatasetError, InputError
 from effnet_ray.packing import hub, sources, tables
 from effnet_ray.packing.hub import HubDataset
 from effnet_ray.packing.listing import WORK_FOLDER, Map, is_hidden
@@ -30,6 +31,8 @@ SOURCE = "source.json"
 FORMAT = 1
 """Part of the key: a later version whose packing differs counts on."""
 KEY_DIGITS = 16
+FLAGS = [f"--{field.name.replace('_', '-')}" for field in fields(Packing)]
+"""The flags of `pack` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,35 @@ class PackedSource:
             return f"{self.source}: {len(self.on_hub.files):,} files to fetch"
         if sources.has_archives(self.source):
             return f"{self.source}: archives, which are read when they are packed"
-        listing = sources.list_images(self.source, Packing(), self.uri, map)
+        with self._naming_pack():
+            listing = sources.list_images(self.source, Packing(), self.uri, map)
         images, classes = len(listing.images), len(listing.classes)
         return f"{self.source}: {images:,} images of {classes:,} classes, not packed yet"
 
     def make(self, on_progress: OnProgress | None = None, map_function: Map = map) -> Manifest:
-        """Pack the source, unless that is done; as `pack` with its defaults."""
+        """Pack the source, unless that is done; as `pack` with its defaults.
+
+        Several jobs may do so at once: each writes the same shards.
+        """
         record = json.dumps({"source": self.source}).encode()
         storage.write_bytes(storage.join(self.uri, SOURCE), record)
         source = self.on_hub.download() if self.on_hub else self.source
         try:
-            return pack(source, self.uri, on_progress=on_progress, map_function=map_function)
+            with self._naming_pack():
+                return pack(source, self.uri, on_progress=on_progress, map_function=map_function)
+        except InputError:
+            if not self.is_ready:
+                raise
+            # Another job was done first, and has deleted the files that both needed.
+            return manifests.load(self.uri)
+
+    @contextmanager
+    def _naming_pack(self) -> Iterator[None]:
+        """Add the command of `pack` to an error that advises one of its flags."""
+        try:
+            yield
         except DatasetError as error:
-            if "--" not in str(error):
+            if not any(flag in str(error) for flag in FLAGS):
                 raise
             raise DatasetError(
                 f"{error}. These are flags of pack: effnet-ray pack --source {self.source} --out "
@@ -77,7 +96,7 @@ def is_source(data: str) -> bool:
     if hub.is_on_hub(data):
         return True
     data = storage.absolute(data)
-    is_manifest = data.rpartition("/")[2].startswith("manifest.")
+    is_manifest = data.endswith(f"/{manifests.NAME}")
     names = (manifests.NAME, f"{WORK_FOLDER}/{STARTED}")
     packed = is_manifest or any(storage.exists(storage.join(data, name)) for name in names)
     return not packed and storage.exists(data)

@@ -75,6 +75,7 @@ def pack(
     made_from = _made_from(source, listing, packing)
     existing = _load_existing(out, made_from)
     if existing:
+        storage.delete(storage.join(out, WORK_FOLDER))  # the listing of archives may have used it
         return existing
     split = _assign_splits(listing, packing, source)
     _prepare_folder(out, made_from)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,7 +25,7 @@ from effnet_ray.data.classes import LABEL, task_of
 from effnet_ray.data.decode import decode, describe_range, encode_jpeg
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
-from effnet_ray.packing.duplicates import phash
+from effnet_ray.packing.duplicates import hash_small, small_grey
 from effnet_ray.packing.sources import read_image
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.schema import from_dict
@@ -54,8 +55,8 @@ RECORD_SCHEMA = pa.schema(
     }
 )
 """The record of every source image of a shard. `reason` says why an image was not packed and is
-empty otherwise; `label` is a list in a multilabel data set; `brightness` the mean value
-of a 64th of the pixels; `value_range` as `describe_range`."""
+empty otherwise; `label` is a list in a multilabel data set; `brightness` the mean of
+its grey values; `value_range` as `describe_range`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +182,21 @@ def _prefetch(
 def _read_image(row: dict[str, Any], max_side: int | None) -> Image:
     """Read, decode and, if it is too large, downscale one image."""
     data = read_image(row["file"], row["offset"], row["bytes"])
-    record = {"id": row["id"], "label": row["label"], "path": row["path"]}
-    record |= {"digest": hashlib.sha256(data).hexdigest(), "phash": 0, "width": 0, "height": 0}
-    record |= {"brightness": 0, "value_range": ""}
+    record = {"id": row["id"], "label": row["label"], "path": row["path"], "reason": ""}
+    record |= {"digest": hashlib.sha256(data).hexdigest(), "bytes": len(data), "value_range": ""}
+    record |= dict.fromkeys(("phash", "brightness", "width", "height"), 0)
     try:
         pixels = decode(data)
         record["value_range"] = describe_range(data)
     except ImageError as error:
-        return Image(row, data, {**record, "bytes": len(data), "reason": str(error)})
+        return Image(row, data, {**record, "reason": str(error)})
     if max_side and max(pixels.shape[:2]) > max_side:
         data = encode_jpeg(pixels, max_side)
-        record["digest"] = hashlib.sha256(data).hexdigest()
+        record |= {"digest": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     height, width = pixels.shape[:2]
-    record |= {"phash": phash(pixels), "width": width, "height": height}
-    record["brightness"] = round(float(pixels[::8, ::8].mean()))
-    return Image(row, data, {**record, "bytes": len(data), "reason": ""})
+    grey = small_grey(pixels)
+    measured = {"phash": hash_small(grey), "brightness": round(cv2.mean(grey)[0])}
+    return Image(row, data, {**record, **measured, "width": width, "height": height})
 
 
 def _readable(images: Iterable[Image], records: list[dict[str, Any]]) -> Iterator[Image]:
@@ -257,15 +258,13 @@ def _shard_schema(classes: Sequence[str], label_type: pa.DataType) -> pa.Schema:
 
 
 def _to_table(images: Sequence[Image], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "id": image.row["id"],
-                "image": {"bytes": image.data, "path": image.row["path"]},
-                "label": image.row["label"],
-                "digest": image.record["digest"],
-            }
-            for image in images
-        ],
-        schema=schema,
-    )
+    rows = [image.row for image in images]
+    data = pa.array([image.data for image in images], pa.binary())
+    paths = pa.array([row["path"] for row in rows], pa.string())
+    columns = {
+        "id": pa.array([row["id"] for row in rows], pa.int64()),
+        "image": pa.StructArray.from_arrays([data, paths], ["bytes", "path"]),
+        "label": pa.array([row["label"] for row in rows], schema.field("label").type),
+        "digest": pa.array([image.record["digest"] for image in images], pa.string()),
+    }
+    return pa.table(columns, schema=schema)

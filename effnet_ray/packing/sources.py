@@ -8,6 +8,7 @@
 Only archives are read for the listing; of images in files of their own the size is enough.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
     _refuse_undecodable_names(source, entries)
     if not entries and not storage.exists(source):
         raise DatasetError(f"source {source} does not exist: check the path")
-    if manifests.NAME in entries and "listing" in manifests.load(source).made_from:
+    if manifests.NAME in entries and _is_packed(source):
         raise DatasetError(f"{source} is packed already: pass it as --data")
     sizes = {
         path: entry.size
@@ -125,6 +126,14 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
     return index._replace(entries=pa.concat_tables([index.entries, beside]))
 
 
+def _is_packed(source: str) -> bool:
+    """Whether the folder's manifest.json is one of a packed data set, not another program's."""
+    try:
+        return "listing" in manifests.load(source).made_from
+    except DatasetError:
+        return False
+
+
 def _refuse_undecodable_names(source: str, paths: Iterable[str]) -> None:
     """Raise DatasetError for a name that is not UTF-8: manifests and reports could not hold it."""
     for path in paths:
@@ -136,7 +145,8 @@ def _refuse_undecodable_names(source: str, paths: Iterable[str]) -> None:
 
 def _set_aside_beside(source: str, in_archives: Mapping[str, int], paths: Set[str]) -> pa.Table:
     """Index the files beside archives. Raises DatasetError for images in folders among them."""
-    image = min((p for p in paths if "/" in p and p.lower().endswith(IMAGE_SUFFIXES)), default="")
+    images = (p for p in paths if "/" in p and p.lower().endswith(IMAGE_SUFFIXES))
+    image = min(itertools.filterfalse(is_hidden, images), default="")
     if image:
         raise DatasetError(
             f"{source} has the archive {min(in_archives)} and, beside archives, images in folders "

@@ -15,7 +15,7 @@ from effnet_ray import storage
 from effnet_ray.data.image_files import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text, set_aside_sample
-from effnet_ray.packing.listing import HIDDEN, suffix_of
+from effnet_ray.packing.listing import HIDDEN, is_hidden, suffix_of
 
 Mode = Literal["r|", "r|gz"]
 """tarfile's mode of a plain or a compressed tar, read as a stream."""
@@ -88,9 +88,10 @@ def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
                 stem, _, suffix = name.partition(".")
                 if info.isdir():
                     continue
-                reason = "" if info.isfile() else "a link or a special file"
-                if not stem or reason:
-                    yield _Member(info.name, "", 0, None, reason or HIDDEN)
+                hidden = is_hidden(info.name.removeprefix("./"))
+                if hidden or not info.isfile():
+                    reason = HIDDEN if hidden else "a link or a special file"
+                    yield _Member(info.name, "", 0, None, reason)
                     continue
                 suffix = suffix.lower()
                 data: Any = None

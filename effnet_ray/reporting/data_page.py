@@ -56,7 +56,9 @@ class Duplicates(NamedTuple):
     """Rows of the index: pairs of images, and how far they are apart."""
 
     conflicts: list[tuple[int, int, int]]
-    """Of different labels."""
+    """Identical, of different labels."""
+    similar: list[tuple[int, int, int]]
+    """Nearly identical, of different labels."""
     leaks: list[tuple[int, int, int]]
     """Nearly identical, of one label, in different splits."""
     same: list[tuple[int, int, int]]
@@ -173,12 +175,12 @@ def _find_duplicates(index: pa.Table, data: str) -> Duplicates:
     kinds = defaultdict[str, list[tuple[int, int, int]]](list)
     for pair in table.to_pylist():
         if pair["label"] != pair["other_label"]:
-            kind = "conflicts"
+            kind = "similar" if pair["distance"] else "conflicts"
         else:
             kind = "leaks" if pair["distance"] and pair["split"] != pair["other_split"] else "same"
         if len(kinds[kind]) < MAX_PAIRS and {pair["path"], pair["other_path"]} <= rows.keys():
             kinds[kind].append((rows[pair["path"]], rows[pair["other_path"]], pair["distance"]))
-    return Duplicates(kinds["conflicts"], kinds["leaks"], kinds["same"])
+    return Duplicates(*(kinds[name] for name in Duplicates._fields))
 
 
 def _quarantined(data: str) -> list[tuple[str, str]]:

@@ -9,12 +9,11 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from effnet_ray.errors import (
     AlreadyExistsError,
@@ -25,6 +24,7 @@ from effnet_ray.errors import (
     one_line,
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
+from effnet_ray.storage.local_listing import list_files
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -133,39 +133,8 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
     that the path to it goes through. Raises StorageError for a link to nothing, unless it is
     hidden: editors' locks are such links.
     """
-    root = Path(uri)
-    result = {}
-
-    def on_error(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
     with errors(uri, "list"):
-        for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=follow_links):
-            if follow_links:
-                subfolders[:] = [s for s in subfolders if not _is_loop(Path(folder, s), root)]
-            for path in (Path(folder, name) for name in names):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    if follow_links and path.is_symlink() and not path.name.startswith("."):
-                        raise StorageError(
-                            f"{path} is a link to {path.readlink()}, which does not exist: "
-                            "restore it, or delete the link"
-                        ) from None
-                    continue
-                if stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-                    entry = Entry(status.st_size, status.st_mtime)
-                    result[path.relative_to(root).as_posix()] = entry
-    return result
-
-
-def _is_loop(folder: Path, root: Path) -> bool:
-    """Whether it is a symbolic link to a folder that the path from `root` goes through."""
-    if not folder.is_symlink():
-        return False
-    target, parents = folder.resolve(), folder.relative_to(root).parents
-    return any((root / parent).resolve().is_relative_to(target) for parent in parents)
+        return list_files(uri, follow_links=follow_links)
 
 
 def folders(uri: str) -> list[str]:
@@ -180,9 +149,15 @@ def delete(uri: str) -> None:
     with errors(uri, "delete"):
         path = Path(uri)
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_raise_unless_gone)
         else:
             path.unlink(missing_ok=True)
+
+
+def _raise_unless_gone(function: Any, path: str, error: Any) -> None:
+    """Ignore what another process deletes at the same time."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def delete_files(uris: Sequence[str]) -> None:
