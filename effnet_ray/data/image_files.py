@@ -50,15 +50,20 @@ READERS = 32
 """Files whose first bytes are read at a time; reading is mostly waiting for storage."""
 
 
-def find_image_files(folder: str, sizes: Mapping[str, int]) -> set[str]:
-    """The files that are images; `sizes` are bytes by path below the folder.
+def find_image_files(folder: str, paths: Iterable[str], sizes: Mapping[str, int]) -> set[str]:
+    """Those of the files that are images; `sizes` are bytes by path below the folder.
 
     A file with an image's suffix is one, even if it is damaged. Of any other the first bytes
     decide, so that an image named `IMG_1` or `cat.jpg.1` is not overlooked. Raises StorageError.
     """
-    named = {path for path in sizes if path.lower().endswith(IMAGE_SUFFIXES)}
-    others = [path for path in sizes if path not in named and sizes[path] >= SIGNATURE_BYTES]
-    return named | set(_with_signature(folder, others))
+    images, others = set[str](), list[str]()
+    for path in paths:
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            images.add(path)
+        elif sizes[path] >= SIGNATURE_BYTES:
+            others.append(path)
+    images.update(_with_signature(folder, others))
+    return images
 
 
 def _with_signature(folder: str, paths: list[str]) -> Iterable[str]:

@@ -109,7 +109,7 @@ def find_images(uri: str, split: str = "") -> ImageSource:
     if split:
         raise DatasetError(f"--split needs a packed data set, but {uri} is not one: omit --split")
     folder, sizes = _list_files(uri)
-    images = find_image_files(folder, sizes)
+    images = find_image_files(folder, sizes, sizes)
     image_files = [(path, size) for path, size in sizes.items() if path in images]
     units = [
         unit

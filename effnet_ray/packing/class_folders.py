@@ -34,23 +34,27 @@ def index_class_folders(
     `columns.allow_empty_classes`).
     """
     _refuse_table_flags(columns, source)
-    visible = {path: size for path, size in sizes.items() if not is_hidden(path)}
-    images = find_image_files(source, visible)
+    visible = [path for path in sizes if not is_hidden(path)]
+    images = find_image_files(source, visible, sizes)
     paths = [path for path in visible if path in images and "/" in path]
     _refuse_without_class_folders(source, len(visible), len(images), paths)
-    parts = [path.split("/") for path in paths]
+    # A source has millions of files, but few folders: those tell all about its structure.
+    folders = sorted({path.rpartition("/")[0] for path in paths})
+    parts = [folder.split("/") for folder in folders]
     _refuse_one_level_too_high(source, parts)
-    by_split = all(p[0].lower() in SPLIT_NAMES for p in parts)
+    by_split = all(names[0].lower() in SPLIT_NAMES for names in parts)
     if not by_split:
         _refuse_folders_beside_splits(source, parts)
     _refuse_loose_images(source, images, by_split=by_split)
+    label = {folder: names[by_split] for folder, names in zip(folders, parts, strict=True)}
+    split = {folder: names[0] for folder, names in zip(folders, parts, strict=True)}
     index = make_index(
         {
             "path": paths,
             "file": [storage.join(source, path) for path in paths],
             "bytes": [sizes[path] for path in paths],
-            "label": [p[1 if by_split else 0] for p in parts],
-            "split": [p[0] for p in parts] if by_split else None,
+            "label": [label[path.rpartition("/")[0]] for path in paths],
+            "split": [split[path.rpartition("/")[0]] for path in paths] if by_split else None,
         }
     )
     reasons = {path: _reason(path) for path in sizes if path not in images}
@@ -98,10 +102,13 @@ def _refuse_without_class_folders(
 
 
 def _refuse_one_level_too_high(source: str, parts: Sequence[Sequence[str]]) -> None:
-    """Raise DatasetError if the class folders or splits are all in one folder."""
+    """Raise DatasetError if the class folders or splits are all in one folder.
+
+    `parts` are the names in the path of each folder that has images; so in what follows.
+    """
     common = list[str]()
     while len({names[len(common)] for names in parts}) == 1 and (
-        min(map(len, parts)) > len(common) + 2 and parts[0][len(common)].lower() not in SPLIT_NAMES
+        min(map(len, parts)) > len(common) + 1 and parts[0][len(common)].lower() not in SPLIT_NAMES
     ):
         common.append(parts[0][len(common)])
     if common:
@@ -121,7 +128,7 @@ def _refuse_folders_beside_splits(source: str, parts: Sequence[Sequence[str]]) -
     depths = dict[str, int]()
     for first, *rest in parts:
         depths[first] = max(len(rest), depths.get(first, 0))
-    splits = [name for name in depths if name.lower() in SPLIT_NAMES and depths[name] > 1]
+    splits = [name for name in depths if name.lower() in SPLIT_NAMES and depths[name] > 0]
     if len(splits) > 1 or any(SPLIT_NAMES[name.lower()] == "train" for name in splits):
         other = next(name for name in depths if name.lower() not in SPLIT_NAMES)
         raise DatasetError(
@@ -154,7 +161,7 @@ def _folders_without_images(
 ) -> list[str]:
     """Folders beside the class folders without an image in them.
 
-    `parts` are those of the images' paths. Raises DatasetError for a folder without any file, if
+    Raises DatasetError for a folder without any file, if
     no other folder has images of that class: it would be one class less than the source has.
     """
     depth = 2 if all(names[0].lower() in SPLIT_NAMES for names in parts) else 1

@@ -103,17 +103,7 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
         raise DatasetError(
             f"{source} is a file: expected a folder, or a CSV, TSV or Parquet table"
         )
-    entries = storage.entries(source, hidden=True, follow_links=True)
-    _refuse_undecodable_names(source, entries)
-    if not entries and not storage.exists(source):
-        raise DatasetError(f"source {source} does not exist: check the path")
-    if manifests.NAME in entries and _is_packed(source):
-        raise DatasetError(f"{source} is packed already: pass it as --data")
-    sizes = {
-        path: entry.size
-        for path, entry in entries.items()
-        if not f"{source}/{path}".startswith(f"{out}/")
-    }
+    sizes = _list_files(source, out)
     in_archives = {
         path: size
         for path, size in sizes.items()
@@ -124,6 +114,22 @@ def _index_folder(source: str, columns: SourceColumns, out: str, map_function: M
     beside = _set_aside_beside(source, in_archives, sizes.keys() - in_archives.keys())
     index = _index_archives(source, in_archives, columns, out, map_function)
     return index._replace(entries=pa.concat_tables([index.entries, beside]))
+
+
+def _list_files(source: str, out: str) -> dict[str, int]:
+    """Bytes of every file by its path below the source; hidden ones too, but none of `out`."""
+    entries = storage.entries(source, hidden=True, follow_links=True)
+    if not entries and not storage.exists(source):
+        raise DatasetError(f"source {source} does not exist: check the path")
+    _refuse_undecodable_names(source, entries)
+    if manifests.NAME in entries and _is_packed(source):
+        raise DatasetError(f"{source} is packed already: pass it as --data")
+    inside = f"{out}/"
+    return {
+        path: entry.size
+        for path, entry in entries.items()
+        if not f"{source}/{path}".startswith(inside)
+    }
 
 
 def _is_packed(source: str) -> bool:
