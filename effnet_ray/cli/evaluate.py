@@ -42,6 +42,9 @@ class Evaluate(ReleaseFlags):
     report: str = ""
     """FILE.html, a path or an s3:// URI: write a self-contained report there with curves, the
     confusion matrix, calibration and mistakes."""
+    corrections: str = ""
+    """FILE.csv, a path or an s3:// URI: write suspected label errors, duplicates with different
+    labels and unreadable images there, to decide and to pass to `pack --corrections`."""
     examples: int = 24
     """Maximum number of mistakes (and of suspected label errors) shown in the report."""
 
@@ -51,11 +54,13 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data(), runs=default_runs()))
     if flags.examples < 0:
         raise RecipeError(f"examples is {flags.examples}: expected 0 or more")
-    report = _report_uri(flags.report)
+    report = _output_uri(flags.report, "report", ".html")
+    corrections = _output_uri(flags.corrections, "corrections", ".csv")
     with Terminal() as terminal:
         evaluation = _evaluate(flags, terminal)
         if report:
             _write_report(evaluation, report)
+        proposed = _write_corrections(evaluation, corrections, terminal) if corrections else {}
         _print_evaluation(terminal, evaluation, report)
     metrics = evaluation.metrics
     return {
@@ -69,6 +74,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "suspected_labels": metrics.label_error_count,
         **_multilabel_json(metrics),
         **({"report": report} if report else {}),
+        **proposed,
     }
 
 
@@ -81,25 +87,36 @@ def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
     return {}
 
 
-def _report_uri(report: str) -> str:
-    """The URI to write the report to. Raises InputError if it cannot be written."""
-    if not report:
+def _output_uri(uri: str, flag: str, suffix: str) -> str:
+    """The URI to write a file to; empty for none. Raises InputError if it cannot be written."""
+    if not uri:
         return ""
     from effnet_ray import storage
     from effnet_ray.preflight.permissions import check_writable
 
-    if not report.endswith(".html"):
-        raise RecipeError(f"report is {report!r}: expected a file name such as out.html")
-    uri = storage.absolute(report)
-    no_bucket = storage.is_remote(uri) and not storage.bucket_and_key(uri)[1]  # s3://FILE.html
-    if no_bucket or Path(uri).is_dir():
-        raise RecipeError(f"report is {report!r}: expected a file, such as s3://bucket/out.html")
-    check_writable(uri.rpartition("/")[0] or "/", "the report")
-    return uri
+    if not uri.endswith(suffix):
+        raise RecipeError(f"{flag} is {uri!r}: expected a file name such as out{suffix}")
+    absolute = storage.absolute(uri)
+    no_bucket = storage.is_remote(absolute) and not storage.bucket_and_key(absolute)[1]
+    if no_bucket or Path(absolute).is_dir():  # s3://FILE has no key
+        raise RecipeError(f"{flag} is {uri!r}: expected a file, such as s3://bucket/out{suffix}")
+    check_writable(absolute.rpartition("/")[0] or "/", f"the {flag}")
+    return absolute
+
+
+def _write_corrections(
+    evaluation: "Evaluation", uri: str, terminal: Terminal
+) -> dict[str, str | int]:
+    from effnet_ray.inference.corrections import write_corrections
+
+    count = write_corrections(evaluation, uri)
+    terminal.print(f"wrote {count:,} proposed corrections to {uri}: decide, then pack with them")
+    return {"corrections": uri, "proposed": count}
 
 
 def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
     """The evaluation; the terminal shows its progress."""
+    from effnet_ray.inference.corrections import MAX_SUSPECTS
     from effnet_ray.inference.evaluate import evaluate
 
     release, connect = flags.load(), flags.connector(terminal)
@@ -109,6 +126,7 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
         flags.placement,
         split=flags.split,
         examples=flags.examples,
+        suspects=MAX_SUSPECTS if flags.corrections else 0,
         thumbnails=bool(flags.report),
         on_progress=terminal.image_progress("evaluating", "evaluated"),
         connect=connect,

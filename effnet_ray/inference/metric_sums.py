@@ -110,8 +110,11 @@ class EvalMetrics(ABC, Generic[M, E]):
     M: a mistake; E: a mistake that is a suspected label error.
     """
 
-    def __init__(self, classes: int, examples: int = 24) -> None:
-        """`examples`: how many mistakes, and how many suspected label errors, to keep."""
+    def __init__(self, classes: int, examples: int = 24, suspects: int = 0) -> None:
+        """How many mistakes, and how many suspected label errors, to keep.
+
+        `examples`: of both; `suspects`: of the latter, if more.
+        """
         self.classes = classes
         self.examples = examples
         self.processed = 0
@@ -121,7 +124,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self._calibration = Calibration()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._worst = TopK[M](examples)
-        self._candidates = TopK[M](CANDIDATES * examples)
+        self._candidates = TopK[M](max(CANDIDATES * examples, suspects))
 
     @abstractmethod
     def add(self, scored: ScoredImages) -> None:
@@ -161,17 +164,21 @@ class EvalMetrics(ABC, Generic[M, E]):
 
     @property
     def label_errors(self) -> list[E]:
-        """The suspected label errors with the largest margin, the largest first.
+        """The suspected label errors with the largest margin, at most `examples`."""
+        return self.suspects[: self.examples]
 
-        Ranked by normalized margin (Northcutt et al. 2021, §3.2), among the mistakes of the
-        largest margin: ten times as many as are returned.
+    @property
+    def suspects(self) -> list[E]:
+        """All suspected label errors among the mistakes that were kept, by margin.
+
+        Ranked by normalized margin, the largest first (Northcutt et al. 2021, §3.2).
         """
         errors = [
             error
             for mistake in self._candidates.best()
             if (error := self._as_label_error(mistake)) is not None
         ]
-        return sorted(errors, key=lambda error: (-error.margin, error.image))[: self.examples]
+        return sorted(errors, key=lambda error: (-error.margin, error.image))
 
     def _count_images(self, scored: ScoredImages) -> npt.NDArray[np.bool_]:
         """Count images as processed and record the unreadable ones; [n] whether readable."""

@@ -32,6 +32,9 @@ class SourceColumns:
     classes: str = ""
     """URI of a file with one class name per line; the first line is class 0. Default: the class
     names of the source, sorted."""
+    corrections: str = ""
+    """URI of a CSV with the columns `path` and `decision`, as `evaluate --corrections` writes it:
+    images to drop, to keep, or to give another class (relabel:CLASS)."""
     merge_similar_classes: bool = False
     """Make one class of those whose names differ in upper and lower case or in blanks only."""
     allow_empty_classes: bool = False
@@ -87,5 +90,7 @@ class Packing(SourceColumns):
                 "label-separator is empty: expected the separator between labels in a text; if "
                 "labels are lists, omit the flag"
             )
+        if self.corrections and self.in_place:
+            raise DatasetError("--in-place leaves the shards as they are: omit --corrections")
         if self.duplicates not in ("move", "refuse"):
             raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")

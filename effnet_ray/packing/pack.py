@@ -6,6 +6,7 @@ parallelism and destination. Every shard is an independent job that any machine 
 again after an interruption reuses the completed shards.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -19,6 +20,12 @@ from effnet_ray.data.manifest import SPLITS, Manifest, Shard
 from effnet_ray.data.train_labels import write_train_labels
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, hub, in_place, report, sources, splits
+from effnet_ray.packing.corrections import (
+    NAME as CORRECTIONS,
+    Corrections,
+    apply_corrections,
+    read_corrections,
+)
 from effnet_ray.packing.image_index import write_image_index
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
@@ -36,7 +43,7 @@ STARTED = "begun.json"
 
 MadeFrom = dict[str, str | int | float]
 
-WITHOUT_EFFECT = {field.name for field in fields(SourceColumns)}
+WITHOUT_EFFECT = {field.name for field in fields(SourceColumns)} - {"corrections"}
 """Options that do not change what is written, given the listing: its digest covers what the
 columns contain."""
 
@@ -72,13 +79,18 @@ def pack(
     if out == source:
         raise DatasetError(f"--out {out} is the source itself: choose another folder")
     listing = sources.list_images(source, packing, out, map_function)
-    made_from = _made_from(source, listing, packing)
+    corrected = read_corrections(packing.corrections) if packing.corrections else None
+    if corrected:
+        listing = apply_corrections(listing, corrected, packing.corrections, packing.separator)
+    made_from = _made_from(source, listing, packing, corrected)
     existing = _load_existing(out, made_from)
     if existing:
         storage.delete(storage.join(out, WORK_FOLDER))  # the listing of archives may have used it
         return existing
     split = _assign_splits(listing, packing, source)
     _prepare_folder(out, made_from)
+    if corrected:
+        storage.write_bytes(storage.join(out, CORRECTIONS), corrected.to_csv())
     writer = ShardWriter(listing, packing, out, on_progress, map_function)
     written = writer.write(splits.shuffled(split, packing.seed))
     final_split = _merge_duplicates(written, listing, split, packing, source)
@@ -89,14 +101,19 @@ def pack(
     return manifest
 
 
-def _made_from(source: str, listing: Listing, packing: Packing) -> MadeFrom:
+def _made_from(
+    source: str, listing: Listing, packing: Packing, corrected: Corrections | None
+) -> MadeFrom:
     """Return what determines the data set, for the manifest and for packing again."""
     options = {
         name: value
         for name, value in asdict(packing).items()
-        if name not in WITHOUT_EFFECT and value is not None
+        if name not in {*WITHOUT_EFFECT, "corrections"} and value is not None
     }
-    return {"source": source, "listing": listing.digest, **options}
+    made_from = {"source": source, "listing": listing.digest, **options}
+    if corrected:
+        made_from["corrections"] = hashlib.sha256(corrected.to_csv()).hexdigest()
+    return made_from
 
 
 def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
@@ -107,7 +124,8 @@ def _load_existing(out: str, made_from: MadeFrom) -> Manifest | None:
     if not storage.exists(storage.join(out, manifests.NAME)):
         return None
     existing = manifests.load(out)
-    defaults = {name: value for name, value in asdict(Packing()).items() if value is not None}
+    options = asdict(Packing()) | {"corrections": None}
+    defaults = {name: value for name, value in options.items() if value is not None}
     ours, theirs = _comparable(made_from), _comparable(defaults | existing.made_from)
     names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     if not names:

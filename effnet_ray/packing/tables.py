@@ -76,7 +76,7 @@ def _absolute(paths: Iterable[str], source: str) -> list[str]:
 
 def _read_rows(source: str) -> pa.Table:
     is_parquet = source.lower().endswith(".parquet")
-    return _read_parquet(source) if is_parquet else _read_csv(source)
+    return _read_parquet(source) if is_parquet else read_csv(source)
 
 
 def _texts(rows: pa.Table, name: str) -> list[Any]:
@@ -91,7 +91,8 @@ def _read_parquet(source: str) -> pa.Table:
     )
 
 
-def _read_csv(source: str) -> pa.Table:
+def read_csv(source: str) -> pa.Table:
+    """Read a CSV or TSV with all columns as text. Raises DatasetError if it is not one."""
     data = storage.read_bytes(source)
     parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source, data))
     try:
