@@ -1,7 +1,7 @@
 """`predict`: classify images with a release."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -10,9 +10,11 @@ from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.inference.options import PredictOptions
+from effnet_ray.schema import require
 
 if TYPE_CHECKING:
     from effnet_ray.inference.predict import PredictResult
+    from effnet_ray.release.load import LoadedRelease
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,42 @@ class Predict(ReleaseFlags):
     options: Annotated[
         tyro.conf.OmitArgPrefixes[PredictOptions], tyro.conf.arg(name="Prediction")
     ] = field(default_factory=PredictOptions)
+    review: int = 0
+    """Also write the N images to label next to OUT/_review.csv: uncertain ones of different
+    kinds. Implies --embeddings."""
 
 
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `predict`."""
     flags = parse(Predict, argv, defaults(Predict, source=tyro.MISSING, out=tyro.MISSING))
+    if flags.review:
+        from effnet_ray.inference.review import check_top
+
+        require(flags.review > 0, "review", flags.review, "1 or more images, or 0 for none")
+        check_top(flags.options.top)
+        flags = replace(flags, options=replace(flags.options, embeddings=True))
     with Terminal() as terminal:
-        result = _predict(flags, terminal)
+        release = flags.load()
+        result = _predict(flags, release, terminal)
         _print_summary(terminal, result)
-    return asdict(result)
+        reviewed = _write_review(flags, release, result.out, terminal) if flags.review else {}
+    return asdict(result) | reviewed
 
 
-def _predict(flags: Predict, terminal: Terminal) -> "PredictResult":
+def _write_review(
+    flags: Predict, release: "LoadedRelease", out: str, terminal: Terminal
+) -> dict[str, Any]:
+    """Write the images to label next; returns the fields of the JSON line."""
+    from effnet_ray.inference.review import write_review
+    from effnet_ray.recipe import MULTILABEL
+
+    multilabel = release.recipe.task == MULTILABEL
+    uri, count = write_review(out, flags.source, flags.review, multilabel=multilabel)
+    terminal.print(f"wrote {count:,} images to label next to {uri}")
+    return {"review": uri, "reviewed": count}
+
+
+def _predict(flags: Predict, release: "LoadedRelease", terminal: Terminal) -> "PredictResult":
     """The result of the prediction; the terminal shows its progress."""
     from effnet_ray import storage
     from effnet_ray.inference.predict import predict
@@ -49,7 +75,7 @@ def _predict(flags: Predict, terminal: Terminal) -> "PredictResult":
 
     check_writable(storage.absolute(flags.out), "predictions")
     return predict(
-        flags.load(),
+        release,
         flags.source,
         flags.out,
         flags.placement,
