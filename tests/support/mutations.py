@@ -230,8 +230,9 @@ LAWS_OF_RECORDS = (
         "for path in visible if path not in images}",
         "test_accounting.py::test_every_file_of_any_tree_is_accounted_for_or_the_source_is_refused"),
     Mutation(9, "A sample's second image vanishes.", "packing/webdataset.py",
-        "        elif member.is_image:\n",
-        "        elif member.is_image and False:\n",
+        "            yield set_aside_sample(member.path, f\"its sample has the image "
+        "{group.image.path}\")\n",
+        "            pass\n",
         "test_accounting.py::test_every_member_of_a_tar_is_accounted_for"),
     Mutation(10, "The head is not solved.", "train/loop.py",
         "            if phase.solved and not _has_solved_head(",
