@@ -225,7 +225,8 @@ def test_every_member_of_a_tar_is_accounted_for(more: list[tuple[int, str, str]]
         members.append((f"{number:02d}.jpg", "file", picture(number, "JPEG")))
         members.append((f"{number:02d}.cls", "file", str(number % 2).encode()))
     for index, (number, suffix, kind) in enumerate(more):
-        name = f"{20 + number}.{suffix}" if suffix else f".hidden{index}"
+        sample = number if number < 4 else 20 + number  # mostly beside an image with its label
+        name = f"{sample:02d}.{suffix}" if suffix else f".hidden{index}"
         data = json.dumps({"label": "1"}).encode() if suffix == "json" else b"0"
         members.append((name, kind, data))
     members.sort(key=lambda member: member[0].partition(".")[0])
