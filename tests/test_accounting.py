@@ -23,7 +23,8 @@ from effnet_ray.cli.pack import pack_job
 from effnet_ray.errors import DatasetError, StorageError
 from effnet_ray.packing import report
 from effnet_ray.packing.options import Packing
-from effnet_ray.packing.pack import QUARANTINE, pack
+from effnet_ray.packing.pack import pack
+from effnet_ray.packing.results import QUARANTINE
 
 
 def picture(number: int, kind: str) -> bytes:

@@ -21,7 +21,8 @@ from effnet_ray.errors import DatasetError
 from effnet_ray.packing import ray_map, report
 from effnet_ray.packing.listing import WORK_FOLDER
 from effnet_ray.packing.options import Packing
-from effnet_ray.packing.pack import DUPLICATES, QUARANTINE, pack
+from effnet_ray.packing.pack import pack
+from effnet_ray.packing.results import DUPLICATES, QUARANTINE
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from effnet_ray.data.chunks import BadImage
-from effnet_ray.packing.pack import QUARANTINE
+from effnet_ray.packing.results import QUARANTINE
 from effnet_ray.train import step_log
 
 ONE, OTHER = (

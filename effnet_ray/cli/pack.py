@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,6 +20,9 @@ MAX_CLASS_ROWS = 20
 
 MAX_NAMES = 3
 """Names of files and folders in a line; report.json has all."""
+
+if TYPE_CHECKING:
+    from effnet_ray.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = parse(Pack, argv)
     from effnet_ray import storage
     from effnet_ray.data import manifest as manifests
-    from effnet_ray.packing import report
     from effnet_ray.packing.pack import pack
 
     out = storage.absolute(flags.out)
@@ -65,21 +67,7 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
             on_progress=terminal.packing_progress,
             map_function=map_function,
         )
-        counted = sum(manifest.images.values()) + manifest.quarantined
-        if flags.packing.in_place:
-            terminal.print(f"wrote {manifest_uri}; the shards are unchanged")
-            accounted: dict[str, Any] = {"seen": counted, "set_aside": 0, "report": None}
-        else:
-            built = report.load(out)
-            command = f"effnet-ray finetune --data {out} --variant b0"
-            page = ensure_page(out, terminal)
-            print_data_set(terminal, manifest, built, out, page=page, next_command=command)
-            accounted = {
-                "seen": built.seen or counted,  # 0: a report of an earlier version
-                "set_aside": len(built.set_aside),
-                "report": storage.join(out, report.NAME),
-                "page": page or None,
-            }
+        accounted = _report(terminal, manifest, out, in_place=flags.packing.in_place)
     return {
         "manifest": manifest_uri,
         "fingerprint": manifest.fingerprint,
@@ -87,4 +75,26 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
         "classes": list(manifest.classes),
         "quarantined": manifest.quarantined,
         **accounted,
+    }
+
+
+def _report(
+    terminal: Terminal, manifest: "Manifest", out: str, *, in_place: bool
+) -> dict[str, Any]:
+    """Print what was packed; returns how every entry of the source is accounted for."""
+    from effnet_ray import storage
+    from effnet_ray.packing import report
+
+    counted = sum(manifest.images.values()) + manifest.quarantined
+    if in_place:
+        terminal.print(f"wrote a manifest to {out}; the shards are unchanged")
+        return {"seen": counted, "set_aside": 0, "report": None}
+    built, page = report.load(out), ensure_page(out, terminal)
+    command = f"effnet-ray finetune --data {out} --variant b0"
+    print_data_set(terminal, manifest, built, out, page=page, next_command=command)
+    return {
+        "seen": built.seen or counted,  # 0: a report of an earlier version
+        "set_aside": len(built.set_aside),
+        "report": storage.join(out, report.NAME),
+        "page": page or None,
     }

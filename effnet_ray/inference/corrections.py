@@ -17,7 +17,7 @@ from effnet_ray.inference.multiclass import MulticlassMistake
 from effnet_ray.inference.multilabel import LabelError
 from effnet_ray.packing.corrections import COLUMNS
 from effnet_ray.packing.options import SourceColumns
-from effnet_ray.packing.pack import DUPLICATES, QUARANTINE
+from effnet_ray.packing.results import DUPLICATES, QUARANTINE
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 

@@ -12,36 +12,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 import numpy as np
-import pyarrow as pa
 
 from effnet_ray import storage
-from effnet_ray.data import classes, manifest as manifests
-from effnet_ray.data.manifest import SPLITS, Manifest, Shard
-from effnet_ray.data.train_labels import write_train_labels
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import duplicates, hub, in_place, report, sources, splits
+from effnet_ray.packing import hub, in_place, report, sources, splits
 from effnet_ray.packing.corrections import (
     NAME as CORRECTIONS,
     Corrections,
     apply_corrections,
     read_corrections,
 )
-from effnet_ray.packing.image_index import write_image_index
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
 from effnet_ray.packing.options import Packing, SourceColumns
+from effnet_ray.packing.results import MadeFrom, all_records, write_results
 from effnet_ray.packing.shard_jobs import OnProgress, ShardWriter
 from effnet_ray.packing.shards import WrittenShard
 from effnet_ray.packing.splits import Ints
 from effnet_ray.recipe import MULTILABEL
-from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
-QUARANTINE = "quarantine.parquet"
-DUPLICATES = "duplicates.parquet"
 STARTED = "begun.json"
 """In the work folder: what the shards beside it are made from."""
-
-MadeFrom = dict[str, str | int | float]
 
 WITHOUT_EFFECT = {field.name for field in fields(SourceColumns)} - {"corrections"}
 """Options that do not change what is written, given the listing: its digest covers what the
@@ -67,21 +60,12 @@ def pack(
     used.
     """
     packing = packing or Packing()
-    if hub.is_on_hub(source):
-        source = hub.find(source).download()
-    source, out = storage.absolute(source), storage.absolute(out)
+    source = hub.find(source).download() if hub.is_on_hub(source) else storage.absolute(source)
+    out = storage.absolute(out)
+    _check_out(source, out, packing)
     if packing.in_place:
-        if out != source:
-            raise DatasetError(
-                f"--in-place writes the manifest beside the existing shards: pass --out {source}"
-            )
         return in_place.write_manifest(source, packing, map_function)
-    if out == source:
-        raise DatasetError(f"--out {out} is the source itself: choose another folder")
-    listing = sources.list_images(source, packing, out, map_function)
-    corrected = read_corrections(packing.corrections) if packing.corrections else None
-    if corrected:
-        listing = apply_corrections(listing, corrected, packing.corrections, packing.separator)
+    listing, corrected = _list(source, packing, out, map_function)
     made_from = _made_from(source, listing, packing, corrected)
     existing = _load_existing(out, made_from)
     if existing:
@@ -96,9 +80,31 @@ def pack(
     final_split = _merge_duplicates(written, listing, split, packing, source)
     if (final_split != split).any():
         written = writer.rewrite(split, final_split)
-    manifest = _write_results(listing, written, split, final_split, packing, made_from, out)
+    manifest = write_results(listing, written, split, final_split, packing, made_from, out)
     storage.delete(storage.join(out, WORK_FOLDER))
     return manifest
+
+
+def _check_out(source: str, out: str, packing: Packing) -> None:
+    """Raise DatasetError for a data set that would be written into the wrong folder."""
+    if packing.in_place and out != source:
+        raise DatasetError(
+            f"--in-place writes the manifest beside the existing shards: pass --out {source}"
+        )
+    if not packing.in_place and out == source:
+        raise DatasetError(f"--out {out} is the source itself: choose another folder")
+
+
+def _list(
+    source: str, packing: Packing, out: str, map_function: Map
+) -> tuple[Listing, Corrections | None]:
+    """The listing of the source, and the corrections that were applied to it, if any."""
+    listing = sources.list_images(source, packing, out, map_function)
+    if not packing.corrections:
+        return listing, None
+    corrections = read_corrections(packing.corrections)
+    uri, separator = packing.corrections, packing.separator
+    return apply_corrections(listing, corrections, uri, separator), corrections
 
 
 def _made_from(
@@ -205,11 +211,6 @@ def _refuse_untrained_classes(
         )
 
 
-def _all_records(written: dict[str, WrittenShard]) -> pa.Table:
-    """Return the records of all images, by id."""
-    return pa.concat_tables([shard.records for shard in written.values()]).sort_by("id")
-
-
 def _merge_duplicates(
     written: dict[str, WrittenShard], listing: Listing, split: Ints, packing: Packing, source: str
 ) -> Ints:
@@ -218,7 +219,7 @@ def _merge_duplicates(
     Raises DatasetError if images would move and `packing.duplicates` is `refuse`, or if a split
     would be empty.
     """
-    records = _all_records(written)
+    records = all_records(written)
     # An unreadable image (mostly an empty file) is no duplicate of another.
     pairs = zip(column_values(records, "digest"), column_values(records, "reason"), strict=True)
     digests = splits.factorize([None if reason else digest for digest, reason in pairs])
@@ -248,89 +249,3 @@ def _check_moves(
             f"every {emptied[0]} image of {source} has an identical one in another split: remove "
             "the duplicates, or add other images"
         )
-
-
-def _write_results(
-    listing: Listing,
-    written: dict[str, WrittenShard],
-    before: Ints,
-    split: Ints,
-    packing: Packing,
-    made_from: MadeFrom,
-    out: str,
-) -> Manifest:
-    """Write the quarantine, the duplicates, the report and, last, the manifest.
-
-    Raises DatasetError for a class of which no train image can be read.
-    """
-    records = _all_records(written)
-    reasons = column_values(records, "reason")
-    unreadable = records.take(np.flatnonzero([bool(reason) for reason in reasons]))
-    quarantine = unreadable.select(["path", "reason", "digest"])
-    parquet.write_table(storage.join(out, QUARANTINE), quarantine)
-    pairs = duplicates.duplicates_table(records, split, listing.classes)
-    parquet.write_table(storage.join(out, DUPLICATES), pairs)
-    task = classes.task_of(listing.images.schema.field("label").type)
-    manifest = Manifest(
-        classes=listing.classes,
-        splits=_group_by_split(written),
-        quarantined=len(unreadable),
-        task=task,
-        labels_sha256="" if task == MULTILABEL else _write_labels(listing, written, out),
-        made_from=made_from,
-    )
-    moved = int((before != split).sum())
-    built = report.build_report(manifest, records, split, pairs, moved, listing)
-    report.write(built, out)
-    _refuse_unreadable_classes(listing, split, built, packing, out)
-    write_image_index(written, out)
-    manifests.write(manifest, out)
-    return manifest
-
-
-def _refuse_unreadable_classes(
-    listing: Listing, split: Ints, built: report.Report, packing: Packing, out: str
-) -> None:
-    """Raise DatasetError for a class whose train images are all in quarantine.
-
-    Such classes can be allowed, but not if no other class can be trained.
-    """
-    image, label = report.flat_labels(listing.images)
-    listed = {*label[split[image] == SPLITS.index("train")].tolist()}
-    readable = built.images.get("train", [0] * len(listing.classes))
-    if packing.allow_empty_classes and any(readable):
-        return
-    lost = [name for k, name in enumerate(listing.classes) if k in listed and not readable[k]]
-    advice = ", or run again with --allow-empty-classes" if any(readable) else ""
-    if lost:
-        raise DatasetError(
-            f"no train image of class {lost[0]!r} can be read "
-            f"({storage.join(out, QUARANTINE)} has the reasons): repair them{advice}"
-        )
-
-
-def _write_labels(listing: Listing, written: dict[str, WrittenShard], out: str) -> str:
-    """Write the labels of the train images, in the order of the shards; returns the SHA-256."""
-    shards = [result.records for path, result in written.items() if path.startswith("train/")]
-    labels = [
-        label
-        for records in shards
-        for label, reason in zip(
-            column_values(records, "label"), column_values(records, "reason"), strict=True
-        )
-        if not reason
-    ]
-    return write_train_labels(labels, len(listing.classes), out)
-
-
-def _group_by_split(written: dict[str, WrittenShard]) -> dict[str, tuple[Shard, ...]]:
-    """Return the shards of each split; no empty shard or split."""
-    shards_of = {
-        name: tuple(
-            result.shard
-            for path, result in written.items()
-            if path.startswith(f"{name}/") and result.shard.rows
-        )
-        for name in SPLITS
-    }
-    return {name: shards for name, shards in shards_of.items() if shards}

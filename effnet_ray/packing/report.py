@@ -74,19 +74,12 @@ def build_report(
     """Return the report of all images' records; `pairs` is the table of duplicates."""
     readable = np.asarray([not reason for reason in column_values(records, "reason")], bool)
     packed = records.take(np.flatnonzero(readable))
-    image, label = flat_labels(packed)
-    size = packed["bytes"].to_numpy()[image]
-    label_split = split[readable][image]
-    classes = len(manifest.classes)
-    images, sizes = {}, {}
-    for name in manifest.splits:
-        inside = label_split == SPLITS.index(name)
-        images[name] = np.bincount(label[inside], minlength=classes).tolist()
-        sizes[name] = np.bincount(label[inside], size[inside], classes).astype(int).tolist()
+    images, sizes = _per_class(packed, split[readable], manifest)
     exact = np.asarray(column_values(pairs, "distance"), np.int64) == 0
     labels_differ = np.asarray(pairs["label"]) != np.asarray(pairs["other_label"])
     splits_differ = np.asarray(pairs["split"]) != np.asarray(pairs["other_split"])
     digests = Counter(column_values(packed, "digest"))
+    train = images.get("train", [0] * len(manifest.classes))
     return Report(
         images=images,
         bytes=sizes,
@@ -99,9 +92,7 @@ def build_report(
         contradictions=int((exact & labels_differ).sum()),
         tiny={
             name: count
-            for name, count in zip(
-                manifest.classes, images.get("train", [0] * classes), strict=True
-            )
+            for name, count in zip(manifest.classes, train, strict=True)
             if count < TINY
         },
         seen=listing.seen,
@@ -110,6 +101,21 @@ def build_report(
         value_ranges=_count(packed, "value_range"),
         notes=listing.notes,
     )
+
+
+def _per_class(
+    packed: pa.Table, split: npt.NDArray[np.int64], manifest: Manifest
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Images and bytes of every class in each split; `split` is every packed image's."""
+    image, label = flat_labels(packed)
+    size, label_split = packed["bytes"].to_numpy()[image], split[image]
+    classes = len(manifest.classes)
+    images, sizes = {}, {}
+    for name in manifest.splits:
+        inside = label_split == SPLITS.index(name)
+        images[name] = np.bincount(label[inside], minlength=classes).tolist()
+        sizes[name] = np.bincount(label[inside], size[inside], classes).astype(int).tolist()
+    return images, sizes
 
 
 def _count(records: pa.Table, name: str) -> dict[str, int]:
