@@ -1,6 +1,9 @@
 """A mistake in the flags is one sentence on stderr and exit code 2, before Ray starts."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,3 +219,16 @@ def test_pack_prints_one_json_line(
         "report": f"{out}/report.json",
         "page": f"{out}/report.html",
     }
+
+
+@pytest.mark.parametrize("job", ["finetune", "models"])
+def test_help_prints_in_any_locale(job: str) -> None:
+    program = "import sys; from effnet_ray.cli.main import run; sys.exit(run())"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, job, "--help"],
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and b"usage" in done.stdout and not done.stderr

@@ -3,6 +3,7 @@
 The result is JSON on stdout; errors are sentences on stderr.
 """
 
+import io
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ TO_STDOUT = {"-h", "--help", "--tyro-print-completion", "--tyro-write-completion
 
 def run() -> int:
     """Run `effnet-ray JOB FLAGS…`, which is the same as `python jobs/JOB.py FLAGS…`."""
+    _print_in_any_locale()
     arguments = sys.argv[1:]
     if arguments and arguments[0] in JOBS:
         name = arguments[0]
@@ -55,6 +57,7 @@ def load_job(name: str) -> Job:
 
 def main(job: Job, argv: Sequence[str] | None = None) -> int:
     """Run a job and return its exit code. The last line of stdout is its result as JSON."""
+    _print_in_any_locale()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # The hub's client warns about each retry; our error message is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -75,6 +78,13 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
         return 130
     print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
     return 1 if result.get("ok") is False else 0
+
+
+def _print_in_any_locale() -> None:
+    """Print ? for characters that the terminal's encoding lacks, as with LANG=C, not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test has put in its place
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
