@@ -144,7 +144,7 @@ def evaluated(data: str, tmp_path: Path, wrong: set[str]) -> Evaluation:
     label = np.asarray([manifest.classes.index(names[path]) for path in paths])
     seen = np.asarray([(k + (path in wrong)) % 3 for k, path in zip(label, paths, strict=True)])
     logits = np.eye(3)[seen] * np.linspace(6, 9, len(paths))[:, None]
-    metrics = MulticlassMetrics(3, examples=2, suspects=100)
+    metrics = MulticlassMetrics(3, examples=2, mistakes=100)
     nothing = np.asarray([""] * len(paths), object)
     columns: dict[str, Any] = {"image": np.arange(len(paths)), "error": nothing}
     columns |= {"path": np.asarray(paths, object), "thumbnail": nothing}
@@ -168,7 +168,8 @@ def test_errors_duplicates_and_unreadable_images_are_proposed_and_can_be_applied
     assert rows["roof/bad.jpg"].reason.startswith("cannot be read")
     pair = rows["garden/copy.jpg"], rows["roof/1.jpg"]
     assert [(row.label, row.suggested) for row in pair] == [("garden", "roof"), ("roof", "garden")]
-    assert all(row.reason.startswith("identical to") for row in pair)
+    assert all(row.reason.startswith("identical to") and row.confidence == 0.5 for row in pair)
+    assert propose(evaluation)[0].path == "roof/bad.jpg"
     uri = str(tmp_path / "proposed.csv")
     assert write_corrections(evaluation, uri) == len(propose(evaluation))
     text = Path(uri).read_text()

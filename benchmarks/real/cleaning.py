@@ -22,7 +22,7 @@ from pathlib import Path
 import tyro
 
 from effnet_ray import ModelStore, Packing, Placement, Recipe, finetune, pack
-from effnet_ray.inference.corrections import MAX_SUSPECTS, write_corrections
+from effnet_ray.inference.corrections import MAX_MISTAKES, write_corrections
 from effnet_ray.inference.evaluate import evaluate
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import load_release
@@ -113,7 +113,7 @@ def main(options: Options) -> None:
         str(options.out / "packed/errors"),
         Placement(workers="2"),
         split="train",
-        suspects=MAX_SUSPECTS,
+        mistakes=MAX_MISTAKES,
     )
     proposed = options.out / "proposed.csv"
     count = write_corrections(evaluation, str(proposed))

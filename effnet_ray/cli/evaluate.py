@@ -43,8 +43,8 @@ class Evaluate(ReleaseFlags):
     """FILE.html, a path or an s3:// URI: write a self-contained report there with curves, the
     confusion matrix, calibration and mistakes."""
     corrections: str = ""
-    """FILE.csv, a path or an s3:// URI: write suspected label errors, duplicates with different
-    labels and unreadable images there, to decide and to pass to `pack --corrections`."""
+    """FILE.csv, a path or an s3:// URI: write mistakes, which may be label errors, duplicates with
+    different labels and unreadable images there, to decide and to pass to `pack --corrections`."""
     examples: int = 24
     """Maximum number of mistakes (and of suspected label errors) shown in the report."""
 
@@ -116,7 +116,7 @@ def _write_corrections(
 
 def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
     """The evaluation; the terminal shows its progress."""
-    from effnet_ray.inference.corrections import MAX_SUSPECTS
+    from effnet_ray.inference.corrections import MAX_MISTAKES
     from effnet_ray.inference.evaluate import evaluate
 
     release, connect = flags.load(), flags.connector(terminal)
@@ -126,7 +126,7 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
         flags.placement,
         split=flags.split,
         examples=flags.examples,
-        suspects=MAX_SUSPECTS if flags.corrections else 0,
+        mistakes=MAX_MISTAKES if flags.corrections else 0,
         thumbnails=bool(flags.report),
         on_progress=terminal.image_progress("evaluating", "evaluated"),
         connect=connect,

@@ -1,10 +1,13 @@
 """Proposes corrections of a data set: `evaluate --corrections`, applied by `pack --corrections`.
 
-Rows are suspected label errors of the evaluated split, pairs of identical or nearly identical
-images with different labels, and images that cannot be read, the most certain first.
+Rows are images of the evaluated split whose label the model contradicts, pairs of identical or
+nearly identical images with different labels, and images that cannot be read. They are ranked by
+the probability that the label is wrong: by the model, 1 minus the label's own (*self-confidence*;
+on purpose without confident learning's thresholds, which left out two of three errors,
+`benchmarks/real/cleaning.py`); of a pair of images, one is wrong.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -14,16 +17,16 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.multiclass import MulticlassMistake
-from effnet_ray.inference.multilabel import LabelError
 from effnet_ray.packing.corrections import COLUMNS
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.results import DUPLICATES, QUARANTINE
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.storage import parquet
 
-MAX_SUSPECTS = 10_000
-"""Suspected label errors in the file. Chosen, not measured."""
-HASH_BITS = 64
+MAX_MISTAKES = 10_000
+"""Mistakes in the file. Chosen, not measured."""
+HASH_BITS, PAIR = 64, 2
+SEPARATOR = SourceColumns().label_separator
 
 
 class Row(NamedTuple):
@@ -34,7 +37,7 @@ class Row(NamedTuple):
     suggested: str
     reason: str
     confidence: float
-    """0 to 1: how sure the reason makes it."""
+    """Probability that the label is wrong, or that the image is of no use, 0 to 1."""
     decision: str = ""
 
 
@@ -51,7 +54,7 @@ def write_corrections(evaluation: Evaluation, uri: str) -> int:
 def propose(evaluation: Evaluation) -> list[Row]:
     """The proposals, the most certain first; an image has at most one of each kind."""
     manifest = evaluation.manifest
-    rows = list(_suspects(evaluation))
+    rows = list(_mistakes(evaluation))
     if not manifest.made_from.get("in_place"):
         folder = manifests.folder(evaluation.data)
         rows += [*_conflicts(folder, manifest.task), *_quarantined(folder)]
@@ -62,37 +65,32 @@ def propose(evaluation: Evaluation) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.confidence, row.path))
 
 
-def _suspects(evaluation: Evaluation) -> Iterator[Row]:
-    """Images whose label the model contradicts (confident learning)."""
+def _mistakes(evaluation: Evaluation) -> Iterator[Row]:
+    """Images whose label the model contradicts."""
     names = evaluation.release.classes
-    for error in evaluation.metrics.suspects:
-        label, suggested = _labels(error, names)
-        yield Row(error.path, label, suggested, "the model predicts another label", error.margin)
-
-
-def _labels(error: MulticlassMistake | LabelError, names: Sequence[str]) -> tuple[str, str]:
-    """The label and the suggested one, in the form of a decision."""
-    if isinstance(error, MulticlassMistake):
-        return names[error.label], names[error.predicted]
-    labels = {index for index, _ in error.label}
-    missing = {index for index, _ in error.missing_labels}
-    wrong = {index for index, _ in error.wrong_labels}
-    join = SourceColumns().label_separator.join
-    return (
-        join(names[k] for k in sorted(labels)),
-        join(names[k] for k in sorted((labels | missing) - wrong)),
-    )
+    for mistake in evaluation.metrics.confident_mistakes:
+        if isinstance(mistake, MulticlassMistake):
+            label, suggested = names[mistake.label], names[mistake.predicted]
+            confidence = 1 - mistake.label_probability
+        else:
+            label, suggested = (
+                SEPARATOR.join(names[k] for k in sorted(index for index, _ in classes))
+                for classes in (mistake.label, mistake.predicted)
+            )
+            confidence = mistake.margin
+        reason = "the model predicts another label"
+        yield Row(mistake.path, label, suggested, reason, round(confidence, 4))
 
 
 def _conflicts(data: str, task: str) -> Iterator[Row]:
     """Both images of each pair that looks the same and has different labels."""
-    separator = SourceColumns().label_separator if task == MULTILABEL else ", "
+    separator = SEPARATOR if task == MULTILABEL else ", "
     seen = set[str]()
     for pair in parquet.read_table(storage.join(data, DUPLICATES)).to_pylist():
         if pair["label"] == pair["other_label"]:
             continue
         kind = "nearly identical" if pair["distance"] else "identical"
-        confidence = round(1 - pair["distance"] / HASH_BITS, 4)
+        confidence = round((1 - pair["distance"] / HASH_BITS) / PAIR, 4)
         for one, other in (("", "other_"), ("other_", "")):
             path, label = pair[f"{one}path"], pair[f"{one}label"]
             if path not in seen:

@@ -67,7 +67,7 @@ def evaluate(
     split: str = "eval",
     limit: int | None = None,
     examples: int = 24,
-    suspects: int = 0,
+    mistakes: int = 0,
     thumbnails: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     connect: Callable[[Placement], object] | None = None,
@@ -77,8 +77,8 @@ def evaluate(
     The metrics are the same to the last digit on any number of GPU workers, and of CPU workers
     with the same number of `cores`; otherwise the loss differs by float noise. Multilabel data
     takes 5 bytes of this process's memory for each image and class.
-    `examples`: mistakes to keep, with `thumbnails` if requested; `suspects`: mistakes among which
-    label errors are sought, if more. `on_progress`: called with
+    `examples`: mistakes to keep, with `thumbnails` if requested; `mistakes`: of the most confident
+    ones, if more. `on_progress`: called with
     (images done, all images). `connect`: joins or starts Ray, after all inputs were checked.
     Raises InputError before it asks the cluster for resources, EvaluationError if it fails later.
     """
@@ -89,7 +89,7 @@ def evaluate(
     connect(placement)
     request = session.request_resources(placement, [data, release.uri])
     new_metrics = MultilabelMetrics if inputs.multilabel else MulticlassMetrics
-    metrics: Metrics = new_metrics(len(release.classes), examples, suspects)
+    metrics: Metrics = new_metrics(len(release.classes), examples, mistakes)
     if on_progress:
         on_progress(0, inputs.images)
     with as_evaluation_error("the evaluation"):

@@ -110,10 +110,10 @@ class EvalMetrics(ABC, Generic[M, E]):
     M: a mistake; E: a mistake that is a suspected label error.
     """
 
-    def __init__(self, classes: int, examples: int = 24, suspects: int = 0) -> None:
-        """How many mistakes, and how many suspected label errors, to keep.
+    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
+        """`examples`: how many of the worst mistakes, and of suspected label errors, to return.
 
-        `examples`: of both; `suspects`: of the latter, if more.
+        `mistakes`: how many of the largest margin to keep, if more than label errors need.
         """
         self.classes = classes
         self.examples = examples
@@ -124,7 +124,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self._calibration = Calibration()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._worst = TopK[M](examples)
-        self._candidates = TopK[M](max(CANDIDATES * examples, suspects))
+        self._candidates = TopK[M](max(CANDIDATES * examples, mistakes))
 
     @abstractmethod
     def add(self, scored: ScoredImages) -> None:
@@ -163,22 +163,23 @@ class EvalMetrics(ABC, Generic[M, E]):
         return self._worst.best()
 
     @property
-    def label_errors(self) -> list[E]:
-        """The suspected label errors with the largest margin, at most `examples`."""
-        return self.suspects[: self.examples]
+    def confident_mistakes(self) -> list[M]:
+        """The mistakes with the largest margin, the largest first."""
+        return self._candidates.best()
 
     @property
-    def suspects(self) -> list[E]:
-        """All suspected label errors among the mistakes that were kept, by margin.
+    def label_errors(self) -> list[E]:
+        """The suspected label errors with the largest margin, the largest first.
 
-        Ranked by normalized margin, the largest first (Northcutt et al. 2021, §3.2).
+        Ranked by normalized margin (Northcutt et al. 2021, §3.2), among `confident_mistakes`: ten
+        times as many as are returned, or more.
         """
         errors = [
             error
-            for mistake in self._candidates.best()
+            for mistake in self.confident_mistakes
             if (error := self._as_label_error(mistake)) is not None
         ]
-        return sorted(errors, key=lambda error: (-error.margin, error.image))
+        return sorted(errors, key=lambda error: (-error.margin, error.image))[: self.examples]
 
     def _count_images(self, scored: ScoredImages) -> npt.NDArray[np.bool_]:
         """Count images as processed and record the unreadable ones; [n] whether readable."""

@@ -70,9 +70,9 @@ MISTAKE_COLUMNS = (
 class MulticlassMetrics(EvalMetrics[MulticlassMistake, MulticlassMistake]):
     """Metrics of images with one class each; a suspected label error is one of the mistakes."""
 
-    def __init__(self, classes: int, examples: int = 24, suspects: int = 0) -> None:
+    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
         """As `EvalMetrics`."""
-        super().__init__(classes, examples, suspects)
+        super().__init__(classes, examples, mistakes)
         self.confusion = Counter[tuple[int, int]]()
         """The confusion matrix: (label, predicted) → images, if any."""
         self._label_probability = np.zeros(classes)  # [K], summed over each class's images

@@ -84,9 +84,9 @@ class LabelError(MultilabelMistake):
 class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
     """Metrics of images with any number of classes."""
 
-    def __init__(self, classes: int, examples: int = 24, suspects: int = 0) -> None:
+    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
         """As `EvalMetrics`."""
-        super().__init__(classes, examples, suspects)
+        super().__init__(classes, examples, mistakes)
         self._counts = np.zeros((3, classes), np.int64)
         """[3, K]: images with the label, with the prediction, and with both."""
         self._agreement = np.zeros((2, classes))
