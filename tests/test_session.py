@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
@@ -127,3 +128,25 @@ def test_a_job_that_is_terminated_ends_as_by_ctrl_c_and_in_its_own_time() -> Non
     )
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "stopped; run the same command again to resume\n"
+
+
+def test_ray_that_cannot_start_is_said_in_one_sentence(tmp_path: Path) -> None:
+    program = (
+        "from effnet_ray import Placement\nfrom effnet_ray.errors import ClusterError\n"
+        "from effnet_ray.runtime import session\n"
+        "try:\n    session.connect(Placement(), local=True, verbose=False)\n"
+        "except ClusterError as error:\n    print(error)\n"
+    )
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    environment = os.environ | {"RAY_TMPDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("Ray cannot start (")
+    assert "set RAY_TMPDIR to a folder with a shorter path" in done.stdout
+    assert "Traceback" not in done.stderr
