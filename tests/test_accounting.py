@@ -345,6 +345,16 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
         pack(str(tmp_path / "source"), str(tmp_path / "out"))
 
 
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"places": ["cat", "dog"], "files": [], "links": [], "empty": []}
+    build(tree, tmp_path / "source")
+    (tmp_path / "source/cat/.own").symlink_to(".own")
+    assert pack(str(tmp_path / "source"), str(tmp_path / "out")).quarantined == 0
+    (tmp_path / "source/cat/own").symlink_to("own")
+    with pytest.raises(StorageError, match=r"cat/own is a link to own, which .* leads back to it"):
+        pack(str(tmp_path / "source"), str(tmp_path / "other"))
+
+
 def test_an_editors_lock_is_no_dangling_link(tmp_path: Path) -> None:
     tree: dict[str, Any] = {"places": ["cat", "dog"], "files": [], "links": [], "empty": []}
     build(tree, tmp_path / "source")

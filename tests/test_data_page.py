@@ -18,7 +18,7 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.data.decode import decode
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.data.views import eval_view
-from effnet_ray.errors import DatasetError
+from effnet_ray.errors import DatasetError, RecipeError
 from effnet_ray.packing import image_index
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
@@ -225,3 +225,9 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     wide, title, shown, images, plots = measured(data_page.html(data, SPEC), width, tmp_path)
     assert int(wide) <= width
     assert title == "photos" and int(shown) == int(images) > 30 and int(plots) == 3
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    for page in ("s3://x.html", str(tmp_path), "page.txt"):
+        with pytest.raises(RecipeError, match="page is"):
+            data_job([str(tmp_path / "nothing"), "--page", page])

@@ -61,6 +61,7 @@ def test_images_are_packed_once_as_pack_does_and_found_again(
     assert manifests.load(uri).fingerprint == expected.fingerprint
     assert "packed 24 images" in capfd.readouterr().err
     (images / ".DS_Store").write_bytes(b"a viewer's notes")
+    (images / "roof/proposed.csv").write_bytes(b"what evaluate has written")
     assert packed_uri(f"{images}/", runs) == uri
     assert "which has not changed" in capfd.readouterr().err
     assert packed_uri(uri, runs) == packed_uri(f"{uri}/manifest.json", runs)[: len(uri)] == uri
@@ -89,7 +90,7 @@ def test_a_bucket_is_packed_once_by_its_etags(images: Path, s3: str) -> None:
     first = min(images.rglob("*.*"))
     storage.upload(first, f"{s3}/photos/{first.relative_to(images)}")  # the same, later
     assert packed_uri(f"{s3}/photos", f"{s3}/runs") == uri
-    storage.write_bytes(f"{s3}/photos/roof/more.txt", b"1")
+    storage.write_bytes(f"{s3}/photos/roof/more", b"1")
     assert packed_uri(f"{s3}/photos", f"{s3}/runs") != uri
 
 
@@ -168,11 +169,18 @@ def test_an_interrupted_packing_is_continued_by_the_same_command(
     written = {path: path.stat().st_mtime_ns for path in Path(found.uri).glob("*/*.parquet")}
     assert written and packed_uri(images, tmp_path / "runs") == found.uri
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    (Path(found.uri) / manifests.NAME).unlink()
+    (Path(found.uri) / "packing").mkdir()
+    (Path(found.uri) / "packing/begun.json").write_bytes(b"")
     with pytest.raises(DatasetError, match="finish an interrupted packing"):
-        (Path(found.uri) / manifests.NAME).unlink()
-        (Path(found.uri) / "packing").mkdir()
-        (Path(found.uri) / "packing/begun.json").write_bytes(b"")
         manifests.load(packed_uri(found.uri, tmp_path / "runs"))
+
+
+def test_another_programs_manifest_makes_no_data_set(images: Path, tmp_path: Path) -> None:
+    (images / "manifest.json").write_text('{"foo": 1}')
+    assert manifests.load(packed_uri(images, tmp_path / "runs")).images == {"train": 18, "eval": 6}
+    (images / "manifest.json").write_text("damaged")
+    assert not on_demand.is_source(str(images))
 
 
 def test_a_table_may_be_named_manifest(images: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from effnet_ray.cli.predict import predict_job
 from effnet_ray.errors import DatasetError, RecipeError
-from effnet_ray.inference.review import FILE, write_review
+from effnet_ray.inference.review import FILE, check_source, write_review
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def source(tmp_path: Path) -> Path:
     """60 files that stand for images."""
     (tmp_path / "photos").mkdir()
     for number in range(60):
-        (tmp_path / f"photos/{number:02d}.jpg").write_bytes(b"1")
+        (tmp_path / f"photos/a#{number:02d}.jpg").write_bytes(b"1")
     return tmp_path / "photos"
 
 
@@ -33,7 +33,7 @@ def write_predictions(
     for part, rows in enumerate(np.array_split(np.arange(len(margins)), 2)):
         features = centres[kinds[rows]] + random.normal(scale=0.01, size=(len(rows), 16))
         columns = {
-            "path": [f"{row:02d}.jpg" for row in rows],
+            "path": [f"a#{row:02d}.jpg" for row in rows],
             "labels": [["cat", "dog"] for _ in rows],
             "probabilities": [[0.5 + m / 2, 0.5 - m / 2] for m in margins[rows]],
         }
@@ -54,7 +54,7 @@ def test_the_most_uncertain_image_of_each_kind_is_chosen(source: Path, tmp_path:
     uri, count = write_review(str(tmp_path / "out"), str(source), 4, multilabel=False)
     assert uri == str(tmp_path / "out" / FILE) and count == 4
     rows = rows_of(uri)
-    chosen = [int(Path(row["path"]).stem) for row in rows]
+    chosen = [int(Path(row["path"]).stem[2:]) for row in rows]
     assert sorted(kinds[chosen]) == [0, 1, 2, 3] and chosen[0] == 59
     assert all(int(k) == max(np.flatnonzero(kinds == kinds[k])) for k in chosen)
     values = [float(row["margin"]) for row in rows]
@@ -68,7 +68,7 @@ def test_only_uncertain_images_are_candidates(source: Path, tmp_path: Path) -> N
     margins[10:30] = 0.01
     write_predictions(tmp_path / "out", margins, kinds)
     uri, _ = write_review(str(tmp_path / "out"), str(source), 2, multilabel=False)
-    assert all(10 <= int(Path(row["path"]).stem) < 30 for row in rows_of(uri))
+    assert all(10 <= int(Path(row["path"]).stem[2:]) < 30 for row in rows_of(uri))
 
 
 def test_the_choice_is_repeatable_and_no_larger_than_the_source(
@@ -93,10 +93,14 @@ def test_several_labels_are_as_uncertain_as_the_least_certain_one(
     assert row["path"].endswith("59.jpg") and float(row["margin"]) == pytest.approx(0.05)
 
 
-def test_predictions_without_features_or_margins_are_refused(source: Path, tmp_path: Path) -> None:
+def test_predictions_without_features_or_margins_are_refused(
+    source: Path, packed: Path, tmp_path: Path
+) -> None:
     write_predictions(tmp_path / "out", np.ones(60), np.zeros(60, int), embeddings=False)
     with pytest.raises(DatasetError, match="has no embeddings: predict with --embeddings"):
         write_review(str(tmp_path / "out"), str(source), 3, multilabel=False)
+    with pytest.raises(DatasetError, match="has its images in Parquet: --review needs image"):
+        check_source(str(packed))
     arguments = ["--model", "a@v1", "--source", str(source), "--out", str(tmp_path / "new")]
     with pytest.raises(RecipeError, match="set --top 2 or more"):
         predict_job([*arguments, "--review", "3", "--top", "1"])

@@ -8,6 +8,7 @@ import tyro
 
 from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import connector, default_runs
+from effnet_ray.cli.output_files import output_uri
 from effnet_ray.cli.pack_view import print_data_set
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
@@ -40,6 +41,7 @@ class Data:
 def data_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `data`."""
     flags = parse(Data, argv, Data(data=tyro.MISSING, runs=default_runs()))
+    page = output_uri(flags.page, "page", ".html")
     from effnet_ray import storage
     from effnet_ray.data import manifest as manifests
     from effnet_ray.packing import report
@@ -54,7 +56,7 @@ def data_job(argv: Sequence[str]) -> dict[str, Any]:
         connect = connector(terminal, local=False, verbose=flags.verbose)
         found = find_data(flags.data, flags.runs, terminal)
         data = manifests.folder(storage.absolute(found.pack(terminal, connect)))
-        page = storage.absolute(flags.page or storage.join(data, data_page.NAME))
+        page = page or storage.join(data, data_page.NAME)
         data_page.write_page(data, page, spec)
         manifest, built = manifests.load(data), report.load(data)
         if found.source:  # packing has printed the rest

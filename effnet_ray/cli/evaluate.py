@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import default_data, default_runs
+from effnet_ray.cli.output_files import output_uri, refuse_filled_in
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import MAX_NAMED_IMAGES, Terminal
@@ -54,8 +54,9 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data(), runs=default_runs()))
     if flags.examples < 0:
         raise RecipeError(f"examples is {flags.examples}: expected 0 or more")
-    report = _output_uri(flags.report, "report", ".html")
-    corrections = _output_uri(flags.corrections, "corrections", ".csv")
+    report = output_uri(flags.report, "report", ".html")
+    corrections = output_uri(flags.corrections, "corrections", ".csv")
+    refuse_filled_in(corrections, "decision")
     with Terminal() as terminal:
         evaluation = _evaluate(flags, terminal)
         if report:
@@ -85,23 +86,6 @@ def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
     if isinstance(metrics, MultilabelMetrics):
         return {"micro_f1": metrics.micro_f1}
     return {}
-
-
-def _output_uri(uri: str, flag: str, suffix: str) -> str:
-    """The URI to write a file to; empty for none. Raises InputError if it cannot be written."""
-    if not uri:
-        return ""
-    from effnet_ray import storage
-    from effnet_ray.preflight.permissions import check_writable
-
-    if not uri.endswith(suffix):
-        raise RecipeError(f"{flag} is {uri!r}: expected a file name such as out{suffix}")
-    absolute = storage.absolute(uri)
-    no_bucket = storage.is_remote(absolute) and not storage.bucket_and_key(absolute)[1]
-    if no_bucket or Path(absolute).is_dir():  # s3://FILE has no key
-        raise RecipeError(f"{flag} is {uri!r}: expected a file, such as s3://bucket/out{suffix}")
-    check_writable(absolute.rpartition("/")[0] or "/", f"the {flag}")
-    return absolute
 
 
 def _write_corrections(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from effnet_ray.cli.output_files import refuse_filled_in
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.release_flags import ReleaseFlags, defaults
 from effnet_ray.cli.terminal import Terminal
@@ -34,17 +35,20 @@ class Predict(ReleaseFlags):
     ] = field(default_factory=PredictOptions)
     review: int = 0
     """Also write the N images to label next to OUT/_review.csv: uncertain ones of different
-    kinds. Implies --embeddings."""
+    kinds. Needs image files as source; implies --embeddings."""
 
 
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `predict`."""
     flags = parse(Predict, argv, defaults(Predict, source=tyro.MISSING, out=tyro.MISSING))
     if flags.review:
-        from effnet_ray.inference.review import check_top
+        from effnet_ray import storage
+        from effnet_ray.inference.review import FILE, check_source, check_top
 
         require(flags.review > 0, "review", flags.review, "1 or more images, or 0 for none")
         check_top(flags.options.top)
+        refuse_filled_in(storage.join(storage.absolute(flags.out), FILE), "label")
+        check_source(flags.source)
         flags = replace(flags, options=replace(flags.options, embeddings=True))
     with Terminal() as terminal:
         release = flags.load()

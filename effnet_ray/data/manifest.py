@@ -192,6 +192,15 @@ def load(data: str) -> Manifest:
     return manifest
 
 
+def is_manifest(uri: str) -> bool:
+    """Whether a file is a data set's manifest, perhaps damaged, and not another program's."""
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        return True
+    return isinstance(content, dict) and bool({"fingerprint", "splits"} & content.keys())
+
+
 def _check_version(uri: str, version: object) -> None:
     if version != VERSION:
         raise DatasetError(

@@ -68,23 +68,23 @@ def propose(evaluation: Evaluation) -> list[Row]:
 def _mistakes(evaluation: Evaluation) -> Iterator[Row]:
     """Images whose label the model contradicts."""
     names = evaluation.release.classes
-    for mistake in evaluation.metrics.confident_mistakes:
+    for mistake in evaluation.metrics.doubtful:
         if isinstance(mistake, MulticlassMistake):
             label, suggested = names[mistake.label], names[mistake.predicted]
-            confidence = 1 - mistake.label_probability
         else:
             label, suggested = (
                 SEPARATOR.join(names[k] for k in sorted(index for index, _ in classes))
                 for classes in (mistake.label, mistake.predicted)
             )
-            confidence = mistake.margin
         reason = "the model predicts another label"
-        yield Row(mistake.path, label, suggested, reason, round(confidence, 4))
+        yield Row(mistake.path, label, suggested, reason, round(mistake.doubt, 4))
 
 
 def _conflicts(data: str, task: str) -> Iterator[Row]:
-    """Both images of each pair that looks the same and has different labels."""
-    separator = SEPARATOR if task == MULTILABEL else ", "
+    """Both images of each pair that looks the same and has different labels.
+
+    Of images with several labels the pair does not tell which are right, so none is suggested.
+    """
     seen = set[str]()
     for pair in parquet.read_table(storage.join(data, DUPLICATES)).to_pylist():
         if pair["label"] == pair["other_label"]:
@@ -95,9 +95,8 @@ def _conflicts(data: str, task: str) -> Iterator[Row]:
             path, label = pair[f"{one}path"], pair[f"{one}label"]
             if path not in seen:
                 seen.add(path)
+                suggested = "" if task == MULTILABEL else pair[f"{other}label"]
                 reason = f"{kind} to {pair[f'{other}path']}"
-                label = label.replace(", ", separator)
-                suggested = pair[f"{other}label"].replace(", ", separator)
                 yield Row(path, label, suggested, reason, confidence)
 
 

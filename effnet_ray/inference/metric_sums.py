@@ -99,6 +99,11 @@ class Mistake(ABC):
     def margin(self) -> float:
         """How much more probable the prediction is than the label, 0 to 1."""
 
+    @property
+    def doubt(self) -> float:
+        """Probability that the label is wrong, by the model, 0 to 1."""
+        return self.margin
+
 
 M = TypeVar("M", bound=Mistake)
 E = TypeVar("E", bound=Mistake)
@@ -111,9 +116,10 @@ class EvalMetrics(ABC, Generic[M, E]):
     """
 
     def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
-        """`examples`: how many of the worst mistakes, and of suspected label errors, to return.
+        """How many mistakes to keep.
 
-        `mistakes`: how many of the largest margin to keep, if more than label errors need.
+        `examples`: of the worst ones, and of suspected label errors; `mistakes`: of the most
+        doubtful ones.
         """
         self.classes = classes
         self.examples = examples
@@ -124,7 +130,8 @@ class EvalMetrics(ABC, Generic[M, E]):
         self._calibration = Calibration()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._worst = TopK[M](examples)
-        self._candidates = TopK[M](max(CANDIDATES * examples, mistakes))
+        self._candidates = TopK[M](CANDIDATES * examples)
+        self._doubtful = TopK[M](mistakes)
 
     @abstractmethod
     def add(self, scored: ScoredImages) -> None:
@@ -163,20 +170,20 @@ class EvalMetrics(ABC, Generic[M, E]):
         return self._worst.best()
 
     @property
-    def confident_mistakes(self) -> list[M]:
-        """The mistakes with the largest margin, the largest first."""
-        return self._candidates.best()
+    def doubtful(self) -> list[M]:
+        """The mistakes whose labels are most probably wrong, the most probable first."""
+        return self._doubtful.best()
 
     @property
     def label_errors(self) -> list[E]:
         """The suspected label errors with the largest margin, the largest first.
 
-        Ranked by normalized margin (Northcutt et al. 2021, §3.2), among `confident_mistakes`: ten
-        times as many as are returned, or more.
+        Ranked by normalized margin (Northcutt et al. 2021, §3.2), among the mistakes of the
+        largest margin: ten times as many as are returned.
         """
         errors = [
             error
-            for mistake in self.confident_mistakes
+            for mistake in self._candidates.best()
             if (error := self._as_label_error(mistake)) is not None
         ]
         return sorted(errors, key=lambda error: (-error.margin, error.image))[: self.examples]
@@ -198,6 +205,7 @@ class EvalMetrics(ABC, Generic[M, E]):
     def _add_mistake(self, mistake: M) -> None:
         self._worst.push(mistake.loss, mistake)
         self._candidates.push(mistake.margin, mistake)
+        self._doubtful.push(mistake.doubt, mistake)
 
     @property
     def images(self) -> int:

@@ -53,6 +53,11 @@ class MulticlassMistake(Mistake):
         """How much more probable the prediction is than the label, 0 to 1."""
         return self.confidence - self.label_probability
 
+    @property
+    def doubt(self) -> float:
+        """1 minus the label's probability (*self-confidence*)."""
+        return 1 - self.label_probability
+
 
 MISTAKE_COLUMNS = (
     "image",

@@ -27,6 +27,16 @@ POOL = 10
 MULTILABEL_THRESHOLD = 0.5
 
 
+class _Image(NamedTuple):
+    """A candidate's prediction."""
+
+    path: str
+    labels: tuple[str, str]
+    """The two most probable classes; the second may be empty."""
+    features: npt.NDArray[np.float32]
+    """Of length 1."""
+
+
 class _Candidate(NamedTuple):
     """An uncertain image: its part, its row in the part, and its margin."""
 
@@ -43,21 +53,33 @@ def write_review(out: str, source: str, count: int, *, multilabel: bool) -> tupl
     Raises DatasetError for predictions without embeddings or of one class per image only.
     """
     candidates = _find_candidates(out, count * POOL, multilabel=multilabel)
-    tables = {part: parquet.read_table(storage.join(out, part)) for part in _parts(candidates)}
-    features = np.stack([_embedding(tables[c.part], c, out) for c in candidates])
-    chosen = [candidates[index] for index in _spread(features, count)]
+    images = _read_images(out, candidates)
+    chosen = _spread(np.stack([image.features for image in images]), count)
     folder = find_images(source).uri
-    rows = []
-    for candidate in chosen:
-        row = tables[candidate.part].slice(candidate.row, 1).to_pylist()[0]
-        path, labels = row["path"], [*row["labels"], ""]
-        uri = path if "#" in path else storage.join(folder, path)
-        rows.append((uri, "", labels[0], labels[1], round(candidate.margin, 4)))
+    rows = [
+        (
+            storage.join(folder, images[at].path),
+            "",
+            *images[at].labels,
+            round(candidates[at].margin, 4),
+        )
+        for at in chosen
+    ]
     uri = storage.join(out, FILE)
     sink = io.StringIO()
     csv.writer(sink).writerows([COLUMNS, *rows])
     storage.write_bytes(uri, sink.getvalue().encode())
     return uri, len(rows)
+
+
+def check_source(source: str) -> None:
+    """Raise DatasetError for images that are not files, which a table could not name."""
+    images = find_images(source)
+    if images.manifest or any(unit.shard for unit in images.units):
+        raise DatasetError(
+            f"{source} has its images in Parquet: --review needs image files, to name them in its "
+            "table"
+        )
 
 
 def check_top(top: int) -> None:
@@ -89,17 +111,21 @@ def _margins(table: pa.Table, *, multilabel: bool) -> npt.NDArray[np.float64]:
     return np.asarray([values[0] - values[1] for values in probabilities])
 
 
-def _parts(candidates: list[_Candidate]) -> list[str]:
-    return sorted({candidate.part for candidate in candidates})
-
-
-def _embedding(table: pa.Table, candidate: _Candidate, out: str) -> npt.NDArray[np.float32]:
-    """Features of a row, of length 1."""
-    if "embedding" not in table.column_names:
-        raise DatasetError(f"{out} has no embeddings: predict with --embeddings")
-    vector = np.asarray(table["embedding"][candidate.row].as_py(), np.float32)
-    unit: npt.NDArray[np.float32] = vector / max(float(np.linalg.norm(vector)), 1e-6)
-    return unit
+def _read_images(out: str, candidates: list[_Candidate]) -> list[_Image]:
+    """The candidates' predictions, in their order; one part is in memory at a time."""
+    images = dict[_Candidate, _Image]()
+    for part in sorted({candidate.part for candidate in candidates}):
+        table = parquet.read_table(storage.join(out, part))
+        if "embedding" not in table.column_names:
+            raise DatasetError(f"{out} has no embeddings: predict with --embeddings")
+        own = [candidate for candidate in candidates if candidate.part == part]
+        rows = table.take([candidate.row for candidate in own]).to_pylist()
+        for candidate, row in zip(own, rows, strict=True):
+            vector = np.asarray(row["embedding"], np.float32)
+            first, second = [*row["labels"], ""][:2]
+            unit = vector / max(float(np.linalg.norm(vector)), 1e-6)
+            images[candidate] = _Image(row["path"], (first, second), unit)
+    return [images[candidate] for candidate in candidates]
 
 
 def _spread(features: npt.NDArray[np.float32], count: int) -> list[int]:
@@ -110,5 +136,5 @@ def _spread(features: npt.NDArray[np.float32], count: int) -> list[int]:
         return list(range(len(features)))
     clusters = KMeans(n_clusters=count, n_init=1, random_state=0).fit_predict(features)
     first = np.unique(clusters, return_index=True)[1].tolist()
-    others = [row for row in range(len(features)) if row not in set(first)]
+    others = sorted(set(range(len(features))) - set(first))
     return sorted([*first, *others[: count - len(first)]])

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from effnet_ray.data.classes import task_of
 from effnet_ray.errors import DatasetError
+from effnet_ray.recipe import MULTICLASS
 from effnet_ray.storage.parquet import column_values
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -174,3 +178,11 @@ def check_unique(paths: Sequence[str], source: str) -> None:
     for path, following in itertools.pairwise(paths):
         if path == following:
             raise DatasetError(f"{source} lists {path} twice: list each image once")
+
+
+def flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return every label of every image: the image's row, and the class."""
+    label = records["label"].combine_chunks()
+    if task_of(label.type) == MULTICLASS:
+        return np.arange(len(records)), label.to_numpy()
+    return label.value_parent_indices().to_numpy(), label.flatten().to_numpy()

@@ -31,6 +31,8 @@ SOURCE = "source.json"
 FORMAT = 1
 """Part of the key: a later version whose packing differs counts on."""
 KEY_DIGITS = 16
+NOTES = (".txt", ".csv", ".md", ".html", ".json", ".log", ".pdf")
+"""Files among images that people add later, such as notes and reports: they change nothing."""
 FLAGS = [f"--{field.name.replace('_', '-')}" for field in fields(Packing)]
 """The flags of `pack` alone."""
 
@@ -97,9 +99,12 @@ def is_source(data: str) -> bool:
         return True
     data = storage.absolute(data)
     is_manifest = data.endswith(f"/{manifests.NAME}")
-    names = (manifests.NAME, f"{WORK_FOLDER}/{STARTED}")
-    packed = is_manifest or any(storage.exists(storage.join(data, name)) for name in names)
-    return not packed and storage.exists(data)
+    started, manifest = (
+        storage.join(data, name) for name in (f"{WORK_FOLDER}/{STARTED}", manifests.NAME)
+    )
+    if is_manifest or storage.exists(started) or not storage.exists(data):
+        return False
+    return not storage.exists(manifest) or not manifests.is_manifest(manifest)
 
 
 def find(source: str, runs: str) -> PackedSource:
@@ -128,9 +133,14 @@ def source_of(data: str) -> str:
 def _signature(source: str) -> str:
     """A digest of everything that the source's images are read from."""
     if not source.lower().endswith(tables.SUFFIXES):
-        return _digest(storage.entries(source, follow_links=True).items())
+        entries = storage.entries(source, follow_links=True).items()
+        return _digest((path, entry) for path, entry in entries if not _is_note(path))
     files = [source, *tables.image_files(source, Packing())]
     return _digest(tables.file_entries(files, source).items())
+
+
+def _is_note(path: str) -> bool:
+    return path.lower().endswith(NOTES)
 
 
 def _digest(entries: Iterable[tuple[str, Entry]]) -> str:

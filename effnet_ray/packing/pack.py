@@ -6,25 +6,25 @@ parallelism and destination. Every shard is an independent job that any machine 
 again after an interruption reuses the completed shards.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing import hub, in_place, report, sources, splits
+from effnet_ray.packing import hub, in_place, sources, splits
 from effnet_ray.packing.corrections import (
     NAME as CORRECTIONS,
     Corrections,
     apply_corrections,
     read_corrections,
 )
-from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map
+from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map, flat_labels
 from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.results import MadeFrom, all_records, write_results
 from effnet_ray.packing.shard_jobs import OnProgress, ShardWriter
@@ -65,16 +65,18 @@ def pack(
     _check_out(source, out, packing)
     if packing.in_place:
         return in_place.write_manifest(source, packing, map_function)
-    listing, corrected = _list(source, packing, out, map_function)
-    made_from = _made_from(source, listing, packing, corrected)
+    listed = sources.list_images(source, packing, out, map_function)
+    corrections = read_corrections(packing.corrections) if packing.corrections else None
+    listing, kept = _apply(listed, corrections, packing)
+    made_from = _made_from(source, listing, packing, corrections)
     existing = _load_existing(out, made_from)
     if existing:
         storage.delete(storage.join(out, WORK_FOLDER))  # the listing of archives may have used it
         return existing
-    split = _assign_splits(listing, packing, source)
+    # As without corrections, so that an image stays in its split when others are corrected.
+    split = _assign_splits(listed, packing, source)[kept]
     _prepare_folder(out, made_from)
-    if corrected:
-        storage.write_bytes(storage.join(out, CORRECTIONS), corrected.to_csv())
+    _write_corrections(corrections, out)
     writer = ShardWriter(listing, packing, out, on_progress, map_function)
     written = writer.write(splits.shuffled(split, packing.seed))
     final_split = _merge_duplicates(written, listing, split, packing, source)
@@ -95,20 +97,26 @@ def _check_out(source: str, out: str, packing: Packing) -> None:
         raise DatasetError(f"--out {out} is the source itself: choose another folder")
 
 
-def _list(
-    source: str, packing: Packing, out: str, map_function: Map
-) -> tuple[Listing, Corrections | None]:
-    """The listing of the source, and the corrections that were applied to it, if any."""
-    listing = sources.list_images(source, packing, out, map_function)
-    if not packing.corrections:
-        return listing, None
-    corrections = read_corrections(packing.corrections)
-    uri, separator = packing.corrections, packing.separator
-    return apply_corrections(listing, corrections, uri, separator), corrections
+def _apply(
+    listed: Listing, corrections: Corrections | None, packing: Packing
+) -> tuple[Listing, npt.NDArray[np.bool_]]:
+    """The listing after the corrections, and which of its images are left."""
+    if not corrections:
+        return listed, np.ones(len(listed.images), bool)
+    return apply_corrections(listed, corrections, packing.corrections, packing)
+
+
+def _write_corrections(corrections: Corrections | None, out: str) -> None:
+    """Keep the decided rows beside the manifest; remove those of an interrupted packing."""
+    uri = storage.join(out, CORRECTIONS)
+    if corrections:
+        storage.write_bytes(uri, corrections.to_csv())
+    elif storage.exists(uri):
+        storage.delete(uri)
 
 
 def _made_from(
-    source: str, listing: Listing, packing: Packing, corrected: Corrections | None
+    source: str, listing: Listing, packing: Packing, corrections: Corrections | None
 ) -> MadeFrom:
     """Return what determines the data set, for the manifest and for packing again."""
     options = {
@@ -117,8 +125,8 @@ def _made_from(
         if name not in {*WITHOUT_EFFECT, "corrections"} and value is not None
     }
     made_from = {"source": source, "listing": listing.digest, **options}
-    if corrected:
-        made_from["corrections"] = hashlib.sha256(corrected.to_csv()).hexdigest()
+    if corrections:
+        made_from["corrections"] = corrections.digest
     return made_from
 
 
@@ -197,7 +205,7 @@ def _refuse_untrained_classes(
     listing: Listing, given: Ints, packing: Packing, source: str
 ) -> None:
     """Raise DatasetError for a class with images in the source's eval or test split only."""
-    image, label = report.flat_labels(listing.images)
+    image, label = flat_labels(listing.images)
     for_training = (given[image] == splits.UNASSIGNED) | (given[image] == SPLITS.index("train"))
     if not for_training.any():
         raise DatasetError(f"{source} has no train images: add a train split")

@@ -10,10 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from effnet_ray import storage
-from effnet_ray.data.classes import task_of
 from effnet_ray.data.manifest import SPLITS, Manifest
-from effnet_ray.packing.listing import Listing, SetAside
-from effnet_ray.recipe import MULTICLASS
+from effnet_ray.packing.listing import Listing, SetAside, flat_labels
 from effnet_ray.schema import from_dict
 from effnet_ray.storage.parquet import column_values
 
@@ -122,14 +120,6 @@ def _count(records: pa.Table, name: str) -> dict[str, int]:
     """Value → images of the column's MAX_VALUES most frequent values, without empty ones."""
     counts = Counter(value for value in column_values(records, name) if value)
     return dict(counts.most_common(MAX_VALUES))
-
-
-def flat_labels(records: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return every label of every image: the image's row, and the class."""
-    label = records["label"].combine_chunks()
-    if task_of(label.type) == MULTICLASS:
-        return np.arange(len(records)), label.to_numpy()
-    return label.value_parent_indices().to_numpy(), label.flatten().to_numpy()
 
 
 def _range(values: npt.NDArray[Any]) -> tuple[int, ...]:

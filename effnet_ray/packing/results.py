@@ -10,7 +10,7 @@ from effnet_ray.data.train_labels import write_train_labels
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing import duplicates, report
 from effnet_ray.packing.image_index import write_image_index
-from effnet_ray.packing.listing import Listing
+from effnet_ray.packing.listing import Listing, flat_labels
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.shards import WrittenShard
 from effnet_ray.packing.splits import Ints
@@ -75,7 +75,7 @@ def _refuse_unreadable_classes(
 
     Such classes can be allowed, but not if no other class can be trained.
     """
-    image, label = report.flat_labels(listing.images)
+    image, label = flat_labels(listing.images)
     listed = {*label[split[image] == SPLITS.index("train")].tolist()}
     readable = built.images.get("train", [0] * len(listing.classes))
     if packing.allow_empty_classes and any(readable):

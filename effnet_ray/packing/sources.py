@@ -133,11 +133,10 @@ def _list_files(source: str, out: str) -> dict[str, int]:
 
 
 def _is_packed(source: str) -> bool:
-    """Whether the folder's manifest.json is one of a packed data set, not another program's."""
-    try:
-        return "listing" in manifests.load(source).made_from
-    except DatasetError:
+    """Whether the folder is a packed data set, not shards with a manifest in place."""
+    if not manifests.is_manifest(storage.join(source, manifests.NAME)):
         return False
+    return "listing" in manifests.load(source).made_from
 
 
 def _refuse_undecodable_names(source: str, paths: Iterable[str]) -> None:

@@ -94,14 +94,15 @@ def _read_parquet(source: str) -> pa.Table:
 def read_csv(source: str) -> pa.Table:
     """Read a CSV or TSV with all columns as text. Raises DatasetError if it is not one."""
     data = storage.read_bytes(source)
-    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source, data))
+    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source, data), newlines_in_values=True)
     try:
         names = pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
         # All columns as text: the label 01 is not the label 1.
         texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         rows = pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
-    except pa.ArrowInvalid as error:
-        action = "save it as UTF-8" if "UTF8" in str(error) else "check its first lines"
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        encoding = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
+        action = "save it as UTF-8" if encoding else "check its first lines"
         raise DatasetError(f"{source} is not a valid CSV table ({error}): {action}") from error
     return _without_blanks(rows)
 

@@ -13,7 +13,8 @@ from effnet_ray import storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.packing import image_index, on_demand, report as reports
-from effnet_ray.packing.report import Report, flat_labels
+from effnet_ray.packing.listing import flat_labels
+from effnet_ray.packing.report import Report
 from effnet_ray.packing.results import DUPLICATES, QUARANTINE
 from effnet_ray.reporting.data_pictures import Picture, read_pictures
 from effnet_ray.reporting.page import render

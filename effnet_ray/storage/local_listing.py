@@ -1,5 +1,6 @@
 """Lists the files below a folder on disk, also through symbolic links."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -17,7 +18,7 @@ def list_files(root: str, *, follow_links: bool) -> dict[str, Entry]:
         folder = folders.pop()
         for item in _scan(os.path.join(root, folder)):
             path = f"{folder}/{item.name}" if folder else item.name
-            if item.is_dir():
+            if _is_folder(item):
                 if _is_followed(item, root, follow_links=follow_links):
                     folders.append(path)
             elif entry := _entry(item, follow_links=follow_links):
@@ -34,6 +35,16 @@ def _scan(folder: str) -> list[Item]:
         return []
 
 
+def _is_folder(item: Item) -> bool:
+    """Whether it is a folder, or a link to one; a link to itself is neither."""
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def _entry(item: Item, *, follow_links: bool) -> Entry | None:
     """A file's entry; None for what is no regular file: reading a pipe or a device may never end.
 
@@ -41,11 +52,13 @@ def _entry(item: Item, *, follow_links: bool) -> Entry | None:
     """
     try:
         status = item.stat()
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         if follow_links and item.is_symlink() and not item.name.startswith("."):
             raise StorageError(
-                f"{item.path} is a link to {os.readlink(item.path)}, which does not exist: "
-                "restore it, or delete the link"
+                f"{item.path} is a link to {os.readlink(item.path)}, which does not exist or "
+                "leads back to it: restore it, or delete the link"
             ) from None
         return None
     return Entry(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None

@@ -51,9 +51,9 @@ ORDER = (
     "preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
-    "cli.terminal cli.parsing cli.flags cli.pack_view cli.data_set cli.check cli.release_flags "
-    "cli.finetune cli.pack cli.data cli.tune_view cli.tune cli.models_tables cli.models "
-    "cli.evaluate cli.predict cli.serve cli.all_jobs cli.main"
+    "cli.terminal cli.parsing cli.output_files cli.flags cli.pack_view cli.data_set cli.check "
+    "cli.release_flags cli.finetune cli.pack cli.data cli.tune_view cli.tune cli.models_tables "
+    "cli.models cli.evaluate cli.predict cli.serve cli.all_jobs cli.main"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
