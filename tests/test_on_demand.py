@@ -226,6 +226,14 @@ def test_flags_that_packing_would_need_are_named_with_its_command(
         packed_uri(table, tmp_path / "runs")
 
 
+def test_advice_names_the_flag_of_the_job(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "above").mkdir()
+    images.rename(tmp_path / "above/images")
+    (tmp_path / "above/images").rename(tmp_path / "above/flowers")
+    with pytest.raises(DatasetError, match=r"in folders of flowers/: pass --data .*/flowers"):
+        packed_uri(tmp_path / "above", tmp_path / "runs")
+
+
 def test_check_lists_the_images_and_packs_nothing(images: Path, tmp_path: Path) -> None:
     places = {name: str(tmp_path / name) for name in ("runs", "store")}
     arguments = [word for name, uri in places.items() for word in (f"--{name}", uri)]

@@ -19,7 +19,7 @@ from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError, InputError
 from effnet_ray.packing import hub, sources, tables
 from effnet_ray.packing.hub import HubDataset
-from effnet_ray.packing.listing import WORK_FOLDER, Map, is_hidden
+from effnet_ray.packing.listing import WORK_FOLDER, Map
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import STARTED, pack
 from effnet_ray.packing.shard_jobs import OnProgress
@@ -57,7 +57,7 @@ class PackedSource:
             return f"{self.source}: {len(self.on_hub.files):,} files to fetch"
         if sources.has_archives(self.source):
             return f"{self.source}: archives, which are read when they are packed"
-        with self._naming_pack():
+        with self._advice_for_data():
             listing = sources.list_images(self.source, Packing(), self.uri, map)
         images, classes = len(listing.images), len(listing.classes)
         return f"{self.source}: {images:,} images of {classes:,} classes, not packed yet"
@@ -71,7 +71,7 @@ class PackedSource:
         storage.write_bytes(storage.join(self.uri, SOURCE), record)
         source = self.on_hub.download() if self.on_hub else self.source
         try:
-            with self._naming_pack():
+            with self._advice_for_data():
                 return pack(source, self.uri, on_progress=on_progress, map_function=map_function)
         except InputError:
             if not self.is_ready:
@@ -80,17 +80,18 @@ class PackedSource:
             return manifests.load(self.uri)
 
     @contextmanager
-    def _naming_pack(self) -> Iterator[None]:
-        """Add the command of `pack` to an error that advises one of its flags."""
+    def _advice_for_data(self) -> Iterator[None]:
+        """Rewrite the advice of an error for a job whose flag is --data."""
         try:
             yield
         except DatasetError as error:
-            if not any(flag in str(error) for flag in FLAGS):
-                raise
-            raise DatasetError(
-                f"{error}. These are flags of pack: effnet-ray pack --source {self.source} --out "
-                "DATA, then pass --data DATA"
-            ) from error
+            message = str(error).replace("--source", "--data")
+            if any(flag in message for flag in FLAGS):
+                message += (
+                    f". These are flags of pack: effnet-ray pack --source {self.source} --out "
+                    "DATA, then pass --data DATA"
+                )
+            raise DatasetError(message) from error
 
 
 def is_source(data: str) -> bool:
@@ -146,7 +147,6 @@ def _is_note(path: str) -> bool:
 def _digest(entries: Iterable[tuple[str, Entry]]) -> str:
     sha = hashlib.sha256()
     for path, entry in entries:
-        if not is_hidden(path.rpartition("/")[2]):
-            version = entry.etag or entry.modified
-            sha.update(json.dumps([path, entry.size, version]).encode())
+        version = entry.etag or entry.modified
+        sha.update(json.dumps([path, entry.size, version]).encode())
     return sha.hexdigest()
