@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.pages import LONG, NASTY, Page, browser, measured
+from support.sources import write_hugging_face
 
 from effnet_ray.cli.data import data_job
 from effnet_ray.cli.pack import pack_job
@@ -204,6 +205,19 @@ def test_a_data_set_without_an_index_is_refused_and_packing_it_again_is_not(
         data_job([str(tmp_path / "data")])
     line = pack_job(["--source", str(source), "--out", str(tmp_path / "data"), "--seed", "3"])
     assert line["page"] is None
+
+
+def test_shards_in_place_have_no_page(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    for number, path in enumerate(sorted(photographs.rglob("*.*"), key=lambda p: p.name)):
+        target = tmp_path / "mixed" / path.parent.name / f"{number:02d}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    mixed, hf = tmp_path / "mixed", tmp_path / "hf"
+    data = write_hugging_face(mixed, hf, splits=("train", "validation"), group=64)
+    pack(data, data, Packing(in_place=True))
+    with pytest.raises(DatasetError, match="an earlier version packed it, or --in-place"):
+        data_job([data])
 
 
 def test_a_small_picture_is_enlarged_without_smoothing() -> None:

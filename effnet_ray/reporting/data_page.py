@@ -86,12 +86,8 @@ def ensure_page(data: str, spec: InputSpec) -> str:
 
 def html(data: str, spec: InputSpec) -> bytes:
     """The page of the data set in folder `data`; see `write_page`."""
-    manifest, report, index = (
-        manifests.load(data),
-        reports.load(data),
-        image_index.read_image_index(data),
-    )
-    data = manifests.folder(data)
+    index = image_index.read_image_index(data)  # first: it says what to do if there is none
+    manifest, report = manifests.load(data), reports.load(data)
     sheets = _choose_sheets(manifest, index)
     viewed = _choose_views(index, spec)
     duplicates = _find_duplicates(index, data)
