@@ -202,8 +202,12 @@ def test_a_solved_head_is_only_measured(
     expected, _ = solved(job())
     for name in (layout.WEIGHTS, checkpoint.AVERAGED):
         released = load((Path(run.checkpoint) / name).read_bytes())
-        assert torch.equal(released["classifier.weight"], expected["weight"])
-        assert torch.equal(released["classifier.bias"], expected["bias"])
+        # The worker is another process, whose BLAS may round otherwise (seen on an AMD EPYC); a step
+        # of training changes the weights by 1e-3.
+        for kind in ("weight", "bias"):
+            torch.testing.assert_close(
+                released[f"classifier.{kind}"], expected[kind], atol=1e-6, rtol=1e-3
+            )
 
 
 def test_a_run_killed_while_its_solved_head_is_measured_resumes_to_the_bit(
