@@ -6,15 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from support.hub import client_environment, serving
 from support.sources import write_hugging_face
 
 from effnet_ray import storage
@@ -313,14 +313,8 @@ def hub_of(files: dict[str, bytes], converted: dict[str, bytes] | None = None) -
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as endpoint:
+        yield endpoint
 
 
 def digest(data: bytes) -> str:
@@ -345,16 +339,7 @@ def from_hub(
     endpoint: str, folder: Path, *addresses: str
 ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """Pack addresses in a fresh process: the hub's client reads its endpoint when imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_CACHE": str(folder / "cache"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-    }
+    environment = client_environment(endpoint, folder)
     command = [sys.executable, "-c", PACK, str(folder / "runs"), *addresses]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     return ended.stdout.split(), ended

@@ -1,10 +1,8 @@
 """Pretrained weights by the real loading code: a mirror, a local hub, and releases."""
 
 import hashlib
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, load_file, save_file
+from support.hub import client_environment, serving
 from support.weights_releases import CLASSES, released, settled
 from torch import Tensor
 
@@ -165,14 +164,8 @@ def hub(file: Path, busy: int = 0) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as endpoint:
+        yield endpoint
 
 
 FETCH = """
@@ -190,15 +183,7 @@ open(sys.argv[1], "wb").write(data)
 
 def fetch_from(endpoint: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Fetch from a hub in a fresh process: its client reads the endpoint when imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_CACHE": str(folder / "cache"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "0",
-    }
+    environment = client_environment(endpoint, folder)
     command = [sys.executable, "-c", FETCH, str(folder / "fetched.safetensors")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

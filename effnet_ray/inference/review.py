@@ -118,9 +118,9 @@ def _read_images(out: str, candidates: list[_Candidate]) -> list[_Image]:
         table = parquet.read_table(storage.join(out, part))
         if "embedding" not in table.column_names:
             raise DatasetError(f"{out} has no embeddings: predict with --embeddings")
-        own = [candidate for candidate in candidates if candidate.part == part]
-        rows = table.take([candidate.row for candidate in own]).to_pylist()
-        for candidate, row in zip(own, rows, strict=True):
+        chosen = [candidate for candidate in candidates if candidate.part == part]
+        rows = table.take([candidate.row for candidate in chosen]).to_pylist()
+        for candidate, row in zip(chosen, rows, strict=True):
             vector = np.asarray(row["embedding"], np.float32)
             first, second = [*row["labels"], ""][:2]
             unit = vector / max(float(np.linalg.norm(vector)), 1e-6)

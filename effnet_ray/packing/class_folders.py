@@ -6,7 +6,7 @@ Files in folders of a class folder belong to the class too. Every file is listed
 image, or hidden, is set aside with the reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import pyarrow as pa
 
@@ -159,34 +159,47 @@ def _folders_without_images(
     columns: SourceColumns,
     out: str,
 ) -> list[str]:
-    """Folders beside the class folders without an image in them.
+    """Folders next to the class folders without an image in them.
 
-    Raises DatasetError for a folder without any file, if
-    no other folder has images of that class: it would be one class less than the source has.
+    Raises DatasetError for a folder without any file, if no other folder has images of that
+    class: it would be one class less than the source has.
     """
     depth = 2 if all(names[0].lower() in SPLIT_NAMES for names in parts) else 1
-    parents = {"/".join(names[: depth - 1]) for names in parts}
     with_images = {"/".join(names[:depth]) for names in parts}
-    labels = {names[depth - 1] for names in parts}
-    inside = [path for path in sizes if path.count("/") >= depth]
-    with_files = {_first(path, depth) for path in inside}
-    with_visible_files = {_first(path, depth) for path in inside if not is_hidden(path)}
-    result = []
-    for folder in sorted(
+    with_files, with_visible_files = set[str](), set[str]()
+    for path in sizes:
+        if path.count("/") >= depth:
+            (with_files if is_hidden(path) else with_visible_files).add(_first(path, depth))
+    only_hidden = with_files - with_visible_files  # such as macOS's __MACOSX
+    result = [
+        folder
+        for folder in _folders(source, {"/".join(names[: depth - 1]) for names in parts})
+        if folder not in with_images | only_hidden
+        and not is_hidden(folder)
+        and not f"{out}/".startswith(f"{storage.join(source, folder)}/")
+    ]
+    if not columns.allow_empty_classes:
+        labels = {names[depth - 1] for names in parts}
+        empty = [folder for folder in result if folder not in with_visible_files]
+        _refuse_empty_classes(source, empty, labels)
+    return result
+
+
+def _folders(source: str, parents: Set[str]) -> list[str]:
+    """Paths of the folders in each of the parents; "" is the source itself."""
+    return sorted(
         storage.join(parent, name) if parent else name
         for parent in parents
         for name in storage.folders(storage.join(source, parent) if parent else source)
-    ):
-        uri = storage.join(source, folder)
-        if folder in with_images or is_hidden(folder) or f"{out}/".startswith(f"{uri}/"):
-            continue
-        if folder in with_files - with_visible_files:  # such as macOS's __MACOSX
-            continue
-        result.append(folder)
-        empty = folder not in with_files and folder.split("/")[-1] not in labels
-        if empty and not columns.allow_empty_classes:
+    )
+
+
+def _refuse_empty_classes(source: str, empty: Sequence[str], labels: Set[str]) -> None:
+    """Raise DatasetError for an empty folder of a class that is not in `labels`."""
+    for folder in empty:
+        name = folder.rpartition("/")[2]
+        if name not in labels:
             raise DatasetError(
-                f"{uri} is empty: add images of the class {folder.split('/')[-1]!r}, delete the "
-                "folder, or run again with --allow-empty-classes to leave the class out"
+                f"{storage.join(source, folder)} is empty: add images of the class {name!r}, "
+                "delete the folder, or run again with --allow-empty-classes to leave the class out"
             )
-    return result

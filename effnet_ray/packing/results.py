@@ -1,4 +1,4 @@
-"""Writes what packing has found beside the shards and, last of all, the manifest."""
+"""Writes the results of packing next to the shards: quarantine, duplicates, report, manifest."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,17 +1,16 @@
 """Pictures of a packed data set, small enough for a page."""
 
 import base64
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
-from PIL import Image
 
 from effnet_ray.data.classes import format_label
-from effnet_ray.data.decode import Pixels, decode
+from effnet_ray.data.decode import Pixels, decode, encode_jpeg
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.data.views import eval_view
@@ -68,9 +67,9 @@ def read_pictures(
 
 
 def _picture(
-    group: RowGroup, record: dict[str, object], classes: Sequence[str], spec: InputSpec | None
+    group: RowGroup, record: dict[str, Any], classes: Sequence[str], spec: InputSpec | None
 ) -> Picture:
-    image = group.record(int(str(record["row"])))
+    image = group.record(record["row"])
     picture = view = ""
     try:
         if not isinstance(image.data, ImageError):
@@ -82,9 +81,9 @@ def _picture(
     return Picture(
         path=image.path,
         label=format_label(image.label, classes),
-        split=str(record["split"]),
-        width=int(str(record["width"])),
-        height=int(str(record["height"])),
+        split=record["split"],
+        width=record["width"],
+        height=record["height"],
         picture=picture,
         view=view,
     )
@@ -92,13 +91,6 @@ def _picture(
 
 def to_jpeg(pixels: Pixels) -> str:
     """The pixels, at most `SIDE` px a side, as a JPEG in base64. Small ones are enlarged."""
-    image = Image.fromarray(pixels)
-    longest = max(image.size)
-    if longest < SIDE:
-        factor = SIDE // longest
-        size = (image.width * factor, image.height * factor)
-        image = image.resize(size, Image.Resampling.NEAREST)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return base64.b64encode(sink.getvalue()).decode()
+    factor = max(1, SIDE // max(pixels.shape[:2]))
+    enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return base64.b64encode(encode_jpeg(enlarged, SIDE)).decode()

@@ -76,7 +76,7 @@ DOORS = {
     "tensorboard": "tracking.tensorboard",
     "huggingface_hub": "model. packing.hub",
     "PIL": "data.augment data.image_checks "
-    "data.bit_depth data.decode data.views packing.sample reporting.data_pictures inference.plots",
+    "data.bit_depth data.decode data.views packing.sample inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",
