@@ -189,7 +189,7 @@ class Recipe(RecipeFields):
             micro_batch=self.micro_batch or self._default_micro_batch(size, workers),
             precision=self.precision or (half if on_gpu else "float32"),
             layout=self.layout or row.layout,
-            compile=row.compile if self.compile is None else self.compile,
+            compile=bool(self.compile),
         )
 
     def _default_micro_batch(self, size: int, workers: int) -> int:

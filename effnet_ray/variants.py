@@ -130,12 +130,6 @@ class Variant:
     for b4 and b5. The others were not measured there. GPU: not measured here. channels_last trains
     all variants 1.16 to 1.43 times as fast in timm's benchmarks
     (`benchmark-train-amp-{nchw,nhwc}-pt112-cu113-rtx3090.csv`)."""
-    compile: bool = False
-    """Whether training steps are compiled by default (torch.compile).
-
-    Measured for b0 and b1 on a CPU, as above: 1.2 to 1.4 times as fast, after a minute of
-    compiling, which runs of fewer than five minutes do not win back. GPU: not measured here. It is
-    off because it costs short runs and trials more than it gains."""
     benchmark_resolution: int
     """Image size in timm's training benchmark, in mixed precision on an RTX 3090
     (`benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`): of V2 the size of pretraining."""

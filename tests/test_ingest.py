@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -116,3 +117,22 @@ def test_an_execution_whose_blocks_wait_leaves_python_to_the_training_loop(
     time.sleep(1.0)
     seconds = time.monotonic() - start
     assert 0 < len(steps) - begin <= seconds / ray_executor.STEP_S + 1
+
+
+def test_overlapping_windows_share_one_limit_of_tasks(
+    cluster: None, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executors, running, together = set[Any](), list[int](), list[int]()
+
+    def count(self: ray_executor.PacedSteps, executor: Any) -> None:
+        executors.add(executor)
+        topologies = [dict(each._topology or {}) for each in executors]
+        active = [sum(op.num_active_tasks() for op in topology) for topology in topologies]
+        running.append(sum(active))
+        together.append(sum(map(bool, active)))
+
+    monkeypatch.setattr(ray_executor.PacedSteps, "on_execution_step", count)
+    whole = all_steps(dataset, stream(dataset, window_chunks=24, lead_chunks=20))
+    assert len(whole) == 3 * dataset.plan.steps_per_epoch
+    assert max(together) > 1  # windows did overlap
+    assert 2 <= max(running) <= 3  # two tasks, and one that Ray Data starts to stay alive

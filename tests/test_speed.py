@@ -19,6 +19,8 @@ from effnet_ray.model.compile import Compiled, check_compiler
 from effnet_ray.model.network import MEMORY_FORMATS
 from effnet_ray.phases import phases
 from effnet_ray.recipe import Recipe
+from effnet_ray.train import compile_rule
+from effnet_ray.train.compile_rule import compiles_by_default, eager_seconds
 from effnet_ray.train.evaluation import evaluate
 from effnet_ray.train.state import TrainState
 from effnet_ray.train.step import PhaseTrainer, train_step
@@ -43,10 +45,53 @@ def test_a_recipe_is_settled_by_its_row_unless_it_says(variant: str, on_gpu: boo
         return recipe.layout, recipe.compile
 
     row = VARIANTS[variant]
-    assert chosen() == (row.layout, row.compile)
+    assert chosen() == (row.layout, False)
     for layout in LAYOUTS:
         for compiled in (True, False):
             assert chosen(layout=layout, compile=compiled) == (layout, compiled)
+
+
+def of_images(**given: object) -> Recipe:
+    recipe = Recipe(variant="b0", weights="none", epochs=4, **given)  # type: ignore[arg-type]
+    return recipe.resolved(recipe.variant_spec.input_spec(), workers=1, on_gpu=False)
+
+
+def test_eager_seconds_count_the_images_of_each_size_on_these_cores() -> None:
+    whole = eager_seconds(of_images(), 1000, cores=2)
+    assert whole == pytest.approx(1000 * 4 * 144 / 1779)  # b0 at 224 px: 1,779 images/s
+    assert eager_seconds(of_images(), 1000, cores=4) == pytest.approx(whole / 2)
+    assert eager_seconds(of_images(image_size=112), 1000, cores=2) == pytest.approx(whole / 4)
+    head_only = replace(of_images(), weights="in1k", unfreeze="head", head_epochs=4)
+    assert eager_seconds(head_only, 1000, cores=2) == 0
+    growing = eager_seconds(of_images(progressive=0.5), 1000, cores=2)
+    assert growing < whole / 2  # two sizes or more share the time
+
+
+def test_a_run_is_compiled_where_it_is_long_in_float32_and_a_compiler_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enough = int(1000 * compile_rule.MIN_EAGER_S / eager_seconds(of_images(), 1000, cores=2)) + 1
+    assert compiles_by_default(of_images(), enough, cores=2)
+    assert not compiles_by_default(of_images(), enough, cores=4)
+    assert not compiles_by_default(of_images(), enough - 2, cores=2)
+    assert not compiles_by_default(of_images(precision="bfloat16"), enough, cores=2)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiles_by_default(of_images(), enough, cores=2)
+
+
+def test_a_compiler_that_cannot_build_extensions_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    probe = "from effnet_ray.model.compile import compiler_works; print(compiler_works())"
+    environment = os.environ | {"CXX": str(broken)}
+    told = subprocess.run(
+        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split()[-1] == "False"
 
 
 # --- layout

@@ -174,6 +174,8 @@ class Terminal:
         self.print(
             f"run {run.name}: {recipe.variant} from {weights}, {recipe.image_size} px, "
             f"batches of {recipe.batch_size}, lr {recipe.lr:.2g}"
+            + ", compiled"
+            * bool(recipe.compile)
         )
 
     def _show_start(self, event: "WorkersStarted") -> None:

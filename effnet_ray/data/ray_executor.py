@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from effnet_ray.data.chunks import BLOCK_BYTES, Block, ChunkTask, Dataset, load_chunks
+from effnet_ray.data.decode_limit import share_limit
 from effnet_ray.data.decode_machines import (
     Shares,
     TaskDealer,
@@ -50,7 +52,8 @@ class RayExecutor:
     """
 
     decode_tasks: int | None
-    """Parallel Ray Data tasks. None: as many as `shares` has when a window starts."""
+    """Parallel Ray Data tasks, of all windows together. None: as many as `shares` has when a
+    window starts."""
     prefetch_mb: int
     """Decoded images to hold ahead, MB."""
     local_chunks: int = 0
@@ -66,18 +69,20 @@ class RayExecutor:
     def __call__(self, dataset: Dataset, tasks: Iterator[ChunkTask]) -> Iterator[Block]:
         """Blocks of all tasks, in order, without a pause between windows."""
 
+        stream = uuid.uuid4().hex
+
         def execute(window: Window) -> Iterator[Block]:
             if window[0].cached:
                 return ThreadExecutor()(dataset, window)
-            return self._execute_window(dataset, window)
+            return self._execute_window(dataset, window, stream)
 
         local = list(itertools.islice(tasks, self.local_chunks))
         local_blocks = load_chunks(dataset, local)
         windows = _cut_windows(tasks, self.window_chunks)
         return unwrap_errors(run_windows(windows, execute, self.lead_chunks, local_blocks))
 
-    def _execute_window(self, dataset: Dataset, window: Window) -> Iterator[Block]:
-        """Blocks of one Ray Data execution."""
+    def _execute_window(self, dataset: Dataset, window: Window, stream: str) -> Iterator[Block]:
+        """Blocks of one Ray Data execution, which shares its limit of tasks with its stream's."""
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [{"task": json.dumps(asdict(task))} for task in window]
         tasks = self.decode_tasks or max(1, int(sum(self.shares().values())))
@@ -88,7 +93,9 @@ class RayExecutor:
             tasks = (ChunkTask(**json.loads(task)) for task in batch["task"].tolist())
             yield from load_chunks(dataset, tasks)
 
-        with ray.data.DataContext.current(data_context(self.prefetch_mb)):
+        context = data_context(self.prefetch_mb)
+        share_limit(context, stream)
+        with ray.data.DataContext.current(context):
             # from_items makes its blocks in this process; from_arrow and range wait for a CPU.
             loaded = map_on_machines(
                 ray.data.from_items(rows, override_num_blocks=blocks),

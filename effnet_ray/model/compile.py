@@ -51,6 +51,21 @@ class Compiled(nn.Module):
             ) from error
 
 
+def compiler_works() -> bool:
+    """Whether torch.compile can compile a small function for this machine's CPU.
+
+    A compiler alone does not suffice: Python's headers may be missing, or OpenMP.
+    """
+    try:
+        check_compiler(on_gpu=False)
+        compiled = torch.compile(lambda x: x.sin() + 1)
+        with torch.no_grad():
+            compiled(torch.ones(8))
+    except (ClusterError, RuntimeError, OSError):  # TorchDynamoException is a RuntimeError
+        return False
+    return True
+
+
 def check_compiler(*, on_gpu: bool) -> None:
     """Raise ClusterError if this machine has no compiler for torch.compile.
 

@@ -1,5 +1,6 @@
 """Fine-tunes a network: sets up the run, requests resources, and lets Ray Train run it."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def finetune(
     setup = set_up_run(
         recipe, placement, data, runs=runs, name=name, mirror=mirror, features_in=features_in,
         bfloat16=gpus.have_bfloat16(placement),
+        cores=_local_cores(placement) if here and not placement.on_gpu else None,
     )  # fmt: skip
     if isinstance(setup, Result):
         return setup
@@ -68,6 +70,13 @@ def finetune(
     result = monitor.result(seconds=time.perf_counter() - start)
     run_record.write_result(result)
     return result
+
+
+def _local_cores(placement: Placement) -> int:
+    """The cores of this machine that all workers together may use."""
+    cores = os.cpu_count() or 1
+    limit = placement.cores
+    return cores if limit is None else min(cores, limit * placement.worker_range[1])
 
 
 def _connect(placement: Placement) -> None:

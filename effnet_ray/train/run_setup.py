@@ -15,6 +15,7 @@ from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
 from effnet_ray.storage.names import check_name
 from effnet_ray.train import run_record
+from effnet_ray.train.compile_rule import compiles_by_default
 from effnet_ray.train.run_record import Result, Run
 from effnet_ray.train.worker_job import WorkerJob
 
@@ -38,10 +39,12 @@ def set_up_run(
     mirror: str | None = None,
     features_in: str | None = None,
     bfloat16: bool = True,
+    cores: int | None = None,
 ) -> RunSetup | Result:
     """Check and prepare a run; return its result if it is finished.
 
-    `bfloat16`: the GPUs compute in bfloat16 at full speed. The others are those of `finetune`.
+    `bfloat16`: the GPUs compute in bfloat16 at full speed. `cores`: the CPU cores of this machine
+    if all workers run on them. The others are those of `finetune`.
     Writes nothing but the pretrained weights, shared by runs. Raises InputError.
     """
     data, runs = storage.absolute(data), storage.absolute(runs)
@@ -57,6 +60,9 @@ def set_up_run(
         weights = pretrained.resolve(recipe)
         recipe = for_new_run(recipe, manifest, data, placement.gpus)
         resolved = _resolve(recipe, placement, weights, manifest, bfloat16=bfloat16)
+        if cores and recipe.compile is None:
+            images = manifest.limited(recipe.limit).images["train"]
+            resolved = replace(resolved, compile=compiles_by_default(resolved, images, cores))
         digest = _store_weights(runs, pretrained.fetch(weights, mirror))
         run = _new_run(run_uri, resolved, placement, data, manifest, weights, digest)
     check_sync(run.recipe, placement)
