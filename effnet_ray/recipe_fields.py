@@ -175,7 +175,7 @@ class RecipeFields:
     compile: bool | None = None
     """Compile the training steps after linear probing (torch.compile). Needs a C++ compiler,
     and takes about a minute for each image size on a CPU. Default: yes for a run on this machine's
-    CPUs that trains for at least half an hour per image size, if a compiler works; otherwise no."""
+    CPUs that trains for half an hour or more per image size, if a compiler works; else no."""
     crop_scale: float = field(default=0.35, metadata=SHARE_ABOVE_0 | CHANGES_VIEW)
     """Random resized crop: smallest share of the image's area; the largest is 1."""
     crop_ratio: float = field(default=4 / 3, metadata=RATIO | CHANGES_VIEW)

@@ -10,8 +10,9 @@ MIN_EAGER_S = 1800
 """Seconds of training per image size from which a run is compiled: twice the longest time after
 which compiled steps were ahead, compilation included. That was 191 s with b0 and 312 s with b1 in
 one process, and 930 s with b0 in two workers of a core each, whose steps became 1.12 times as fast
-after 100 s of compilation (`benchmarks/results/train_step.txt`). On a GPU nothing was measured, so no run is compiled there
-unless its recipe says so."""
+after 100 s of compilation (`benchmarks/results/train_step.txt`).
+
+On a GPU nothing was measured, so no run is compiled there unless its recipe says so."""
 CPU_CORE_SLOWDOWN = 288
 """How many times as long one CPU core takes for an image as the RTX 3090 of
 `Variant.train_images_per_s`: the smallest ratio measured for b0 to b7 at 96 px, twice the 144 of
