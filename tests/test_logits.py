@@ -57,6 +57,6 @@ def test_ranks_are_those_of_training(seed: int) -> None:
 @given(st.integers(0, 10**6))
 def test_the_first_of_the_top_classes_is_the_predicted_class(seed: int) -> None:
     logits = random_logits(seed)[5:]  # finite
-    indices, values = top_k(torch.from_numpy(logits), multilabel=False, k=3)
+    indices, values = top_k(probabilities(torch.from_numpy(logits), multilabel=False), 3)
     assert indices[:, 0].tolist() == predicted_class(logits).tolist()
     assert (values.diff(dim=1) <= 0).all()

@@ -195,7 +195,8 @@ def test_a_prediction_is_made_by_the_released_preprocessing(
         for row in batch.readable_rows
     ]
     assert len(rows) == 24
-    for path, labels, shares in rows:
+    for row in rows:
+        path, labels, shares = row.path, row.label, row.probability
         expected = spoken(release, (pictures / path).read_bytes())[labels]
         assert np.allclose(shares, expected, atol=1e-5)
 

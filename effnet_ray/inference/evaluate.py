@@ -89,7 +89,7 @@ def evaluate(
     connect(placement)
     request = session.request_resources(placement, [data, release.uri])
     new_metrics = MultilabelMetrics if inputs.multilabel else MulticlassMetrics
-    metrics: Metrics = new_metrics(len(release.classes), examples, mistakes)
+    metrics: Metrics = new_metrics(len(release.classes), examples, mistakes, release.calibration)
     if on_progress:
         on_progress(0, inputs.images)
     with as_evaluation_error("the evaluation"):
@@ -195,7 +195,9 @@ class ScoringActor:
         """One row of scores for each row of views."""
         for metadata, arrays in decode_rows(batch):
             _, logits = self._scorer.features_and_logits(arrays["views"])
-            scores = self._score_images(logits.cpu().numpy(), metadata["label"])
+            scores = self._score_images(
+                logits.cpu().numpy(), metadata["label"], self._scorer.release.calibration
+            )
             # Only mistakes are shown, so only they need their thumbnails.
             metadata["thumbnail"] = [
                 thumbnail if wrong else ""

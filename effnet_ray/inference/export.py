@@ -55,6 +55,8 @@ class Exported:
     """Precision in which the model computes."""
     input: dict[str, Any]
     outputs: dict[str, str]
+    calibration: dict[str, Any]
+    """How the model calibrates its logits, as in config.json; empty: not at all."""
     preprocessing: dict[str, Any]
     classes: tuple[str, ...]
 
@@ -65,12 +67,13 @@ class ExportedNetwork(nn.Module):
     def __init__(self, release: LoadedRelease) -> None:
         super().__init__()
         self.network = release.network
+        self.calibration = release.calibration
         self.multilabel = release.recipe.task == MULTILABEL
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and probabilities, [B, K] each, of images [B, 3, R, R] uint8."""
         logits = self.network(images)
-        return logits, probabilities(logits, multilabel=self.multilabel)
+        return logits, probabilities(logits, self.calibration, multilabel=self.multilabel)
 
 
 RunModel = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -113,6 +116,7 @@ def _interface(release: LoadedRelease) -> dict[str, Any]:
     """What a caller needs to know: input, outputs, preprocessing and classes."""
     spec, size = release.spec, release.spec.resolution
     activation = "a sigmoid for each class" if release.recipe.task == MULTILABEL else "softmax"
+    calibration = release.calibration
     return {
         "precision": "float32",
         "input": {
@@ -125,8 +129,9 @@ def _interface(release: LoadedRelease) -> dict[str, Any]:
         },
         "outputs": {
             OUTPUTS[0]: "float32 [batch, classes]",
-            OUTPUTS[1]: f"the logits after {activation}",
+            OUTPUTS[1]: f"the calibrated logits after {activation}",
         },
+        "calibration": calibration.to_json() if calibration.changes_logits else {},
         "preprocessing": {
             "turn": "by the EXIF orientation",
             "resize": f"{_resize_target(spec)}, {spec.interpolation}, antialiased",

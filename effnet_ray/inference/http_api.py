@@ -51,7 +51,10 @@ class ServedRelease:
 
     def _predict_views(self, views: npt.NDArray[np.uint8]) -> list[Answer]:
         _, logits = self._scorer.features_and_logits(views)
-        classes, probabilities = top_k(logits, multilabel=self._scorer.multilabel, k=self.top)
+        probability = self._scorer.probabilities(logits)
+        classes, values = top_k(probability, self.top)
+        multilabel = self._scorer.multilabel
+        predicted = self._scorer.predicted(probability) if multilabel else [None] * len(views)
         finite = logits.isfinite().all(1)
         not_finite = EvaluationError(
             f"{self.release.reference} returns NaN or infinite logits for this image: "
@@ -60,13 +63,22 @@ class ServedRelease:
         return [
             self._answer(*row) if is_finite else not_finite
             for *row, is_finite in zip(
-                classes.tolist(), probabilities.tolist(), finite.tolist(), strict=True
+                classes.tolist(), values.tolist(), predicted, finite.tolist(), strict=True
             )
         ]
 
-    def _answer(self, classes: Sequence[int], probabilities: Sequence[float]) -> dict[str, Any]:
+    def _answer(
+        self,
+        classes: Sequence[int],
+        probabilities: Sequence[float],
+        predicted: Sequence[int] | None,
+    ) -> dict[str, Any]:
+        names = self.release.classes
         labels = [
-            {"label": self.release.classes[index], "probability": probability}
+            {"label": names[index], "probability": probability}
             for index, probability in zip(classes, probabilities, strict=True)
         ]
-        return {"model": self.release.reference, "label": labels[0]["label"], "labels": labels}
+        answer = {"model": self.release.reference, "label": labels[0]["label"], "labels": labels}
+        if predicted is not None:
+            answer["predicted"] = [names[index] for index in predicted]
+        return answer

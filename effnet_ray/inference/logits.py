@@ -2,8 +2,11 @@
 
 Ranks follow training's evaluation (`train.metrics`): of equal logits the lower class comes first,
 and NaN comes before every number, as in `argmax`. A network with equal logits for all classes is
-therefore not right about every image. A temperature divides logits before they come here: see
-`release_format.config`.
+therefore not right about every image.
+
+Probabilities are those of calibrated logits, `Calibration.scale * logits + bias`, wherever they
+are used: evaluations, predictions, answers of the server and exports. Ranks, predicted classes and
+losses are those of the plain logits; with one class per image a temperature changes no rank.
 """
 
 from typing import Any
@@ -12,21 +15,39 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from effnet_ray.release_format.calibration import Calibration
 
-def probabilities(logits: Tensor, *, multilabel: bool) -> Tensor:
+PLAIN = Calibration()
+"""Changes no logit."""
+
+
+def probabilities(logits: Tensor, calibration: Calibration = PLAIN, *, multilabel: bool) -> Tensor:
     """Softmax over the classes of logits [B, K]; with several labels per image a sigmoid each."""
+    if calibration.changes_logits:
+        scale, bias = (
+            values[0] if len(values) == 1 else logits.new_tensor(values)
+            for values in (calibration.scale, calibration.bias)
+        )
+        logits = logits * scale + bias
     return logits.sigmoid() if multilabel else logits.softmax(1)
 
 
-def numpy_probabilities(logits: npt.NDArray[Any], *, multilabel: bool) -> npt.NDArray[np.float64]:
+def numpy_probabilities(
+    logits: npt.NDArray[Any], calibration: Calibration = PLAIN, *, multilabel: bool
+) -> npt.NDArray[np.float64]:
     """`probabilities` of a NumPy array, in float64."""
-    values: npt.NDArray[np.float64] = np.exp(log_probabilities(logits, multilabel=multilabel))
+    logarithms = log_probabilities(logits, calibration, multilabel=multilabel)
+    values: npt.NDArray[np.float64] = np.exp(logarithms)
     return values
 
 
-def log_probabilities(logits: npt.NDArray[Any], *, multilabel: bool) -> npt.NDArray[np.float64]:
+def log_probabilities(
+    logits: npt.NDArray[Any], calibration: Calibration = PLAIN, *, multilabel: bool
+) -> npt.NDArray[np.float64]:
     """The logarithm of `numpy_probabilities`, without overflow."""
     logits = logits.astype(np.float64)
+    if calibration.changes_logits:
+        logits = logits * np.asarray(calibration.scale) + np.asarray(calibration.bias)
     if multilabel:
         log_sigmoid: npt.NDArray[np.float64] = -np.logaddexp(0.0, -logits)
         return log_sigmoid

@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from effnet_ray.inference.logits import PLAIN
+from effnet_ray.release_format.calibration import Calibration
 from effnet_ray.train.class_metrics import ClassMetrics, macro_f1
 from effnet_ray.train.metric_definitions import EVAL_LOSS, HIT_METRICS, Metric
 
@@ -47,7 +49,7 @@ class Bin:
     """Share of correct predictions; 0 in an empty bin."""
 
 
-class Calibration:
+class ReliabilityCounts:
     """Counts correct predictions by their probability, in 15 bins of equal width."""
 
     def __init__(self) -> None:
@@ -115,8 +117,14 @@ class EvalMetrics(ABC, Generic[M, E]):
     M: a mistake; E: a mistake that is a suspected label error.
     """
 
-    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
-        """How many mistakes to keep.
+    def __init__(
+        self,
+        classes: int,
+        examples: int = 24,
+        mistakes: int = 0,
+        calibration: Calibration = PLAIN,
+    ) -> None:
+        """How many mistakes to keep, and how the release makes its probabilities.
 
         `examples`: of the worst ones, and of suspected label errors; `mistakes`: of the most
         doubtful ones.
@@ -127,7 +135,9 @@ class EvalMetrics(ABC, Generic[M, E]):
         """Number of images, including unreadable ones."""
         self.unreadable: dict[int, tuple[str, str]] = {}
         """Images that could not be read: id → (path, reason)."""
-        self._calibration = Calibration()
+        self.calibration = calibration
+        self._reliability = ReliabilityCounts()
+        self._plain_reliability = ReliabilityCounts()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._worst = TopK[M](examples)
         self._candidates = TopK[M](CANDIDATES * examples)
@@ -232,7 +242,7 @@ class EvalMetrics(ABC, Generic[M, E]):
     @property
     def bins(self) -> tuple[Bin, ...]:
         """The reliability diagram of the predictions that `ece` counts."""
-        return self._calibration.bins
+        return self._reliability.bins
 
     @property
     def ece(self) -> float:
@@ -243,7 +253,12 @@ class EvalMetrics(ABC, Generic[M, E]):
         over images and classes (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using
         Bayesian Binning").
         """
-        return self._calibration.error
+        return self._reliability.error
+
+    @property
+    def plain_ece(self) -> float:
+        """`ece` of the probabilities of the plain logits, as if nothing was calibrated."""
+        return self._plain_reliability.error
 
     @property
     def macro_f1(self) -> float:

@@ -11,29 +11,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.inference.logits import label_rank, log_probabilities, predicted_class
+from effnet_ray.inference.logits import PLAIN, label_rank, log_probabilities, predicted_class
 from effnet_ray.inference.metric_sums import EvalMetrics, Mistake, ScoredImages, rows
+from effnet_ray.release_format.calibration import Calibration
 from effnet_ray.train.class_metrics import ClassMetrics
 
 
-def score_images(logits: npt.NDArray[Any], label: npt.ArrayLike) -> ScoredImages:
+def score_images(
+    logits: npt.NDArray[Any], label: npt.ArrayLike, calibration: Calibration = PLAIN
+) -> ScoredImages:
     """Columns about images with logits [n, K] and labels [n].
 
     `label`, `predicted`: int64. `wrong`: whether they differ. `rank`: classes before the label,
-    int64. `loss`, `confidence` (the probability of `predicted`), `label_probability`: float64.
+    int64. `loss` (of the plain logits), `confidence` (the probability of `predicted`),
+    `plain_confidence` (that of the plain logits), `label_probability`: float64.
     """
     label = np.asarray(label, np.int64)
     image = np.arange(len(label))
-    log_probability = log_probabilities(logits, multilabel=False)
+    plain = log_probabilities(logits, multilabel=False)
+    calibrated = log_probabilities(logits, calibration, multilabel=False)
     predicted = predicted_class(logits)
     return {
         "label": label,
         "predicted": predicted,
         "wrong": predicted != label,
         "rank": label_rank(logits, label),
-        "loss": -log_probability[image, label],
-        "confidence": np.exp(log_probability[image, predicted]),
-        "label_probability": np.exp(log_probability[image, label]),
+        "loss": -plain[image, label],
+        "confidence": np.exp(calibrated[image, predicted]),
+        "plain_confidence": np.exp(plain[image, predicted]),
+        "label_probability": np.exp(calibrated[image, label]),
     }
 
 
@@ -75,9 +81,15 @@ MISTAKE_COLUMNS = (
 class MulticlassMetrics(EvalMetrics[MulticlassMistake, MulticlassMistake]):
     """Metrics of images with one class each; a suspected label error is one of the mistakes."""
 
-    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
+    def __init__(
+        self,
+        classes: int,
+        examples: int = 24,
+        mistakes: int = 0,
+        calibration: Calibration = PLAIN,
+    ) -> None:
         """As `EvalMetrics`."""
-        super().__init__(classes, examples, mistakes)
+        super().__init__(classes, examples, mistakes, calibration)
         self.confusion = Counter[tuple[int, int]]()
         """The confusion matrix: (label, predicted) → images, if any."""
         self._label_probability = np.zeros(classes)  # [K], summed over each class's images
@@ -90,7 +102,8 @@ class MulticlassMetrics(EvalMetrics[MulticlassMistake, MulticlassMistake]):
         label, predicted = scored["label"][readable], scored["predicted"][readable]
         confidence, wrong = scored["confidence"][readable], scored["wrong"][readable]
         self._add_loss_and_rank(scored["loss"][readable], scored["rank"][readable])
-        self._calibration.add(confidence, ~wrong)
+        self._reliability.add(confidence, ~wrong)
+        self._plain_reliability.add(scored["plain_confidence"][readable], ~wrong)
         # Unbuffered, and so image by image.
         np.add.at(self._label_probability, label, scored["label_probability"][readable])
         self.confusion.update(zip(label.tolist(), predicted.tolist(), strict=True))

@@ -1,6 +1,7 @@
 """Evaluation metrics where an image may have any number of classes.
 
-Each class is a decision of its own: predicted if its probability is 0.5 or more. Average precision
+Each class is a decision of its own: predicted if its probability reaches the release's threshold
+of the class, or 0.5 if it has none. Average precision
 is not a sum over images, so labels and scores of all images are kept: 5 bytes for each image and
 class, as in training's evaluation (`train.average_precision`).
 """
@@ -13,20 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.inference.logits import first_label_rank, numpy_probabilities
+from effnet_ray.inference.logits import PLAIN, first_label_rank, numpy_probabilities
 from effnet_ray.inference.metric_sums import EvalMetrics, Mistake, ScoredImages, rows
+from effnet_ray.release_format.calibration import THRESHOLD, Calibration
 from effnet_ray.train.average_precision import average_precisions, mean_average_precision
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.metric_definitions import EVAL_MAP, Metric
-
-THRESHOLD = 0.5
-"""Probability at which a class is predicted."""
 
 ClassProbability = tuple[int, float]
 """A class, and its probability, 0 to 1."""
 
 
-def score_images(logits: npt.NDArray[Any], labels: Sequence[Sequence[int]]) -> ScoredImages:
+def score_images(
+    logits: npt.NDArray[Any],
+    labels: Sequence[Sequence[int]],
+    calibration: Calibration = PLAIN,
+) -> ScoredImages:
     """Columns about images with logits [n, K], each with any number of labels.
 
     `label` [n, K]: uint8, 0 or 1. `scores` [n, K]: the logits, float32. `wrong` [n]: whether the
@@ -36,7 +39,7 @@ def score_images(logits: npt.NDArray[Any], labels: Sequence[Sequence[int]]) -> S
     for row, classes in zip(targets, labels, strict=True):
         row[list(classes)] = 1
     scores = logits.astype(np.float32)
-    wrong = (_probabilities(scores) >= THRESHOLD) != targets
+    wrong = is_predicted(_probabilities(scores, calibration), calibration) != targets
     return {"label": targets, "scores": scores, "wrong": wrong.any(axis=1)}
 
 
@@ -58,12 +61,14 @@ class MultilabelMistake(Mistake):
     @property
     def false_negatives(self) -> tuple[ClassProbability, ...]:
         """Labels that are not predicted."""
-        return tuple(item for item in self.label if item[1] < THRESHOLD)
+        predicted = {index for index, _ in self.predicted}
+        return tuple(item for item in self.label if item[0] not in predicted)
 
     @property
     def margin(self) -> float:
-        """The margin of the most confident wrong prediction over its opposite, 0 to 1."""
-        return _margin((*self.false_positives, *self.false_negatives))
+        """How much more probable the most confident wrong prediction is than its opposite, 0 to 1;
+        0 if a threshold decided for the less probable."""
+        return _margin(self.false_positives, self.false_negatives)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,15 +83,21 @@ class LabelError(MultilabelMistake):
     @property
     def margin(self) -> float:
         """The margin of the most confident of these classes: see `MultilabelMistake.margin`."""
-        return _margin((*self.missing_labels, *self.wrong_labels))
+        return _margin(self.missing_labels, self.wrong_labels)
 
 
 class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
     """Metrics of images with any number of classes."""
 
-    def __init__(self, classes: int, examples: int = 24, mistakes: int = 0) -> None:
+    def __init__(
+        self,
+        classes: int,
+        examples: int = 24,
+        mistakes: int = 0,
+        calibration: Calibration = PLAIN,
+    ) -> None:
         """As `EvalMetrics`."""
-        super().__init__(classes, examples, mistakes)
+        super().__init__(classes, examples, mistakes, calibration)
         self._counts = np.zeros((3, classes), np.int64)
         """[3, K]: images with the label, with the prediction, and with both."""
         self._agreement = np.zeros((2, classes))
@@ -100,11 +111,12 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
         """Add some images, the next ones of the split."""
         readable = self._count_images(scored)
         label, scores = scored["label"][readable], scored["scores"][readable]
-        probability = _probabilities(scores)
-        predicted = probability >= THRESHOLD
+        probability = _probabilities(scores, self.calibration)
+        predicted = is_predicted(probability, self.calibration)
         loss = _losses(scores, label)
         self._add_loss_and_rank(loss, first_label_rank(scores, label))
-        self._calibration.add(probability.ravel(), label.ravel())
+        self._reliability.add(probability.ravel(), label.ravel())
+        self._plain_reliability.add(_probabilities(scores).ravel(), label.ravel())
         self._counts += np.stack([label, predicted, label & predicted]).sum(axis=1, dtype=np.int64)
         agreement = np.stack([(1 - probability) * (1 - label), probability * label], 1)
         for image_agreement in agreement:  # image by image
@@ -126,7 +138,7 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
 
     @cached_property
     def per_class(self) -> tuple[ClassMetrics, ...]:
-        """All classes, in their own order; all but `ap` at a probability of 0.5."""
+        """All classes, in their own order; all but `ap` at the thresholds."""
         columns = (*self._counts.tolist(), average_precisions(*self._all_images()))
         return class_metrics(zip(*columns, strict=True))
 
@@ -183,22 +195,38 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
         labels, scores = self._all_images()
         suspected = np.zeros(len(labels), bool)
         for k, (label, score) in enumerate(zip(labels.T == 1, scores.T, strict=True)):
-            probability = _probabilities(score)
-            suspected |= ~label & (probability >= max(THRESHOLD, present[k]))
-            suspected |= label & (probability < THRESHOLD) & (1 - probability >= absent[k])
+            calibration = self.calibration.of_class(k)
+            p = _probabilities(score, calibration)
+            predicted = is_predicted(p, calibration)
+            suspected |= ~label & predicted & (p >= max(THRESHOLD, present[k]))
+            suspected |= label & ~predicted & (p < THRESHOLD) & (1 - p >= absent[k])
         return int(suspected.sum())
 
     def _as_label_error(self, mistake: MultilabelMistake) -> LabelError | None:
         absent, present = self.thresholds
-        missing = tuple(item for item in mistake.false_positives if item[1] >= present[item[0]])
-        wrong = tuple(item for item in mistake.false_negatives if 1 - item[1] >= absent[item[0]])
+        missing = tuple(
+            (k, p) for k, p in mistake.false_positives if p >= max(THRESHOLD, present[k])
+        )
+        wrong = tuple(
+            (k, p) for k, p in mistake.false_negatives if p < THRESHOLD and 1 - p >= absent[k]
+        )
         if not (missing or wrong):
             return None
         return LabelError(**asdict(mistake), missing_labels=missing, wrong_labels=wrong)
 
 
-def _probabilities(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    return numpy_probabilities(scores, multilabel=True)
+def is_predicted(
+    probability: npt.NDArray[np.float64], calibration: Calibration
+) -> npt.NDArray[np.bool_]:
+    """Whether each class is predicted, [n, K], of probabilities [n, K]."""
+    predicted: npt.NDArray[np.bool_] = probability >= (calibration.thresholds or THRESHOLD)
+    return predicted
+
+
+def _probabilities(
+    scores: npt.NDArray[Any], calibration: Calibration = PLAIN
+) -> npt.NDArray[np.float64]:
+    return numpy_probabilities(scores, calibration, multilabel=True)
 
 
 def _losses(scores: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -209,9 +237,11 @@ def _losses(scores: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[np
     return losses
 
 
-def _margin(classes: Sequence[ClassProbability]) -> float:
-    """The largest difference between the probability of a class and that of its absence."""
-    return max((abs(2 * probability - 1) for _, probability in classes), default=0.0)
+def _margin(present: Sequence[ClassProbability], absent: Sequence[ClassProbability]) -> float:
+    """By how much the most certain decision is more probable than its opposite, 0 to 1: that a
+    class is present, or absent."""
+    margins = [2 * p - 1 for _, p in present] + [1 - 2 * p for _, p in absent]
+    return max(0.0, *margins) if margins else 0.0
 
 
 def _by_probability(

@@ -1,6 +1,7 @@
 """Prediction of all images of a source into Parquet; a repeated call completes the missing parts.
 
-    OUT/part-00000.parquet …             path, label, labels, probabilities, (embedding)
+    OUT/part-00000.parquet …             path, label, labels, probabilities,
+                                         (predicted), (embedding)
     OUT/_quarantine/part-00000.parquet   path, reason: images that could not be read
     OUT/_begun.json, OUT/_done.json      the options, written first; the result, written last
 
@@ -149,13 +150,16 @@ def _write_part(
 def _as_table(predictions: Sequence[Predictions], classes: Sequence[str]) -> pa.Table:
     """The rows of a part."""
     rows = [row for batch in predictions for row in batch.readable_rows]
-    labels = [[classes[index] for index in indices] for _, indices, _ in rows]
+    labels = [[classes[index] for index in row.label] for row in rows]
     columns = {
-        "path": pa.array([path for path, _, _ in rows], pa.string()),
+        "path": pa.array([row.path for row in rows], pa.string()),
         "label": pa.array([names[0] for names in labels], pa.string()),
         "labels": pa.array(labels, pa.list_(pa.string())),
-        "probabilities": pa.array([values for _, _, values in rows], pa.list_(pa.float32())),
+        "probabilities": pa.array([row.probability for row in rows], pa.list_(pa.float32())),
     }
+    if any(batch.predicted is not None for batch in predictions):
+        names = [[classes[index] for index in row.predicted] for row in rows]
+        columns["predicted"] = pa.array(names, pa.list_(pa.string()))
     embeddings = [batch.embedding for batch in predictions if batch.embedding is not None]
     if embeddings:
         matrix = np.ascontiguousarray(np.concatenate(embeddings))

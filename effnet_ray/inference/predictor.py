@@ -32,6 +32,18 @@ Part = tuple[int, Sequence[ImageUnit]]
 
 
 @dataclass(frozen=True, slots=True)
+class PredictedRow:
+    """The prediction for one image."""
+
+    path: str
+    label: list[int]
+    """[top]"""
+    probability: list[float]
+    """[top]"""
+    predicted: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """Predictions for some images of a part."""
 
@@ -43,14 +55,20 @@ class Predictions:
     """[n, top]: the most probable outputs of the network, for unreadable images too."""
     probability: list[list[float]]
     """[n, top]: their probabilities."""
+    predicted: list[list[int]] | None = None
+    """Of each image the outputs whose probability reaches their threshold, with any number of
+    classes per image."""
     embedding: npt.NDArray[np.float16] | None = None
     """[m, F]: features of the readable images."""
 
     @property
-    def readable_rows(self) -> list[tuple[str, list[int], list[float]]]:
-        """(path, labels, probabilities) of readable images."""
-        rows = zip(self.path, self.label, self.probability, strict=True)
-        return [row for row, error in zip(rows, self.error, strict=True) if not error]
+    def readable_rows(self) -> list[PredictedRow]:
+        """The readable images."""
+        predicted = self.predicted or [[]] * len(self.path)
+        rows = zip(self.path, self.label, self.probability, predicted, strict=True)
+        return [
+            PredictedRow(*row) for row, error in zip(rows, self.error, strict=True) if not error
+        ]
 
     @property
     def unreadable_rows(self) -> list[tuple[str, str]]:
@@ -133,8 +151,11 @@ class PredictingActor:
         """One row of predictions for each row of views."""
         for metadata, arrays in decode_rows(batch):
             features, logits = self._scorer.features_and_logits(arrays["views"])
-            labels, probabilities = top_k(logits, multilabel=self._scorer.multilabel, k=self._top)
-            metadata |= {"label": labels.tolist(), "probability": probabilities.tolist()}
+            probability = self._scorer.probabilities(logits)
+            labels, values = top_k(probability, self._top)
+            metadata |= {"label": labels.tolist(), "probability": values.tolist()}
+            if self._scorer.multilabel:
+                metadata["predicted"] = self._scorer.predicted(probability)
             embedding = np.empty(0, np.float16)
             if self._embeddings:
                 embedding = features.half().cpu().numpy()

@@ -9,17 +9,16 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.inference.logits import probabilities
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import load_release
+from effnet_ray.release_format.calibration import THRESHOLD
 from effnet_ray.runtime.inference_actors import MachineShare
 
 
-def top_k(logits: Tensor, *, multilabel: bool, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` most probable classes and their probabilities, [B, k] each, of logits [B, K].
+def top_k(probability: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` most probable classes and their probabilities, [B, k] each, of [B, K].
 
     The most probable class comes first; of equal ones the lower.
     """
-    ordered = probabilities(logits, multilabel=multilabel).sort(
-        dim=1, descending=True, stable=True
-    )
+    ordered = probability.sort(dim=1, descending=True, stable=True)
     return ordered.indices[:, :k], ordered.values[:, :k]
 
 
@@ -54,3 +53,20 @@ class Scorer:
             features = self._network.features(pixels)
             logits = self._network.backbone.classifier(features)
         return features, logits.float()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The release's calibrated probabilities, [B, K], of logits [B, K]."""
+        return probabilities(logits, self.release.calibration, multilabel=self.multilabel)
+
+    def predicted(self, probability: Tensor) -> list[list[int]]:
+        """The classes whose probability, [B, K], reaches their threshold; the most probable first.
+
+        Of images with any number of classes.
+        """
+        thresholds = probability.new_tensor(self.release.calibration.thresholds or THRESHOLD)
+        ordered, values = top_k(probability, self.classes)
+        reached = values >= thresholds.expand(self.classes)[ordered]
+        return [
+            [index for index, is_reached in zip(*row, strict=True) if is_reached]
+            for row in zip(ordered.tolist(), reached.tolist(), strict=True)
+        ]

@@ -27,6 +27,7 @@ from effnet_ray.model import packaged_weights
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release_format import layout
+from effnet_ray.release_format.calibration import CALIBRATION, Calibration
 from effnet_ray.release_format.config import MALFORMED, parse_config
 from effnet_ray.release_format.record import is_release, read_file
 from effnet_ray.variants import FAMILIES, InputSpec
@@ -227,11 +228,16 @@ def head_classes(weights: Weights, classes: tuple[str, ...]) -> int:
     return weights.num_classes
 
 
-def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
+def hub_config(
+    network: Network,
+    spec: InputSpec,
+    classes: tuple[str, ...],
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """config.json in timm's hub format: architecture, class names and preprocessing.
 
     The settings of a release that inference needs are here, and nowhere else.
-    `spec` is the input spec with which the network was trained.
+    `spec` is the input spec with which the network was trained. timm ignores the calibration.
     """
     from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name
 
@@ -254,6 +260,8 @@ def hub_config(network: Network, spec: InputSpec, classes: tuple[str, ...]) -> d
         config: dict[str, Any] = json.loads(path.read_text())
     # timm wrote the tag of the variant's default checkpoint, but these are other weights.
     config["pretrained_cfg"]["tag"] = "effnet_ray"
+    if calibration:
+        config[CALIBRATION] = calibration.to_json()
     return config
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from effnet_ray.publish.calibrate import FittedCalibration
 from effnet_ray.recipe import MULTICLASS, MULTILABEL
 from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision, macro_f1
 from effnet_ray.train.epoch_report import EpochReport, best
@@ -26,7 +27,8 @@ For images like those it was trained on, with exactly one label each: {names}. I
 these labels to any image: a high probability is no proof that the image shows any of them.""",
     MULTILABEL: """\
 For images like those it was trained on, with any number of labels each: {names}. The model returns
-one logit per class; its sigmoid is the probability of that class, independent of the others.""",
+one logit per class, from which the probability of that class is made, independent of the
+others.""",
 }
 
 CARD = """\
@@ -51,6 +53,7 @@ released epoch is the best of {evaluations} evaluations on these images.
 
 {metrics}
 {test}
+{calibration}
 {per_class}
 
 ## Training
@@ -69,7 +72,7 @@ released epoch is the best of {evaluations} evaluations on these images.
 With timm, from a local copy of this folder:
 
 ```python
-import timm
+{imports}import timm
 from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True).eval()
@@ -78,6 +81,7 @@ names = model.pretrained_cfg["label_names"]
 
 image = ImageOps.exif_transpose(Image.open("PHOTO.jpg")).convert("RGB")
 logits = model(transform(image)[None])[0]
+{probabilities}
 ```
 
 `exif_transpose` turns a photograph upright, as in training; timm's transform does not.
@@ -96,6 +100,7 @@ def model_card(
     history: Sequence[EpochReport],
     per_class: Sequence[ClassMetrics],
     test: Mapping[str, float],
+    fitted: FittedCalibration | None = None,
 ) -> str:
     """The card of the release `name`; `test` holds the metrics on the test split, if scored."""
     report = best(history)
@@ -113,8 +118,11 @@ def model_card(
         evaluations=sum(epoch.eval_loss is not None for epoch in history),
         metrics=_metrics_table(report, per_class),
         test=_test_sentence(test),
+        calibration=_calibration_sentence(fitted),
         per_class=_class_table(run.classes, per_class),
         training=_training_table(run, report),
+        imports=_imports(task, fitted),
+        probabilities=_probabilities_code(task, fitted),
         score=report.ranking_metric.name,
         epochs=_epoch_table(history, report),
     )
@@ -146,6 +154,55 @@ def _test_sentence(test: Mapping[str, float]) -> str:
         f"\nOn the {test['test_images']:,} images of the test split, which only this model was "
         f"scored on, and only once: {metrics}.\n"
     )
+
+
+def _calibration_sentence(fitted: FittedCalibration | None) -> str:
+    """What calibration changed; empty if nothing was fitted."""
+    if fitted is None:
+        return ""
+    calibration, images = fitted.calibration, f"{fitted.images:,} eval images"
+    if calibration.changes_logits:
+        how = (
+            f"a temperature of {calibration.temperature:.3g}"
+            if len(calibration.scale) == 1
+            else "a scale and a bias for each class"
+        )
+        text = (
+            f"Probabilities are calibrated by {how}, fitted on {images}. Expected calibration "
+            f"error of images that the fit did not see: {fitted.ece_after:.2%}, of plain logits "
+            f"{fitted.ece_before:.2%}."
+        )
+    else:
+        text = (
+            f"Probabilities are those of the plain logits: calibration on {images} did not lower "
+            f"their loss. Expected calibration error: {fitted.ece_before:.2%}."
+        )
+    if fitted.f1_before is not None and fitted.f1_after is not None:
+        text += (
+            " `config.json` has the probability from which each class is predicted: macro F1 "
+            f"{fitted.f1_after:.2%}, at 0.5 for all classes {fitted.f1_before:.2%}."
+        )
+    return f"\n{text}\n"
+
+
+def _imports(task: str, fitted: FittedCalibration | None) -> str:
+    """What `_probabilities_code` imports."""
+    reads_config = task == MULTILABEL and fitted and fitted.calibration.changes_logits
+    return "import json\n\nimport torch\n" if reads_config else ""
+
+
+def _probabilities_code(task: str, fitted: FittedCalibration | None) -> str:
+    """The line of code that makes calibrated probabilities of logits."""
+    function = "sigmoid()" if task == MULTILABEL else "softmax(-1)"
+    if fitted is None or not fitted.calibration.changes_logits:
+        return f"probabilities = logits.{function}"
+    if task == MULTILABEL:
+        return (
+            'calibration = json.load(open("PATH_TO_THIS_FOLDER/config.json"))["calibration"]\n'
+            'scale, bias = (torch.tensor(calibration[name]) for name in ("scale", "bias"))\n'
+            f"probabilities = (scale * logits + bias).{function}"
+        )
+    return f"probabilities = (logits / {fitted.calibration.temperature:.6g}).{function}"
 
 
 def _class_table(names: Sequence[str], per_class: Sequence[ClassMetrics]) -> str:

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import safetensors.numpy
+
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, ReleaseError
 from effnet_ray.model import network, pretrained
+from effnet_ray.publish.calibrate import FittedCalibration, fit_calibration
 from effnet_ray.publish.card import model_card
 from effnet_ray.publish.provenance import provenance
 from effnet_ray.publish.test_score import Scoring
@@ -16,7 +19,7 @@ from effnet_ray.release.store import ModelStore
 from effnet_ray.release_format import layout
 from effnet_ray.reporting.training_curves import training_curves_png
 from effnet_ray.storage.checksummed_json import to_json
-from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train import checkpoint, eval_outputs, run_record
 from effnet_ray.train.checkpoint import Checkpoint
 from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision
 from effnet_ray.train.epoch_report import EpochReport, best
@@ -73,6 +76,8 @@ class _FinishedRun:
     best: EpochReport
     weights: bytes
     """The weights to release, as safetensors."""
+    fitted: FittedCalibration | None
+    """None with too few eval images, and of checkpoints without their outputs (version 0.1)."""
 
 
 def _read_run(result: Result) -> _FinishedRun:
@@ -86,24 +91,37 @@ def _read_run(result: Result) -> _FinishedRun:
     weights = best_checkpoint.read(checkpoint.AVERAGED if best_epoch.averaged else layout.WEIGHTS)
     last = storage.join(result.run_uri, run_record.CHECKPOINTS, checkpoint.folder(result.steps))
     history = checkpoint.open_checkpoint(last).history
-    return _FinishedRun(run, history, best_checkpoint, best_epoch, weights)
+    fitted = _calibration(best_checkpoint)
+    return _FinishedRun(run, history, best_checkpoint, best_epoch, weights, fitted)
+
+
+def _calibration(source: Checkpoint) -> FittedCalibration | None:
+    """The calibration fitted on the eval images of the checkpoint's evaluation."""
+    if checkpoint.EVAL_OUTPUTS not in source.files:
+        return None
+    outputs = safetensors.numpy.load(source.read(checkpoint.EVAL_OUTPUTS))
+    return fit_calibration(outputs[eval_outputs.LOGITS], outputs[eval_outputs.LABEL])
 
 
 def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -> dict[str, bytes]:
     """The files of the release; `test` holds the metrics on the test split, if it was scored."""
-    run, per_class = source.run, source.checkpoint.progress.per_class
+    run, per_class, fitted = source.run, source.checkpoint.progress.per_class, source.fitted
+    calibration = fitted.calibration if fitted else None
     model = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
         "best": asdict(source.best),
         **({"test": dict(test)} if test else {}),
+        **({"calibration": source.fitted.metrics} if source.fitted else {}),
         **({"per_class": _class_rows(run.classes, per_class)} if per_class else {}),
         "history": [asdict(report) for report in source.history],
     }
+    config = pretrained.hub_config(model, run.spec, run.classes, calibration)
+    card = model_card(name, run, source.history, per_class, test, fitted)
     return {
         layout.WEIGHTS: source.weights,
         layout.CURVES: training_curves_png(source.history),
-        layout.CARD: model_card(name, run, source.history, per_class, test).encode(),
-        layout.CONFIG: to_json(pretrained.hub_config(model, run.spec, run.classes)),
+        layout.CARD: card.encode(),
+        layout.CONFIG: to_json(config),
         layout.RECIPE: to_json(asdict(run.recipe)),
         layout.METRICS: to_json(metrics),
     }

@@ -23,6 +23,7 @@ from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release.names import parse_reference
 from effnet_ray.release.store import release_uri
+from effnet_ray.release_format.calibration import Calibration
 from effnet_ray.release_format.config import parse_config
 from effnet_ray.release_format.layout import CONFIG, METRICS, RECIPE, WEIGHTS
 from effnet_ray.release_format.record import read_record
@@ -63,6 +64,8 @@ class LoadedRelease:
     """The released preprocessing."""
     classes: tuple[str, ...]
     """Names of the network's outputs."""
+    calibration: Calibration
+    """How probabilities are made of logits."""
     recipe: Recipe
     """The resolved recipe of the run."""
     history: tuple[EpochReport, ...]
@@ -101,6 +104,7 @@ def _load(uri: str, files: "_Files") -> LoadedRelease:
         network=_network(recipe, config.spec, len(classes), files.read(WEIGHTS)),
         spec=config.spec,
         classes=classes,
+        calibration=config.calibration,
         recipe=recipe,
         history=tuple(map(_epoch_report, files.read_json(METRICS)["history"])),
         sha256=files.record["files"][WEIGHTS],

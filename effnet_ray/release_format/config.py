@@ -1,9 +1,9 @@
 """config.json of a release, in timm's hub format: architecture, class names and preprocessing.
 
 Checked here, since a release may come from anyone; written by `model.pretrained.hub_config` with
-timm's own writer. A new setting of inference, such as a temperature, is written there, checked
-here, carried by `release.load.LoadedRelease`, and applied in `inference.scorer.Scorer` (evaluate,
-predict, serve) and `inference.export`.
+timm's own writer. A new setting of inference is written there, checked here, carried by
+`release.load.LoadedRelease`, and applied in `inference.scorer.Scorer` (evaluate, predict, serve)
+and `inference.export`.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from effnet_ray.release_format.calibration import Calibration, parse_calibration
 from effnet_ray.release_format.layout import CONFIG
 from effnet_ray.variants import CENTER, CROP_MODES, MIN_IMAGE_SIZE, InputSpec
 
@@ -39,6 +40,8 @@ class ReleaseConfig:
     """The network's outputs."""
     classes: tuple[str, ...] | None
     """Their names; None if there are none, as in checkpoints of the hub."""
+    calibration: Calibration
+    """How probabilities are made of logits."""
 
 
 def parse_config(config: Mapping[str, Any]) -> ReleaseConfig:
@@ -51,6 +54,7 @@ def parse_config(config: Mapping[str, Any]) -> ReleaseConfig:
         spec=_input_spec(config["pretrained_cfg"]),
         num_classes=outputs,
         classes=_class_names(config["label_names"], outputs) if "label_names" in config else None,
+        calibration=parse_calibration(config, outputs),
     )
 
 

@@ -22,6 +22,8 @@ class Batch:
     """The lanes of a step, whose images follow one another; their rows add up to B."""
     readable: int = 0
     """Number of images of weight 1, known without asking the device."""
+    id: Tensor | None = None
+    """[B] int64: the ids of eval images."""
 
     @property
     def is_padding(self) -> bool:

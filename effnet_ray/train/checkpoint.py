@@ -29,6 +29,8 @@ from effnet_ray.train.state import Progress, TrainState
 RECORD = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGED = "averaged.safetensors"
+EVAL_OUTPUTS = "eval_outputs.safetensors"
+"""`TrainState.eval_outputs`, in the checkpoint of an epoch that was evaluated."""
 STEP = "step"
 GROUP_PREFIX = "group."
 """Prefix of a parameter group's number, for groups that count their steps themselves (lamb)."""
@@ -69,6 +71,8 @@ def snapshot(state: TrainState) -> Snapshot:
     }
     if state.averaged:
         tensors[AVERAGED] = _to_cpu(state.averaged.backbone.state_dict())
+    if state.eval_outputs and state.history[-1].step == state.step:
+        tensors[EVAL_OUTPUTS] = _to_cpu(state.eval_outputs)
     on_gpu = next(state.network.parameters()).is_cuda
     copy_done = torch.cuda.current_stream().record_event() if on_gpu else None
     return Snapshot(progress, tensors, copy_done)
@@ -177,6 +181,8 @@ class Checkpoint:
             if state.averaged:
                 state.averaged.backbone.load_state_dict(load(self.read(AVERAGED)))
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
+            outputs = EVAL_OUTPUTS in self.files
+            state.eval_outputs = load(self.read(EVAL_OUTPUTS)) if outputs else {}
         except (RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(
                 f"{self.uri} does not fit this recipe ({error}): resume with the version of "

@@ -67,15 +67,17 @@ class DeviceBatches:
         for images in self._stream.eval():
             if images.bad:
                 with_bad_images.append(replace(images, image=()))
-            yield self._batch(images)
+            ids = torch.from_numpy(images.id)
+            yield replace(self._batch(images), id=self._on_device(ids))
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, whose copies the device's current stream waits for."""
         for batch in self._timed(made_ahead(batches, self._device)):
             if self._copies:
                 torch.cuda.current_stream(self._device).wait_stream(self._copies)
-                for tensor in (batch.image, batch.label, batch.weight):
-                    tensor.record_stream(torch.cuda.current_stream(self._device))
+                for tensor in (batch.image, batch.label, batch.weight, batch.id):
+                    if tensor is not None:
+                        tensor.record_stream(torch.cuda.current_stream(self._device))
             yield batch
 
     def _timed(self, source: Iterable[T]) -> Iterator[T]:
@@ -99,12 +101,17 @@ class DeviceBatches:
         readable = len(images.id) - int((images.weight == 0).sum())
         if self._copies is None:
             return Batch(image, label, weight, images.lanes, readable)
+        label, weight = self._on_device(label), self._on_device(weight)
         with torch.cuda.stream(self._copies):
-            image, label, weight = (
-                tensor.to(self._device, non_blocking=True)
-                for tensor in (image, label.pin_memory(), weight.pin_memory())
-            )
+            image = image.to(self._device, non_blocking=True)  # it is in pinned memory
         return Batch(image, label, weight, images.lanes, readable)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """A copy on the device, made in the stream of copies; on a CPU the tensor itself."""
+        if self._copies is None:
+            return tensor
+        with torch.cuda.stream(self._copies):
+            return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _host_tensor(self, parts: Sequence[npt.NDArray[Any]]) -> Tensor:
         """The parts as one tensor on the CPU, in pinned memory for a GPU; a lone part stays."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from effnet_ray.train.average_precision import mean_average_precision
 from effnet_ray.train.batch import Batch
 from effnet_ray.train.class_metrics import ClassMetrics
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.eval_outputs import EvalOutputs, OutputCollector
 from effnet_ray.train.memory import is_out_of_memory
 from effnet_ray.train.metric_definitions import (
     EVAL_LOSS,
@@ -47,6 +48,8 @@ class EvalResult:
     mean_ap: float | None = None
     """Mean average precision; only with several labels per image."""
     per_class: tuple[ClassMetrics, ...] = ()
+    outputs: EvalOutputs = field(default_factory=dict)
+    """What the network computed for a sample of the images."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -100,6 +103,7 @@ class RunningEvaluation:
         self._sums = MetricSums.zero(device)
         self._classes = ClassCounts(network.num_classes, device)
         self._scores = ScoreCollector(network.num_classes, device) if multilabel else None
+        self._outputs = OutputCollector(network.num_classes, device, multilabel=multilabel)
         self._max_rows: int | None = None
 
     def logits(self, image: Tensor) -> Tensor:
@@ -123,19 +127,21 @@ class RunningEvaluation:
         """Add the network's output for one batch."""
         self._sums += MetricSums.of(logits, batch.label, batch.weight)
         self._classes.add(logits, batch.label, batch.weight)
+        self._outputs.add(logits, batch)
         if self._scores:
             self._scores.add(logits, batch.label, batch.weight)
 
     def over_workers(self) -> EvalResult:
         """The result over all workers; a collective, which every worker calls."""
         sums, per_class = self._sums.over_workers(), self._classes.over_workers()
+        outputs = self._outputs.over_workers()
         if not self._scores:
-            return EvalResult(sums, None, per_class)
+            return EvalResult(sums, None, per_class, outputs)
         precisions = self._scores.over_workers()
         per_class = tuple(
             replace(metrics, ap=ap) for metrics, ap in zip(per_class, precisions, strict=True)
         )
-        return EvalResult(sums, mean_average_precision(precisions), per_class)
+        return EvalResult(sums, mean_average_precision(precisions), per_class, outputs)
 
 
 def epoch_report(epoch: int, step: int, train: MetricSums, *results: EvalResult) -> EpochReport:

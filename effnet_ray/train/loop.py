@@ -141,6 +141,7 @@ def _finish_epoch(
 ) -> EpochReport:
     """Evaluate, if the recipe does after this epoch, and add the epoch's report to the history."""
     state = trainer.state
+    state.eval_outputs = {}
     _check_count(epoch, "train", state.train_sums, sizes.train_images)
     results: list[EvalResult] = []
     if evaluates(trainer.recipe, epoch):
@@ -151,7 +152,8 @@ def _finish_epoch(
             multilabel=trainer.recipe.task == MULTILABEL,
         )
         _check_eval_images(results[0].sums, epoch, state.step, sizes)
-        state.per_class = best_result(results).per_class
+        result = best_result(results)
+        state.per_class, state.eval_outputs = result.per_class, result.outputs
     report = epoch_report(epoch, state.step, state.train_sums, *results)
     state.history.append(report)
     state.train_sums = MetricSums.zero(trainer.device)

@@ -22,6 +22,7 @@ from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.schema import from_dict
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.eval_outputs import EvalOutputs
 from effnet_ray.train.loss_scale import LossScale
 from effnet_ray.train.metrics import MetricSums
 from effnet_ray.train.run_record import Run
@@ -144,6 +145,8 @@ class TrainState(Progress):
     """Images of the current epoch's steps, of all workers: equal to that of `train_sums`, but
     known without asking the device. So is `quarantined`."""
     quarantined: int = 0
+    eval_outputs: EvalOutputs = field(default_factory=dict)
+    """Those of the epoch that has just been evaluated; empty if it was not."""
 
     def to_device(self) -> None:
         """Move all that a step changes to the device of the network, and read what it counted."""

@@ -16,6 +16,7 @@ from effnet_ray.release.store import ModelStore
 from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train.eval_outputs import EvalOutputs
 from effnet_ray.variants import CENTER
 from support.finished_runs import report, result, run
 from support.loop_worker import new_state, settled
@@ -29,14 +30,18 @@ def released(
     size: int = 64,
     store: Path | None = None,
     crop_mode: str = CENTER,
+    outputs: EvalOutputs | None = None,
     **given: object,
 ) -> LoadedRelease:
-    """A release with statistics and a head of its own, so that images differ in what it says."""
+    """A release with statistics and a head of its own, so that images differ in what it says.
+
+    `outputs`: what it is calibrated on.
+    """
     shelves = str(store or folder / "store")
     recipe = settled(image_size=size, **given)
     state = new_state(recipe)
     normalise(state.network)
-    state.step, state.history = 1, [report(0, 0.75)]
+    state.step, state.history, state.eval_outputs = 1, [report(0, 0.75)], outputs or {}
     uri = str(folder / "run")
     found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     spec = replace(recipe.variant_spec.input_spec(), resolution=size, crop_mode=crop_mode)
