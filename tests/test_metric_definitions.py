@@ -2,6 +2,8 @@
 
 from dataclasses import fields
 
+import pytest
+
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.metric_definitions import (
     EPOCH_METRICS,
@@ -42,3 +44,24 @@ def test_keys_are_those_of_the_files() -> None:
         "test_map", "test_top1", "test_top5", "test_loss",
     ]  # fmt: skip
     assert EVAL_TOP1.on("test").label == "test top-1"
+
+
+@pytest.mark.parametrize(
+    ("share", "images", "low", "high"),
+    [
+        # scipy: binomtest(count, images).proportion_ci(method="wilson")
+        (0.9, 10, 0.596, 0.982),
+        (1.0, 25, 0.867, 1.0),
+        (0.0, 25, 0.0, 0.133),
+        (0.5, 10_000, 0.490, 0.510),
+    ],
+)
+def test_intervals_are_wilsons(share: float, images: int, low: float, high: float) -> None:
+    found = EVAL_TOP1.interval(share, images)
+    assert found == pytest.approx((low, high), abs=1e-3)
+    assert EVAL_TOP1.format(share, images).startswith(f"{share:.2%} (")
+
+
+def test_what_is_no_share_of_images_has_no_interval() -> None:
+    assert EVAL_LOSS.interval(0.5, 100) is None and EVAL_MAP.interval(0.5, 100) is None
+    assert EVAL_TOP1.format(0.5, 0) == "50.00%"

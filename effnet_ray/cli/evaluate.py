@@ -68,15 +68,26 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "model": evaluation.release.reference,
         "split": evaluation.split,
         **{metric.key: value for metric, value in metrics.scores.items()},
+        **_intervals(metrics),
         "images": metrics.processed,
         "quarantined": len(metrics.unreadable),
         "f1": metrics.macro_f1,
         "ece": metrics.ece,
+        "ece_uncalibrated": metrics.plain_ece,
         "suspected_labels": metrics.label_error_count,
         **_multilabel_json(metrics),
         **({"report": report} if report else {}),
         **proposed,
     }
+
+
+def _intervals(metrics: "Metrics") -> dict[str, list[float]]:
+    """The 95 % confidence intervals of shares of images: [lowest, highest]."""
+    intervals = {
+        f"{metric.key}_interval": metric.interval(value, metrics.images)
+        for metric, value in metrics.scores.items()
+    }
+    return {name: list(interval) for name, interval in intervals.items() if interval}
 
 
 def _multilabel_json(metrics: "Metrics") -> dict[str, float]:
@@ -130,7 +141,9 @@ def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str)
     for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
         terminal.print(f"quarantined image {image}: {path}: {reason}")
     terminal.console.print(_class_table(evaluation))
-    headline, *scores = ((m.name, m.format(value)) for m, value in metrics.scores.items())
+    headline, *scores = (
+        (m.name, m.format(value, metrics.images)) for m, value in metrics.scores.items()
+    )
     title = f"{evaluation.release.reference} on {evaluation.split}: {' '.join(headline)}"
     facts = dict(scores) | _facts(evaluation) | {"report": report}
     terminal.print_summary(title, {name: text for name, text in facts.items() if text})
@@ -163,10 +176,12 @@ def _percentages(row: "ClassMetrics", *, multilabel: bool) -> list[str]:
 def _facts(evaluation: "Evaluation") -> dict[str, str]:
     metrics = evaluation.metrics
     micro_f1 = _multilabel_json(metrics).get("micro_f1")
+    calibrated = metrics.calibration.changes_logits
     return {
         "micro F1": "" if micro_f1 is None else f"{micro_f1:.2%}",
         "macro F1": f"{metrics.macro_f1:.2%}",
-        "calibration error": f"{metrics.ece:.2%} (expected calibration error, 15 bins)",
+        "calibration error": f"{metrics.ece:.2%} (expected calibration error, 15 bins)"
+        + (f", of plain logits {metrics.plain_ece:.2%}" if calibrated else ""),
         "images": f"{metrics.processed:,}, {len(metrics.unreadable):,} of them unreadable",
         "most confused": _confused(metrics, evaluation.release.classes),
         "suspected label errors": f"{metrics.label_error_count:,}"

@@ -1,5 +1,6 @@
 """`finetune`: train one model and publish it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from effnet_ray.cli.check import preflight_or_raise
 from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
-from effnet_ray.train.metric_definitions import TEST_SCORES
+from effnet_ray.train.metric_definitions import EVAL_IMAGES, TEST_SCORES
 
 if TYPE_CHECKING:
     from effnet_ray.release.names import Release
@@ -46,7 +47,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             trackers.on_release(release)
         record = read_record(release.uri)
         test_metrics = {m.key: record[m.key] for m in TEST_SCORES if m.key in record}
-        _print_summary(terminal, result, release, data, test_metrics, trackers.locations)
+        _print_summary(terminal, result, release, data, record, trackers.locations)
     return {
         **{name: value for name, value in asdict(result).items() if value is not None},
         "release": release.reference,
@@ -83,14 +84,20 @@ def _print_summary(
     result: "Result",
     release: "Release",
     data: str,
-    test_metrics: Mapping[str, float],
+    record: Mapping[str, Any],
     tracker_locations: Mapping[str, str],
 ) -> None:
-    scores = [metric for metric in TEST_SCORES if metric.key in test_metrics]
-    test = "".join(f", {metric.describe(test_metrics[metric.key])}" for metric in scores)
+    """`record`: the release's."""
+    test = "".join(
+        f", {metric.describe(record[metric.key], record['test_images'])}"
+        for metric in TEST_SCORES
+        if metric.key in record
+    )
+    score = result.summary_on(record.get(EVAL_IMAGES, 0))
     terminal.print_summary(
-        f"{release.reference}: {result.summary}{test}",
+        f"{release.reference}: {score}{test}",
         {
+            **_calibration(release.uri),
             "release": release.uri,
             "run": result.run_uri,
             "data": data,
@@ -101,6 +108,18 @@ def _print_summary(
             **tracker_locations,
         },
     )
+
+
+def _calibration(uri: str) -> dict[str, str]:
+    """What calibrating the release changed; empty if nothing was fitted."""
+    from effnet_ray.release_format.layout import METRICS
+    from effnet_ray.release_format.record import read_file
+
+    fitted = json.loads(read_file(uri, METRICS)).get("calibration")
+    if not fitted:
+        return {}
+    before, after = fitted["ece_before"], fitted["ece_after"]
+    return {"calibrated": f"error of probabilities {after:.2%}, before {before:.2%}"}
 
 
 def _load_code(uri: str) -> str:

@@ -52,6 +52,8 @@ Measured on the {eval_images} images of the eval split, which the model was not 
 released epoch is the best of {evaluations} evaluations on these images.
 
 {metrics}
+
+In parentheses: the 95 % confidence interval, by the number of images (Wilson).
 {test}
 {calibration}
 {per_class}
@@ -134,7 +136,7 @@ def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> st
     for metric in EVAL_METRICS:
         value = getattr(report, metric.key)
         if value is not None:
-            rows.append((metric.label, metric.format(value)))
+            rows.append((metric.label, metric.format(value, report.eval_images)))
     if per_class:
         rows.append(("macro F1", f"{macro_f1(per_class):.2%}"))
     rows.append(("weights", "moving average (EMA)" if report.averaged else "not averaged"))
@@ -146,7 +148,7 @@ def _test_sentence(test: Mapping[str, float]) -> str:
     if not test:
         return ""
     metrics = ", ".join(
-        f"{metric.name} {metric.format(test[metric.key])}"
+        f"{metric.name} {metric.format(test[metric.key], int(test['test_images']))}"
         for metric in TEST_METRICS
         if metric.key in test
     )

@@ -7,7 +7,7 @@ from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases
 from effnet_ray.release.model_folder import ModelFolder
 from effnet_ray.release.store import ModelStore
-from effnet_ray.train.metric_definitions import EVAL_MAP, EVAL_TOP1, Score
+from effnet_ray.train.metric_definitions import EVAL_IMAGES, EVAL_MAP, EVAL_TOP1, Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +19,8 @@ class Version:
     eval_top1: float | None = None
     eval_map: float | None = None
     """Mean average precision of a multi-label release."""
+    eval_images: int = 0
+    """0 if the record is older than this number."""
     variant: str = ""
     published: str = ""
     """ISO 8601, UTC."""
@@ -69,6 +71,7 @@ def _describe_version(folder: ModelFolder, version: int) -> Version:
         uri=release.uri,
         eval_top1=record.get(EVAL_TOP1.key),
         eval_map=record.get(EVAL_MAP.key),
+        eval_images=record.get(EVAL_IMAGES, 0),
         variant=str(record.get("variant", "")),
         published=str(record.get("published", "")),
         size=sum(record["sizes"].values()),

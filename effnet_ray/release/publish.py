@@ -28,7 +28,7 @@ from effnet_ray.release.model_folder import ModelFolder, list_model
 from effnet_ray.release_format import layout
 from effnet_ray.release_format.record import check_record, is_release, record_uri
 from effnet_ray.storage import checksummed_json
-from effnet_ray.train.metric_definitions import EVAL_TOP1, eval_scores
+from effnet_ray.train.metric_definitions import EVAL_IMAGES, EVAL_TOP1, eval_scores
 
 CLAIM_WAIT_S = 2.0
 """How long a publisher waits for another one's claimed release before it completes it: enough to
@@ -109,7 +109,8 @@ def record_content(files: Mapping[str, bytes], provenance: Mapping[str, Any]) ->
 
 
 def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
-    """The scores of the best epoch in metrics.json, which release.json repeats.
+    """The scores of the best epoch in metrics.json, and the number of eval images, which
+    release.json repeats.
 
     If metrics.json has no best epoch, eval_top1 is None.
     """
@@ -121,7 +122,9 @@ def _scores(files: Mapping[str, bytes]) -> dict[str, float | None]:
         for name, score in scores.items()
         if isinstance(score, int | float) and 0 <= score <= 1
     }
-    return {EVAL_TOP1.key: None, **valid}
+    images = best.get(EVAL_IMAGES) if isinstance(best, dict) else None
+    counted = {EVAL_IMAGES: images} if type(images) is int and images > 0 else {}
+    return {EVAL_TOP1.key: None, **valid, **counted}
 
 
 def _find_claimed(folder: ModelFolder, content: Mapping[str, Any]) -> int | None:

@@ -6,10 +6,13 @@ A new share of hits, such as top-3 accuracy, is a row here (`EVAL_TOP1` and belo
 the JSON lines.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+Z_95 = 1.959964
+"""The standard normal distribution is between minus and plus this with a probability of 0.95."""
 LOSS_FORMAT, SHARE_FORMAT, COUNT_FORMAT = ".4f", ".2%", ",.0f"
 
 
@@ -50,13 +53,31 @@ class Metric:
         """The same metric on another split."""
         return replace(self, key=f"{split}{self.key.removeprefix(self.split)}", split=split)
 
-    def format(self, value: float) -> str:
-        """The value alone, as in "91.20%"."""
-        return format(value, self.format_spec)
+    def interval(self, value: float, images: int) -> tuple[float, float] | None:
+        """Its 95 % confidence interval, measured on so many images; None if it is no share of
+        them.
 
-    def describe(self, value: float) -> str:
+        Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical
+        Inference": unlike value ± 2 standard errors it is right for few images and for shares
+        near 0 and 1.
+        """
+        if not self.top or images < 1:
+            return None
+        spread = Z_95**2 / images
+        centre = (value + spread / 2) / (1 + spread)
+        half = math.sqrt(value * (1 - value) * spread + spread**2 / 4) / (1 + spread)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def format(self, value: float, images: int = 0) -> str:
+        """The value alone, as in "91.20%"; measured on `images`, with its interval, as in
+        "91.20% (87.8 to 93.7)"."""
+        interval = self.interval(value, images)
+        suffix = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+        return format(value, self.format_spec) + suffix
+
+    def describe(self, value: float, images: int = 0) -> str:
         """Label and value, as in "eval top-1 91.20%"."""
-        return f"{self.label} {self.format(value)}"
+        return f"{self.label} {self.format(value, images)}"
 
 
 def _loss(split: str) -> Metric:
@@ -108,6 +129,8 @@ class EvalValues:
     """Mean eval loss, nats."""
 
 
+EVAL_IMAGES = "eval_images"
+"""Key of the number of eval images, in epoch reports and releases."""
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_TOP1, *EVAL_METRICS, SKIPPED, QUARANTINED)
 """Metrics of one epoch: fields of EpochReport."""
 
@@ -118,17 +141,20 @@ class Score:
 
     metric: Metric
     value: float
+    images: int = 0
+    """On how many images it was measured; 0 if that is unknown."""
 
     @classmethod
     def of(
         cls, values: Mapping[str, Any], scores: tuple[Metric, ...] = EVAL_SCORES
     ) -> "Score | None":
         """The score in `values`, by the metrics' keys; None if there is none."""
-        found = (cls(m, values[m.key]) for m in scores if values.get(m.key) is not None)
+        images = values.get(EVAL_IMAGES) or 0
+        found = (cls(m, values[m.key], images) for m in scores if values.get(m.key) is not None)
         return next(found, None)
 
     def __str__(self) -> str:
-        return self.metric.format(self.value)
+        return self.metric.format(self.value, self.images)
 
 
 def eval_scores(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -85,9 +85,13 @@ class Result(EvalValues):
     @property
     def summary(self) -> str:
         """The score of the best epoch, for people."""
+        return self.summary_on(0)
+
+    def summary_on(self, eval_images: int) -> str:
+        """The score with its confidence interval, by the number of eval images."""
         score = Score.of(asdict(self))
         assert score is not None  # top-1 always has a value
-        return score.metric.describe(score.value)
+        return score.metric.describe(score.value, eval_images)
 
 
 def default_name(recipe: Recipe, fingerprint: str) -> str:
