@@ -30,7 +30,7 @@ from effnet_ray.inference.logits import numpy_probabilities
 from effnet_ray.inference.scorer import Scorer
 from effnet_ray.publish import calibrate
 from effnet_ray.publish.calibrate import (
-    f1_thresholds,
+    best_thresholds,
     fit_calibration,
     fit_platt,
     fit_temperature,
@@ -61,8 +61,11 @@ def shifted(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_outputs(logits: np.ndarray, label: np.ndarray) -> EvalOutputs:
+    draws = torch.Generator().manual_seed(0)
+    features = torch.rand(len(label), 1280, generator=draws)
     return {
         eval_outputs.ID: torch.arange(len(label)),
+        eval_outputs.FEATURES: torch.nn.functional.normalize(features).half(),
         eval_outputs.LOGITS: torch.from_numpy(logits),
         eval_outputs.LABEL: torch.from_numpy(label),
     }
@@ -152,7 +155,7 @@ def test_thresholds_are_those_of_the_highest_f1(seed: int, digits: int) -> None:
         return float(2 * (predicted & (label == 1)).sum() / (predicted.sum() + label.sum()))
 
     best = max(f1(value) for value in probability.ravel())
-    (chosen,) = f1_thresholds(probability, label).tolist()
+    (chosen,) = best_thresholds(probability, label).tolist()
     assert f1(chosen) == pytest.approx(best)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
     from effnet_ray.inference.multiclass import MulticlassMetrics
     from effnet_ray.inference.multilabel import MultilabelMetrics
+    from effnet_ray.inference.unknown_pictures import UnknownPictures
     from effnet_ray.train.class_metrics import ClassMetrics
 
     Metrics = MulticlassMetrics | MultilabelMetrics
@@ -45,6 +46,9 @@ class Evaluate(ReleaseFlags):
     corrections: str = ""
     """FILE.csv, a path or an s3:// URI: write mistakes, which may be label errors, duplicates with
     different labels and unreadable images there, to decide and to pass to `pack --corrections`."""
+    unknown_source: str = ""
+    """URI of pictures of nothing that the release knows, as `predict` takes them: report how well
+    it tells them from the images of the split."""
     examples: int = 24
     """Maximum number of mistakes (and of suspected label errors) shown in the report."""
 
@@ -58,11 +62,11 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     corrections = output_uri(flags.corrections, "corrections", ".csv")
     refuse_filled_in(corrections, "decision")
     with Terminal() as terminal:
-        evaluation = _evaluate(flags, terminal)
+        evaluation, unknown = _evaluate(flags, terminal)
         if report:
-            _write_report(evaluation, report)
+            _write_report(evaluation, unknown, report)
         proposed = _write_corrections(evaluation, corrections, terminal) if corrections else {}
-        _print_evaluation(terminal, evaluation, report)
+        _print_evaluation(terminal, evaluation, unknown, report)
     metrics = evaluation.metrics
     return {
         "model": evaluation.release.reference,
@@ -76,6 +80,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "ece_uncalibrated": metrics.plain_ece,
         "suspected_labels": metrics.label_error_count,
         **_multilabel_json(metrics),
+        **_unknown_json(evaluation, unknown),
         **({"report": report} if report else {}),
         **proposed,
     }
@@ -109,13 +114,33 @@ def _write_corrections(
     return {"corrections": uri, "proposed": count}
 
 
-def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
-    """The evaluation; the terminal shows its progress."""
+def _unknown_json(
+    evaluation: "Evaluation", unknown: "UnknownPictures | None"
+) -> dict[str, float | int]:
+    """How unknown pictures are told; empty if the release has no references."""
+    share = evaluation.share_called_unknown
+    figures: dict[str, float | int] = {} if share is None else {"called_unknown": share}
+    if unknown:
+        figures |= {
+            "unknown_auroc": unknown.auroc,
+            "unknown_flagged": unknown.flagged,
+            "unknown_images": len(unknown.scores),
+        }
+    return figures
+
+
+def _evaluate(flags: Evaluate, terminal: Terminal) -> "tuple[Evaluation, UnknownPictures | None]":
+    """The evaluation, and that of unknown pictures; the terminal shows their progress."""
     from effnet_ray.inference.corrections import MAX_MISTAKES
     from effnet_ray.inference.evaluate import evaluate
+    from effnet_ray.inference.image_sources import find_images
+    from effnet_ray.inference.unknown_pictures import check_references, score_unknown
 
     release, connect = flags.load(), flags.connector(terminal)
-    return evaluate(
+    if flags.unknown_source:
+        check_references(release)
+        find_images(flags.unknown_source)
+    evaluation = evaluate(
         release,
         find_data(flags.data, flags.runs, terminal).pack(terminal, connect),
         flags.placement,
@@ -126,16 +151,32 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "Evaluation":
         on_progress=terminal.image_progress("evaluating", "evaluated"),
         connect=connect,
     )
+    if not flags.unknown_source:
+        return evaluation, None
+    unknown = score_unknown(
+        release,
+        flags.unknown_source,
+        evaluation.metrics.unknown_scores,
+        flags.placement,
+        connect=connect,
+        on_progress=terminal.image_progress("scoring unknown pictures", "scored"),
+    )
+    return evaluation, unknown
 
 
-def _write_report(evaluation: "Evaluation", uri: str) -> None:
+def _write_report(evaluation: "Evaluation", unknown: "UnknownPictures | None", uri: str) -> None:
     from effnet_ray import storage
     from effnet_ray.inference import report
 
-    storage.write_bytes(uri, report.html(evaluation))
+    storage.write_bytes(uri, report.html(evaluation, unknown))
 
 
-def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str) -> None:
+def _print_evaluation(
+    terminal: Terminal,
+    evaluation: "Evaluation",
+    unknown: "UnknownPictures | None",
+    report: str,
+) -> None:
     """Print the worst classes and the metrics. `report` is the report's URI, or empty."""
     metrics = evaluation.metrics
     for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
@@ -145,8 +186,21 @@ def _print_evaluation(terminal: Terminal, evaluation: "Evaluation", report: str)
         (m.name, m.format(value, metrics.images)) for m, value in metrics.scores.items()
     )
     title = f"{evaluation.release.reference} on {evaluation.split}: {' '.join(headline)}"
-    facts = dict(scores) | _facts(evaluation) | {"report": report}
+    facts = dict(scores) | _facts(evaluation) | _unknown_facts(evaluation, unknown)
+    facts["report"] = report
     terminal.print_summary(title, {name: text for name, text in facts.items() if text})
+
+
+def _unknown_facts(evaluation: "Evaluation", unknown: "UnknownPictures | None") -> dict[str, str]:
+    share, facts = evaluation.share_called_unknown, dict[str, str]()
+    if share is not None:
+        facts["called unknown"] = f"{share:.2%} of these images"
+    if unknown:
+        facts["unknown pictures"] = (
+            f"{unknown.flagged:.2%} of {len(unknown.scores):,} called unknown, "
+            f"AUROC {unknown.auroc:.3f}"
+        )
+    return facts
 
 
 def _class_table(evaluation: "Evaluation") -> Table:

@@ -43,6 +43,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
                 result,
                 flags.location.model_store,
                 scoring=flags.test_scoring(data, terminal, flags.placement),
+                options=flags.releasing,
             )
             trackers.on_release(release)
         record = read_record(release.uri)

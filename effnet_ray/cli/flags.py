@@ -12,6 +12,7 @@ from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import InputError, RecipeError, quote
 from effnet_ray.placement import Placement, parse_worker_range
+from effnet_ray.publish.options import ReleaseOptions
 from effnet_ray.recipe import Recipe
 from effnet_ray.recipe_rules import SYNONYMS
 from effnet_ray.schema import describe_types, from_dict
@@ -86,6 +87,9 @@ class TrainingFlags:
     location: Annotated[
         tyro.conf.OmitArgPrefixes[LocationFlags], tyro.conf.arg(name="Storage")
     ] = field(default_factory=LocationFlags)
+    releasing: Annotated[
+        tyro.conf.OmitArgPrefixes[ReleaseOptions], tyro.conf.arg(name="Release")
+    ] = field(default_factory=ReleaseOptions)
     recipe_file: Annotated[str, tyro.conf.arg(name="recipe")] = ""
     """URI of a JSON file with recipe fields, such as a release's recipe.json. Flags override its
     fields."""

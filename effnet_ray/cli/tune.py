@@ -213,6 +213,7 @@ def _publish(
             outcome,
             flags.location.model_store,
             scoring=flags.test_scoring(data, terminal, placement),
+            options=flags.releasing,
         )
         for published in dict.fromkeys([release, *front]):
             trackers.on_release(published)

@@ -58,6 +58,14 @@ class Evaluation:
     split: str
     metrics: Metrics
 
+    @property
+    def share_called_unknown(self) -> float | None:
+        """Share of the readable images that the release calls unknown; None if it cannot tell."""
+        references, scores = self.release.references, self.metrics.unknown_scores
+        if references is None or not len(scores):
+            return None
+        return float((scores > references.threshold).mean())
+
 
 def evaluate(
     release: LoadedRelease,
@@ -163,7 +171,8 @@ def _score(
     def preprocess(batch: Block) -> Iterator[Block]:
         yield from preprocessed_rows(inputs, map(_decode_units, batch["units"].tolist()))
 
-    arguments = (release.uri, release.sha256, actors.share)
+    own_data = release.provenance.get("fingerprint") == inputs.manifest.fingerprint
+    arguments = (release.uri, release.sha256, actors.share, own_data)
     for block in execute(work, preprocess, ScoringActor, arguments, actors):
         yield from decode_scored(block)
 
@@ -185,8 +194,9 @@ def preprocessed_rows(inputs: EvalInputs, groups: Iterable[Sequence[ReadUnit]]) 
 class ScoringActor:
     """Scores preprocessed images with a release's network."""
 
-    def __init__(self, uri: str, sha256: str, share: MachineShare) -> None:
-        """See `Scorer`."""
+    def __init__(self, uri: str, sha256: str, share: MachineShare, own_data: bool = False) -> None:
+        """See `Scorer`. `own_data`: the images are of the data set that it was trained on."""
+        self._own_data = own_data
         self._scorer = Scorer(uri, sha256, share)
         task = multilabel if self._scorer.multilabel else multiclass
         self._score_images = task.score_images
@@ -194,10 +204,13 @@ class ScoringActor:
     def __call__(self, batch: Block) -> Iterator[Block]:
         """One row of scores for each row of views."""
         for metadata, arrays in decode_rows(batch):
-            _, logits = self._scorer.features_and_logits(arrays["views"])
+            features, logits = self._scorer.features_and_logits(arrays["views"])
             scores = self._score_images(
                 logits.cpu().numpy(), metadata["label"], self._scorer.release.calibration
             )
+            unknown = self._scorer.unknown(features, metadata["image"] if self._own_data else None)
+            if unknown is not None:
+                scores["unknown"] = unknown.double().numpy()
             # Only mistakes are shown, so only they need their thumbnails.
             metadata["thumbnail"] = [
                 thumbnail if wrong else ""

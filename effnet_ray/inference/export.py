@@ -1,6 +1,6 @@
 """Export of a release as ONNX or as a PyTorch exported program, usable without effnet_ray.
 
-    OUT/model.onnx or OUT/model.pt2   pixels in, logits and probabilities out
+    OUT/model.onnx or OUT/model.pt2   pixels in; logits, probabilities and unknown scores out
     OUT/export.json                   inputs, outputs, preprocessing and classes; written last
 
 The batch may have any size. The model normalizes its input; the caller resizes and crops, as
@@ -13,7 +13,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import SQUASH, InputSpec
 
 RECORD = "export.json"
-INPUT, OUTPUTS = "images", ("logits", "probabilities")
+INPUT, OUTPUTS = "images", ("logits", "probabilities", "unknown")
 MAX_BATCH = 4096
 """Images of a batch; an exported program requires a bound. Chosen, not measured."""
 TOLERANCE = 1e-4
@@ -62,21 +62,37 @@ class Exported:
 
 
 class ExportedNetwork(nn.Module):
-    """The network with its probabilities."""
+    """The network with its probabilities, and how unknown pictures are to it."""
+
+    reference_features: Tensor
+    reference_means: Tensor
 
     def __init__(self, release: LoadedRelease) -> None:
         super().__init__()
         self.network = release.network
+        self.references = release.references
+        for name in ("features", "means"):
+            tensor = getattr(release.references, name) if release.references else None
+            self.register_buffer(f"reference_{name}", tensor)
         self.calibration = release.calibration
         self.multilabel = release.recipe.task == MULTILABEL
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities, [B, K] each, of images [B, 3, R, R] uint8."""
-        logits = self.network(images)
-        return logits, probabilities(logits, self.calibration, multilabel=self.multilabel)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits and probabilities, [B, K] each, of images [B, 3, R, R] uint8.
+
+        Also scores of unknown pictures, [B], if the release has references.
+        """
+        features, logits = self.network.features_and_logits(images)
+        shares = probabilities(logits, self.calibration, multilabel=self.multilabel)
+        if self.references is None:
+            return logits, shares
+        references = replace(
+            self.references, features=self.reference_features, means=self.reference_means
+        )
+        return logits, shares, references.scores(features)
 
 
-RunModel = Callable[[Tensor], tuple[Tensor, Tensor]]
+RunModel = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
@@ -116,7 +132,16 @@ def _interface(release: LoadedRelease) -> dict[str, Any]:
     """What a caller needs to know: input, outputs, preprocessing and classes."""
     spec, size = release.spec, release.spec.resolution
     activation = "a sigmoid for each class" if release.recipe.task == MULTILABEL else "softmax"
-    calibration = release.calibration
+    calibration, references = release.calibration, release.references
+    outputs = {
+        OUTPUTS[0]: "float32 [batch, classes]",
+        OUTPUTS[1]: f"the calibrated logits after {activation}",
+    }
+    if references:
+        outputs[OUTPUTS[2]] = (
+            "float32 [batch], how unlike the release's images: unknown above "
+            f"{references.threshold:.6g}"
+        )
     return {
         "precision": "float32",
         "input": {
@@ -127,10 +152,7 @@ def _interface(release: LoadedRelease) -> dict[str, Any]:
             "colours": "RGB",
             "range": [0, 255],
         },
-        "outputs": {
-            OUTPUTS[0]: "float32 [batch, classes]",
-            OUTPUTS[1]: f"the calibrated logits after {activation}",
-        },
+        "outputs": outputs,
         "calibration": calibration.to_json() if calibration.changes_logits else {},
         "preprocessing": {
             "turn": "by the EXIF orientation",
@@ -161,8 +183,9 @@ def _to_onnx(
         raise InputError(
             f"{error.name} is not installed: pip install 'effnet-ray[onnx]'"
         ) from error
+    outputs = list(OUTPUTS if release.references else OUTPUTS[:2])
     onnx_program = torch.onnx.export(
-        program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+        program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False
     )
     assert onnx_program is not None
     model = onnx_program.model_proto
@@ -173,9 +196,8 @@ def _to_onnx(
     data: bytes = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def run_model(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probability = session.run(list(OUTPUTS), {INPUT: images.numpy()})
-        return torch.from_numpy(logits), torch.from_numpy(probability)
+    def run_model(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(outputs, {INPUT: images.numpy()})))
 
     return data, run_model
 
@@ -207,13 +229,13 @@ def _compare(network: ExportedNetwork, run_model: RunModel, release: LoadedRelea
     largest = 0.0
     for count in CHECK_BATCHES:
         images = _synthetic_images(count, release.spec.resolution)
-        expected_logits, expected_probability = network(images)
-        logits, probability = run_model(images)
+        expected_logits, *expected_others = network(images)
+        logits, *others = run_model(images)
         allowed = TOLERANCE * max(1.0, float(expected_logits.abs().max()))
         difference = float((logits - expected_logits).abs().max())
-        if difference > allowed or not torch.allclose(
-            probability, expected_probability, atol=TOLERANCE
-        ):
+        pairs = zip(others, expected_others, strict=True)
+        equal = [float((other - wanted).abs().max()) <= TOLERANCE for other, wanted in pairs]
+        if difference > allowed or not all(equal):
             raise ReleaseError(
                 f"the outputs of the exported model differ from those of {release.reference} "
                 f"(a logit by {difference:.2g}): nothing was written; report this with "

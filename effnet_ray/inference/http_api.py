@@ -50,7 +50,8 @@ class ServedRelease:
         return [ImageError(error) if error else next(predictions) for error in errors]
 
     def _predict_views(self, views: npt.NDArray[np.uint8]) -> list[Answer]:
-        _, logits = self._scorer.features_and_logits(views)
+        features, logits = self._scorer.features_and_logits(views)
+        unknown = self._scorer.unknown(features)
         probability = self._scorer.probabilities(logits)
         classes, values = top_k(probability, self.top)
         multilabel = self._scorer.multilabel
@@ -63,7 +64,12 @@ class ServedRelease:
         return [
             self._answer(*row) if is_finite else not_finite
             for *row, is_finite in zip(
-                classes.tolist(), values.tolist(), predicted, finite.tolist(), strict=True
+                classes.tolist(),
+                values.tolist(),
+                predicted,
+                [None] * len(views) if unknown is None else unknown.tolist(),
+                finite.tolist(),
+                strict=True,
             )
         ]
 
@@ -72,6 +78,7 @@ class ServedRelease:
         classes: Sequence[int],
         probabilities: Sequence[float],
         predicted: Sequence[int] | None,
+        unknown: float | None,
     ) -> dict[str, Any]:
         names = self.release.classes
         labels = [
@@ -81,4 +88,6 @@ class ServedRelease:
         answer = {"model": self.release.reference, "label": labels[0]["label"], "labels": labels}
         if predicted is not None:
             answer["predicted"] = [names[index] for index in predicted]
+        if unknown is not None:
+            answer |= {"unknown": unknown, "is_unknown": self._scorer.is_unknown(unknown)}
         return answer

@@ -32,8 +32,8 @@ known only at the end."""
 ScoredImages = dict[str, npt.NDArray[Any]]
 """Columns [n, …] about some images. Always present: `image` (id), `path`, `error` (why the image
 could not be read, or empty), `wrong` (whether the prediction differs from the label), `thumbnail`
-(JPEG as base64, or empty). The others are those of `score_images` in `multiclass` and
-`multilabel`."""
+(JPEG as base64, or empty). `unknown` (see `model.references`) if the release has references. The
+others are those of `score_images` in `multiclass` and `multilabel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self._reliability = ReliabilityCounts()
         self._plain_reliability = ReliabilityCounts()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
+        self._unknown: list[npt.NDArray[np.float32]] = []
         self._worst = TopK[M](examples)
         self._candidates = TopK[M](CANDIDATES * examples)
         self._doubtful = TopK[M](mistakes)
@@ -204,6 +205,8 @@ class EvalMetrics(ABC, Generic[M, E]):
         self.processed += len(readable)
         for image, path, error in rows(scored, ~readable, "image", "path", "error"):
             self.unreadable[image] = path, error
+        if "unknown" in scored:
+            self._unknown.append(scored["unknown"][readable].astype(np.float32))
         return readable
 
     def _add_loss_and_rank(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
@@ -238,6 +241,12 @@ class EvalMetrics(ABC, Generic[M, E]):
 
     def _mean(self, index: int) -> float:
         return float(self._sums[index] / max(1, self.images))
+
+    @property
+    def unknown_scores(self) -> npt.NDArray[np.float32]:
+        """How unlike the release's images each readable image is, in the order of the split; empty
+        if the release has no references."""
+        return np.concatenate([np.empty(0, np.float32), *self._unknown])
 
     @property
     def bins(self) -> tuple[Bin, ...]:

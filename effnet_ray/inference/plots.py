@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from effnet_ray.inference.metric_sums import BINS, Bin
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.reporting.svg import BLUE, INK, ORANGE, new_figure, plot_style, to_svg
 from effnet_ray.train.class_metrics import ClassMetrics
+
+SCORE_BINS = 40
+"""Bars of a histogram of unknown scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,38 @@ def reliability_diagram(bins: Sequence[Bin], labels: DiagramLabels = MULTICLASS_
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         description = f"{labels.accuracy} in {BINS} bins of {labels.probability}"
         return to_svg(figure, description)
+
+
+def unknown_histogram(
+    known: npt.NDArray[Any], unknown: npt.NDArray[Any] | None, threshold: float
+) -> str:
+    """The shares of images by how unlike the release's images they are, as SVG.
+
+    `known` [n] and `unknown` [m]: scores of evaluated images, and of unknown pictures if there
+    were any. The line is where a picture is called unknown.
+    """
+    groups = [("images of this split", known, BLUE)]
+    if unknown is not None:
+        groups.append(("unknown pictures", unknown, ORANGE))
+    highest = max(threshold, *(float(scores.max()) for _, scores, _ in groups))
+    with plot_style():
+        figure = new_figure()
+        axes = figure.add_subplot()
+        for name, scores, colour in groups:
+            weights = np.full(len(scores), 1 / len(scores))
+            axes.hist(
+                scores,
+                bins=SCORE_BINS,
+                range=(0, highest),
+                weights=weights,
+                color=colour,
+                alpha=0.55,
+                label=name,
+            )
+        axes.axvline(threshold, color=INK, lw=0.8, ls="--", label="called unknown from here")
+        axes.set(xlabel="unknown score", ylabel="share of images")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return to_svg(figure, "histogram of unknown scores")
 
 
 def confusion_picture(metrics: MulticlassMetrics, classes: Sequence[ClassMetrics]) -> str:

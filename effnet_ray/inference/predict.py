@@ -1,7 +1,7 @@
 """Prediction of all images of a source into Parquet; a repeated call completes the missing parts.
 
     OUT/part-00000.parquet …             path, label, labels, probabilities,
-                                         (predicted), (embedding)
+                                         unknown, is_unknown, (predicted), (embedding)
     OUT/_quarantine/part-00000.parquet   path, reason: images that could not be read
     OUT/_begun.json, OUT/_done.json      the options, written first; the result, written last
 
@@ -156,9 +156,11 @@ def _as_table(predictions: Sequence[Predictions], classes: Sequence[str]) -> pa.
         "label": pa.array([names[0] for names in labels], pa.string()),
         "labels": pa.array(labels, pa.list_(pa.string())),
         "probabilities": pa.array([row.probability for row in rows], pa.list_(pa.float32())),
+        "unknown": pa.array([row.unknown for row in rows], pa.float32()),
+        "is_unknown": pa.array([row.is_unknown for row in rows], pa.bool_()),
     }
     if any(batch.predicted is not None for batch in predictions):
-        names = [[classes[index] for index in row.predicted] for row in rows]
+        names = [[classes[index] for index in row.predicted or ()] for row in rows]
         columns["predicted"] = pa.array(names, pa.list_(pa.string()))
     embeddings = [batch.embedding for batch in predictions if batch.embedding is not None]
     if embeddings:

@@ -40,7 +40,9 @@ class PredictedRow:
     """[top]"""
     probability: list[float]
     """[top]"""
-    predicted: list[int]
+    unknown: float | None
+    is_unknown: bool | None
+    predicted: list[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Predictions:
     """[n, top]: the most probable outputs of the network, for unreadable images too."""
     probability: list[list[float]]
     """[n, top]: their probabilities."""
+    unknown: list[float] | None = None
+    """[n]: how unlike the release's images they are; None if the release has no references."""
+    is_unknown: list[bool] | None = None
+    """[n]: whether they are called unknown."""
     predicted: list[list[int]] | None = None
     """Of each image the outputs whose probability reaches their threshold, with any number of
     classes per image."""
@@ -64,8 +70,16 @@ class Predictions:
     @property
     def readable_rows(self) -> list[PredictedRow]:
         """The readable images."""
-        predicted = self.predicted or [[]] * len(self.path)
-        rows = zip(self.path, self.label, self.probability, predicted, strict=True)
+        nothing = [None] * len(self.path)
+        rows = zip(
+            self.path,
+            self.label,
+            self.probability,
+            self.unknown or nothing,
+            self.is_unknown or nothing,
+            self.predicted or nothing,
+            strict=True,
+        )
         return [
             PredictedRow(*row) for row, error in zip(rows, self.error, strict=True) if not error
         ]
@@ -154,6 +168,10 @@ class PredictingActor:
             probability = self._scorer.probabilities(logits)
             labels, values = top_k(probability, self._top)
             metadata |= {"label": labels.tolist(), "probability": values.tolist()}
+            unknown = self._scorer.unknown(features)
+            if unknown is not None:
+                metadata["unknown"] = unknown.tolist()
+                metadata["is_unknown"] = [*map(self._scorer.is_unknown, metadata["unknown"])]
             if self._scorer.multilabel:
                 metadata["predicted"] = self._scorer.predicted(probability)
             embedding = np.empty(0, np.float16)

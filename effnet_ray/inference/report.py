@@ -8,6 +8,7 @@ from effnet_ray.inference import plots
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
+from effnet_ray.inference.unknown_pictures import UnknownPictures
 from effnet_ray.reporting.page import render
 from effnet_ray.reporting.training_curves import training_curves_svg
 from effnet_ray.train.class_metrics import ClassMetrics
@@ -20,8 +21,11 @@ MAX_UNREADABLE = 200
 """Unreadable images that are listed."""
 
 
-def html(evaluation: Evaluation) -> bytes:
-    """The page: metrics, plots, worst mistakes and suspected label errors."""
+def html(evaluation: Evaluation, unknown: UnknownPictures | None = None) -> bytes:
+    """The page: metrics, plots, worst mistakes and suspected label errors.
+
+    `unknown`: pictures of nothing that the release knows, if there were any.
+    """
     metrics, release = evaluation.metrics, evaluation.release
     if isinstance(metrics, MultilabelMetrics):
         template, details = "inference/multilabel.html.j2", _multilabel_details(metrics)
@@ -40,7 +44,19 @@ def html(evaluation: Evaluation) -> bytes:
             name: value for name, value in asdict(release.recipe).items() if value is not None
         },
         facts=_facts(evaluation),
+        unknown=unknown,
+        unknown_diagram=_unknown_diagram(evaluation, unknown),
         **details,
+    )
+
+
+def _unknown_diagram(evaluation: Evaluation, unknown: UnknownPictures | None) -> str:
+    """The scores of known images and unknown pictures, as SVG; empty without references."""
+    references, known = evaluation.release.references, evaluation.metrics.unknown_scores
+    if references is None or not len(known):
+        return ""
+    return plots.unknown_histogram(
+        known, unknown.scores if unknown else None, references.threshold
     )
 
 

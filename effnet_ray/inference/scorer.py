@@ -1,5 +1,7 @@
 """A release's network in an actor, on its share of a machine."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,6 +39,8 @@ class Scorer:
             )
         self._device = share.device()
         self._network = self.release.network.to(self._device).eval()
+        references = self.release.references
+        self._references = references.to(self._device) if references else None
         self._precision = getattr(torch, self.release.recipe.precision or "float32")
         self.classes = len(self.release.classes)
         self.multilabel = self.release.recipe.task == MULTILABEL
@@ -53,6 +57,20 @@ class Scorer:
             features = self._network.features(pixels)
             logits = self._network.backbone.classifier(features)
         return features, logits.float()
+
+    def unknown(self, features: Tensor, own: Sequence[int] | None = None) -> Tensor | None:
+        """How unlike the release's images others with features [B, F] are: [B], high is unlike.
+
+        None if the release has no references. `own` as in `References.scores`.
+        """
+        if self._references is None:
+            return None
+        ids = None if own is None else torch.tensor(own, device=self._device)
+        return self._references.scores(features, ids).cpu()
+
+    def is_unknown(self, score: float) -> bool:
+        """Whether a picture with this score is called unknown."""
+        return self._references is not None and score > self._references.threshold
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The release's calibrated probabilities, [B, K], of logits [B, K]."""

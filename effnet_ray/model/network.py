@@ -78,9 +78,13 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, K] of images [B, 3, R, R] or of their features [B, F]."""
+        return self.features_and_logits(inputs)[1]
+
+    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, F] and logits [B, K] of images [B, 3, R, R] or of their features [B, F]."""
         features = inputs.float() if inputs.ndim == 2 else self.features(inputs)
         logits: Tensor = self.backbone.classifier(self.dropout(features))
-        return logits
+        return features, logits
 
     @property
     def num_features(self) -> int:

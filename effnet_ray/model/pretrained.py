@@ -8,6 +8,7 @@ Hugging Face hub. There is no fallback to random weights.
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from effnet_ray.model import packaged_weights
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import Recipe
 from effnet_ray.release_format import layout
-from effnet_ray.release_format.calibration import CALIBRATION, Calibration
 from effnet_ray.release_format.config import MALFORMED, parse_config
 from effnet_ray.release_format.record import is_release, read_file
 from effnet_ray.variants import FAMILIES, InputSpec
@@ -232,12 +232,13 @@ def hub_config(
     network: Network,
     spec: InputSpec,
     classes: tuple[str, ...],
-    calibration: Calibration | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """config.json in timm's hub format: architecture, class names and preprocessing.
 
     The settings of a release that inference needs are here, and nowhere else.
-    `spec` is the input spec with which the network was trained. timm ignores the calibration.
+    `spec` is the input spec with which the network was trained; `extra` are entries that timm
+    ignores.
     """
     from timm.models._hub import save_config_for_hf  # timm's own writer; it has no public name
 
@@ -260,9 +261,7 @@ def hub_config(
         config: dict[str, Any] = json.loads(path.read_text())
     # timm wrote the tag of the variant's default checkpoint, but these are other weights.
     config["pretrained_cfg"]["tag"] = "effnet_ray"
-    if calibration:
-        config[CALIBRATION] = calibration.to_json()
-    return config
+    return config | dict(extra or {})
 
 
 def input_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:

@@ -66,10 +66,13 @@ class FittedCalibration:
         return {name: value for name, value in figures.items() if value is not None}
 
 
-def fit_calibration(logits: Logits, label: Labels) -> FittedCalibration | None:
+def fit_calibration(
+    logits: Logits, label: Labels, min_precision: float | None = None
+) -> FittedCalibration | None:
     """The calibration of logits [n, K] in the order of ids; None if there are too few images.
 
-    Labels are [n], or [n, K] of 0 and 1 with any number of classes per image.
+    Labels are [n], or [n, K] of 0 and 1 with any number of classes per image. `min_precision`:
+    choose thresholds for this precision instead of the best F1.
     """
     if len(logits) < MIN_IMAGES or not np.isfinite(logits).all():
         return None
@@ -84,7 +87,7 @@ def fit_calibration(logits: Logits, label: Labels) -> FittedCalibration | None:
     fitted = FittedCalibration(
         calibration, len(logits), _ece(before, label), _ece(after, label), *losses
     )
-    return _with_thresholds(fitted, after, label) if multilabel else fitted
+    return _with_thresholds(fitted, after, label, min_precision) if multilabel else fitted
 
 
 def fit_temperature(logits: Logits, label: Labels) -> Calibration:
@@ -176,17 +179,20 @@ def _ece(probability: npt.NDArray[np.float64], label: Labels) -> float:
 
 
 def _with_thresholds(
-    fitted: FittedCalibration, probability: npt.NDArray[np.float64], label: Labels
+    fitted: FittedCalibration,
+    probability: npt.NDArray[np.float64],
+    label: Labels,
+    min_precision: float | None,
 ) -> FittedCalibration:
-    """Add the thresholds of the best F1, if they raise the F1 of images of other folds."""
+    """Add the thresholds; those of the best F1 if they raise the F1 of images of other folds."""
     predicted = np.empty(label.shape, bool)
     for held_out in _folds(len(label)):
-        chosen = f1_thresholds(probability[~held_out], label[~held_out])
+        chosen = best_thresholds(probability[~held_out], label[~held_out], min_precision)
         predicted[held_out] = probability[held_out] >= chosen
     before = _macro_f1(probability >= THRESHOLD, label)
     after = _macro_f1(predicted, label)
-    thresholds = f1_thresholds(probability, label)
-    if after <= before:
+    thresholds = best_thresholds(probability, label, min_precision)
+    if after <= before and min_precision is None:
         thresholds, after = np.full(label.shape[1], THRESHOLD), before
     classes = label.shape[1]
     calibration = fitted.calibration
@@ -196,23 +202,35 @@ def _with_thresholds(
     return replace(fitted, calibration=calibration, f1_before=before, f1_after=after)
 
 
-def f1_thresholds(probability: npt.NDArray[np.float64], label: Labels) -> npt.NDArray[np.float64]:
-    """For each class the threshold [K] of the highest F1, between two images' probabilities."""
+def best_thresholds(
+    probability: npt.NDArray[np.float64], label: Labels, min_precision: float | None = None
+) -> npt.NDArray[np.float64]:
+    """For each class the threshold [K] of the highest F1, between two images' probabilities.
+
+    With `min_precision` the lowest threshold of that precision; 1 if there is none.
+    """
     pairs = zip(probability.T, label.T, strict=True)
-    return np.array([_f1_threshold(values, labels) for values, labels in pairs])
+    return np.array([_threshold(values, labels, min_precision) for values, labels in pairs])
 
 
-def _f1_threshold(probability: npt.NDArray[np.float64], label: npt.NDArray[Any]) -> float:
+def _threshold(
+    probability: npt.NDArray[np.float64], label: npt.NDArray[Any], min_precision: float | None
+) -> float:
     positives = int(label.sum())
     if positives < MIN_POSITIVES:
         return THRESHOLD
     order = np.argsort(-probability, kind="stable")
     ordered, hits = probability[order], np.cumsum(label[order])
     predicted = np.arange(1, len(order) + 1)
-    f1 = 2 * hits / (predicted + positives)
     following = np.append(ordered[1:], -1.0)
-    f1[ordered == following] = 0  # no threshold lies between equal ones
-    last = int(f1.argmax())
+    possible = ordered > following  # no threshold lies between equal ones
+    if min_precision is None:
+        last = int(np.where(possible, 2 * hits / (predicted + positives), -1.0).argmax())
+    else:
+        precise = np.flatnonzero(possible & (hits / predicted >= min_precision))
+        if not len(precise):
+            return 1.0
+        last = int(precise[-1])
     return max(0.0, float((ordered[last] + following[last]) / 2))
 
 

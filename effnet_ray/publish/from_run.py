@@ -5,18 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import safetensors.numpy
+import safetensors.torch
 
 from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, ReleaseError
 from effnet_ray.model import network, pretrained
+from effnet_ray.model.references import References
 from effnet_ray.publish.calibrate import FittedCalibration, fit_calibration
 from effnet_ray.publish.card import model_card
+from effnet_ray.publish.options import ReleaseOptions
 from effnet_ray.publish.provenance import provenance
 from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release.names import Release
 from effnet_ray.release.store import ModelStore
 from effnet_ray.release_format import layout
+from effnet_ray.release_format.calibration import CALIBRATION
+from effnet_ray.release_format.config import UNKNOWN
 from effnet_ray.reporting.training_curves import training_curves_png
 from effnet_ray.storage.checksummed_json import to_json
 from effnet_ray.train import checkpoint, eval_outputs, run_record
@@ -33,16 +37,17 @@ def release_run(
     name: str | None = None,
     found_by: Mapping[str, Any] | None = None,
     scoring: Scoring | None = None,
+    options: ReleaseOptions = ReleaseOptions(),  # noqa: B008  # frozen
 ) -> Release:
     """Publish a finished run's best checkpoint in `store`, under `name` or the run's own name.
 
     A run that is published already is neither scored nor published again: its release is
     returned. `found_by` is the provenance of a sweep's trial; `scoring` scores the test split if
-    the data has one. Raises ReleaseError if the run's record or best checkpoint is missing or
-    damaged, and whatever `scoring` raises.
+    the data has one; `options` say how the release decides. Raises ReleaseError if the run's
+    record or best checkpoint is missing or damaged, and whatever `scoring` raises.
     """
     try:
-        source = _read_run(result)
+        source = _read_run(result, options)
     except CheckpointError as error:
         release = store.find_published(name or result.run, run=result.run_uri)
         if release:
@@ -61,7 +66,8 @@ def release_run(
     if scoring:
         candidate = _release_files(name, source, {})
         test = scoring(result.run_uri, candidate, origin, source.run.recipe.limit)
-    return store.publish(name, _release_files(name, source, test), origin | test)
+    files = _release_files(name, source, test)
+    return store.publish(name, files, origin | test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +83,12 @@ class _FinishedRun:
     weights: bytes
     """The weights to release, as safetensors."""
     fitted: FittedCalibration | None
-    """None with too few eval images, and of checkpoints without their outputs (version 0.1)."""
+    """None with too few eval images, and of checkpoints without their outputs (version 0.1); so
+    are the references."""
+    references: References | None
 
 
-def _read_run(result: Result) -> _FinishedRun:
+def _read_run(result: Result, options: ReleaseOptions) -> _FinishedRun:
     """Read the run. Raises CheckpointError, or ReleaseError if the run has no record."""
     run = run_record.load(result.run_uri)
     if run is None:
@@ -91,22 +99,28 @@ def _read_run(result: Result) -> _FinishedRun:
     weights = best_checkpoint.read(checkpoint.AVERAGED if best_epoch.averaged else layout.WEIGHTS)
     last = storage.join(result.run_uri, run_record.CHECKPOINTS, checkpoint.folder(result.steps))
     history = checkpoint.open_checkpoint(last).history
-    fitted = _calibration(best_checkpoint)
-    return _FinishedRun(run, history, best_checkpoint, best_epoch, weights, fitted)
-
-
-def _calibration(source: Checkpoint) -> FittedCalibration | None:
-    """The calibration fitted on the eval images of the checkpoint's evaluation."""
-    if checkpoint.EVAL_OUTPUTS not in source.files:
-        return None
-    outputs = safetensors.numpy.load(source.read(checkpoint.EVAL_OUTPUTS))
-    return fit_calibration(outputs[eval_outputs.LOGITS], outputs[eval_outputs.LABEL])
+    fitted = references = None
+    if checkpoint.EVAL_OUTPUTS in best_checkpoint.files:
+        outputs = safetensors.torch.load(best_checkpoint.read(checkpoint.EVAL_OUTPUTS))
+        logits, label = outputs[eval_outputs.LOGITS], outputs[eval_outputs.LABEL]
+        fitted = fit_calibration(logits.numpy(), label.numpy(), options.min_precision)
+        references = References.fit(
+            outputs[eval_outputs.FEATURES],
+            outputs[eval_outputs.ID],
+            label,
+            options.false_alarms,
+        )
+    return _FinishedRun(run, history, best_checkpoint, best_epoch, weights, fitted, references)
 
 
 def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -> dict[str, bytes]:
     """The files of the release; `test` holds the metrics on the test split, if it was scored."""
     run, per_class, fitted = source.run, source.checkpoint.progress.per_class, source.fitted
-    calibration = fitted.calibration if fitted else None
+    references, extra = source.references, dict[str, Any]()
+    if fitted:
+        extra[CALIBRATION] = fitted.calibration.to_json()
+    if references:
+        extra[UNKNOWN] = {"threshold": references.threshold}
     model = network.build(run.recipe, run.spec, len(run.classes))
     metrics = {
         "best": asdict(source.best),
@@ -115,10 +129,11 @@ def _release_files(name: str, source: _FinishedRun, test: Mapping[str, float]) -
         **({"per_class": _class_rows(run.classes, per_class)} if per_class else {}),
         "history": [asdict(report) for report in source.history],
     }
-    config = pretrained.hub_config(model, run.spec, run.classes, calibration)
+    config = pretrained.hub_config(model, run.spec, run.classes, extra)
     card = model_card(name, run, source.history, per_class, test, fitted)
     return {
         layout.WEIGHTS: source.weights,
+        **({layout.REFERENCES: references.to_bytes()} if references else {}),
         layout.CURVES: training_curves_png(source.history),
         layout.CARD: card.encode(),
         layout.CONFIG: to_json(config),

@@ -20,20 +20,22 @@ from effnet_ray import storage
 from effnet_ray.errors import EffnetRayError, ReleaseError, StorageError, quote
 from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
+from effnet_ray.model.references import References
 from effnet_ray.recipe import Recipe
 from effnet_ray.release.names import parse_reference
 from effnet_ray.release.store import release_uri
 from effnet_ray.release_format.calibration import Calibration
-from effnet_ray.release_format.config import parse_config
-from effnet_ray.release_format.layout import CONFIG, METRICS, RECIPE, WEIGHTS
+from effnet_ray.release_format.config import ReleaseConfig, parse_config
+from effnet_ray.release_format.layout import CONFIG, METRICS, RECIPE, REFERENCES, WEIGHTS
 from effnet_ray.release_format.record import read_record
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.variants import InputSpec
 
-MAX_BYTES = {WEIGHTS: 1024**3}
-"""B7's weights have 267 MB. Other files are limited to storage.RECORD_BYTES."""
+MAX_BYTES = {WEIGHTS: 1024**3, REFERENCES: 64 * 1024**2}
+"""B7's weights have 267 MB, its 2,000 references 10 MB. Other files are limited to
+storage.RECORD_BYTES."""
 HEAD = "classifier.weight"
 """timm's name of the last layer's weight, [classes, features]."""
 INVALID_CONTENT = (
@@ -66,6 +68,8 @@ class LoadedRelease:
     """Names of the network's outputs."""
     calibration: Calibration
     """How probabilities are made of logits."""
+    references: References | None
+    """What pictures are compared with, to tell unknown ones; None in older releases."""
     recipe: Recipe
     """The resolved recipe of the run."""
     history: tuple[EpochReport, ...]
@@ -97,14 +101,16 @@ def _load(uri: str, files: "_Files") -> LoadedRelease:
         raise ValueError(
             f"{CONFIG} is for {config.architecture}, but {RECIPE} is for {architecture}"
         )
+    network = _network(recipe, config.spec, len(classes), files.read(WEIGHTS))
     provenance = {name: value for name, value in files.record.items() if name != "files"}
     return LoadedRelease(
         reference=_reference(provenance, uri),
         uri=uri,
-        network=_network(recipe, config.spec, len(classes), files.read(WEIGHTS)),
+        network=network,
         spec=config.spec,
         classes=classes,
         calibration=config.calibration,
+        references=_references(files, config, network),
         recipe=recipe,
         history=tuple(map(_epoch_report, files.read_json(METRICS)["history"])),
         sha256=files.record["files"][WEIGHTS],
@@ -143,6 +149,14 @@ class _Files:
     def read_json(self, name: str) -> dict[str, Any]:
         """The file as a JSON object."""
         return checksummed_json.parse(self.read(name), name)
+
+
+def _references(files: "_Files", config: ReleaseConfig, network: Network) -> References | None:
+    """The references. Raises ValueError or LookupError if they are none, or are missing."""
+    if config.unknown_from is None:
+        return None
+    content = files.read(REFERENCES)
+    return References.from_bytes(content, config.unknown_from, network.num_features)
 
 
 def _epoch_report(epoch: Mapping[str, Any]) -> EpochReport:

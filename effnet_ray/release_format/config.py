@@ -21,6 +21,10 @@ MAX_IMAGE_SIZE = 2048
 MIN_CROP = 0.1
 """Share of the resized image's side. timm's EfficientNets have 0.875 to 1; with less than a tenth,
 an image would be resized to more than 100 times the pixels that are used."""
+UNKNOWN = "unknown"
+"""Key in config.json: an object with the `threshold`."""
+MIN_UNKNOWN, MAX_UNKNOWN = -0.01, 4.01
+"""Scores are 0 to 4, and a little more by rounding."""
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Not allowed in class names: control characters, and surrogates, which UTF-8 cannot encode."""
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -42,6 +46,8 @@ class ReleaseConfig:
     """Their names; None if there are none, as in checkpoints of the hub."""
     calibration: Calibration
     """How probabilities are made of logits."""
+    unknown_from: float | None
+    """The score from which a picture is called unknown; None if the release has no references."""
 
 
 def parse_config(config: Mapping[str, Any]) -> ReleaseConfig:
@@ -55,7 +61,16 @@ def parse_config(config: Mapping[str, Any]) -> ReleaseConfig:
         num_classes=outputs,
         classes=_class_names(config["label_names"], outputs) if "label_names" in config else None,
         calibration=parse_calibration(config, outputs),
+        unknown_from=_unknown_from(config[UNKNOWN]) if UNKNOWN in config else None,
     )
+
+
+def _unknown_from(unknown: Mapping[str, Any]) -> float:
+    """The threshold of unknown pictures. Raises ValueError, LookupError or TypeError."""
+    threshold = unknown["threshold"]
+    if type(threshold) not in (int, float) or not MIN_UNKNOWN <= threshold <= MAX_UNKNOWN:
+        raise ValueError(f"the threshold of {UNKNOWN} in {CONFIG} is not from 0 to 4")
+    return float(threshold)
 
 
 def _input_spec(data: Mapping[str, Any]) -> InputSpec:

@@ -4,6 +4,7 @@ STORE/NAME/vNNNN/                  one release
     model.safetensors              weights, under timm's parameter names
     config.json                    timm's hub format: architecture, class names, preprocessing
     recipe.json                    the resolved recipe
+    references.safetensors         features of eval images, which tell unknown pictures
     metrics.json                   metrics of every epoch
     curves.png                     plot of these metrics
     README.md                      model card
@@ -24,6 +25,8 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 RECIPE = "recipe.json"
 METRICS = "metrics.json"
+REFERENCES = "references.safetensors"
+"""Missing in releases of version 0.1, and with few eval images."""
 CURVES = "curves.png"
 CARD = "README.md"
 RECORD = "release.json"

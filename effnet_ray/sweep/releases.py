@@ -5,6 +5,7 @@ from typing import Any
 from effnet_ray import storage
 from effnet_ray.errors import ReleaseError
 from effnet_ray.publish.from_run import release_run
+from effnet_ray.publish.options import ReleaseOptions
 from effnet_ray.publish.test_score import Scoring
 from effnet_ray.release.names import Release
 from effnet_ray.release.store import ModelStore
@@ -14,7 +15,11 @@ from effnet_ray.train.run_record import Result, load_result
 
 
 def release_models(
-    outcome: Outcome, store: ModelStore, *, scoring: Scoring | None = None
+    outcome: Outcome,
+    store: ModelStore,
+    *,
+    scoring: Scoring | None = None,
+    options: ReleaseOptions = ReleaseOptions(),  # noqa: B008  # frozen
 ) -> tuple[Release, list[Release]]:
     """Release the best model and the Pareto front's models, named SWEEP-VARIANT.
 
@@ -29,6 +34,7 @@ def release_models(
             name=f"{outcome.sweep.name}-{row.trial.variant}",
             found_by=_provenance(outcome, row),
             scoring=scoring,
+            options=options,
         )
 
     front = [release(row) for row in outcome.pareto]

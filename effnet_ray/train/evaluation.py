@@ -89,8 +89,8 @@ def evaluate(
     for batch in batches:
         for evaluation in running:
             with autocast():
-                logits = evaluation.logits(batch.image)
-            evaluation.add(logits, batch)
+                features, logits = evaluation.compute(batch.image)
+            evaluation.add(features, logits, batch)
     return [evaluation.over_workers() for evaluation in running]
 
 
@@ -103,15 +103,17 @@ class RunningEvaluation:
         self._sums = MetricSums.zero(device)
         self._classes = ClassCounts(network.num_classes, device)
         self._scores = ScoreCollector(network.num_classes, device) if multilabel else None
-        self._outputs = OutputCollector(network.num_classes, device, multilabel=multilabel)
+        self._outputs = OutputCollector(network, device, multilabel=multilabel)
         self._max_rows: int | None = None
 
-    def logits(self, image: Tensor) -> Tensor:
-        """The network's output for some images, of which fewer fit at once than were tried."""
+    def compute(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of some images, of which fewer fit at once than were tried."""
         while True:
             rows = self._max_rows or max(1, len(image))
             try:
-                return torch.cat([self.network(part) for part in torch.split(image, rows)])
+                parts = map(self.network.features_and_logits, torch.split(image, rows))
+                features, logits = zip(*parts, strict=True)
+                return torch.cat(features), torch.cat(logits)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -123,11 +125,11 @@ class RunningEvaluation:
             self._max_rows = -(-min(rows, len(image)) // 2)  # the error's tensors are free now
             torch.cuda.empty_cache()
 
-    def add(self, logits: Tensor, batch: Batch) -> None:
-        """Add the network's output for one batch."""
+    def add(self, features: Tensor, logits: Tensor, batch: Batch) -> None:
+        """Add the network's features and logits of one batch."""
         self._sums += MetricSums.of(logits, batch.label, batch.weight)
         self._classes.add(logits, batch.label, batch.weight)
-        self._outputs.add(logits, batch)
+        self._outputs.add(features, logits, batch)
         if self._scores:
             self._scores.add(logits, batch.label, batch.weight)
 
