@@ -152,12 +152,18 @@ def test_scorer_server_and_exports_give_the_same_score(
     assert f"{release.references.threshold:.6g}" in onnx.outputs["unknown"]
 
 
-def test_the_server_says_what_is_unknown(release: LoadedRelease) -> None:
+def test_the_server_says_what_is_unknown(release: LoadedRelease, tmp_path: Path) -> None:
     size = release.spec.resized  # of which a view is the middle
-    black = released_answer(release, np.zeros((size, size, 3), np.uint8))
-    noise = released_answer(release, pictures(1, seed=2, size=size)[0])
-    assert black["is_unknown"] and not noise["is_unknown"]
-    assert black["unknown"] > noise["unknown"]
+    noise = pictures(6, seed=2, size=size)
+    scores = sorted(released_answer(release, each)["unknown"] for each in noise)
+    copy = tmp_path / "release"
+    shutil.copytree(release.uri, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["unknown"] = {"threshold": (scores[2] + scores[3]) / 2}
+    forge(copy, "config.json", json.dumps(config).encode())
+    answers = [released_answer(load_release(str(copy), ""), each) for each in noise]
+    assert sum(answer["is_unknown"] for answer in answers) == 3
+    assert all(answer["is_unknown"] == (answer["unknown"] > scores[2]) for answer in answers)
 
 
 def released_answer(release: LoadedRelease, pixels: np.ndarray) -> dict[str, float]:
