@@ -5,7 +5,8 @@
 
 EfficientNet-Lite0's ImageNet weights, default recipe, one release per set. The eval images of a
 set are known to its release; those of the other sets are not (*far*). For *near* pairs three
-classes of a set are left out of training, and their eval images are unknown. AUROC is the share
+classes of a set are left out of training, and their eval images are unknown. One release is
+trained from scratch. AUROC is the share
 of (unknown, known) pairs of images that a score ranks in that order: 0.5 is chance.
 """
 
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +85,10 @@ def classes_of(options: Options, name: str) -> list[str]:
     return sorted(folder.name for folder in (options.real / name / "val").iterdir())
 
 
-def trained(options: Options, name: str, classes: list[str], run: str) -> LoadedRelease:
-    """A release trained on these classes of a set."""
+def trained(
+    options: Options, name: str, classes: list[str], run: str, **changed: Any
+) -> LoadedRelease:
+    """A release trained on these classes of a set; `changed` are fields of the recipe."""
     source = options.out / "images" / run
     shutil.rmtree(source, ignore_errors=True)
     for split in ("train", "val"):
@@ -96,10 +100,10 @@ def trained(options: Options, name: str, classes: list[str], run: str) -> Loaded
     pack(str(source), data)
     recipe = Recipe(
         variant="lite0",
-        weights="in1k",
         epochs=options.epochs,
         image_size=options.image_size,
         seed=options.seed,
+        **{"weights": "in1k", **changed},
     )
     result = finetune(
         recipe, Placement(workers="2"), data, runs=str(options.out / "runs"), name=run,
@@ -154,6 +158,12 @@ def neighbour(known: Outputs, k: int) -> Score:
     return lambda images: np.sort(1 - unit(images.features) @ reference.T, axis=1)[:, k - 1]
 
 
+def both(known: Outputs) -> Score:
+    """The sum of the distances to the nearest neighbour and to the nearest mean."""
+    parts = neighbour(known, 1), nearest_mean(known)
+    return lambda images: parts[0](images) + parts[1](images)
+
+
 def mahalanobis(known: Outputs) -> Score:
     """The smallest distance to a class mean (Lee et al. 2018, arXiv 1807.03888)."""
     centres = means(known, known.features)
@@ -186,6 +196,8 @@ def scores(train: Outputs, held_out: Outputs) -> dict[str, Score]:
         "neighbour 10, train": neighbour(train, 10),
         "neighbour 1, eval": neighbour(held_out, 1),
         "neighbour 5, eval": neighbour(held_out, 5),
+        "neighbour 1 + mean, train": both(train),
+        "neighbour 1 + mean, eval": both(held_out),
         "Mahalanobis, train": mahalanobis(train),
         "Mahalanobis, eval": mahalanobis(held_out),
     }
@@ -203,12 +215,12 @@ def rows(options: Options) -> Iterator[tuple[str, dict[str, float]]]:
     for name in SETS:
         everything = classes_of(options, name)
         release = trained(options, name, everything, name)
-        others = [
-            (f"{name} / {other}", sampled(options, other, "val", classes_of(options, other)))
-            for other in SETS
-            if other != name
-        ]
-        yield from compared(options, release, name, everything, others)
+        yield from compared(options, release, name, everything, others_of(options, name, name))
+    name, everything = "digits", classes_of(options, "digits")
+    scratch = {"weights": "none", "flip": 0.0, "crop_scale": 0.7, "lr": 3e-3, "batch_size": 32}
+    release = trained(options, name, everything, "digits-scratch", **scratch)
+    others = others_of(options, name, "digits from scratch")
+    yield from compared(options, release, name, everything, others)
     for name in NEAR:
         everything = classes_of(options, name)
         left_out = random.Random(options.seed).sample(everything, LEFT_OUT)
@@ -216,6 +228,15 @@ def rows(options: Options) -> Iterator[tuple[str, dict[str, float]]]:
         release = trained(options, name, kept, f"{name}-near")
         unknown = sampled(options, name, "val", left_out)
         yield from compared(options, release, name, kept, [(f"{name}, {LEFT_OUT} left", unknown)])
+
+
+def others_of(options: Options, name: str, title: str) -> list[tuple[str, list[Path]]]:
+    """The name of each pair with another set, and the other set's eval images."""
+    return [
+        (f"{title} / {other}", sampled(options, other, "val", classes_of(options, other)))
+        for other in SETS
+        if other != name
+    ]
 
 
 def compared(
