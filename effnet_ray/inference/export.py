@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from effnet_ray import storage
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference.logits import probabilities
+from effnet_ray.inference.quantize import Quantized, QuantizeOptions, quantize
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import SQUASH, InputSpec
@@ -50,7 +51,10 @@ class Exported:
     bytes: int
     sha256: str
     difference: float
-    """Largest difference of a logit from the release's in float32, on synthetic images."""
+    """Largest difference of a logit from the release's in float32, on synthetic images; before
+    quantizing."""
+    quantized: Quantized | None
+    """What int8 changed; None for a float export."""
     precision: str
     """Precision in which the model computes."""
     input: dict[str, Any]
@@ -59,6 +63,14 @@ class Exported:
     """How the model calibrates its logits, as in config.json; empty: not at all."""
     preprocessing: dict[str, Any]
     classes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Its form in export.json: the fields, and those of `quantized` beside them."""
+        values = asdict(self)
+        figures = values.pop("quantized")
+        if figures:
+            values["precision"] = "int8 convolutions, the rest float32"
+        return values | (figures or {})
 
 
 class ExportedNetwork(nn.Module):
@@ -95,12 +107,22 @@ class ExportedNetwork(nn.Module):
 RunModel = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
+def export(
+    release: LoadedRelease,
+    out: str,
+    format: str = "onnx",
+    quantizing: QuantizeOptions | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write the release as `onnx` or `torch` into the folder `out`, local or s3://.
 
+    `quantizing`: quantize the ONNX model to int8; `report` then says what is being done.
     Raises InputError if required packages are missing or `out` has an export already, ReleaseError
-    if the exported model's outputs differ from the release's.
+    if the exported model's outputs differ from the release's, EvaluationError if int8 loses too
+    much.
     """
+    if quantizing and format != "onnx":
+        raise InputError(f"--quantize needs --format onnx, not {format}: omit one of them")
     convert, name = {"onnx": (_to_onnx, "model.onnx"), "torch": (_to_torch, "model.pt2")}[format]
     out = storage.absolute(out)
     if storage.exists(storage.join(out, RECORD)):
@@ -113,6 +135,9 @@ def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
         program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: batch}})
         data, run_model = convert(program, release)
     difference = _compare(network, run_model, release)
+    quantized: Quantized | None = None
+    if quantizing:
+        data, quantized = quantize(data, release, quantizing, report)
     storage.write_bytes(storage.join(out, name), data)
     exported = Exported(
         release=release.reference,
@@ -121,9 +146,10 @@ def export(release: LoadedRelease, out: str, format: str = "onnx") -> Exported:
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         difference=difference,
+        quantized=quantized,
         **_interface(release),
     )
-    record = json.dumps(asdict(exported), indent=1, ensure_ascii=False)
+    record = json.dumps(exported.as_json(), indent=1, ensure_ascii=False)
     storage.write_bytes(storage.join(out, RECORD), record.encode())
     return exported
 

@@ -39,7 +39,7 @@ ORDER = (
     "inference.logits inference.scorer inference.eval_inputs inference.metric_sums "
     "inference.multiclass "
     "inference.multilabel inference.evaluate inference.corrections inference.plots "
-    "inference.export "
+    "inference.quantize inference.export "
     "inference.image_sources inference.predictor inference.unknown_pictures inference.report "
     "inference.predict inference.review "
     "inference.http_api "
