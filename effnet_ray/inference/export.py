@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from effnet_ray import storage
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference.logits import probabilities
-from effnet_ray.inference.quantize import Quantized, QuantizeOptions, quantize
+from effnet_ray.inference.quantize import Quantized, QuantizeOptions, check_quantizable, quantize
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import SQUASH, InputSpec
@@ -127,6 +127,8 @@ def export(
     out = storage.absolute(out)
     if storage.exists(storage.join(out, RECORD)):
         raise InputError(f"{out} already contains an export: choose another --out, or delete it")
+    if quantizing:
+        check_quantizable(release, quantizing)
     network = ExportedNetwork(release).eval()
     images = _synthetic_images(CHECK_BATCHES[-1], release.spec.resolution)
     with warnings.catch_warnings():

@@ -2,8 +2,8 @@
 
 ONNX Runtime quantizes weights per channel and activations per tensor, whose ranges it takes from
 train images. Only convolutions are quantized: they have nearly all weights, and the nonlinear
-parts of EfficientNet (swish, the gates of squeeze-and-excite) lose accuracy in int8. If too much is
-lost, the convolutions that change the logits most, each quantized alone, stay float: one, two,
+parts of EfficientNet (swish, the gates of squeeze-and-excite) lose accuracy in int8. If too much
+is lost, the convolutions that change the logits most, each quantized alone, stay float: one, two,
 four, … until the loss is allowed.
 """
 
@@ -33,6 +33,8 @@ BATCH = 32
 LATENCY_RUNS = 25
 """Single images whose median time is the latency."""
 INPUT, LOGITS = "images", "logits"
+SPLITS = "train", "eval"
+"""From which ranges are taken, and on which the loss is measured."""
 
 Views = npt.NDArray[np.uint8]
 """[n, 3, R, R]"""
@@ -81,10 +83,9 @@ def quantize(
 ) -> tuple[bytes, Quantized]:
     """The int8 model of a float ONNX export, and what it loses; `report` says what is being done.
 
-    Raises InputError if the packages are missing or the data does not fit the release,
-    EvaluationError if more than `max_drop` points are lost with half of them float.
+    Call `check_quantizable` first. Raises EvaluationError if more than `max_drop` points are lost
+    with half of them float.
     """
-    _require_packages()
     with (
         tempfile.TemporaryDirectory(prefix="effnet-quantize-") as folder,
         warnings.catch_warnings(),
@@ -104,7 +105,10 @@ def quantize(
         return int8, search.figures(int8, kept_float, top1)
 
 
-def _require_packages() -> None:
+def check_quantizable(release: LoadedRelease, options: QuantizeOptions) -> None:
+    """Raise InputError if packages are missing, or the data does not fit the release."""
+    for split in SPLITS:
+        open_inputs(release, options.data, split, False, options.limit)
     try:
         import onnx  # noqa: F401
         import onnxruntime.quantization  # noqa: F401
@@ -119,8 +123,8 @@ class _Images:
 
     def __init__(self, release: LoadedRelease, options: QuantizeOptions, folder: Path) -> None:
         self._release, self._options, self._folder = release, options, folder
-        self.train_views, _ = self._read("train", CALIBRATION_IMAGES)
-        self.eval_views, self.labels = self._read("eval", options.limit)
+        self.train_views, _ = self._read(SPLITS[0], CALIBRATION_IMAGES)
+        self.eval_views, self.labels = self._read(SPLITS[1], options.limit)
 
     def _read(self, split: str, limit: int | None) -> tuple[Views, list[Sequence[int]]]:
         """Views of the readable images of a split, and their labels."""
@@ -154,7 +158,7 @@ class _Search:
         self.top1_float = self.top1(model)
 
     def run(self, max_drop: float, report: Report) -> tuple[bytes, int, float]:
-        """The int8 model, how many of its convolutions stay float (at most half), and its top-1."""
+        """The int8 model, how many convolutions stay float (at most half), and its top-1."""
         report(f"quantizing {len(self.convolutions)} convolutions")
         int8, kept_float = self.quantized(()), 0
         top1, order = self.top1(int8), list[str]()
@@ -164,7 +168,7 @@ class _Search:
                 return int8, kept_float // 2, top1
             order = order or self._by_sensitivity(report)
             drop = 100 * (self.top1_float - top1)
-            report(f"int8 loses {drop:.2f} points: {kept_float} convolutions stay float")
+            report(f"int8 loses {drop:.2f} points: keeping {kept_float} in float32")
             int8 = self.quantized(order[:kept_float])
             top1 = self.top1(int8)
         return int8, kept_float, top1
