@@ -108,6 +108,7 @@ def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions,
     record = {
         "model": release.reference,
         "weights": release.sha256,
+        "calibration": release.calibration.to_json(),
         "source": source.digest,
         **asdict(options),
     }

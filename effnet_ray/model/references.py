@@ -2,9 +2,10 @@
 
 The score adds two distances, each 1 minus the cosine of features: to the nearest *reference*, an
 eval image of the run, and to the nearest mean of a class. It is about 0 for a reference, and 4 at
-most. Of fourteen scores this one told the images of one set best from those of another, on the
-mean of 18 pairs: the first distance alone (Sun et al. 2022, arXiv 2204.06507) fails with networks
-trained from scratch, the second alone with pretrained ones (`benchmarks/results/unknown.md`).
+most. Of the scores that need no pass over the train images, this one told the images of one set
+best from those of another, on the mean of 18 pairs. The first distance alone (Sun et al. 2022,
+arXiv 2204.06507) failed with a network trained from scratch, where the second one did not
+(`benchmarks/results/unknown.md`).
 """
 
 from dataclasses import dataclass
