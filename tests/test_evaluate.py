@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from support.datasets import copied
 from support.evaluations import everything, no_ray
 from support.laws import RECIPE
@@ -19,8 +21,9 @@ from support.releases import released
 
 from effnet_ray import Placement
 from effnet_ray.cli.evaluate import evaluate_job
+from effnet_ray.cli.models import models_job
 from effnet_ray.data import manifest as manifests
-from effnet_ray.errors import DatasetError, RecipeError, ReleaseError
+from effnet_ray.errors import DatasetError, EvaluationError, RecipeError, ReleaseError
 from effnet_ray.inference import eval_inputs, evaluate as evaluating, report
 from effnet_ray.inference.evaluate import Evaluation, ScoringActor, decode_scored, evaluate
 from effnet_ray.inference.multiclass import MulticlassMetrics, score_images
@@ -99,6 +102,67 @@ def test_a_page_shows_them(
     page = " ".join(report.html(found[0]).decode().split())
     assert f"{100 * top1:.2f} %" in page and page.count("data:image/jpeg;base64,") > 10
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+@pytest.mark.ray
+def test_a_release_is_compared_on_the_same_images_and_promoted_only_if_it_is_better(
+    judged: tuple[LoadedRelease, float, float, list[Evaluation]], digits: str
+) -> None:
+    release, top1, *_ = judged
+    store, name = str(Path(release.uri).parents[1]), "judged"
+    publish_with_wrong_names(release, store)
+    flags = ["--store", store, "--workers", "1"]
+    compared = evaluate_job(
+        ["--model", f"{name}@v1", "--against", f"{name}@v2", "--data", digits, *flags]
+    )
+    against = compared["against"]
+    assert against["images"] == 359 and against["p_value"] < 1e-3
+    assert against["better"] - against["worse"] == round(359 * against["difference"]) > 20
+    low, high = compared["eval_top1_interval"]
+    assert low < top1 < high
+
+    def promote(version: int, alias: str, *more: str) -> dict[str, Any]:
+        return models_job(["promote", f"{name}@v{version}", alias, *flags[:2], *more])
+
+    better = ["--if-better", *flags[2:]]
+    assert promote(2, "start")["version"] == 2
+    moved = promote(1, "start", *better)
+    assert moved["version"] == 1 and moved["compared"]["better"] == against["better"]
+    with pytest.raises(EvaluationError, match=r"judged@v2 is not better than judged@v1 on the"):
+        promote(2, "start", *better)
+    assert promote(1, "start", *better)["version"] == 1  # it is there already
+    assert promote(2, "new", *better)["version"] == 2  # nothing to compare with
+
+
+def publish_with_wrong_names(release: LoadedRelease, store: str) -> None:
+    """Publish the next version: the same network, whose classes have each other's names."""
+    folder = Path(release.uri)
+    record = json.loads((folder / "release.json").read_text())
+    files = {file: (folder / file).read_bytes() for file in record["files"]}
+    config = json.loads(files["config.json"])
+    files["config.json"] = json.dumps(
+        config | {"label_names": config["label_names"][::-1]}
+    ).encode()
+    ModelStore(store).publish(record["name"], files, {"run": "other", "data": record["data"]})
+
+
+@pytest.mark.ray
+def test_an_evaluation_says_how_unknown_pictures_are_told(
+    judged: tuple[LoadedRelease, float, float, list[Evaluation]], digits: str, tmp_path: Path
+) -> None:
+    release = judged[0]
+    for seed in range(30):
+        noise = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{seed}.png")
+    page = tmp_path / "report.html"
+    found = evaluate_job(
+        ["--model", release.uri, "--data", digits, "--unknown-source", str(tmp_path),
+         "--report", str(page), "--workers", "1"]
+    )  # fmt: skip
+    assert found["unknown_images"] == 30 and 0.0 <= found["unknown_flagged"] <= 1.0
+    assert 0.5 < found["unknown_auroc"] <= 1.0
+    assert found["called_unknown"] == pytest.approx(0.05, abs=0.03)  # of its own eval images
+    assert f"AUROC {found['unknown_auroc']:.3f}" in " ".join(page.read_text().split())
 
 
 # --- the same steps in this process

@@ -1,12 +1,13 @@
 """`evaluate`: measure a release on a split of a packed data set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
 
+from effnet_ray.cli.compare import compare
 from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import default_data, default_runs
 from effnet_ray.cli.output_files import output_uri, refuse_filled_in
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
     from effnet_ray.inference.multiclass import MulticlassMetrics
     from effnet_ray.inference.multilabel import MultilabelMetrics
+    from effnet_ray.inference.paired_test import PairedTest
     from effnet_ray.inference.unknown_pictures import UnknownPictures
     from effnet_ray.train.class_metrics import ClassMetrics
 
@@ -46,6 +48,8 @@ class Evaluate(ReleaseFlags):
     corrections: str = ""
     """FILE.csv, a path or an s3:// URI: write mistakes, which may be label errors, duplicates with
     different labels and unreadable images there, to decide and to pass to `pack --corrections`."""
+    against: str = ""
+    """Another release: compare both on the same images (a paired test of top-1)."""
     unknown_source: str = ""
     """URI of pictures of nothing that the release knows, as `predict` takes them: report how well
     it tells them from the images of the split."""
@@ -62,11 +66,12 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     corrections = output_uri(flags.corrections, "corrections", ".csv")
     refuse_filled_in(corrections, "decision")
     with Terminal() as terminal:
-        evaluation, unknown = _evaluate(flags, terminal)
+        evaluation, unknown, paired = _evaluate(flags, terminal)
         if report:
             _write_report(evaluation, unknown, report)
         proposed = _write_corrections(evaluation, corrections, terminal) if corrections else {}
-        _print_evaluation(terminal, evaluation, unknown, report)
+        against = {f"against {flags.against}": str(paired)} if paired else {}
+        _print_evaluation(terminal, evaluation, unknown, {"report": report, **against})
     metrics = evaluation.metrics
     return {
         "model": evaluation.release.reference,
@@ -81,6 +86,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "suspected_labels": metrics.label_error_count,
         **_multilabel_json(metrics),
         **_unknown_json(evaluation, unknown),
+        **({"against": {"model": flags.against, **asdict(paired)}} if paired else {}),
         **({"report": report} if report else {}),
         **proposed,
     }
@@ -129,14 +135,21 @@ def _unknown_json(
     return figures
 
 
-def _evaluate(flags: Evaluate, terminal: Terminal) -> "tuple[Evaluation, UnknownPictures | None]":
-    """The evaluation, and that of unknown pictures; the terminal shows their progress."""
+def _evaluate(
+    flags: Evaluate, terminal: Terminal
+) -> "tuple[Evaluation, UnknownPictures | None, PairedTest | None]":
+    """The evaluation, that of unknown pictures, and the comparison with another release.
+
+    The terminal shows their progress.
+    """
     from effnet_ray.inference.corrections import MAX_MISTAKES
     from effnet_ray.inference.evaluate import evaluate
     from effnet_ray.inference.image_sources import find_images
     from effnet_ray.inference.unknown_pictures import check_references, score_unknown
+    from effnet_ray.release.load import load_release
 
     release, connect = flags.load(), flags.connector(terminal)
+    other = load_release(flags.against, flags.store) if flags.against else None
     if flags.unknown_source:
         check_references(release)
         find_images(flags.unknown_source)
@@ -151,8 +164,9 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "tuple[Evaluation, Unknown
         on_progress=terminal.image_progress("evaluating", "evaluated"),
         connect=connect,
     )
+    paired = compare(evaluation, other, flags.placement, connect, terminal) if other else None
     if not flags.unknown_source:
-        return evaluation, None
+        return evaluation, None, paired
     unknown = score_unknown(
         release,
         flags.unknown_source,
@@ -161,7 +175,7 @@ def _evaluate(flags: Evaluate, terminal: Terminal) -> "tuple[Evaluation, Unknown
         connect=connect,
         on_progress=terminal.image_progress("scoring unknown pictures", "scored"),
     )
-    return evaluation, unknown
+    return evaluation, unknown, paired
 
 
 def _write_report(evaluation: "Evaluation", unknown: "UnknownPictures | None", uri: str) -> None:
@@ -175,9 +189,9 @@ def _print_evaluation(
     terminal: Terminal,
     evaluation: "Evaluation",
     unknown: "UnknownPictures | None",
-    report: str,
+    more: Mapping[str, str],
 ) -> None:
-    """Print the worst classes and the metrics. `report` is the report's URI, or empty."""
+    """Print the worst classes, the metrics, and `more` that was found or written."""
     metrics = evaluation.metrics
     for image, (path, reason) in list(metrics.unreadable.items())[:MAX_NAMED_IMAGES]:
         terminal.print(f"quarantined image {image}: {path}: {reason}")
@@ -187,7 +201,7 @@ def _print_evaluation(
     )
     title = f"{evaluation.release.reference} on {evaluation.split}: {' '.join(headline)}"
     facts = dict(scores) | _facts(evaluation) | _unknown_facts(evaluation, unknown)
-    facts["report"] = report
+    facts |= more
     terminal.print_summary(title, {name: text for name, text in facts.items() if text})
 
 

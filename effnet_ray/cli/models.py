@@ -11,6 +11,7 @@ from effnet_ray import storage
 from effnet_ray.cli import models_tables as tables
 from effnet_ray.cli.flags import default_single_writer, default_store
 from effnet_ray.cli.parsing import parse
+from effnet_ray.cli.promote import Promote, promote
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases, catalog, maintenance, names
@@ -97,29 +98,6 @@ def _show_model(store: ModelStore, name: str, terminal: Terminal) -> dict[str, A
     tables.print_histories(terminal, histories)
     history = {alias: [asdict(move) for move in moves] for alias, moves in histories.items()}
     return {**asdict(model), "history": history}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promote(WritableStoreFlags):
-    """Point an alias to a release, unless that release is worse than the current one."""
-
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME@vN")]
-    """The release to point to: NAME@vN or NAME@ALIAS."""
-    alias: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALIAS")]
-    """best, champion, or any other name."""
-    force: bool = False
-    """Promote even if the release has a lower eval top-1 (mean average precision, with several
-    labels per image) than the current one. If the alias's history is damaged, start a new one and
-    keep the damaged file."""
-
-
-def promote(flags: Promote, terminal: Terminal) -> dict[str, Any]:
-    """Run `models promote`."""
-    name = names.parse_reference(flags.model).name
-    move = flags.open().promote(flags.model, flags.alias, force=flags.force)
-    before = f" (before: v{move.previous})" if move.previous else ""
-    terminal.print(f"{name}@{flags.alias} now points to v{move.version}{before}")
-    return {"release": f"{name}@v{move.version}", "alias": flags.alias, **asdict(move)}
 
 
 @dataclass(frozen=True, kw_only=True)

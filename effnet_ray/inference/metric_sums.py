@@ -140,6 +140,7 @@ class EvalMetrics(ABC, Generic[M, E]):
         self._plain_reliability = ReliabilityCounts()
         self._sums = np.zeros(1 + len(HIT_METRICS))  # loss, hits
         self._unknown: list[npt.NDArray[np.float32]] = []
+        self._hits: list[npt.NDArray[np.bool_]] = []
         self._worst = TopK[M](examples)
         self._candidates = TopK[M](CANDIDATES * examples)
         self._doubtful = TopK[M](mistakes)
@@ -211,6 +212,7 @@ class EvalMetrics(ABC, Generic[M, E]):
 
     def _add_loss_and_rank(self, loss: npt.NDArray[Any], rank: npt.NDArray[Any]) -> None:
         """Add losses [n], and hits by the number of classes before the label [n]."""
+        self._hits.append(rank < 1)
         columns = np.stack([loss, *(rank < metric.top for metric in HIT_METRICS)], 1)
         # Unbuffered, and so image by image: any other batching gives the same sums.
         np.add.at(self._sums, np.tile(np.arange(len(self._sums)), len(loss)), columns.ravel())
@@ -241,6 +243,12 @@ class EvalMetrics(ABC, Generic[M, E]):
 
     def _mean(self, index: int) -> float:
         return float(self._sums[index] / max(1, self.images))
+
+    @property
+    def hits(self) -> npt.NDArray[np.bool_]:
+        """Whether each readable image's highest score is that of a label, in the order of the
+        split."""
+        return np.concatenate([np.empty(0, bool), *self._hits])
 
     @property
     def unknown_scores(self) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ scale and a bias for each class (Platt 1999, "Probabilistic Outputs for Support 
 and the probability from which it is predicted, for the best F1.
 
 The reported errors are of images that a fit did not see: each fifth of the images is calibrated by
-a fit on the others. If their loss does not fall, nothing is calibrated.
+a fit on the others. If their loss does not fall, or the error rises, nothing is calibrated.
 """
 
 from collections.abc import Callable
@@ -81,12 +81,12 @@ def fit_calibration(
     before = numpy_probabilities(logits, multilabel=multilabel)
     after = _cross_fitted(logits, label, fit)
     losses = _loss(before, label), _loss(after, label)
+    errors = _ece(before, label), _ece(after, label)
     calibration = fit(logits, label)
-    if losses[1] >= losses[0]:
-        calibration, after, losses = PLAIN, before, (losses[0], losses[0])
-    fitted = FittedCalibration(
-        calibration, len(logits), _ece(before, label), _ece(after, label), *losses
-    )
+    if losses[1] >= losses[0] or errors[1] > errors[0]:
+        calibration, after = PLAIN, before
+        losses, errors = (losses[0], losses[0]), (errors[0], errors[0])
+    fitted = FittedCalibration(calibration, len(logits), *errors, *losses)
     return _with_thresholds(fitted, after, label, min_precision) if multilabel else fitted
 
 

@@ -176,8 +176,8 @@ def _calibration_sentence(fitted: FittedCalibration | None) -> str:
         )
     else:
         text = (
-            f"Probabilities are those of the plain logits: calibration on {images} did not lower "
-            f"their loss. Expected calibration error: {fitted.ece_before:.2%}."
+            f"Probabilities are those of the plain logits: calibration on {images} did not "
+            f"improve them. Expected calibration error: {fitted.ece_before:.2%}."
         )
     if fitted.f1_before is not None and fitted.f1_after is not None:
         text += (

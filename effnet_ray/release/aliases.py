@@ -98,14 +98,24 @@ def _moved_to(folder: ModelFolder, alias: str, move: Move) -> Release:
     return folder.release(version)
 
 
-def promote(folder: ModelFolder, alias: str, version: int, *, force: bool = False) -> Move:
+def promote(
+    folder: ModelFolder,
+    alias: str,
+    version: int,
+    *,
+    force: bool = False,
+    replaces: int | None = None,
+) -> Move:
     """Point the alias to this version; return its newest move.
 
-    Raises ReleaseError if the version does not exist. Unless forced, also if its score is worse
-    than that of the alias's current release or cannot be compared with it, or if the history was
-    altered. Forced, an altered history is kept under another name and a new one is started.
+    `replaces`: the version to which the alias must still point, and whose score is not compared:
+    someone has compared the two. Raises ReleaseError if the version does not exist. Unless forced,
+    also if its score is worse than that of the alias's current release or cannot be compared with
+    it, or if the history was altered. Forced, an altered history is kept under another name and a
+    new one is started.
     """
-    move = _move(folder, check_alias_name(alias), version, force=force, better_only=False)
+    check_alias_name(alias)
+    move = _move(folder, alias, version, force=force, better_only=False, replaces=replaces)
     assert move is not None
     return move
 
@@ -144,11 +154,18 @@ def _scores_after(folder: ModelFolder, version: int) -> dict[int, Score | None]:
 
 
 def _move(
-    folder: ModelFolder, alias: str, version: int, *, force: bool, better_only: bool
+    folder: ModelFolder,
+    alias: str,
+    version: int,
+    *,
+    force: bool,
+    better_only: bool,
+    replaces: int | None = None,
 ) -> Move | None:
     """Append a move to the alias's history, by compare-and-swap.
 
-    With `better_only`, return None if the version is not strictly better.
+    With `better_only`, return None if the version is not strictly better. `replaces` as in
+    `promote`.
     """
     folder.require(version)
     record, uri = folder.record(version), _uri(folder, alias)
@@ -157,7 +174,10 @@ def _move(
         moves = _parse_or_set_aside(folder, alias, stored.data, force=force) if stored else []
         if moves and moves[-1].version == version:
             return None if better_only else moves[-1]
-        objection = _objection(folder, moves, Score.of(record), strictly=better_only)
+        if replaces is not None:
+            objection = _objection_to_replacing(folder, alias, moves, replaces)
+        else:
+            objection = _objection(folder, moves, Score.of(record), strictly=better_only)
         if better_only and objection:
             return None
         if objection and not force:
@@ -176,6 +196,15 @@ def _move(
         except (AlreadyExistsError, ConflictError):
             continue  # another process moved the alias first: compare with its new target
         return move
+
+
+def _objection_to_replacing(
+    folder: ModelFolder, alias: str, moves: Sequence[Move], replaces: int
+) -> str:
+    """Why the alias does not move, although its release was compared; empty if it does."""
+    if moves and moves[-1].version == replaces:
+        return ""
+    return f"{folder.name}@{alias} no longer points to v{replaces}, which it was compared with"
 
 
 def _parse_or_set_aside(

@@ -123,17 +123,20 @@ class ModelStore:
             )
         return folder, folder.require(parsed.version).version
 
-    def promote(self, reference: str, alias: str, *, force: bool = False) -> Move:
+    def promote(
+        self, reference: str, alias: str, *, force: bool = False, replaces: int | None = None
+    ) -> Move:
         """Point `alias` to a release.
 
-        Raises ReleaseError if the release is damaged; unless forced, also if it is worse than the
-        alias's current one.
+        `replaces`: the version that the release was compared with, to which the alias must still
+        point; then scores are not compared again. Raises ReleaseError if the release is damaged;
+        unless forced, also if it is worse than the alias's current one.
         """
         self._require_conditional_writes()
         check_alias_name(alias)
         folder, version = self.resolve(reference)
         maintenance.verify(folder, version)
-        return aliases.promote(folder, alias, version, force=force)
+        return aliases.promote(folder, alias, version, force=force, replaces=replaces)
 
     def history(self, name: str, alias: str) -> list[Move]:
         """All moves of an alias, oldest first."""

@@ -1,0 +1,37 @@
+"""The comparison of a release with another one, for `evaluate` and `models promote`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from effnet_ray.cli.terminal import Terminal
+from effnet_ray.placement import Placement
+
+if TYPE_CHECKING:
+    from effnet_ray.inference.evaluate import Evaluation
+    from effnet_ray.inference.paired_test import PairedTest
+    from effnet_ray.release.load import LoadedRelease
+
+
+def compare(
+    evaluation: "Evaluation",
+    other: "LoadedRelease",
+    placement: Placement,
+    connect: Callable[[Placement], Any],
+    terminal: Terminal,
+    limit: int | None = None,
+) -> "PairedTest":
+    """Evaluate `other` on the same images, and compare. Raises what `evaluate` raises."""
+    from effnet_ray.inference.evaluate import evaluate
+    from effnet_ray.inference.paired_test import paired_test
+
+    against = evaluate(
+        other,
+        evaluation.data,
+        placement,
+        split=evaluation.split,
+        limit=limit,
+        examples=0,
+        on_progress=terminal.image_progress(f"evaluating {other.reference}", "evaluated"),
+        connect=connect,
+    )
+    return paired_test(evaluation.metrics.hits, against.metrics.hits)
