@@ -98,12 +98,9 @@ def trained(
             shutil.copy(file, place)
     data = str(options.out / "packed" / run)
     pack(str(source), data)
+    fields = {"variant": "lite0", "weights": "in1k", **changed}
     recipe = Recipe(
-        variant="lite0",
-        epochs=options.epochs,
-        image_size=options.image_size,
-        seed=options.seed,
-        **{"weights": "in1k", **changed},
+        epochs=options.epochs, image_size=options.image_size, seed=options.seed, **fields
     )
     result = finetune(
         recipe, Placement(workers="2"), data, runs=str(options.out / "runs"), name=run,
