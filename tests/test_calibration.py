@@ -118,9 +118,12 @@ def test_scale_and_bias_of_each_class_are_found_again() -> None:
 def test_a_class_without_images_keeps_finite_probabilities() -> None:
     logits, label = shifted(50)
     label[:, 1] = 0
+    label[5:, 2] = 0  # fewer than ten
     fitted = fit_calibration(logits, label)
-    assert fitted and np.isfinite([*fitted.calibration.scale, *fitted.calibration.bias]).all()
-    assert fitted.calibration.thresholds[1] == 0.5
+    assert fitted
+    for rare in (1, 2):  # not learnt to be absent
+        assert (fitted.calibration.scale[rare], fitted.calibration.bias[rare]) == (1, 0)
+        assert fitted.calibration.thresholds[rare] == 0.5
     parse_calibration({"calibration": fitted.calibration.to_json()}, 4)
 
 
@@ -269,7 +272,8 @@ def about_images(scored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The scores with the columns that every image has."""
     count = len(scored["wrong"])
     empty = np.array([""] * count, object)
-    return {"image": np.arange(count), "path": empty, "error": empty, "thumbnail": empty, **scored}
+    texts = dict.fromkeys(("path", "error", "thumbnail", "map"), empty)
+    return {"image": np.arange(count), **texts, **scored}
 
 
 def test_thresholds_decide_which_classes_are_predicted(many_labels: LoadedRelease) -> None:
@@ -361,6 +365,17 @@ def outputs_of(run_uri: str, step: int) -> dict[str, np.ndarray]:
     uri = f"{run_uri}/{run_record.CHECKPOINTS}/{checkpoint.folder(step)}"
     data = checkpoint.open_checkpoint(uri).read(checkpoint.EVAL_OUTPUTS)
     return safetensors.numpy.load(data)
+
+
+def test_a_sample_of_outputs_is_decided_by_ids_alone() -> None:
+    ids = torch.arange(100_000)
+    for share in (0.01, 0.5, 0.999):
+        kept = eval_outputs.in_sample(ids, share)
+        assert float(kept.float().mean()) == pytest.approx(share, abs=0.002)
+        thirds = kept.reshape(10, -1).float().mean(1)  # of any part of the ids
+        assert float((thirds - share).abs().max()) < 0.01
+        apart = torch.cat([eval_outputs.in_sample(ids[k::3], share) for k in range(3)])
+        assert int(apart.sum()) == int(kept.sum())
 
 
 def test_a_run_keeps_the_outputs_of_every_eval_image_whatever_its_workers(

@@ -243,7 +243,7 @@ def evaluated(data: str, tmp_path: Path, wrong: set[str]) -> Evaluation:
     metrics = MulticlassMetrics(3, examples=2, mistakes=100)
     nothing = np.asarray([""] * len(paths), object)
     columns: dict[str, Any] = {"image": np.arange(len(paths)), "error": nothing}
-    columns |= {"path": np.asarray(paths, object), "thumbnail": nothing}
+    columns |= {"path": np.asarray(paths, object), "thumbnail": nothing, "map": nothing}
     metrics.add(score_images(logits, label) | columns)
     return Evaluation(replace(release, classes=manifest.classes), manifest, data, "eval", metrics)
 

@@ -281,7 +281,7 @@ def test_a_network_that_says_nothing_finite_is_refused(named: LoadedRelease, pac
         MulticlassMetrics(len(NAMES)),
     )
     said = score_images(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
-    texts = {name: np.asarray([""] * 6, object) for name in ("path", "error", "thumbnail")}
+    texts = {name: np.asarray([""] * 6, object) for name in ("path", "error", "thumbnail", "map")}
     figures.add(said | texts | {"image": np.arange(6)})
     with pytest.raises(ReleaseError, match="NaN or infinite logits"):
         evaluating.check_metrics(named, figures, split)
@@ -360,7 +360,12 @@ def hostile(release: LoadedRelease, packed: Path) -> Evaluation:
     figures = MulticlassMetrics(len(names), 8)
     label, logits = [0, 1, 2, 3], [[0.0, 3, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [9, 0, 0, 0]]
     said = score_images(np.asarray(logits, np.float32), np.asarray(label, np.int64))
-    texts = {"path": [HOSTILE] * 4, "error": ["", "", HOSTILE, ""], "thumbnail": [""] * 4}
+    texts = {
+        "path": [HOSTILE] * 4,
+        "error": ["", "", HOSTILE, ""],
+        "thumbnail": [""] * 4,
+        "map": [""] * 4,
+    }
     told = {name: np.asarray(column, object) for name, column in texts.items()}
     figures.add(said | told | {"image": np.arange(4)})
     manifest = manifests.load(str(packed))

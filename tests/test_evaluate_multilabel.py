@@ -232,6 +232,7 @@ def evaluation(opened: LoadedRelease, images: int = 48, strength: float = 3.0) -
         "path": [f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)],
         "error": ["truncated"] + [""] * (images - 1),
         "thumbnail": [picture(own) for own in label],
+        "map": [picture(own) for own in label],
     }
     columns = {name: np.asarray(column, object) for name, column in texts.items()}
     said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])

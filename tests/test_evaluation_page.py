@@ -45,6 +45,7 @@ def evaluation(opened: LoadedRelease, classes: tuple[str, ...], images: int) -> 
             "error": bad,
             "path": np.asarray([f"{NASTY}/{at}/{LONG}.jpg" for at in range(images)], object),
             "thumbnail": np.asarray([thumbnail(at) for at in range(images)], object),
+            "map": np.asarray([thumbnail(at + 1) for at in range(images)], object),
         }
     )
     shard = Shard(path="eval/0", row_groups=(images,), bytes=1, sha256="0" * 64)

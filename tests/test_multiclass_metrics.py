@@ -35,6 +35,7 @@ def judged(logits: npt.NDArray[Any], label: npt.NDArray[np.int64], first: int = 
         "path": [f"{i}.jpg" for i in ids],
         "error": [""] * len(ids),
         "thumbnail": [""] * len(ids),
+        "map": [""] * len(ids),
     }
     return (
         score_images(logits, label)

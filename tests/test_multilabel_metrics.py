@@ -41,6 +41,7 @@ def judged(logits: Array, label: Array) -> ScoredImages:
         "path": [f"{i}.jpg" for i in ids],
         "error": [""] * len(ids),
         "thumbnail": [""] * len(ids),
+        "map": [""] * len(ids),
     }
     said = score_images(logits, [np.flatnonzero(own).tolist() for own in label])
     return said | {"image": ids} | {k: np.array(v, object) for k, v in texts.items()}

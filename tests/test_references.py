@@ -84,10 +84,34 @@ def test_few_eval_images_make_no_references_and_many_no_more_than_the_limit() ->
     assert found and len(found.features) == len(found.id) == MAX_REFERENCES
 
 
+def test_references_are_of_all_classes_though_ids_are_in_their_order() -> None:
+    """Ids of class folders are in the order of classes."""
+    images = 2 * MAX_REFERENCES
+    features, label = clusters(images, features=64)
+    order = label.argsort(stable=True)
+    found = References.fit(features[order], torch.arange(images), label[order], 0.05)
+    assert found
+    assert set(label[order][found.id].tolist()) == set(range(CLASSES))
+    new, _ = clusters(400, seed=1, features=64)
+    flagged = (found.scores(new) > found.threshold).float().reshape(-1, CLASSES).mean(0)
+    assert float(flagged.max()) < 0.15
+
+
+def test_images_alone_in_their_class_set_no_threshold() -> None:
+    features, label = clusters(60)
+    alone = torch.cat([label, torch.arange(CLASSES, CLASSES + 30)])
+    strange = normalize(torch.rand(30, 1280, generator=torch.Generator().manual_seed(5))).half()
+    both = torch.cat([features, strange])
+    found = References.fit(both, torch.arange(90), alone, 0.05)
+    plain = References.fit(features, torch.arange(60), label, 0.05)
+    assert found and plain and found.threshold == pytest.approx(plain.threshold, abs=0.01)
+    every = torch.arange(60)
+    assert References.fit(features, every, every, 0.05) is None
+
+
 def test_class_means_are_of_classes_with_images() -> None:
     features, label = clusters(40)
     several = torch.nn.functional.one_hot(label, 6)
-    assert torch.equal(class_means(features, label), class_means(features, several))
     assert class_means(features, several).shape == (CLASSES, 1280)
     assert class_means(features, torch.zeros(40, 6)).shape == (1, 1280)
 

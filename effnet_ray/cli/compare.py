@@ -3,13 +3,26 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from effnet_ray import storage
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.errors import DatasetError
 from effnet_ray.placement import Placement
 
 if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
     from effnet_ray.inference.paired_test import PairedTest
     from effnet_ray.release.load import LoadedRelease
+
+
+def data_of(release: "LoadedRelease", data: str) -> str:
+    """URI of the data set that a flag names, by default the one of the release's run.
+
+    Raises DatasetError if neither is known.
+    """
+    recorded = data or str(release.provenance.get("data", ""))
+    if not recorded:
+        raise DatasetError(f"{release.reference} records no data set: pass --data")
+    return storage.absolute(recorded)
 
 
 def compare(

@@ -9,6 +9,7 @@ from effnet_ray.cli.check import preflight_or_raise
 from effnet_ray.cli.data_set import find_data
 from effnet_ray.cli.flags import TrainingFlags, parse_training
 from effnet_ray.cli.terminal import Terminal
+from effnet_ray.publish.options import ReleaseOptions
 from effnet_ray.train.metric_definitions import EVAL_IMAGES, TEST_SCORES
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             )
             trackers.on_release(release)
         record = read_record(release.uri)
+        _tell_ignored_options(flags, release, record, terminal)
         test_metrics = {m.key: record[m.key] for m in TEST_SCORES if m.key in record}
         _print_summary(terminal, result, release, data, record, trackers.locations)
     return {
@@ -109,6 +111,18 @@ def _print_summary(
             **tracker_locations,
         },
     )
+
+
+def _tell_ignored_options(
+    flags: Finetune, release: "Release", record: Mapping[str, Any], terminal: Terminal
+) -> None:
+    """Say so if the run was released before, with other options."""
+    used = record.get("release_options")
+    if used != asdict(flags.releasing) and (used or flags.releasing != ReleaseOptions()):
+        terminal.print(
+            f"{release.reference} was released before, with other --false-alarms or "
+            "--min-precision: it stays as it is"
+        )
 
 
 def _calibration(uri: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import tyro
 
 from effnet_ray import storage
 from effnet_ray.cli import models_tables as tables
+from effnet_ray.cli.compare import data_of
 from effnet_ray.cli.flags import default_single_writer, default_store
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.promote import Promote, promote
@@ -126,7 +127,7 @@ class Export(StoreFlags):
 
         if not self.quantize:
             return None
-        data = self.data or str(release.provenance.get("data", ""))
+        data = data_of(release, self.data)
         return QuantizeOptions(data=data, max_drop=self.max_drop, limit=self.limit)
 
 

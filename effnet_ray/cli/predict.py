@@ -36,6 +36,9 @@ class Predict(ReleaseFlags):
     review: int = 0
     """Also write the N images to label next to OUT/_review.csv: uncertain ones of different
     kinds. Needs image files as source; implies --embeddings."""
+    explain: int = 0
+    """Also write pictures of the first N images to OUT/_explained: what the network saw, and where
+    it speaks for the predicted class (class-activation map)."""
 
 
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
@@ -50,12 +53,25 @@ def predict_job(argv: Sequence[str]) -> dict[str, Any]:
         refuse_filled_in(storage.join(storage.absolute(flags.out), FILE), "label")
         check_source(flags.source)
         flags = replace(flags, options=replace(flags.options, embeddings=True))
+    require(flags.explain >= 0, "explain", flags.explain, "1 or more images, or 0 for none")
     with Terminal() as terminal:
         release = flags.load()
         result = _predict(flags, release, terminal)
         _print_summary(terminal, result)
         reviewed = _write_review(flags, release, result.out, terminal) if flags.review else {}
-    return asdict(result) | reviewed
+        explained = _write_explained(flags, release, terminal) if flags.explain else {}
+    return asdict(result) | reviewed | explained
+
+
+def _write_explained(
+    flags: Predict, release: "LoadedRelease", terminal: Terminal
+) -> dict[str, Any]:
+    """Write the explaining pictures; returns the fields of the JSON line."""
+    from effnet_ray.inference.explain import explain
+
+    uri, count = explain(release, flags.source, flags.out, flags.explain, flags.options.split)
+    terminal.print(f"wrote {count:,} pictures of what the network saw to {uri}")
+    return {"explained": uri}
 
 
 def _write_review(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from effnet_ray import storage
-from effnet_ray.cli.compare import compare
+from effnet_ray.cli.compare import compare, data_of
 from effnet_ray.cli.flags import (
     connector,
     default_single_writer,
@@ -19,6 +19,7 @@ from effnet_ray.placement import Placement, Workers
 from effnet_ray.release import names
 from effnet_ray.release.alias_move import Move
 from effnet_ray.release.store import ModelStore
+from effnet_ray.schema import require
 
 if TYPE_CHECKING:
     from effnet_ray.inference.paired_test import PairedTest
@@ -63,17 +64,17 @@ class Promote:
 
 def promote(flags: Promote, terminal: Terminal) -> dict[str, Any]:
     """Run `models promote`. Raises EvaluationError if the release is not better."""
+    require(not (flags.force and flags.if_better), "force", True, "either --force or --if-better")
     name, store = names.parse_reference(flags.model).name, flags.open()
-    current = _current(store, name, flags.alias) if flags.if_better else None
-    paired = None
-    if current and store.find(flags.model).version != current.version:
-        paired = _compare(flags, f"{name}@v{current.version}", terminal)
-    move = store.promote(
-        flags.model,
-        flags.alias,
-        force=flags.force,
-        replaces=current.version if current and paired else None,
-    )
+    store.check_promotable(flags.model, flags.alias)
+    model = store.find(flags.model).reference  # an alias may move while releases are compared
+    paired, replaces = None, None
+    if flags.if_better:
+        current = _current(store, name, flags.alias)
+        replaces = current.version if current else 0
+        if replaces and model != f"{name}@v{replaces}":
+            paired = _compare(flags, model, f"{name}@v{replaces}", terminal)
+    move = store.promote(model, flags.alias, force=flags.force, replaces=replaces)
     before = f" (before: v{move.previous})" if move.previous else ""
     terminal.print(f"{name}@{flags.alias} now points to v{move.version}{before}")
     compared = {"compared": asdict(paired)} if paired else {}
@@ -86,17 +87,17 @@ def _current(store: ModelStore, name: str, alias: str) -> Move | None:
     return moves[-1] if moves and moves[-1].version in store.versions(name) else None
 
 
-def _compare(flags: Promote, current: str, terminal: Terminal) -> "PairedTest":
+def _compare(flags: Promote, model: str, current: str, terminal: Terminal) -> "PairedTest":
     """Compare with the alias's release. Raises EvaluationError if the new one is not better."""
     from effnet_ray.inference.evaluate import evaluate
     from effnet_ray.release.load import load_release
 
-    release, other = (load_release(model, flags.store) for model in (flags.model, current))
+    release, other = (load_release(each, flags.store) for each in (model, current))
     placement = Placement(**asdict(flags.workers))
     connect = connector(terminal, local=False, verbose=False)
     evaluation = evaluate(
         release,
-        flags.data or str(release.provenance.get("data", "")),
+        data_of(release, flags.data),
         placement,
         split=flags.split,
         examples=0,

@@ -19,13 +19,15 @@ STREAM = "effnet_ray.stream"
 """Key of a DataContext's configuration: the id of the stream that an execution belongs to."""
 
 _lock = threading.Lock()
-_windows: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-"""Operators of this process that decode → their streams, the oldest first."""
+_windows: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
+"""Operators of this process that decode → their stream and state, the oldest first."""
 
 
 class SharedLimit(BackpressurePolicy):  # type: ignore[misc]  # Ray Data has no types
-    """A window starts a task while its stream, older windows included, runs fewer than its limit.
+    """A window starts a task while its stream runs fewer tasks than its limit.
 
+    The blocks of the older window are used first. So the next one begins only when the older has
+    started all its tasks: else its finished ones, which wait to be read, would count against it.
     Ray Data lets an execution without any running task start one regardless of its policies
     (ray 2.60 `select_operator_to_run`), so a stream runs at most one task more.
     """
@@ -34,14 +36,21 @@ class SharedLimit(BackpressurePolicy):  # type: ignore[misc]  # Ray Data has no 
         super().__init__(context, topology, resources)
         self._stream: str = context.get_config(STREAM)
         with _lock:
-            for operator in topology:
+            for operator, state in topology.items():
                 if operator.get_max_concurrency_limit() is not None:
-                    _windows[operator] = self._stream
+                    _windows[operator] = self._stream, state
 
     def can_add_input(self, op: Any) -> bool:
         """Whether the operator may start another task."""
-        limit = op.get_max_concurrency_limit()
-        return limit is None or running_tasks(self._stream) < limit
+        if op.get_max_concurrency_limit() is None:
+            return True
+        windows = _windows_of(self._stream)
+        operators = [operator for operator, _ in windows]
+        older = windows[: operators.index(op)]
+        if any(_has_tasks_to_start(*window) for window in older):
+            return False
+        limit = max(operator.get_max_concurrency_limit() for operator in operators)
+        return bool(sum(operator.num_active_tasks() for operator in operators) < limit)
 
 
 def share_limit(context: DataContext, stream: str) -> None:
@@ -52,8 +61,12 @@ def share_limit(context: DataContext, stream: str) -> None:
     )
 
 
-def running_tasks(stream: str) -> int:
-    """Decode tasks that the stream's windows run now."""
+def _windows_of(stream: str) -> list[tuple[Any, Any]]:
+    """Operators and states of the stream's windows, the oldest first."""
     with _lock:
-        operators = [operator for operator, its in _windows.items() if its == stream]
-    return sum(operator.num_active_tasks() for operator in operators)
+        return [(operator, state) for operator, (its, state) in _windows.items() if its == stream]
+
+
+def _has_tasks_to_start(operator: Any, state: Any) -> bool:
+    waiting = not operator._inputs_complete or state.total_enqueued_input_blocks() > 0
+    return bool(waiting and not operator.has_completed())

@@ -64,7 +64,7 @@ class Evaluation:
         references, scores = self.release.references, self.metrics.unknown_scores
         if references is None or not len(scores):
             return None
-        return float((scores > references.threshold).mean())
+        return float((scores.astype(np.float64) > references.threshold).mean())
 
 
 def evaluate(
@@ -199,7 +199,7 @@ class ScoringActor:
         self._own_data = own_data
         self._scorer = Scorer(uri, sha256, share)
         task = multilabel if self._scorer.multilabel else multiclass
-        self._score_images = task.score_images
+        self._score_images, self._explained = task.score_images, task.explained_class
 
     def __call__(self, batch: Block) -> Iterator[Block]:
         """One row of scores for each row of views."""
@@ -211,12 +211,19 @@ class ScoringActor:
             unknown = self._scorer.unknown(features, metadata["image"] if self._own_data else None)
             if unknown is not None:
                 scores["unknown"] = unknown.double().numpy()
-            # Only mistakes are shown, so only they need their thumbnails.
-            metadata["thumbnail"] = [
-                thumbnail if wrong else ""
-                for thumbnail, wrong in zip(metadata["thumbnail"], scores["wrong"], strict=True)
-            ]
+            self._keep_pictures_of_mistakes(metadata, arrays["views"], scores)
             yield encode_scored(metadata, scores)
+
+    def _keep_pictures_of_mistakes(
+        self, metadata: dict[str, Any], views: npt.NDArray[np.uint8], scores: ScoredImages
+    ) -> None:
+        """Add activation maps. Only mistakes are shown, so only they keep their pictures."""
+        thumbnails = np.asarray(metadata["thumbnail"], object)
+        shown = scores["wrong"] & (thumbnails != "")
+        maps = np.full(len(shown), "", object)
+        maps[shown] = self._scorer.maps(views[shown], self._explained(scores)[shown].tolist())
+        thumbnails[~shown] = ""
+        metadata |= {"thumbnail": thumbnails.tolist(), "map": maps.tolist()}
 
 
 def encode_scored(metadata: Mapping[str, Any], scores: ScoredImages) -> Block:

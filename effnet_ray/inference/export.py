@@ -24,7 +24,13 @@ from torch.nn import functional as F
 from effnet_ray import storage
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference.logits import probabilities
-from effnet_ray.inference.quantize import Quantized, QuantizeOptions, check_quantizable, quantize
+from effnet_ray.inference.quantize import (
+    PRECISION,
+    Quantized,
+    QuantizeOptions,
+    check_quantizable,
+    quantize,
+)
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import SQUASH, InputSpec
@@ -68,8 +74,6 @@ class Exported:
         """Its form in export.json: the fields, and those of `quantized` beside them."""
         values = asdict(self)
         figures = values.pop("quantized")
-        if figures:
-            values["precision"] = "int8 convolutions, the rest float32"
         return values | (figures or {})
 
 
@@ -149,7 +153,7 @@ def export(
         sha256=hashlib.sha256(data).hexdigest(),
         difference=difference,
         quantized=quantized,
-        **_interface(release),
+        **_interface(release) | ({"precision": PRECISION} if quantized else {}),
     )
     record = json.dumps(exported.as_json(), indent=1, ensure_ascii=False)
     storage.write_bytes(storage.join(out, RECORD), record.encode())

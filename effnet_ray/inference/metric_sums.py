@@ -32,8 +32,9 @@ known only at the end."""
 ScoredImages = dict[str, npt.NDArray[Any]]
 """Columns [n, …] about some images. Always present: `image` (id), `path`, `error` (why the image
 could not be read, or empty), `wrong` (whether the prediction differs from the label), `thumbnail`
-(JPEG as base64, or empty). `unknown` (see `model.references`) if the release has references. The
-others are those of `score_images` in `multiclass` and `multilabel`."""
+(JPEG as base64, or empty), `map` (the view with an activation map, likewise). `unknown` (see
+`model.references`) if the release has references. The others are those of `score_images` in
+`multiclass` and `multilabel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,9 @@ class Mistake(ABC):
     """The image's loss, nats."""
     thumbnail: str
     """A JPEG as base64; empty if none was requested."""
+    map: str = ""
+    """The network's view with the activation map of the explained class, as a JPEG in base64;
+    empty if no thumbnail was requested."""
 
     @property
     @abstractmethod

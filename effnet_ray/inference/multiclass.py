@@ -43,6 +43,11 @@ def score_images(
     }
 
 
+def explained_class(scored: ScoredImages) -> npt.NDArray[np.int64]:
+    """The class whose activation map explains each image [n]: the predicted one."""
+    return scored["predicted"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MulticlassMistake(Mistake):
     """An image whose predicted class is not its label."""
@@ -70,6 +75,7 @@ MISTAKE_COLUMNS = (
     "path",
     "loss",
     "thumbnail",
+    "map",
     "label",
     "predicted",
     "confidence",

@@ -43,6 +43,14 @@ def score_images(
     return {"label": targets, "scores": scores, "wrong": wrong.any(axis=1)}
 
 
+def explained_class(scored: ScoredImages) -> npt.NDArray[np.int64]:
+    """The class whose activation map explains each image [n]: the highest score of those that are
+    not its labels."""
+    others: npt.NDArray[Any] = np.where(scored["label"] > 0, -np.inf, scored["scores"])
+    classes: npt.NDArray[np.int64] = others.argmax(axis=1)
+    return classes
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MultilabelMistake(Mistake):
     """An image with a wrong prediction for at least one class."""
@@ -123,14 +131,15 @@ class MultilabelMetrics(EvalMetrics[MultilabelMistake, LabelError]):
             self._agreement += image_agreement
         self._labels.append(label)
         self._scores.append(scores)
-        columns = rows(scored, readable, "wrong", "image", "path", "thumbnail")
-        for row, (wrong, image, path, thumbnail) in enumerate(columns):
+        columns = rows(scored, readable, "wrong", "image", "path", "thumbnail", "map")
+        for row, (wrong, image, path, thumbnail, class_map) in enumerate(columns):
             if wrong:
                 mistake = MultilabelMistake(
                     image=image,
                     path=path,
                     loss=float(loss[row]),
                     thumbnail=thumbnail,
+                    map=class_map,
                     label=_by_probability(probability[row], label[row]),
                     predicted=_by_probability(probability[row], predicted[row]),
                 )

@@ -27,6 +27,7 @@ from effnet_ray.inference.options import PredictOptions
 from effnet_ray.inference.predictor import Part, Predictions, predict_parts
 from effnet_ray.placement import Placement
 from effnet_ray.release.load import LoadedRelease
+from effnet_ray.release_format.calibration import Calibration
 from effnet_ray.runtime import gpus, session
 from effnet_ray.runtime.inference_actors import as_evaluation_error
 from effnet_ray.storage import parquet
@@ -105,10 +106,12 @@ def _file_name(part: int) -> str:
 
 def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions, out: str) -> None:
     """Record what is predicted into `out`. Raises DatasetError if `out` has other content."""
+    calibration = release.calibration
     record = {
         "model": release.reference,
         "weights": release.sha256,
-        "calibration": release.calibration.to_json(),
+        # Not of a release without: version 0.1 recorded none.
+        **({"calibration": calibration.to_json()} if calibration != Calibration() else {}),
         "source": source.digest,
         **asdict(options),
     }

@@ -7,6 +7,8 @@ is lost, the convolutions that change the logits most, each quantized alone, sta
 four, … until the loss is allowed.
 """
 
+import math
+import shutil
 import tempfile
 import time
 import warnings
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effnet_ray.errors import EvaluationError, InputError
+from effnet_ray.errors import DatasetError, EvaluationError, InputError
 from effnet_ray.inference import eval_inputs
 from effnet_ray.inference.evaluate import open_inputs
 from effnet_ray.inference.logits import predicted_class
@@ -33,6 +35,7 @@ BATCH = 32
 LATENCY_RUNS = 25
 """Single images whose median time is the latency."""
 INPUT, LOGITS = "images", "logits"
+PRECISION = "int8 convolutions, the rest float32"
 SPLITS = "train", "eval"
 """From which ranges are taken, and on which the loss is measured."""
 
@@ -55,6 +58,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Raise RecipeError if a value is out of range."""
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "1 or more")
+        require(math.isfinite(self.max_drop), "max_drop", self.max_drop, "a number of points")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,24 @@ def quantize(
         search = _Search(model, images, Path(folder))
         int8, kept_float, top1 = search.run(options.max_drop, report)
         drop = 100 * (search.top1_float - top1)
-        if drop > options.max_drop:
+        if search.loses_too_much(top1, options.max_drop):
             raise EvaluationError(
                 f"int8 loses {drop:.2f} points of top-1 on {len(images.labels):,} eval images "
                 f"({search.top1_float:.2%} to {top1:.2%}), more than --max-drop "
                 f"{options.max_drop:g}: nothing was written; allow more, or export float32"
             )
-        return int8, search.figures(int8, kept_float, top1)
+        return _with_precision(int8), search.figures(int8, kept_float, top1)
+
+
+def _with_precision(model: bytes) -> bytes:
+    """The model, whose metadata says that it computes in int8."""
+    import onnx
+
+    proto = onnx.load_from_string(model)
+    for entry in proto.metadata_props:
+        if entry.key == "precision":
+            entry.value = PRECISION
+    return bytes(proto.SerializeToString())
 
 
 def check_quantizable(release: LoadedRelease, options: QuantizeOptions) -> None:
@@ -130,6 +145,7 @@ class _Images:
         """Views of the readable images of a split, and their labels."""
         inputs = open_inputs(self._release, self._options.data, split, False, limit)
         size = self._release.spec.resolution
+        _require_space(self._folder, inputs.images * 3 * size**2)
         views = np.memmap(
             self._folder / split, np.uint8, "w+", shape=(inputs.images, 3, size, size)
         )
@@ -141,7 +157,22 @@ class _Images:
                     if not error:
                         views[len(labels)] = view.transpose(2, 0, 1)
                         labels.append([label] if isinstance(label, int) else label)
+        if not labels:
+            raise DatasetError(
+                f"none of the {inputs.images:,} {split} images of {inputs.data} can be read: "
+                "restore the data set from a copy, or pack it again"
+            )
         return views[: len(labels)], labels
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Raise InputError if the folder's disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"the views need {needed / 1e9:,.1f} GB in {folder.parent}, which has "
+            f"{free / 1e9:,.1f} GB left: lower --limit, or set TMPDIR to a larger disk"
+        )
 
 
 class _Search:
@@ -162,7 +193,7 @@ class _Search:
         report(f"quantizing {len(self.convolutions)} convolutions")
         int8, kept_float = self.quantized(()), 0
         top1, order = self.top1(int8), list[str]()
-        while 100 * (self.top1_float - top1) > max_drop:
+        while self.loses_too_much(top1, max_drop):
             kept_float = max(1, 2 * kept_float)
             if kept_float > len(self.convolutions) // 2:
                 return int8, kept_float // 2, top1
@@ -172,6 +203,10 @@ class _Search:
             int8 = self.quantized(order[:kept_float])
             top1 = self.top1(int8)
         return int8, kept_float, top1
+
+    def loses_too_much(self, top1: float, max_drop: float) -> bool:
+        """Whether int8 loses more points than allowed; a millionth is rounding."""
+        return 100 * (self.top1_float - top1) > max_drop + 1e-6
 
     def figures(self, int8: bytes, kept_float: int, top1: float) -> Quantized:
         """What the int8 model loses and gains."""

@@ -1,5 +1,6 @@
 """A release's network in an actor, on its share of a machine."""
 
+import base64
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,12 +8,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from effnet_ray.data.decode import encode_jpeg
 from effnet_ray.errors import ReleaseError
+from effnet_ray.inference.activation_maps import class_maps, overlay
 from effnet_ray.inference.logits import probabilities
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release.load import load_release
 from effnet_ray.release_format.calibration import THRESHOLD
 from effnet_ray.runtime.inference_actors import MachineShare
+
+MAP_PX = 128
+"""Longer side of a picture with an activation map: that of a thumbnail."""
 
 
 def top_k(probability: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -58,6 +64,14 @@ class Scorer:
             logits = self._network.backbone.classifier(features)
         return features, logits.float()
 
+    def maps(self, views: npt.NDArray[np.uint8], classes: Sequence[int]) -> list[str]:
+        """Views [B, R, R, 3] with the activation map of one class each, as JPEGs in base64."""
+        if not len(classes):
+            return []
+        found = class_maps(self._network, views, torch.tensor(classes))
+        pictures = map(overlay, views, found)
+        return [base64.b64encode(encode_jpeg(each, MAP_PX)).decode() for each in pictures]
+
     def unknown(self, features: Tensor, own: Sequence[int] | None = None) -> Tensor | None:
         """How unlike the release's images others with features [B, F] are: [B], high is unlike.
 
@@ -73,8 +87,8 @@ class Scorer:
         return self._references is not None and score > self._references.threshold
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The release's calibrated probabilities, [B, K], of logits [B, K]."""
-        return probabilities(logits, self.release.calibration, multilabel=self.multilabel)
+        """The release's calibrated probabilities, [B, K] float64, of logits [B, K]."""
+        return probabilities(logits.double(), self.release.calibration, multilabel=self.multilabel)
 
     def predicted(self, probability: Tensor) -> list[list[int]]:
         """The classes whose probability, [B, K], reaches their threshold; the most probable first.

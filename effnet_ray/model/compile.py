@@ -77,5 +77,5 @@ def check_compiler(*, on_gpu: bool) -> None:
     if not any(map(shutil.which, compilers)):
         raise ClusterError(
             f"compile is True, but {' or '.join(compilers)} is not found on {platform.node()}: "
-            "install a C++ compiler (g++), or use --compile False"
+            "install a C++ compiler (g++); a new run may use --compile False"
         )

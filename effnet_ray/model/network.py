@@ -66,15 +66,19 @@ class Network(nn.Module):
         return self.mean, self.std
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features [B, F] of images [B, 3, R, R], 0 to 255: uint8, or floats if mixed.
+        """Pooled features [B, F] of images [B, 3, R, R], 0 to 255: uint8, or floats if mixed."""
+        pooled: Tensor = self.backbone.global_pool(self.feature_maps(images))
+        return pooled
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """Feature maps [B, F, R / 32, R / 32] of images [B, 3, R, R].
 
         The images are laid out in memory as the weights are: convolutions would otherwise use
         channels_last if either of the two does.
         """
         images = images.contiguous(memory_format=MEMORY_FORMATS[self.layout])
-        maps = self.backbone.forward_features((images - self.mean) / self.std)
-        pooled: Tensor = self.backbone.global_pool(maps)
-        return pooled
+        maps: Tensor = self.backbone.forward_features((images - self.mean) / self.std)
+        return maps
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, K] of images [B, 3, R, R] or of their features [B, F]."""

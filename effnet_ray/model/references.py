@@ -45,20 +45,24 @@ class References:
         """References among eval images with features [n, F] and ids [n]; None if they are too few.
 
         Labels are [n], or [n, K] of 0 and 1. Each image is compared with the others, as a new
-        picture of the same kind would be. The threshold is the score that only a share of them
-        exceeds, the `false_alarms`, above 0 and below 1.
+        picture of the same kind would be, unless no other image has its class. The threshold is
+        the score that only a share of them exceeds, the `false_alarms`, above 0 and below 1.
         """
-        if len(features) < MIN_REFERENCES or not features.isfinite().all():
+        label = F.one_hot(label) if label.ndim == 1 else label
+        comparable = ((label > 0) & (label.sum(0) > 1)).any(1) | (label.sum(1) == 0)
+        if int(comparable.sum()) < MIN_REFERENCES or not features.isfinite().all():
             return None
         fold = torch.arange(len(features)) % FOLDS
         scores = torch.empty(len(features))
-        references = features[:MAX_REFERENCES], image[:MAX_REFERENCES]
+        # Evenly spaced, since ids may be in the order of classes.
+        chosen = torch.linspace(0, len(features) - 1, min(len(features), MAX_REFERENCES)).long()
+        references = features[chosen], image[chosen]
         for number in range(FOLDS):
             inside = fold == number
             means = class_means(features[~inside], label[~inside])
             others = cls(*references, means, 0.0)
             scores[inside] = others.scores(features[inside], own=image[inside])
-        threshold = float(torch.quantile(scores.double(), 1 - false_alarms))
+        threshold = float(torch.quantile(scores[comparable].double(), 1 - false_alarms))
         return cls(*references, class_means(features, label), threshold)
 
     @classmethod
@@ -107,10 +111,8 @@ class References:
 def class_means(features: Tensor, label: Tensor) -> Tensor:
     """The mean of each class that has images, [M, F] float16 of length 1.
 
-    Features are [n, F], labels [n] or [n, K] of 0 and 1. Without any label: the mean of all.
+    Features are [n, F], labels [n, K] of 0 and 1. Without any label: the mean of all.
     """
-    if label.ndim == 1:
-        label = F.one_hot(label)
     shares = label.T[label.sum(0) > 0].float()
     if not len(shares):
         shares = torch.ones(1, len(features))

@@ -24,7 +24,8 @@ FOLDS = 5
 MIN_IMAGES = 20
 """Fewer eval images calibrate nothing: a fold would have three or less. Chosen, not measured."""
 MIN_POSITIVES = 10
-"""A class with fewer eval images keeps the threshold 0.5. Chosen, not measured."""
+"""A class with fewer eval images, or with fewer that lack it, keeps its logits and the threshold
+0.5: without positives a fit would learn that it never occurs. Chosen, not measured."""
 FITTED_TEMPERATURES = 0.05, 20.0
 PRIOR = 1.0
 """Strength of the prior on Platt's scale and bias, which are 1 and 0 without data: as much as one
@@ -123,6 +124,8 @@ def fit_platt(logits: Logits, label: Labels) -> Calibration:
 
 def _platt_of_class(logits: npt.NDArray[Any], label: npt.NDArray[Any]) -> tuple[float, float]:
     z, positives = logits.astype(np.float64), int(label.sum())
+    if min(positives, len(label) - positives) < MIN_POSITIVES:
+        return 1.0, 0.0
     present = (positives + 1) / (positives + 2)
     absent = 1 / (len(label) - positives + 2)
     target = np.where(label > 0, present, absent)

@@ -29,6 +29,9 @@ from effnet_ray.train.class_metrics import ClassMetrics, has_average_precision
 from effnet_ray.train.epoch_report import EpochReport, best
 from effnet_ray.train.run_record import Result, Run
 
+OPTIONS = "release_options"
+"""Key in release.json."""
+
 
 def release_run(
     result: Result,
@@ -62,6 +65,7 @@ def release_run(
     if release:
         return release
     origin = provenance(source.run, result, source.checkpoint.step, source.history, found_by)
+    origin |= {OPTIONS: asdict(options)}
     test: dict[str, float] = {}
     if scoring:
         candidate = _release_files(name, source, {})

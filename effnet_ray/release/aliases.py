@@ -108,11 +108,11 @@ def promote(
 ) -> Move:
     """Point the alias to this version; return its newest move.
 
-    `replaces`: the version to which the alias must still point, and whose score is not compared:
-    someone has compared the two. Raises ReleaseError if the version does not exist. Unless forced,
-    also if its score is worse than that of the alias's current release or cannot be compared with
-    it, or if the history was altered. Forced, an altered history is kept under another name and a
-    new one is started.
+    `replaces`: the version to which the alias must still point, 0 for none, and whose score is not
+    compared: someone has compared the two. Raises ReleaseError if the version does not exist.
+    Unless forced, also if its score is worse than that of the alias's current release or cannot be
+    compared with it, or if the history was altered. Forced, an altered history is kept under
+    another name and a new one is started.
     """
     check_alias_name(alias)
     move = _move(folder, alias, version, force=force, better_only=False, replaces=replaces)
@@ -180,7 +180,7 @@ def _move(
             objection = _objection(folder, moves, Score.of(record), strictly=better_only)
         if better_only and objection:
             return None
-        if objection and not force:
+        if objection and (replaces is not None or not force):
             raise ReleaseError(
                 f"cannot point {alias!r} to {folder.name}@v{version}: {objection}: choose another "
                 "version, or pass --force"
@@ -201,9 +201,14 @@ def _move(
 def _objection_to_replacing(
     folder: ModelFolder, alias: str, moves: Sequence[Move], replaces: int
 ) -> str:
-    """Why the alias does not move, although its release was compared; empty if it does."""
-    if moves and moves[-1].version == replaces:
+    """Why the alias does not move, although releases were compared; empty if it does."""
+    target = moves[-1].version if moves else 0
+    if target and storage.exists(folder.tombstone_uri(target)):
+        target = 0
+    if target == replaces:
         return ""
+    if not replaces:
+        return f"{folder.name}@{alias} points to v{target} now, and the two were not compared"
     return f"{folder.name}@{alias} no longer points to v{replaces}, which it was compared with"
 
 

@@ -129,14 +129,20 @@ class ModelStore:
         """Point `alias` to a release.
 
         `replaces`: the version that the release was compared with, to which the alias must still
-        point; then scores are not compared again. Raises ReleaseError if the release is damaged;
-        unless forced, also if it is worse than the alias's current one.
+        point, or 0 if it must have none; then scores are not compared again. Raises ReleaseError
+        if the release is damaged; unless forced, also if it is worse than the alias's current one.
         """
+        folder, version = self.check_promotable(reference, alias)
+        return aliases.promote(folder, alias, version, force=force, replaces=replaces)
+
+    def check_promotable(self, reference: str, alias: str) -> tuple[ModelFolder, int]:
+        """The release's model and version. Raises ReleaseError if it is damaged or not there,
+        StorageError if aliases cannot be moved in this store."""
         self._require_conditional_writes()
         check_alias_name(alias)
         folder, version = self.resolve(reference)
         maintenance.verify(folder, version)
-        return aliases.promote(folder, alias, version, force=force, replaces=replaces)
+        return folder, version
 
     def history(self, name: str, alias: str) -> list[Move]:
         """All moves of an alias, oldest first."""

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from effnet_ray.model.network import Network
 from effnet_ray.train.batch import Batch
-from effnet_ray.train.collectives import gather_rows, group_size
+from effnet_ray.train.collectives import gather_rows
 
 MAX_IMAGES, MAX_LOGITS = 4000, 4_000_000
-"""Images and logits to keep, of all workers: 16 MB of logits at most, and 10 MB of features of a
-b0. Packing shuffles, so each worker's first images are a sample of the split."""
+"""Images and logits to keep: about 16 MB of logits at most, and 10 MB of features of a b0."""
+GOLDEN, HIGH_BITS, BITS = 0x9E3779B97F4A7C15 - 2**64, 33, 31
+"""Fibonacci hashing of ids (Knuth, The Art of Computer Programming 3, section 6.4)."""
 ID, FEATURES, LOGITS, LABEL, _WEIGHT = "id", "features", "logits", "label", "weight"
 
 EvalOutputs = dict[str, Tensor]
@@ -22,12 +23,23 @@ EvalOutputs = dict[str, Tensor]
 `logits` [n, K] float32; `label` as in `Batch`."""
 
 
-class OutputCollector:
-    """Collects the outputs of a worker's first eval images, without asking the device for any."""
+def in_sample(image: Tensor, share: float) -> Tensor:
+    """Whether each id [n] is in a sample of about this share of all ids."""
+    places: Tensor = (image * GOLDEN >> HIGH_BITS) & (2**BITS - 1)  # wraps around, as it should
+    kept: Tensor = places < int(share * 2**BITS)
+    return kept
 
-    def __init__(self, network: Network, device: torch.device, *, multilabel: bool) -> None:
+
+class OutputCollector:
+    """Collects the outputs of a worker's eval images, or of a sample that their ids decide: so it
+    is the same on any number of workers."""
+
+    def __init__(
+        self, network: Network, device: torch.device, images: int, *, multilabel: bool
+    ) -> None:
+        """`images`: how many the eval split has."""
         classes = network.num_classes
-        self._rows_left = max(1, min(MAX_IMAGES, MAX_LOGITS // classes) // group_size())
+        self._share = min(MAX_IMAGES, MAX_LOGITS // classes) / max(1, images)
         label = torch.empty(0, classes, dtype=torch.uint8, device=device)
         # A worker without images takes part in the collective with empty tensors.
         self._parts = [
@@ -41,8 +53,8 @@ class OutputCollector:
         ]
 
     def add(self, features: Tensor, logits: Tensor, batch: Batch) -> None:
-        """Add features [B, F] and logits [B, K]; images beyond the limit are left out."""
-        if batch.id is None or not self._rows_left:
+        """Add features [B, F] and logits [B, K]."""
+        if batch.id is None:
             return
         columns = {
             ID: batch.id,
@@ -51,9 +63,10 @@ class OutputCollector:
             LABEL: batch.label,
             _WEIGHT: batch.weight,
         }
-        part = {name: column[: self._rows_left] for name, column in columns.items()}
-        self._rows_left -= len(part[ID])
-        self._parts.append(part)
+        if self._share < 1:
+            kept = in_sample(batch.id, self._share)
+            columns = {name: column[kept] for name, column in columns.items()}
+        self._parts.append(columns)
 
     def over_workers(self) -> EvalOutputs:
         """The outputs of all workers, in the order of ids; a collective."""

@@ -79,13 +79,15 @@ def evaluate(
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
+    images: int = 0,
     multilabel: bool = False,
 ) -> list[EvalResult]:
     """Evaluate each network on the batches of all workers; a collective, called by each worker.
 
-    A batch that does not fit into memory is computed in parts.
+    `images`: how many all workers have. A batch that does not fit into memory is computed in
+    parts.
     """
-    running = [RunningEvaluation(network, multilabel=multilabel) for network in networks]
+    running = [RunningEvaluation(network, images, multilabel=multilabel) for network in networks]
     for batch in batches:
         for evaluation in running:
             with autocast():
@@ -97,13 +99,13 @@ def evaluate(
 class RunningEvaluation:
     """The metrics of one network, batch by batch."""
 
-    def __init__(self, network: Network, *, multilabel: bool) -> None:
+    def __init__(self, network: Network, images: int, *, multilabel: bool) -> None:
         self.network = network.eval()
         device = next(network.parameters()).device
         self._sums = MetricSums.zero(device)
         self._classes = ClassCounts(network.num_classes, device)
         self._scores = ScoreCollector(network.num_classes, device) if multilabel else None
-        self._outputs = OutputCollector(network, device, multilabel=multilabel)
+        self._outputs = OutputCollector(network, device, images, multilabel=multilabel)
         self._max_rows: int | None = None
 
     def compute(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,7 @@ def _finish_epoch(
             state.networks,
             batches.eval(),
             trainer.autocast,
+            images=sizes.eval_images,
             multilabel=trainer.recipe.task == MULTILABEL,
         )
         _check_eval_images(results[0].sums, epoch, state.step, sizes)

@@ -36,13 +36,14 @@ ORDER = (
     "release.maintenance release.store release.catalog release.load "
     "inference.options reporting.page reporting.svg reporting.data_pictures "
     "reporting.data_page reporting.training_curves "
-    "inference.logits inference.scorer inference.eval_inputs inference.metric_sums "
+    "inference.logits inference.activation_maps inference.scorer inference.eval_inputs "
+    "inference.metric_sums "
     "inference.multiclass "
     "inference.multilabel inference.evaluate inference.corrections inference.plots "
     "inference.quantize inference.export "
     "inference.image_sources inference.predictor inference.unknown_pictures "
     "inference.paired_test inference.report "
-    "inference.predict inference.review "
+    "inference.predict inference.review inference.explain "
     "inference.http_api "
     "inference.request_limit inference.serve "
     "publish.options publish.calibrate publish.card publish.provenance publish.test_score "
@@ -81,12 +82,14 @@ DOORS = {
     "jsonschema": "preflight.compute_engine",
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "
-    "inference.scorer inference.export tracking.tensorboard",
+    "inference.activation_maps inference.explain inference.scorer inference.export "
+    "tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
     "huggingface_hub": "model. packing.hub",
     "PIL": "data.augment data.image_checks "
-    "data.bit_depth data.decode data.views packing.sample inference.plots",
+    "data.bit_depth data.decode data.views packing.sample inference.activation_maps "
+    "inference.plots",
     "pickle": "",
     "_pickle": "",
     "cloudpickle": "",
