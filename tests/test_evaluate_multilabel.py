@@ -270,7 +270,7 @@ def test_the_page_says_all_that_was_found(tagged: Evaluation) -> None:
         for share in (one.ap, one.precision, one.recall, one.f1):
             assert share is not None and f"{100 * share:.1f} %" in text
     shown = [*figures.worst_mistakes, *figures.label_errors]
-    assert page.count("data:image/jpeg;base64,") == len(shown)
+    assert page.count("data:image/jpeg;base64,") == 2 * len(shown)  # and activation maps
     assert all(f"id {each.image}, loss {each.loss:.2f}" in text for each in shown)
     assert "Loss and mAP of each epoch" in page and "truncated" in text
     assert "onfus" not in text  # of pairs of classes there is nothing to tell
@@ -290,5 +290,5 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     wide, title, seen, images, plots = measured(report.html(tagged), width, tmp_path)
     assert isinstance(tagged.metrics, MultilabelMetrics)
     assert int(wide) <= width and title == "birds@v1 on eval"
-    pictures = len(tagged.metrics.worst_mistakes) + len(tagged.metrics.label_errors)
+    pictures = 2 * (len(tagged.metrics.worst_mistakes) + len(tagged.metrics.label_errors))
     assert int(seen) == int(images) == pictures and int(plots) == 2

@@ -93,9 +93,8 @@ def test_the_page_says_all_that_was_found(few: Evaluation) -> None:
     assert [m.group(1) for m in re.finditer(r"id (\d+), loss", page)] == [
         str(each.image) for each in (*figures.worst_mistakes, *figures.label_errors)
     ]
-    assert page.count("data:image/jpeg;base64,") == len(figures.worst_mistakes) + len(
-        figures.label_errors
-    )
+    mistakes = len(figures.worst_mistakes) + len(figures.label_errors)
+    assert page.count("data:image/jpeg;base64,") == 2 * mistakes  # images and activation maps
     assert "truncated" in text and "batch_size" in text and "another (ffffffff" in text
     assert "Loss and top-1 of each epoch" in page
 
@@ -138,8 +137,7 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     wide, title, shown, images, plots = measured(report.html(found), width, tmp_path)
     assert int(wide) <= width
     assert title == "birds@v1 on eval"  # no script has changed it
-    pictures = (
-        len(found.metrics.worst_mistakes) + len(found.metrics.label_errors) + (which == "many")
-    )
+    mistakes = len(found.metrics.worst_mistakes) + len(found.metrics.label_errors)
+    pictures = 2 * mistakes + (which == "many")
     assert int(shown) == int(images) == pictures and pictures > 5
     assert int(plots) == 2

@@ -96,7 +96,7 @@ def unknown_histogram(
             )
         axes.axvline(threshold, color=INK, lw=0.8, ls="--", label="called unknown from here")
         axes.set(xlabel="unknown score", ylabel="share of images")
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        axes.legend(frameon=False, loc="upper right")
         return to_svg(figure, "histogram of unknown scores")
 
 
