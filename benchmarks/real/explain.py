@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import sklearn.datasets
 import torch
 import tyro
 from PIL import Image
@@ -39,7 +40,7 @@ class ExplainOptions(Options):
     images: int = 40
     """Most images per set."""
     picture: str = ""
-    """Write some views with their maps to this PNG."""
+    """Write two photographs with the maps of the last set's release to this PNG."""
 
 
 def views_of(release: LoadedRelease, files: list[Path]) -> np.ndarray:
@@ -89,16 +90,16 @@ def measured(release: LoadedRelease, views: np.ndarray) -> tuple[int, list[float
     return len(found), np.mean(found, axis=0).tolist()
 
 
-def write_picture(release: LoadedRelease, views: np.ndarray, png: str) -> None:
-    """Write views and their maps in two columns."""
-    sheet = []
-    for view in views[:6]:
+def write_picture(release: LoadedRelease, png: str) -> None:
+    """Write scikit-learn's two photographs with their maps."""
+    folder = Path(sklearn.datasets.__file__).parent / "images"
+    parts = list[np.ndarray]()
+    for view in views_of(release, [folder / "flower.jpg", folder / "china.jpg"]):
         logits = release.network(torch.from_numpy(view).permute(2, 0, 1)[None])
         (found,) = class_maps(release.network, view[None], logits.argmax(1))
-        sheet.append(np.concatenate([view, overlay(view, found)], axis=1))
-    gap = np.full((views.shape[1], 16, 3), 255, np.uint8)
-    rows = [np.concatenate([a, gap, b], 1) for a, b in zip(sheet[::2], sheet[1::2], strict=True)]
-    Image.fromarray(np.concatenate(rows)).quantize(128).save(png, optimize=True)
+        print(release.classes[int(logits.argmax())])
+        parts += [view, overlay(view, found)]
+    Image.fromarray(np.concatenate(parts, axis=1)).quantize(128).save(png, optimize=True)
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def main(options: ExplainOptions) -> None:
         print(f"| {name} | {images} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
         found[name] = {"images": images, "means": means}
         if options.picture:
-            write_picture(release, views[:: len(views) // 6], options.picture)
+            write_picture(release, options.picture)
     print(json.dumps({"sets": found, "torch": torch.__version__}))
 
 

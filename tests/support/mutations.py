@@ -250,6 +250,16 @@ LAWS_OF_RECORDS = (
         "return logits.sigmoid() if multilabel else logits.softmax(1)",
         "return logits.softmax(1)",
         "test_logits.py::test_torch_and_numpy_agree_on_probabilities[True]"),
+    Mutation(11, "Predictions and the server ignore the calibration.", "inference/scorer.py",
+        "probabilities(logits.double(), self.release.calibration, ",
+        "probabilities(logits.double(), ",
+        "test_calibration.py::test_evaluations_predictions_server_and_exports_have_the_same_"
+        "probabilities[one_label]"),
+    Mutation(11, "Exports ignore the calibration.", "inference/export.py",
+        "probabilities(logits, self.calibration, ",
+        "probabilities(logits, ",
+        "test_calibration.py::test_evaluations_predictions_server_and_exports_have_the_same_"
+        "probabilities[many_labels]"),
 )
 
 LAWS_OF_USE = (
