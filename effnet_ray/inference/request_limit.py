@@ -1,4 +1,7 @@
-"""A size limit on HTTP requests, in Ray Serve's proxies, before a replica receives them.
+"""Limits on HTTP requests, in Ray Serve's proxies, before a replica receives them.
+
+A request that is too large gets 413. One that finds the queue full gets Ray Serve's 503, to which
+this module adds when to try again.
 
 A proxy reads a request of any size before it forwards it, and has no option that limits the size.
 It does load middleware that an environment variable names (ray 2.60 `serve/_private/http_util.py`,
@@ -13,6 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOOK_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MAX_BYTES_ENV = "EFFNET_REQUEST_BYTES"
+UNAVAILABLE = 503
+RETRY_AFTER_S = b"1"
+"""Seconds after which a client should try again: a full queue of 200 images takes some seconds on
+a CPU. Chosen, not measured."""
 DRAIN_FACTOR = 10
 """A request larger than this many times the limit is aborted while the client still sends, so the
 client sees no answer. Chosen, not measured."""
@@ -29,7 +36,8 @@ def middlewares() -> list[Middleware]:
 
 
 class RequestLimit:
-    """ASGI middleware that forwards complete requests and answers 413 to those too large."""
+    """ASGI middleware that forwards complete requests, answers 413 to those too large, and tells
+    those that are turned away when to come back."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
@@ -48,7 +56,13 @@ class RequestLimit:
         async def receive_again() -> Message:
             return unread.pop() if unread else await receive()
 
-        await self._app(scope, receive_again, send)
+        async def send_with_retry(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == UNAVAILABLE:
+                headers = [*message.get("headers", ()), (b"retry-after", RETRY_AFTER_S)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive_again, send_with_retry)
 
 
 async def _read_request(receive: Receive, max_bytes: int) -> Message | None:
