@@ -59,7 +59,7 @@ def test_a_score_adds_the_distances_to_the_nearest_image_and_the_nearest_mean() 
 
 def test_no_image_is_its_own_nearest_reference() -> None:
     references = fitted(60)
-    alone = references.scores(references.features, own=references.id)
+    alone = references.scores(references.features, image_ids=references.id)
     assert (alone > references.scores(references.features) + 1e-3).all()
 
 

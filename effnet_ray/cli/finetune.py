@@ -48,7 +48,7 @@ def finetune_job(argv: Sequence[str]) -> dict[str, Any]:
             )
             trackers.on_release(release)
         record = read_record(release.uri)
-        _tell_ignored_options(flags, release, record, terminal)
+        _report_ignored_options(flags, release, record, terminal)
         test_metrics = {m.key: record[m.key] for m in TEST_SCORES if m.key in record}
         _print_summary(terminal, result, release, data, record, trackers.locations)
     return {
@@ -113,10 +113,10 @@ def _print_summary(
     )
 
 
-def _tell_ignored_options(
+def _report_ignored_options(
     flags: Finetune, release: "Release", record: Mapping[str, Any], terminal: Terminal
 ) -> None:
-    """Say so if the run was released before, with other options."""
+    """Print a note if the run was released before, with other options."""
     used = record.get("release_options")
     if used != asdict(flags.releasing) and (used or flags.releasing != ReleaseOptions()):
         terminal.print(

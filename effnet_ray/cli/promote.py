@@ -92,7 +92,7 @@ def _compare(flags: Promote, model: str, current: str, terminal: Terminal) -> "P
     from effnet_ray.inference.evaluate import evaluate
     from effnet_ray.release.load import load_release
 
-    release, other = (load_release(each, flags.store) for each in (model, current))
+    release, other = (load_release(name, flags.store) for name in (model, current))
     placement = Placement(**asdict(flags.workers))
     connect = connector(terminal, local=False, verbose=False)
     evaluation = evaluate(

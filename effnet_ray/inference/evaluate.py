@@ -171,8 +171,8 @@ def _score(
     def preprocess(batch: Block) -> Iterator[Block]:
         yield from preprocessed_rows(inputs, map(_decode_units, batch["units"].tolist()))
 
-    own_data = release.provenance.get("fingerprint") == inputs.manifest.fingerprint
-    arguments = (release.uri, release.sha256, actors.share, own_data)
+    same_data = release.provenance.get("fingerprint") == inputs.manifest.fingerprint
+    arguments = (release.uri, release.sha256, actors.share, same_data)
     for block in execute(work, preprocess, ScoringActor, arguments, actors):
         yield from decode_scored(block)
 
@@ -194,9 +194,11 @@ def preprocessed_rows(inputs: EvalInputs, groups: Iterable[Sequence[ReadUnit]]) 
 class ScoringActor:
     """Scores preprocessed images with a release's network."""
 
-    def __init__(self, uri: str, sha256: str, share: MachineShare, own_data: bool = False) -> None:
-        """See `Scorer`. `own_data`: the images are of the data set that it was trained on."""
-        self._own_data = own_data
+    def __init__(
+        self, uri: str, sha256: str, share: MachineShare, same_data: bool = False
+    ) -> None:
+        """See `Scorer`. `same_data`: the images are of the data set that it was trained on."""
+        self._same_data = same_data
         self._scorer = Scorer(uri, sha256, share)
         task = multilabel if self._scorer.multilabel else multiclass
         self._score_images, self._explained = task.score_images, task.explained_class
@@ -208,7 +210,8 @@ class ScoringActor:
             scores = self._score_images(
                 logits.cpu().numpy(), metadata["label"], self._scorer.release.calibration
             )
-            unknown = self._scorer.unknown(features, metadata["image"] if self._own_data else None)
+            image_ids = metadata["image"] if self._same_data else None
+            unknown = self._scorer.unknown(features, image_ids)
             if unknown is not None:
                 scores["unknown"] = unknown.double().numpy()
             self._keep_pictures_of_mistakes(metadata, arrays["views"], scores)
@@ -219,10 +222,12 @@ class ScoringActor:
     ) -> None:
         """Add activation maps. Only mistakes are shown, so only they keep their pictures."""
         thumbnails = np.asarray(metadata["thumbnail"], object)
-        shown = scores["wrong"] & (thumbnails != "")
-        maps = np.full(len(shown), "", object)
-        maps[shown] = self._scorer.maps(views[shown], self._explained(scores)[shown].tolist())
-        thumbnails[~shown] = ""
+        mistakes = scores["wrong"] & (thumbnails != "")
+        maps = np.full(len(mistakes), "", object)
+        maps[mistakes] = self._scorer.maps(
+            views[mistakes], self._explained(scores)[mistakes].tolist()
+        )
+        thumbnails[~mistakes] = ""
         metadata |= {"thumbnail": thumbnails.tolist(), "map": maps.tolist()}
 
 

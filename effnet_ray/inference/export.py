@@ -266,7 +266,7 @@ def _compare(network: ExportedNetwork, run_model: RunModel, release: LoadedRelea
         allowed = TOLERANCE * max(1.0, float(expected_logits.abs().max()))
         difference = float((logits - expected_logits).abs().max())
         pairs = zip(others, expected_others, strict=True)
-        equal = [float((other - wanted).abs().max()) <= TOLERANCE for other, wanted in pairs]
+        equal = [float((other - expected).abs().max()) <= TOLERANCE for other, expected in pairs]
         if difference > allowed or not all(equal):
             raise ReleaseError(
                 f"the outputs of the exported model differ from those of {release.reference} "

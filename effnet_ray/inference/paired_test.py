@@ -61,8 +61,8 @@ def paired_test(hits: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> Pa
         )
     images, better, worse = len(hits), int((hits & ~other).sum()), int((~hits & other).sum())
     difference = (better - worse) / images
-    spread = math.sqrt(max(0.0, better + worse - (better - worse) ** 2 / images)) / images
-    interval = max(-1.0, difference - Z_95 * spread), min(1.0, difference + Z_95 * spread)
+    deviation = math.sqrt(max(0.0, better + worse - (better - worse) ** 2 / images)) / images
+    interval = max(-1.0, difference - Z_95 * deviation), min(1.0, difference + Z_95 * deviation)
     test: Any = binomtest(better, better + worse) if better + worse else None
     return PairedTest(
         images, better, worse, difference, interval, float(test.pvalue) if test else 1.0

@@ -69,14 +69,14 @@ def reliability_diagram(bins: Sequence[Bin], labels: DiagramLabels = MULTICLASS_
 
 
 def unknown_histogram(
-    known: npt.NDArray[Any], unknown: npt.NDArray[Any] | None, threshold: float
+    evaluated: npt.NDArray[Any], unknown: npt.NDArray[Any] | None, threshold: float
 ) -> str:
     """The shares of images by how unlike the release's images they are, as SVG.
 
-    `known` [n] and `unknown` [m]: scores of evaluated images, and of unknown pictures if there
+    `evaluated` [n] and `unknown` [m]: scores of evaluated images, and of unknown pictures if there
     were any. The line is where a picture is called unknown.
     """
-    groups = [("images of this split", known, BLUE)]
+    groups = [("images of this split", evaluated, BLUE)]
     if unknown is not None:
         groups.append(("unknown pictures", unknown, ORANGE))
     highest = max(threshold, *(float(scores.max()) for _, scores, _ in groups))

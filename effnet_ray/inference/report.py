@@ -52,11 +52,11 @@ def html(evaluation: Evaluation, unknown: UnknownPictures | None = None) -> byte
 
 def _unknown_diagram(evaluation: Evaluation, unknown: UnknownPictures | None) -> str:
     """The scores of known images and unknown pictures, as SVG; empty without references."""
-    references, known = evaluation.release.references, evaluation.metrics.unknown_scores
-    if references is None or not len(known):
+    references, scores = evaluation.release.references, evaluation.metrics.unknown_scores
+    if references is None or not len(scores):
         return ""
     return plots.unknown_histogram(
-        known, unknown.scores if unknown else None, references.threshold
+        scores, unknown.scores if unknown else None, references.threshold
     )
 
 

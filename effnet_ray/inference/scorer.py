@@ -68,18 +68,18 @@ class Scorer:
         """Views [B, R, R, 3] with the activation map of one class each, as JPEGs in base64."""
         if not len(classes):
             return []
-        found = class_maps(self._network, views, torch.tensor(classes))
-        pictures = map(overlay, views, found)
-        return [base64.b64encode(encode_jpeg(each, MAP_PX)).decode() for each in pictures]
+        maps = class_maps(self._network, views, torch.tensor(classes))
+        pictures = map(overlay, views, maps)
+        return [base64.b64encode(encode_jpeg(picture, MAP_PX)).decode() for picture in pictures]
 
-    def unknown(self, features: Tensor, own: Sequence[int] | None = None) -> Tensor | None:
+    def unknown(self, features: Tensor, image_ids: Sequence[int] | None = None) -> Tensor | None:
         """How unlike the release's images others with features [B, F] are: [B], high is unlike.
 
-        None if the release has no references. `own` as in `References.scores`.
+        None if the release has no references. `image_ids` as in `References.scores`.
         """
         if self._references is None:
             return None
-        ids = None if own is None else torch.tensor(own, device=self._device)
+        ids = None if image_ids is None else torch.tensor(image_ids, device=self._device)
         return self._references.scores(features, ids).cpu()
 
     def is_unknown(self, score: float) -> bool:

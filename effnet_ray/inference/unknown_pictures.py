@@ -41,7 +41,7 @@ class UnknownPictures:
 def score_unknown(
     release: LoadedRelease,
     source: str,
-    known: Scores,
+    evaluated: Scores,
     placement: Placement,
     *,
     connect: Callable[[Placement], object],
@@ -49,7 +49,7 @@ def score_unknown(
 ) -> UnknownPictures:
     """Score the pictures of `source`, none of which the release knows.
 
-    `known` [n]: the scores of evaluated images. The others are those of `evaluate`. Raises
+    `evaluated` [n]: the scores of evaluated images. The others are those of `evaluate`. Raises
     DatasetError if no picture can be read, EvaluationError.
     """
     assert release.references is not None  # see `check_references`
@@ -58,20 +58,20 @@ def score_unknown(
     placement = gpus.with_default_gpus(placement, connect)
     connect(placement)
     request = session.request_resources(placement, [pictures.uri, release.uri])
-    found, done = list[float](), 0
+    values, done = list[float](), 0
     with as_evaluation_error("scoring unknown pictures"):
         for batch in unwrap_errors(
             predict_parts(release, pictures, parts, PredictOptions(top=1), placement, request)
         ):
-            found += [row.unknown for row in batch.readable_rows if row.unknown is not None]
+            values += [row.unknown for row in batch.readable_rows if row.unknown is not None]
             done += len(batch.path)
             if on_progress:
                 on_progress(done, pictures.images)
-    if not found:
+    if not values:
         raise DatasetError(f"none of the {pictures.images:,} pictures of {source} can be read")
-    scores = np.asarray(found, np.float32)
+    scores = np.asarray(values, np.float32)
     flagged = float((scores > release.references.threshold).mean())
-    return UnknownPictures(pictures.uri, scores, flagged, auroc(known, scores))
+    return UnknownPictures(pictures.uri, scores, flagged, auroc(evaluated, scores))
 
 
 def check_references(release: LoadedRelease) -> None:
@@ -84,11 +84,11 @@ def check_references(release: LoadedRelease) -> None:
         )
 
 
-def auroc(known: npt.NDArray[Any], unknown: npt.NDArray[Any]) -> float:
-    """Share of (unknown, known) pairs in which the unknown has the higher score; ties count half.
+def auroc(evaluated: npt.NDArray[Any], unknown: npt.NDArray[Any]) -> float:
+    """Share of (unknown, evaluated) pairs whose unknown has the higher score; ties count half.
 
     The area under the receiver operating characteristic, by ranks (Mann and Whitney 1947).
     """
-    ranks = rankdata(np.concatenate([known, unknown]))[len(known) :]
+    ranks = rankdata(np.concatenate([evaluated, unknown]))[len(evaluated) :]
     above = ranks.sum() - len(unknown) * (len(unknown) + 1) / 2
-    return float(above / (len(known) * len(unknown)))
+    return float(above / (len(evaluated) * len(unknown)))

@@ -61,7 +61,7 @@ class References:
             inside = fold == number
             means = class_means(features[~inside], label[~inside])
             others = cls(*references, means, 0.0)
-            scores[inside] = others.scores(features[inside], own=image[inside])
+            scores[inside] = others.scores(features[inside], image_ids=image[inside])
         threshold = float(torch.quantile(scores[comparable].double(), 1 - false_alarms))
         return cls(*references, class_means(features, label), threshold)
 
@@ -72,14 +72,14 @@ class References:
         Raises ValueError or LookupError if they are none, SafetensorError if the file is damaged.
         """
         tensors = safetensors.torch.load(content)
-        found, ids, means = tensors[FEATURES], tensors[ID], tensors[MEANS]
-        valid = ids.dtype == torch.int64 and ids.shape == found.shape[:1] and len(ids) > 1
-        for rows in (found, means):
-            valid &= rows.dtype == torch.float16 and rows.ndim == 2 and len(rows) > 0
-            valid = valid and rows.shape[1] == features and bool(rows.isfinite().all())
+        rows, ids, means = tensors[FEATURES], tensors[ID], tensors[MEANS]
+        valid = ids.dtype == torch.int64 and ids.shape == rows.shape[:1] and len(ids) > 1
+        for matrix in (rows, means):
+            valid &= matrix.dtype == torch.float16 and matrix.ndim == 2 and len(matrix) > 0
+            valid = valid and matrix.shape[1] == features and bool(matrix.isfinite().all())
         if not valid:
             raise ValueError(f"the references are not images with {features} features each")
-        return cls(found, ids, means, threshold)
+        return cls(rows, ids, means, threshold)
 
     def to_bytes(self) -> bytes:
         """Their Safetensors file."""
@@ -95,16 +95,16 @@ class References:
         features, image, means = (t.to(device) for t in (self.features, self.id, self.means))
         return type(self)(features, image, means, self.threshold)
 
-    def scores(self, features: Tensor, own: Tensor | None = None) -> Tensor:
+    def scores(self, features: Tensor, image_ids: Tensor | None = None) -> Tensor:
         """The scores [B] of images with features [B, F], float32.
 
-        `own` [B]: their ids, if they are images of the run's data set. No image is its own nearest
-        reference.
+        `image_ids` [B]: their ids, if they are images of the run's data set. No image is its own
+        nearest reference.
         """
         rows = F.normalize(features.float())
         similarity = rows @ self.features.float().T
-        if own is not None:
-            similarity = similarity.masked_fill(own[:, None] == self.id, -1.0)
+        if image_ids is not None:
+            similarity = similarity.masked_fill(image_ids[:, None] == self.id, -1.0)
         return 2 - similarity.amax(1) - (rows @ self.means.float().T).amax(1)
 
 

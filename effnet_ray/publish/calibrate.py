@@ -108,12 +108,12 @@ def fit_temperature(logits: Logits, label: Labels) -> Calibration:
         expected = (numpy_probabilities(logits, scaled, multilabel=False) * values).sum(axis=1)
         return float((expected - target).mean())
 
-    lowest, highest = (1 / temperature for temperature in reversed(FITTED_TEMPERATURES))
-    if slope(lowest) >= 0:
-        return Calibration(scale=(lowest,))
-    if slope(highest) <= 0:
-        return Calibration(scale=(highest,))
-    return Calibration(scale=(float(brentq(slope, lowest, highest, xtol=1e-6)),))
+    low, high = (1 / temperature for temperature in reversed(FITTED_TEMPERATURES))
+    if slope(low) >= 0:
+        return Calibration(scale=(low,))
+    if slope(high) <= 0:
+        return Calibration(scale=(high,))
+    return Calibration(scale=(float(brentq(slope, low, high, xtol=1e-6)),))
 
 
 def fit_platt(logits: Logits, label: Labels) -> Calibration:
@@ -138,10 +138,10 @@ def _platt_of_class(logits: npt.NDArray[Any], label: npt.NDArray[Any]) -> tuple[
         error = np.exp(-np.logaddexp(0, -margin)) - target
         return float(loss), np.array([error @ z, error.sum()]) + PRIOR * away
 
-    lowest, highest = (1 / temperature for temperature in reversed(FITTED_TEMPERATURES))
+    low, high = (1 / temperature for temperature in reversed(FITTED_TEMPERATURES))
     best = minimize(
         objective, (1.0, 0.0), jac=True, method="L-BFGS-B",
-        bounds=((lowest, highest), (-50.0, 50.0)),
+        bounds=((low, high), (-50.0, 50.0)),
     )  # fmt: skip
     scale, bias = best.x.tolist()
     return scale, bias

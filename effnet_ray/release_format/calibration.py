@@ -77,25 +77,23 @@ def parse_calibration(config: Mapping[str, Any], classes: int) -> Calibration:
     if CALIBRATION not in config:
         return Calibration()
     values = config[CALIBRATION]
-    lowest, highest = TEMPERATURES
+    low, high = TEMPERATURES
     if "temperature" in values:
-        (temperature,) = _numbers([values["temperature"]], 1, lowest, highest)
+        (temperature,) = _numbers([values["temperature"]], 1, low, high)
         return Calibration.of_temperature(temperature)
     return Calibration(
-        scale=_numbers(values["scale"], classes, 1 / highest, 1 / lowest),
+        scale=_numbers(values["scale"], classes, 1 / high, 1 / low),
         bias=_numbers(values["bias"], classes, -MAX_BIAS, MAX_BIAS),
         thresholds=_numbers(values["thresholds"], classes, 0.0, 1.0),
     )
 
 
-def _numbers(
-    values: Sequence[Any], count: int, lowest: float, highest: float
-) -> tuple[float, ...]:
+def _numbers(values: Sequence[Any], count: int, low: float, high: float) -> tuple[float, ...]:
     """The values as floats. Raises ValueError unless all are numbers of this range."""
     numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
-    if not numbers or len(values) != count or not all(lowest <= v <= highest for v in values):
+    if not numbers or len(values) != count or not all(low <= v <= high for v in values):
         raise ValueError(
             f"{CALIBRATION} of {CONFIG} has {len(values)} values, expected {count} numbers from "
-            f"{lowest:g} to {highest:g}"
+            f"{low:g} to {high:g}"
         )
     return tuple(map(float, values))

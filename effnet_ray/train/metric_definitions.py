@@ -63,9 +63,9 @@ class Metric:
         """
         if not self.top or images < 1:
             return None
-        spread = Z_95**2 / images
-        centre = (value + spread / 2) / (1 + spread)
-        half = math.sqrt(value * (1 - value) * spread + spread**2 / 4) / (1 + spread)
+        ratio = Z_95**2 / images
+        centre = (value + ratio / 2) / (1 + ratio)
+        half = math.sqrt(value * (1 - value) * ratio + ratio**2 / 4) / (1 + ratio)
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def format(self, value: float, images: int = 0) -> str:
