@@ -18,7 +18,7 @@ from support.servers import free_port
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import ClusterError, EvaluationError, ReleaseError
-from effnet_ray.inference import serve as serves
+from effnet_ray.inference import http_docs, serve as serves
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.inference.serve import deploy, start, stop
 from effnet_ray.release.load import LoadedRelease, load_release
@@ -122,6 +122,22 @@ def test_what_is_no_image_is_refused(
 ) -> None:
     found, told = server.ask(data, path, method)
     assert found == status and says in told["error"]
+
+
+def test_a_browser_gets_a_page_and_a_program_a_description(
+    server: Server, photograph: bytes
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.serving.port, timeout=60)
+    connection.request("GET", "/", headers={"accept": "text/html,*/*"})
+    answer = connection.getresponse()
+    page = answer.read().decode()
+    assert answer.headers["content-type"].startswith("text/html") and "birds@v1" in page
+    assert answer.headers["content-security-policy"] == http_docs.POLICY
+    connection.close()
+    status, told = server.ask(None, "/openapi.json", "GET")
+    assert status == 200 and set(told["paths"]) == {"/", "/healthz", "/openapi.json"}
+    assert server.ask(photograph, "/?map=1")[1]["map"].startswith("data:image/jpeg;base64,")
+    assert "map" not in server.ask(photograph)[1]
 
 
 def test_it_says_what_it_serves(server: Server) -> None:

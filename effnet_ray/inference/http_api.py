@@ -34,8 +34,8 @@ class ServedRelease:
             "classes": list(self.release.classes),
         }
 
-    def predict(self, images: Sequence[bytes]) -> list[Answer]:
-        """The answer for each image.
+    def predict(self, images: Sequence[bytes], with_map: Sequence[bool] = ()) -> list[Answer]:
+        """The answer for each image; with its activation map where `with_map`, by default none.
 
         ImageError for an image that cannot be read, EvaluationError if its logits are not finite.
         """
@@ -46,10 +46,13 @@ class ServedRelease:
             for data, view in zip(images, views, strict=True)
         ]
         readable = np.array([not error for error in errors])
-        predictions = iter(self._predict_views(views[readable]) if readable.any() else ())
+        mapped = np.array(with_map or [False] * len(images))[readable]
+        predictions = iter(self._predict_views(views[readable], mapped) if readable.any() else ())
         return [ImageError(error) if error else next(predictions) for error in errors]
 
-    def _predict_views(self, views: npt.NDArray[np.uint8]) -> list[Answer]:
+    def _predict_views(
+        self, views: npt.NDArray[np.uint8], with_map: npt.NDArray[np.bool_]
+    ) -> list[Answer]:
         features, logits = self._scorer.features_and_logits(views)
         unknown = self._scorer.unknown(features)
         probability = self._scorer.probabilities(logits)
@@ -61,7 +64,7 @@ class ServedRelease:
             f"{self.release.reference} returns NaN or infinite logits for this image: "
             "serve another release"
         )
-        return [
+        answers: list[Answer] = [
             self._answer(*row) if is_finite else not_finite
             for *row, is_finite in zip(
                 classes.tolist(),
@@ -72,6 +75,13 @@ class ServedRelease:
                 strict=True,
             )
         ]
+        rows = np.flatnonzero(with_map & finite.cpu().numpy())
+        maps = self._scorer.maps(views[rows], classes[rows, 0].tolist())
+        for row, picture in zip(rows, maps, strict=True):
+            answer = answers[row]
+            assert isinstance(answer, dict)  # its logits are finite
+            answer["map"] = f"data:image/jpeg;base64,{picture}"
+        return answers
 
     def _answer(
         self,

@@ -1,8 +1,9 @@
 """A release behind HTTP, by Ray Serve: an image in, labels out.
 
-    POST /          the bytes of an image          200 {"model", "label", "labels": [{…}]}
-    GET  /          the release and its classes
+    POST /          the bytes of an image          200 {"model", "label", "labels": [{…}], …}
+    GET  /          the release and its classes; for a browser a page to drop a picture on
     GET  /healthz   200 once a release is loaded
+    GET  /openapi.json   what these requests and answers are
 
 Each replica holds the network and batches requests that arrive together. To change the release, a
 replica loads the new one beside the old one and switches between two batches, so no request is
@@ -23,7 +24,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from effnet_ray.errors import (
     ClusterError,
@@ -34,7 +35,7 @@ from effnet_ray.errors import (
     StorageError,
     quote_end,
 )
-from effnet_ray.inference import request_limit
+from effnet_ray.inference import http_docs, request_limit
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.load import load_release
@@ -83,20 +84,26 @@ class Replica:
         assert self._served
         return self._served.release.uri, self._load_error
 
-    async def __call__(self, request: Request) -> JSONResponse:
+    async def __call__(self, request: Request) -> Response:
         """Answer an HTTP request."""
         served = self._served
         assert served  # `reconfigure` runs before the first request
         if request.url.path == "/healthz":
             return JSONResponse({"ok": True, "model": served.release.reference})
+        if request.url.path == "/openapi.json":
+            return JSONResponse(http_docs.openapi())
         if request.url.path != "/":
             return _error_response(404, "not found: POST an image to /")
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            page = http_docs.page(served.release.reference, len(served.release.classes))
+            return HTMLResponse(page, headers={"content-security-policy": http_docs.POLICY})
         if request.method == "GET":
             replica = serve.get_replica_context().replica_id.unique_id
             return JSONResponse({**served.description, "replica": replica})
         if request.method != "POST":
             return _error_response(405, "expected GET, or POST with the bytes of an image")
-        answer = await self.predict(await request.body())
+        with_map = request.query_params.get("map") == "1"
+        answer = await self.predict((await request.body(), with_map))
         if isinstance(answer, ImageError):
             message = f"the body is not a readable image ({answer}): send JPEG or PNG"
             return _error_response(415, message)
@@ -105,11 +112,12 @@ class Replica:
         return JSONResponse(answer)
 
     @serve.batch  # type: ignore[untyped-decorator]  # Ray Serve has no types
-    async def predict(self, images: list[bytes]) -> list[Answer]:
-        """The answer for each image of a batch."""
+    async def predict(self, requests: list[tuple[bytes, bool]]) -> list[Answer]:
+        """The answer for each image of a batch, and for those who want it its map."""
         served = self._served
         assert served
-        return await asyncio.to_thread(served.predict, images)
+        images, with_map = zip(*requests, strict=True)
+        return await asyncio.to_thread(served.predict, images, with_map)
 
 
 def _error_response(status: int, message: str) -> JSONResponse:

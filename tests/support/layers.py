@@ -44,7 +44,7 @@ ORDER = (
     "inference.image_sources inference.predictor inference.unknown_pictures "
     "inference.paired_test inference.report "
     "inference.predict inference.review inference.explain "
-    "inference.http_api "
+    "inference.http_api inference.http_docs "
     "inference.request_limit inference.serve "
     "publish.options publish.calibrate publish.card publish.provenance publish.test_score "
     "publish.from_run "

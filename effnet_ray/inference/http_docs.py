@@ -1,0 +1,91 @@
+"""The server's page for people, and its description for programs (OpenAPI)."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+import effnet_ray
+from effnet_ray.reporting.page import render
+
+SCRIPT = files("effnet_ray").joinpath("inference/serve_page.js").read_text()
+POLICY = (
+    "default-src 'none'; script-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    + "'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy of the page: only its script runs, and it reaches only this server."""
+
+
+def page(model: str, classes: int) -> bytes:
+    """The page on which a person drops a picture, as HTML."""
+    return render("inference/serve.html.j2", model=model, classes=classes, script=SCRIPT)
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 description of the server."""
+    number, text, texts = {"type": "number"}, {"type": "string"}, _array({"type": "string"})
+    label = _object({"label": text, "probability": number})
+    answer = _object(
+        {
+            "model": text | {"description": "NAME@vN of the release"},
+            "label": text | {"description": "the most probable class"},
+            "labels": _array(label) | {"description": "the most probable first"},
+            "predicted": texts | {"description": "classes above their threshold, if an image may "
+                                  "have any number of classes"},
+            "unknown": number | {"description": "how unlike the release's images; high is unlike"},
+            "is_unknown": {"type": "boolean"},
+            "map": text | {"description": "with ?map=1: a data URI of a JPEG"},
+        },
+        required=["model", "label", "labels"],
+    )  # fmt: skip
+    error = _object({"error": text})
+    post = {
+        "summary": "Classify an image",
+        "parameters": [
+            {"name": "map", "in": "query", "schema": {"type": "integer", "enum": [0, 1]},
+             "description": "1: also answer with the class-activation map"}
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        "responses": {
+            "200": _response("The labels", answer),
+            "413": _response("The image is too large", error),
+            "415": _response("Not a readable image", error),
+            "500": _response("The release returns no numbers for this image", error),
+            "503": {"description": "Too many images wait: try again after Retry-After seconds"},
+        },
+    }  # fmt: skip
+    release = _object(
+        {"model": text, "release_uri": text, "task": text, "classes": texts, "replica": text}
+    )
+    health = _object({"ok": {"type": "boolean"}, "model": text})
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "effnet_ray", "version": effnet_ray.__version__},
+        "paths": {
+            "/": {"post": post, "get": _get("The release; a page if HTML is accepted", release)},
+            "/healthz": {"get": _get("200 once a release is loaded", health)},
+            "/openapi.json": {"get": _get("This description", {"type": "object"})},
+        },
+    }
+
+
+def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    keys = list(properties) if required is None else required
+    return {"type": "object", "properties": properties, "required": keys}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _get(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": _response(summary, schema)}}
