@@ -94,7 +94,8 @@ def test_an_evaluation_that_does_not_fit_is_computed_in_parts() -> None:
     recipe, whole, small = settled(), new_state(settled()), new_state(settled())
     batches, seen = FixedBatches(recipe), list[int]()
     expected = evaluate([whole.network], batches.eval())[0]
-    small.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    stem = small.network.backbone.conv_stem
+    stem.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     holding(small, 1)
     found = evaluate([small.network], batches.eval())[0]
     assert found.sums.images == 15 and small.pass_size == 0

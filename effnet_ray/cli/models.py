@@ -64,7 +64,7 @@ def list_models(flags: List, terminal: Terminal) -> dict[str, Any]:
     store = flags.open()
     models = catalog.list_models(store)
     tables.print_models(terminal, models, store.uri)
-    return {"store": store.uri, "models": [asdict(model) for model in models]}
+    return {"store": store.uri, "models": [model.as_json() for model in models]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _show_model(store: ModelStore, name: str, terminal: Terminal) -> dict[str, A
     tables.print_models(terminal, [model] if model.versions else [], store.uri)
     tables.print_histories(terminal, histories)
     history = {alias: [asdict(move) for move in moves] for alias, moves in histories.items()}
-    return {**asdict(model), "history": history}
+    return {**model.as_json(), "history": history}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from effnet_ray.errors import ReleaseError
 from effnet_ray.release import aliases
@@ -43,6 +44,14 @@ class Model:
     versions: tuple[Version, ...]
     aliases: Mapping[str, int | None]
     """Alias → the version it points to; None if its history is damaged."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Its form in JSON; versions without a number of eval images lack the key."""
+        values = asdict(self)
+        for version in values["versions"]:
+            if not version["eval_images"]:
+                del version["eval_images"]
+        return values
 
 
 def list_models(store: ModelStore) -> list[Model]:
