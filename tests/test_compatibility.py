@@ -37,6 +37,8 @@ from effnet_ray.train import run_record
 ROOT = Path(__file__).parent.parent
 FIGURES = {"rel": 1e-3, "abs": 1e-3}
 """Float noise between instruction sets, and what rounding makes of a top-1, is less."""
+RETIRED_KEYS = {"pieces"}  # of checkpoint.json: how a lane was divided for want of memory
+NEW_FILES = {"eval_outputs.safetensors", "references.safetensors"}
 OF_TIME = {"seconds", "device_seconds", "train_images_per_s", "images_per_s", "train_s", "wall_s"}
 """Figures that no two runs have in common."""
 
@@ -109,13 +111,18 @@ def same(found: Any, told: Any) -> None:
         assert found == told
 
 
+def without_new_files(found: dict[str, Any]) -> dict[str, Any]:
+    """The files of runs and releases but for those that version 0.1 did not write."""
+    return {name: about for name, about in found.items() if Path(name).name not in NEW_FILES}
+
+
 def assert_has_keys(now: Any, before: Any) -> None:
     """Asserts that a record has all keys of an earlier one, of the same types; more are fine."""
     if not isinstance(before, dict):
         assert now == before
         return
-    assert now.keys() >= before.keys()
-    for name in before:
+    assert now.keys() >= before.keys() - RETIRED_KEYS
+    for name in before.keys() & now.keys():
         assert_has_keys(now[name], before[name])
 
 
@@ -278,7 +285,11 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 def test_a_release_is_judged_as_before(cluster: None, place: Path, said: dict[str, Any]) -> None:
-    same(answer(*alone(command(said, "evaluate"))), said["answers"]["evaluate"])
+    found, told = answer(*alone(command(said, "evaluate"))), said["answers"]["evaluate"]
+    assert found.keys() >= told.keys()  # more is fine
+    same({name: found[name] for name in told}, told)
+    assert found["ece"] == found["ece_uncalibrated"]  # it was released without a calibration
+    assert "called_unknown" not in found
 
 
 @pytest.mark.ray
@@ -290,7 +301,7 @@ def test_a_new_run_and_its_release_have_the_same_records(
     made = answer(*alone(words))
     assert keys(made) == contract()["answers"]["finetune"]
     same(history(tmp_path / "runs/digits"), said["history"]["digits"])
-    found, told = layout(tmp_path), contract()["files"]
+    found, told = without_new_files(layout(tmp_path)), contract()["files"]
     for name in found:
         assert_has_keys(found[name], told.get(name))
     folders = ("runs/digits", "runs/features", "runs/weights", "store/digits")
@@ -320,7 +331,7 @@ def test_an_interrupted_sweep_goes_on_and_has_the_same_records(
     assert keys(found) == keys(told)
     for name in ("trials/000.json", "trials/001.json"):
         assert (sweep / name).read_bytes() == (place / "runs/sweep" / name).read_bytes()
-    before, now = layout(place / "runs/sweep"), layout(sweep)
+    before, now = layout(place / "runs/sweep"), without_new_files(layout(sweep))
     assert now.keys() == before.keys()
     for name in now:
         assert_has_keys(now[name], before[name])
