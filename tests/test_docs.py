@@ -230,6 +230,7 @@ CONDITIONS = {
     "needs a server": re.compile("needs a running MLflow server"),
     "runs until Ctrl-C": re.compile("runs until Ctrl-C"),
     "slow": re.compile("13 minutes"),
+    "needs 20 eval images": re.compile("20 or more eval images"),
 }
 """What keeps a block's commands from `test_the_commands_run`, and what its page says about it."""
 
