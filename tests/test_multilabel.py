@@ -362,7 +362,7 @@ def test_a_run_reports_the_same_mean_ap_on_1_and_2_workers(
         plain_run(recipe, coloured, str(tmp_path), f"on-{n}", workers=n, mirror=weights_mirror)
         for n in (1, 2)
     )
-    assert one.finished.eval_map and one.finished.summary.startswith("eval mAP")
+    assert one.finished.eval_map and one.finished.summary().startswith("eval mAP")
     assert two.finished.eval_map == pytest.approx(one.finished.eval_map, abs=1e-4)
     assert [h.train_loss for h in history(two.finished)] == pytest.approx(
         [h.train_loss for h in history(one.finished)], abs=1e-4

@@ -23,11 +23,11 @@ import numpy.typing as npt
 import torch
 import tyro
 from scipy.special import logsumexp, softmax
-from scipy.stats import rankdata
 from sklearn.covariance import ledoit_wolf
 
 from effnet_ray import ModelStore, Placement, Recipe, finetune, pack
 from effnet_ray.data.views import write_eval_view
+from effnet_ray.inference.unknown_pictures import auroc
 from effnet_ray.publish.from_run import release_run
 from effnet_ray.release.load import LoadedRelease, load_release
 
@@ -198,13 +198,6 @@ def scores(train: Outputs, held_out: Outputs) -> dict[str, Score]:
         "Mahalanobis, train": mahalanobis(train),
         "Mahalanobis, eval": mahalanobis(held_out),
     }
-
-
-def auroc(known: Array, unknown: Array) -> float:
-    """Share of pairs in which the unknown image has the higher score; equal ones count half."""
-    ranks = rankdata(np.concatenate([known, unknown]))[len(known) :]
-    above = ranks.sum() - len(unknown) * (len(unknown) + 1) / 2
-    return float(above / (len(known) * len(unknown)))
 
 
 def rows(options: Options) -> Iterator[tuple[str, dict[str, float]]]:

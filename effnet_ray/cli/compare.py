@@ -31,7 +31,6 @@ def compare(
     placement: Placement,
     connect: Callable[[Placement], Any],
     terminal: Terminal,
-    limit: int | None = None,
 ) -> "PairedTest":
     """Evaluate `other` on the same images, and compare. Raises what `evaluate` raises."""
     from effnet_ray.inference.evaluate import evaluate
@@ -42,7 +41,6 @@ def compare(
         evaluation.data,
         placement,
         split=evaluation.split,
-        limit=limit,
         examples=0,
         on_progress=terminal.image_progress(f"evaluating {other.reference}", "evaluated"),
         connect=connect,

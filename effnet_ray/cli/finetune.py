@@ -96,7 +96,7 @@ def _print_summary(
         for metric in TEST_SCORES
         if metric.key in record
     )
-    score = result.summary_on(record.get(EVAL_IMAGES, 0))
+    score = result.summary(record.get(EVAL_IMAGES, 0))
     terminal.print_summary(
         f"{release.reference}: {score}{test}",
         {
@@ -117,7 +117,9 @@ def _report_ignored_options(
     flags: Finetune, release: "Release", record: Mapping[str, Any], terminal: Terminal
 ) -> None:
     """Print a note if the run was released before, with other options."""
-    used = record.get("release_options")
+    from effnet_ray.publish.from_run import OPTIONS
+
+    used = record.get(OPTIONS)
     if used != asdict(flags.releasing) and (used or flags.releasing != ReleaseOptions()):
         terminal.print(
             f"{release.reference} was released before, with other --false-alarms or "

@@ -18,6 +18,10 @@ POLICY = (
 """Content-Security-Policy of the page: only its script runs, and it reaches only this server."""
 
 
+NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+TEXTS = {"type": "array", "items": TEXT}
+
+
 def page(model: str, classes: int) -> bytes:
     """The page on which a person drops a picture, as HTML."""
     return render("inference/serve.html.j2", model=model, classes=classes, script=SCRIPT)
@@ -25,22 +29,7 @@ def page(model: str, classes: int) -> bytes:
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 description of the server."""
-    number, text, texts = {"type": "number"}, {"type": "string"}, _array({"type": "string"})
-    label = _object({"label": text, "probability": number})
-    answer = _object(
-        {
-            "model": text | {"description": "NAME@vN of the release"},
-            "label": text | {"description": "the most probable class"},
-            "labels": _array(label) | {"description": "the most probable first"},
-            "predicted": texts | {"description": "classes above their threshold, if an image may "
-                                  "have any number of classes"},
-            "unknown": number | {"description": "how unlike the release's images; high is unlike"},
-            "is_unknown": {"type": "boolean"},
-            "map": text | {"description": "with ?map=1: a data URI of a JPEG"},
-        },
-        required=["model", "label", "labels"],
-    )  # fmt: skip
-    error = _object({"error": text})
+    error = _object({"error": TEXT})
     post = {
         "summary": "Classify an image",
         "parameters": [
@@ -52,7 +41,7 @@ def openapi() -> dict[str, Any]:
             "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
         },
         "responses": {
-            "200": _response("The labels", answer),
+            "200": _response("The labels", _answer()),
             "413": _response("The image is too large", error),
             "415": _response("Not a readable image", error),
             "500": _response("The release returns no numbers for this image", error),
@@ -60,9 +49,9 @@ def openapi() -> dict[str, Any]:
         },
     }  # fmt: skip
     release = _object(
-        {"model": text, "release_uri": text, "task": text, "classes": texts, "replica": text}
+        {"model": TEXT, "release_uri": TEXT, "task": TEXT, "classes": TEXTS, "replica": TEXT}
     )
-    health = _object({"ok": {"type": "boolean"}, "model": text})
+    health = _object({"ok": {"type": "boolean"}, "model": TEXT})
     return {
         "openapi": "3.1.0",
         "info": {"title": "effnet_ray", "version": effnet_ray.__version__},
@@ -72,6 +61,24 @@ def openapi() -> dict[str, Any]:
             "/openapi.json": {"get": _get("This description", {"type": "object"})},
         },
     }
+
+
+def _answer() -> dict[str, Any]:
+    """The schema of an answer to an image."""
+    label = _object({"label": TEXT, "probability": NUMBER})
+    return _object(
+        {
+            "model": TEXT | {"description": "NAME@vN of the release"},
+            "label": TEXT | {"description": "the most probable class"},
+            "labels": _array(label) | {"description": "the most probable first"},
+            "predicted": TEXTS | {"description": "classes above their threshold, if an image may "
+                                  "have any number of classes"},
+            "unknown": NUMBER | {"description": "how unlike the release's images; high is unlike"},
+            "is_unknown": {"type": "boolean"},
+            "map": TEXT | {"description": "with ?map=1: a data URI of a JPEG"},
+        },
+        required=["model", "label", "labels"],
+    )  # fmt: skip
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:

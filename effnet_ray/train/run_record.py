@@ -82,13 +82,9 @@ class Result(EvalValues):
     """Number of workers times the seconds that they were held, over all calls; work that was lost
     and repeated counts once."""
 
-    @property
-    def summary(self) -> str:
-        """The score of the best epoch, for people."""
-        return self.summary_on(0)
-
-    def summary_on(self, eval_images: int) -> str:
-        """The score with its confidence interval, by the number of eval images."""
+    def summary(self, eval_images: int = 0) -> str:
+        """The score of the best epoch, for people; with its confidence interval if the number of
+        eval images is known."""
         score = Score.of(asdict(self))
         assert score is not None  # top-1 always has a value
         return score.metric.describe(score.value, eval_images)
