@@ -206,11 +206,11 @@ class Recipe(RecipeFields):
         """The fields that differ from those of a resolved recipe, in words; empty if none does.
 
         A None that depends on weights or placement agrees with every recorded value; but a
-        `limit` of None means all images.
+        `limit` of None means all images, a `teacher` of None that there is none.
         """
         ours, theirs = asdict(self.with_defaults), asdict(recorded)
         return ", ".join(
             f"{name} {value!r} (recorded: {theirs[name]!r})"
             for name, value in ours.items()
-            if value != theirs[name] and (value is not None or name == "limit")
+            if value != theirs[name] and (value is not None or name in ("limit", "teacher"))
         )

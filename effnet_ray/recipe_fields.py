@@ -154,6 +154,14 @@ class RecipeFields:
     balance: float = field(default=0.0, metadata=SHARE)
     """Class-balanced sampling, 0 to 1: 0 draws each training image once per epoch, 1 draws all
     classes equally often. The length of an epoch does not change."""
+    teacher: str | None = field(default=None, metadata=LATER)
+    """Knowledge distillation: a release (NAME@vN, NAME@ALIAS or its URI) whose probabilities of
+    the train images are learned beside their labels. It must know all classes of the data. Its
+    logits of the images' eval views are computed once and kept under RUNS/features."""
+    teacher_weight: float = field(default=0.5, metadata=SHARE | LATER)
+    """Weight of the teacher's probabilities in the loss, 0 to 1; the labels have the rest."""
+    teacher_temperature: float = field(default=2.0, metadata=ABOVE_0 | LATER)
+    """Temperature of the teacher's and the network's probabilities in that part of the loss."""
     dropout: float | None = field(default=None, metadata=SHARE)
     """Dropout before the head. Default: the variant's (0.2 for b0 to 0.5 for b7)."""
     drop_path: float | None = field(default=None, metadata=SHARE)

@@ -26,7 +26,7 @@ from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.errors import DatasetError
 from effnet_ray.model.network import build
 from effnet_ray.train import events
-from effnet_ray.train.feature_tasks import missing_shards, required_views
+from effnet_ray.train.feature_tasks import feature_folders, missing_shards, required_views
 from effnet_ray.train.run_record import Result
 from effnet_ray.train.run_setup import RunSetup, set_up_run
 
@@ -206,19 +206,21 @@ def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
 ) -> None:
     asked = dataset(digits, tmp_path)
     both = [("train", None), ("eval", None)]
-    assert missing_shards(asked, retry_bad=False) == {key: [0] for key in both}
+    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {
+        key: [0] for key in both
+    }
     for split, view in both:
         uri = asked.features_uri(split, view)
         feature_cache.write(
             storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)]
         )
-    assert missing_shards(asked, retry_bad=False) == {
+    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {
         key: [] for key in both
     }  # but for the record
     for split, view in both:
         feature_cache.write_record(asked.features_uri(split, view), ["00000.parquet"])
-    assert missing_shards(asked, retry_bad=False) == {}
-    assert missing_shards(asked, retry_bad=True) == {("train", None): [0]}
+    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {}
+    assert missing_shards(asked, feature_folders(asked), retry_bad=True) == {("train", None): [0]}
 
 
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
@@ -317,7 +319,9 @@ def test_a_run_by_features_is_the_run_by_images_and_the_next_computes_none(
     placement = Placement(workers="3")
     setup = set_up_run(recipe, placement, digits, runs=runs, name="warm", mirror=weights_mirror)
     assert isinstance(setup, RunSetup)
-    assert missing_shards(setup.job.dataset, retry_bad=True) == {}
+    assert (
+        missing_shards(setup.job.dataset, feature_folders(setup.job.dataset), retry_bad=True) == {}
+    )
     warm = plain_run(recipe, digits, runs, "warm", workers=2, mirror=weights_mirror).finished
     off = plain_run(
         replace(recipe, head_cache=False), digits, runs, "off", workers=1, mirror=weights_mirror

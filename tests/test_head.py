@@ -140,7 +140,7 @@ def mean_loss(job: WorkerJob, weight: Tensor, bias: Tensor) -> tuple[Tensor, flo
     loss, images = torch.zeros((), dtype=torch.float64), 0.0
     for block in HeadFeatures(job.dataset, 0, 1):
         logits = block.feature.double() @ weight.T + bias
-        losses = train_loss(logits, block.label, MixedImages(block.feature, block.weight))
+        losses = train_loss(logits, block.target, MixedImages(block.feature, block.weight))
         loss = loss + (losses * block.weight).sum()
         images += float(block.weight.sum())
     return loss / images, images

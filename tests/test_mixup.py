@@ -61,7 +61,7 @@ Shown = Callable[..., tuple[Tensor, MixedImages]]
 
 def test_with_every_dial_off_images_are_what_they_were(shown: Shown) -> None:
     image, found = shown()
-    assert found.image.dtype == torch.uint8 and found.mixed_label is None
+    assert found.image.dtype == torch.uint8 and found.mixed_in is None
     assert torch.equal(found.image.float(), image)
 
 
@@ -69,8 +69,8 @@ def test_mixup_blends_each_image_with_the_one_as_far_from_the_other_end(shown: S
     image, found = shown(mixup=0.4)
     share = found.label_share.view(-1, 1, 1, 1)
     assert_close(found.image, share * image + (1 - share) * image.flip(0))
-    assert found.mixed_label is not None and torch.equal(
-        found.mixed_label, torch.arange(COUNT).flip(0)
+    assert found.mixed_in is not None and torch.equal(
+        found.mixed_in.label, torch.arange(COUNT).flip(0)
     )
     assert (
         found.label_share.min() >= 0
@@ -117,8 +117,8 @@ def test_an_image_that_could_not_be_read_is_mixed_with_none(shown: Shown, dial: 
 
 def test_an_images_partner_is_in_its_own_lane(shown: Shown) -> None:
     _, found = shown(lanes=(10, 0, 54), mixup=0.4)
-    assert found.mixed_label is not None
-    assert found.mixed_label.tolist() == [*range(9, -1, -1), *range(63, 9, -1)]
+    assert found.mixed_in is not None
+    assert found.mixed_in.label.tolist() == [*range(9, -1, -1), *range(63, 9, -1)]
 
 
 def test_a_lane_is_mixed_as_it_is_alone(shown: Shown, network: Network) -> None:
@@ -138,7 +138,7 @@ def test_a_lone_image_is_mixed_with_itself(network: Network) -> None:
     recipe = replace(PLAIN, mixup=1.0, cutmix=1.0)
     found = mixed(network, recipe, image, torch.tensor([2]), torch.ones(1), (Lane(0, 1),))
     assert_close(found.image, image.float())
-    assert found.mixed_label is not None and found.mixed_label.tolist() == [2]
+    assert found.mixed_in is not None and found.mixed_in.label.tolist() == [2]
 
 
 def test_erasing_fills_a_box_of_some_images_with_noise(shown: Shown) -> None:

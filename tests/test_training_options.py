@@ -312,7 +312,7 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
     target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label
     own, other = (
         target[lane.label],
-        target[lane.label if shown.mixed_label is None else shown.mixed_label],
+        target[lane.label if shown.mixed_in is None else shown.mixed_in.label],
     )
     share = (shown.label_share if mixing else torch.ones(4))[:, None]
     (((share * own + (1 - share) * other) * told).sum(1) * lane.weight).sum().div(4).backward()

@@ -122,14 +122,17 @@ class TrainingFlags:
         return Scoring(data, placement, self.connector(terminal), terminal.test_progress)
 
     def resolved_recipe(self) -> Recipe:
-        """The recipe with the name of a release as weights replaced by its verified URI."""
-        weights = self.recipe.weights
+        """The recipe with the names of releases, as weights or teacher, replaced by their verified
+        URIs."""
+        recipe, store = self.recipe, self.location.model_store
+        if recipe.teacher and "/" not in recipe.teacher:
+            recipe = replace(recipe, teacher=store.find(recipe.teacher).uri)
+        weights = recipe.weights
         if "/" in weights or weights in (*FAMILIES, "best", "none"):
-            return self.recipe
-        store = self.location.model_store
+            return recipe
         if "@" in weights or weights in store.models():
-            return replace(self.recipe, weights=store.find(weights).uri)
-        return self.recipe
+            return replace(recipe, weights=store.find(weights).uri)
+        return recipe
 
 
 JobFlags = TypeVar("JobFlags", bound=TrainingFlags)

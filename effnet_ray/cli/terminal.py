@@ -163,10 +163,12 @@ class Terminal:
                 self._failed = True  # the job ends with the error
 
     def _show_features(self, event: "ComputingFeatures") -> None:
-        activity = "computing features"
+        what = "teacher's logits" if event.of_teacher else "features"
+        activity = f"computing {what}"
         if self._activity != activity and event.done < event.images:
-            self.print(f"computing and caching the backbone's features of {event.images:,} images")
-        self._show_images(activity, "computed the features of", event.done, event.images)
+            whose = "the" if event.of_teacher else "the backbone's"
+            self.print(f"computing and caching {whose} {what} of {event.images:,} images")
+        self._show_images(activity, f"computed the {what} of", event.done, event.images)
 
     def _show_run(self, event: "RunStarted") -> None:
         run, recipe = event.run, event.run.recipe
@@ -174,8 +176,8 @@ class Terminal:
         self.print(
             f"run {run.name}: {recipe.variant} from {weights}, {recipe.image_size} px, "
             f"batches of {recipe.batch_size}, lr {recipe.lr:.2g}"
-            + ", compiled"
-            * bool(recipe.compile)
+            + (f", teacher {run.teacher.uri}" if run.teacher else "")
+            + (", compiled" if recipe.compile else "")
         )
 
     def _show_start(self, event: "WorkersStarted") -> None:

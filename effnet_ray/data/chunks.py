@@ -30,13 +30,16 @@ from effnet_ray.errors import ImageError
 from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.variants import InputSpec
 
+TEACHER = "teacher"
+"""Column of a block."""
 BLOCK_BYTES = 32 * 1024**2
 """A chunk is yielded in blocks of about this size: views of 600 px weigh 1 MB each. Chosen,
 not measured."""
 
 Block = dict[str, npt.NDArray[Any]]
 """`image` [n, R, R, 3] uint8 or features [n, F]; `label` [n] int64 or, in a multilabel data set,
-[n, K] uint8 of 0 and 1; `id` [n]; `bad` [n]: JSON of `BadImage`, or empty."""
+[n, K] uint8 of 0 and 1; `id` [n]; `bad` [n]: JSON of `BadImage`, or empty. Images of a run
+with a teacher have its logits, `teacher` [n, K] float16: NaN for eval images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Dataset:
     """URI of the feature cache: RUNS/features."""
     backbone: str = ""
     """SHA-256 of the pretrained file that computes the features."""
+    teacher: str = ""
+    """URI of the folder with the teacher's logits of the train split; empty without a teacher."""
 
     @property
     def class_weights(self) -> tuple[float, ...]:
@@ -169,20 +174,35 @@ def _load(dataset: Dataset, chunk: _StartedChunk) -> Iterator[Block]:
     task, rows = chunk.task, chunk.rows
     if task.cached:
         if len(rows):
-            yield _load_features(dataset, task, rows)
+            yield _with_teacher(dataset, task, rows, _load_features(dataset, task, rows))
         return
     block_rows = max(1, BLOCK_BYTES // (3 * dataset.spec.resolution**2))
     # The first step's images come first: a run's start waits for them.
     first_rows = min(block_rows, dataset.recipe.micro_batch or block_rows)
     for part in np.split(rows, range(first_rows, len(rows), block_rows)):
         if len(part):
-            yield load_rows(dataset, task, part, chunk.groups)
+            block = load_rows(dataset, task, part, chunk.groups)
+            yield _with_teacher(dataset, task, part, block)
+
+
+def _with_teacher(dataset: Dataset, task: ChunkTask, rows: Rows, block: Block) -> Block:
+    """The block of these rows, with the teacher's logits if the run trains with them."""
+    if not dataset.teacher:
+        return block
+    if task.split != "train":  # Ray Data needs the same columns in all blocks of an execution
+        shape = len(rows), len(dataset.manifest.classes)
+        return block | {TEACHER: np.full(shape, np.nan, np.float16)}
+    return block | {TEACHER: _read_cached(dataset, "train", dataset.teacher, rows)["image"]}
 
 
 def _load_features(dataset: Dataset, task: ChunkTask, rows: Rows) -> Block:
     """The cached features of some rows, at least one."""
-    uri = dataset.features_uri(task.split, task.view)
-    shard, first = dataset.manifest.index(task.split).shards(rows[:, 0])
+    return _read_cached(dataset, task.split, dataset.features_uri(task.split, task.view), rows)
+
+
+def _read_cached(dataset: Dataset, split: str, uri: str, rows: Rows) -> Block:
+    """Some rows, at least one, of a folder of the feature cache; its outputs as `image`."""
+    shard, first = dataset.manifest.index(split).shards(rows[:, 0])
     group, row = np.divmod(first + rows[:, 1], feature_cache.ROW_GROUP_ROWS)
     groups, group_index = np.unique(np.stack([shard, group], 1), axis=0, return_inverse=True)
     parts = list[Block]()

@@ -1,8 +1,8 @@
-"""The cache of a frozen backbone's features: where they are stored, how they are read and written.
+"""The cache of a frozen network's outputs: where they are stored, how they are read and written.
 
-A folder holds the features of one view of one split's images. Its name is a hash of everything
-that they depend on, so runs that need the same features share them. A file has the rows of one of
-the split's shards.
+A folder holds the features, or a teacher's logits, of one view of one split's images. Its name is
+a hash of everything that they depend on, so runs that need the same share them. A file has the
+rows of one of the split's shards.
 
     RUNS/features/<key>/00000.parquet …   id, label, feature [F], bad
     RUNS/features/<key>/features.json     written last
@@ -10,7 +10,7 @@ the split's shards.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -52,7 +52,8 @@ class FeatureRows:
     """The features of some images."""
 
     feature: npt.NDArray[np.floating[Any]]
-    """[n, F]: float16 for training, float32 for evaluation, so that its metrics do not change."""
+    """[n, F]: float16 for training, float32 for evaluation, so that its metrics do not change.
+    Of a teacher its logits [n, K]: NaN for images that could not be read."""
     label: npt.NDArray[Any]
     """[n] int64, or in a multilabel data set [n, K] uint8."""
     id: npt.NDArray[np.int64]
@@ -86,6 +87,30 @@ def folder(
         view,
         *(() if view is None else recipe.view_settings),
     ]
+    return _keyed(root, content)
+
+
+def teacher_folder(
+    root: str,
+    *,
+    weights: str,
+    variant: str,
+    spec: InputSpec,
+    outputs: Sequence[int],
+    manifest: Manifest,
+    precision: str | None,
+) -> str:
+    """The folder below `root` for a teacher's logits of the train split's eval views.
+
+    `weights` is the SHA-256 of its weights, `spec` its input spec, `outputs` its output for each
+    class of the data set.
+    """
+    teacher = [VERSION, "teacher", variant, weights, spec.as_json(), list(outputs)]
+    return _keyed(root, [*teacher, manifest.fingerprint, precision])
+
+
+def _keyed(root: str, content: Sequence[Any]) -> str:
+    """The folder below `root` whose name is a hash of `content`."""
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     return storage.join(root, key)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_ray import phases
-from effnet_ray.data.chunks import BadImage, Block, ChunkExecutor, ChunkTask, Dataset
+from effnet_ray.data.chunks import TEACHER, BadImage, Block, ChunkExecutor, ChunkTask, Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Images:
     """The quarantined images among them, by id."""
     lanes: tuple[Lane, ...] = ()
     """The lanes of a step, whose images follow one another."""
+    teacher: npt.NDArray[np.float16] | None = None
+    """[n, K], as in a block; None without a teacher."""
 
 
 class Stream:
@@ -214,4 +216,6 @@ def _join(blocks: Sequence[Block], lanes: tuple[Lane, ...] = ()) -> Images:
         if reason
     }
     weight = np.asarray([0.0 if reason else 1.0 for reason in reasons], np.float32)
-    return Images([block["image"] for block in blocks], label, weight, ids, bad, lanes)
+    taught = TEACHER in blocks[0]
+    teacher = np.concatenate([block[TEACHER] for block in blocks]) if taught else None
+    return Images([block["image"] for block in blocks], label, weight, ids, bad, lanes, teacher)

@@ -14,6 +14,7 @@ from effnet_ray.model import pretrained
 from effnet_ray.packing.on_demand import PackedSource
 from effnet_ray.preflight.findings import Finding, run_check
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.teacher import read_teacher
 
 
 def check_inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Finding]:
@@ -22,6 +23,14 @@ def check_inputs(recipe: Recipe, data: str, mirror: str | None) -> Iterator[Find
     yield run_check("data", lambda: _check_data(data, recipe.limit))
     yield run_check("first image", lambda: _check_first_image(manifests.load(data), data))
     yield check_weights(recipe, mirror)
+    if recipe.teacher:
+        yield run_check("teacher", lambda: _check_teacher(recipe, manifests.load(data)))
+
+
+def _check_teacher(recipe: Recipe, manifest: Manifest) -> str:
+    assert recipe.teacher
+    teacher = read_teacher(recipe.teacher, manifest.classes, recipe.task or manifest.task)
+    return f"{teacher.uri}: {teacher.variant}, {teacher.spec.resolution} px"
 
 
 def check_weights(recipe: Recipe, mirror: str | None) -> Finding:

@@ -236,6 +236,7 @@ def _training_table(run: Run, report: EpochReport) -> str:
         ("data", f"`{run.data}`, fingerprint `{run.fingerprint[:16]}`"),
         ("images", f"{report.train_images:,} train, {report.eval_images:,} eval"),
         ("initial weights", "random" if run.weights == "none" else f"`{run.weights}`"),
+        *([("teacher", f"`{run.teacher.uri}`")] if run.teacher else []),
         (
             "input",
             f"{spec.resolution}×{spec.resolution} px RGB, {spec.interpolation} resize, "

@@ -34,6 +34,7 @@ def provenance(
         "fingerprint": run.fingerprint,
         "weights": run.weights,
         "weights_sha256": run.weights_sha256,
+        **_teacher(run),
         "effnet_ray": effnet_ray.__version__,
         "versions": {
             "python": platform.python_version(),
@@ -43,6 +44,14 @@ def provenance(
         "cost": _cost(result, history),
         **({"found_by": dict(found_by)} if found_by else {}),
     }
+
+
+def _teacher(run: Run) -> dict[str, Any]:
+    """The release that the run learned from; empty without a teacher."""
+    teacher = run.teacher
+    if teacher is None:
+        return {}
+    return {"teacher": {"uri": teacher.uri, "weights_sha256": teacher.weights_sha256}}
 
 
 def _cost(result: Result, history: Sequence[EpochReport]) -> dict[str, float]:

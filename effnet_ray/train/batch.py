@@ -8,6 +8,21 @@ from effnet_ray.data.stream import Lane
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What a network is trained to say of some images."""
+
+    label: Tensor
+    """[B] int64; or [B, K] uint8 of 0 and 1 with several labels per image."""
+    teacher: Tensor | None = None
+    """[B, K] logits of the recipe's teacher, NaN for images that could not be read; None without
+    a teacher."""
+
+    def __getitem__(self, rows: slice | Tensor) -> "Target":
+        """That of some of the images."""
+        return Target(self.label[rows], None if self.teacher is None else self.teacher[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A worker's images of one step, lane after lane, or some eval images, on its device."""
 
@@ -24,6 +39,13 @@ class Batch:
     """Number of images of weight 1, known without asking the device."""
     id: Tensor | None = None
     """[B] int64: the ids of eval images."""
+    teacher: Tensor | None = None
+    """As in `Target`; None for eval images."""
+
+    @property
+    def target(self) -> Target:
+        """What the network is trained to say of these images."""
+        return Target(self.label, self.teacher)
 
     @property
     def is_padding(self) -> bool:
@@ -33,4 +55,5 @@ class Batch:
     def part(self, first: int, rows: int) -> "Batch":
         """`rows` images from `first` on, without their lanes."""
         rest = slice(first, first + rows)
-        return Batch(self.image[rest], self.label[rest], self.weight[rest])
+        target = self.target[rest]
+        return Batch(self.image[rest], target.label, self.weight[rest], teacher=target.teacher)

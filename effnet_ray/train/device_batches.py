@@ -68,14 +68,14 @@ class DeviceBatches:
             if images.bad:
                 with_bad_images.append(replace(images, image=()))
             ids = torch.from_numpy(images.id)
-            yield replace(self._batch(images), id=self._on_device(ids))
+            yield replace(self._batch(replace(images, teacher=None)), id=self._on_device(ids))
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, whose copies the device's current stream waits for."""
         for batch in self._timed(made_ahead(batches, self._device)):
             if self._copies:
                 torch.cuda.current_stream(self._device).wait_stream(self._copies)
-                for tensor in (batch.image, batch.label, batch.weight, batch.id):
+                for tensor in (batch.image, batch.label, batch.weight, batch.id, batch.teacher):
                     if tensor is not None:
                         tensor.record_stream(torch.cuda.current_stream(self._device))
             yield batch
@@ -99,12 +99,15 @@ class DeviceBatches:
         if self._multilabel_classes and label.ndim == 1:
             label = F.one_hot(label, self._multilabel_classes).to(torch.uint8)
         readable = len(images.id) - int((images.weight == 0).sum())
-        if self._copies is None:
-            return Batch(image, label, weight, images.lanes, readable)
-        label, weight = self._on_device(label), self._on_device(weight)
-        with torch.cuda.stream(self._copies):
-            image = image.to(self._device, non_blocking=True)  # it is in pinned memory
-        return Batch(image, label, weight, images.lanes, readable)
+        if self._copies is not None:
+            label, weight = self._on_device(label), self._on_device(weight)
+            with torch.cuda.stream(self._copies):
+                image = image.to(self._device, non_blocking=True)  # it is in pinned memory
+        teacher = images.teacher
+        return Batch(
+            image, label, weight, images.lanes, readable,
+            teacher=None if teacher is None else self._on_device(torch.from_numpy(teacher)),
+        )  # fmt: skip
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         """A copy on the device, made in the stream of copies; on a CPU the tensor itself."""

@@ -79,7 +79,7 @@ class Draws:
             image = erase(image, self.parameters, mean + std * self.noise)
         if not (recipe.mixup or recipe.cutmix):
             return MixedImages(image, batch.weight)
-        return mix(image, batch.label, batch.weight, self.parameters, self.partner)
+        return mix(image, batch.target, batch.weight, self.parameters, self.partner)
 
     def set_masks(self, network: Network, first: int, rows: int) -> None:
         """Set the masks of the network's dropout and drop paths to those of some images."""

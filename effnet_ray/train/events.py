@@ -18,11 +18,12 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class ComputingFeatures:
-    """Features of a frozen backbone are being computed."""
+    """Features of a frozen backbone, or a teacher's logits, are being computed."""
 
     done: int
     images: int
     """Images whose features are computed in total."""
+    of_teacher: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,56 @@
-"""Which features of a frozen backbone a run needs, and the tasks that compute missing ones."""
+"""Which outputs of frozen networks a run needs, and the tasks that compute missing ones.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+They are the features of its own backbone, for linear probing, and the logits of its teacher.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from effnet_ray import phases, storage
 from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.run_record import Run
+from effnet_ray.train.worker_job import WorkerJob
 
 SplitView = tuple[str, int | None]
 """A split and the number of a view of its images; None is the eval view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """Outputs of one network that a run needs."""
+
+    dataset: Dataset
+    """The images, as they are preprocessed for this network."""
+    folders: Mapping[SplitView, str]
+    """Where the outputs for each view are kept."""
+    run: Run
+    """What the network is built from."""
+    weights_uri: str | None
+    outputs: tuple[int, ...] = ()
+    """The logits to keep, one for each class of the data set; empty: the features."""
+
+
+def computations(job: WorkerJob, first_epoch: int = 0) -> list[Computation]:
+    """All outputs that a run needs from an epoch on."""
+    found, recipe = list[Computation](), job.run.recipe
+    epochs = range(first_epoch, recipe.epochs)
+    if any(phases.uses_feature_cache(recipe, epoch) for epoch in epochs):
+        folders = feature_folders(job.dataset)
+        found.append(Computation(job.dataset, folders, job.run, job.weights_uri))
+    teacher = job.run.teacher
+    if teacher and epochs:
+        own = teacher.recipe(recipe)
+        run = replace(
+            job.run, recipe=own, spec=teacher.spec, classes=teacher.classes,
+            weights_head=len(teacher.classes),
+        )  # fmt: skip
+        dataset = replace(job.dataset, recipe=own, spec=teacher.spec, labels=None, teacher="")
+        folders = {("train", None): job.dataset.teacher}
+        outputs = teacher.outputs(job.run.classes)
+        found.append(Computation(dataset, folders, run, job.teacher_uri, outputs))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +85,21 @@ def required_views(recipe: Recipe) -> list[SplitView]:
     return [*(("train", view) for view in train), *([("eval", None)] if epochs else [])]
 
 
-def missing_shards(dataset: Dataset, *, retry_bad: bool) -> dict[SplitView, list[int]]:
-    """Indexes of the shards without features, for each split and view that is incomplete.
+def feature_folders(dataset: Dataset) -> dict[SplitView, str]:
+    """Where all features that a run needs are kept."""
+    views = required_views(dataset.recipe)
+    return {(split, view): dataset.features_uri(split, view) for split, view in views}
+
+
+def missing_shards(
+    dataset: Dataset, folders: Mapping[SplitView, str], *, retry_bad: bool
+) -> dict[SplitView, list[int]]:
+    """Indexes of the shards without outputs, for each split and view that is incomplete.
 
     With `retry_bad`, shards with images that could not be read count as missing, too.
     """
     missing = {}
-    for split, view in required_views(dataset.recipe):
-        uri = dataset.features_uri(split, view)
+    for (split, view), uri in folders.items():
         record = feature_cache.read_record(uri)
         files = _unrecorded_files(uri, retry_bad) if record is None else record
         good = {name for name, file in files.items() if not (retry_bad and file["bad"])}

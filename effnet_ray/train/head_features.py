@@ -13,6 +13,7 @@ from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Dataset
 from effnet_ray.data.class_balance import class_uses
 from effnet_ray.recipe import MULTILABEL
+from effnet_ray.train.batch import Target
 
 BLOCK_GROUPS = 32
 """Row groups of the feature cache that are computed at once: 2,048 images, 10 MB of a B0's
@@ -33,10 +34,17 @@ class FeatureBlock:
     """[n, F], as they are stored: float16."""
     label: Tensor
     """[n] int64; or [n, K] uint8 of 0 and 1 with several labels per image."""
+    teacher: Tensor | None
+    """[n, K] float16, as in `batch.Target`."""
     weight: Tensor
     """[n] float32: mean uses of the image in an epoch; 0 for a quarantined image."""
     held_out: bool
     """Whether these images are held out while the penalty is chosen."""
+
+    @property
+    def target(self) -> Target:
+        """What the head is fitted to."""
+        return Target(self.label, self.teacher)
 
 
 class HeadFeatures:
@@ -75,7 +83,7 @@ class HeadFeatures:
     def _read_all(self) -> Iterator[FeatureBlock]:
         kept, size = list[FeatureBlock](), 0
         for block in (block for place in self._places for block in self._read(*place)):
-            size += block.feature.nbytes
+            size += block.feature.nbytes + (0 if block.teacher is None else block.teacher.nbytes)
             if size <= KEEP_BYTES:
                 kept.append(block)
             else:
@@ -86,11 +94,11 @@ class HeadFeatures:
 
     def _read(self, shard: int, first: int, end: int, start: int) -> Iterator[FeatureBlock]:
         """Rows `first` to `end` of a shard, whose first image is number `start` of the split."""
-        file = storage.join(self._uri, feature_cache.file_name(shard))
-        step = feature_cache.ROW_GROUP_ROWS
-        parts = [
-            feature_cache.read(file, group) for group in range(first // step, -(-end // step))
-        ]
+        parts = _read_rows(self._uri, shard, first, end)
+        teacher = None
+        if self._dataset.teacher:
+            taught = _read_rows(self._dataset.teacher, shard, first, end)
+            teacher = torch.from_numpy(np.concatenate([part.feature for part in taught]))
         feature = torch.from_numpy(np.concatenate([part.feature for part in parts]))
         label = torch.from_numpy(np.concatenate([part.label for part in parts]))
         if self._dataset.recipe.task == MULTILABEL and label.ndim == 1:
@@ -99,8 +107,13 @@ class HeadFeatures:
         weight = readable.float() * self._uses(label)
         held_out = torch.arange(start + first, start + end) % HELD_OUT == HELD_OUT - 1
         for rows, held in ((~held_out, False), (held_out, True)):
-            chosen = [part[rows].to(self.device) for part in (feature, label, weight)]
-            yield FeatureBlock(chosen[0], chosen[1], chosen[2], held)
+            yield FeatureBlock(
+                feature=feature[rows].to(self.device),
+                label=label[rows].to(self.device),
+                teacher=None if teacher is None else teacher[rows].to(self.device),
+                weight=weight[rows].to(self.device),
+                held_out=held,
+            )
 
     def _uses(self, label: Tensor) -> Tensor | float:
         """Mean uses of each image in an epoch: 1 without class-balanced sampling."""
@@ -109,3 +122,9 @@ class HeadFeatures:
             return 1.0
         uses = class_uses(labels.counts, balance) / labels.counts.clip(min=1)
         return torch.from_numpy(uses).float()[label]
+
+
+def _read_rows(uri: str, shard: int, first: int, end: int) -> list[feature_cache.FeatureRows]:
+    """The row groups with rows `first` to `end` of a shard, in a folder of the cache."""
+    file, step = storage.join(uri, feature_cache.file_name(shard)), feature_cache.ROW_GROUP_ROWS
+    return [feature_cache.read(file, group) for group in range(first // step, -(-end // step))]

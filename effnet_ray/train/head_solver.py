@@ -200,7 +200,7 @@ class HeadObjective:
         bias.requires_grad_()
         unscaled = weight / self._scale
         logits = block.feature.float() @ unscaled.T + (bias - unscaled @ self._mean)
-        losses = self._loss(logits, block.label, MixedImages(block.feature, block.weight))
+        losses = self._loss(logits, block.target, MixedImages(block.feature, block.weight))
         # Binary cross-entropy is a mean over classes: as their sum, penalties and tolerances mean
         # the same for any number of classes.
         loss = (losses * block.weight).sum() * (1 if block.label.ndim == 1 else self.classes)

@@ -1,7 +1,7 @@
 """Losses of single images: cross-entropy, or binary cross-entropy for several labels.
 
 `train.step` takes gradients of `TrainLoss`. Reported losses are sums of `losses`, without
-smoothing, mixing or class weights, in `train.metrics`. For evaluations of a release,
+smoothing, mixing, class weights or teacher, in `train.metrics`. For evaluations of a release,
 `inference.multiclass` and `inference.multilabel` compute them with NumPy. A new loss is a field of
 the Recipe that `TrainLoss` reads; `head_solver` minimises it too, and expects it convex.
 """
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.batch import Target
 from effnet_ray.train.mixup import MixedImages
 
 
@@ -30,6 +31,24 @@ def losses(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
 
 
+def teacher_losses(
+    logits: Tensor, teacher: Tensor, temperature: float, *, multilabel: bool
+) -> Tensor:
+    """Loss of each image [B] in nats, from logits [B, K], for a teacher's logits [B, K].
+
+    The cross-entropy with the teacher's probabilities, both at a temperature above 0; binary
+    cross-entropy averaged over the classes for several labels. Its square as a factor keeps
+    gradients of one size (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+    """
+    logits, teacher = logits / temperature, teacher / temperature
+    if multilabel:
+        target = teacher.sigmoid()
+        values = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+    else:
+        values = F.cross_entropy(logits, teacher.softmax(1), reduction="none")
+    return values * temperature**2
+
+
 @dataclass(frozen=True, slots=True)
 class TrainLoss:
     """The loss that a recipe trains with."""
@@ -37,6 +56,9 @@ class TrainLoss:
     smoothing: float
     class_weights: Tensor | None
     """[K]: factor on the loss of each class's images; None: all count alike."""
+    teacher_weight: float = 0.0
+    """0 to 1: weight of the teacher's loss; that of the label's has the rest."""
+    teacher_temperature: float = 1.0
 
     @classmethod
     def of(
@@ -44,19 +66,32 @@ class TrainLoss:
     ) -> Self:
         """The recipe's loss; `class_weights` are those of the data set, empty for none."""
         weights = torch.tensor(class_weights, device=device) if class_weights else None
-        return cls(recipe.label_smoothing, weights)
+        return cls(
+            recipe.label_smoothing, weights, recipe.teacher_weight, recipe.teacher_temperature
+        )
 
-    def __call__(self, logits: Tensor, label: Tensor, mixed: MixedImages) -> Tensor:
+    def __call__(self, logits: Tensor, target: Target, mixed: MixedImages) -> Tensor:
         """Loss of each image [B] for the gradient, from logits [B, K].
 
-        A mixed image has the weighted mean of the losses for its label and its mixed-in label.
+        A mixed image has the weighted mean of the losses for its target and its mixed-in target.
         """
-        if mixed.mixed_label is None:
-            return self._weighted(logits, label)
+        values = self._of_target(logits, target)
+        if mixed.mixed_in is None:
+            return values
         share = mixed.label_share
-        mixed_in = self._weighted(logits, mixed.mixed_label)
-        return share * self._weighted(logits, label) + (1 - share) * mixed_in
+        return share * values + (1 - share) * self._of_target(logits, mixed.mixed_in)
 
-    def _weighted(self, logits: Tensor, label: Tensor) -> Tensor:
+    def _of_target(self, logits: Tensor, target: Target) -> Tensor:
+        """The label's loss and, of images that the teacher could read, the teacher's."""
+        values = self._of_label(logits, target.label)
+        if target.teacher is None:
+            return values
+        read = target.teacher.isfinite().all(1)
+        teacher, multilabel = target.teacher.float().nan_to_num(), target.label.ndim == 2
+        taught = teacher_losses(logits, teacher, self.teacher_temperature, multilabel=multilabel)
+        weight = self.teacher_weight * read
+        return (1 - weight) * values + weight * taught
+
+    def _of_label(self, logits: Tensor, label: Tensor) -> Tensor:
         values = losses(logits, label, self.smoothing)
         return values if self.class_weights is None else values * self.class_weights[label]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from effnet_ray.recipe import Recipe
+from effnet_ray.train.batch import Target
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Share of the image, and height over width (Zhong et al. 2017, and timm's defaults). A side that
@@ -31,14 +32,14 @@ class MixedImages:
     """[B, 3, R, R], 0 to 255: uint8 if unchanged, float32 if augmented."""
     label_share: Tensor
     """[B] float32, 0 to 1: share of the loss that belongs to the image's own label."""
-    mixed_label: Tensor | None = None
-    """Label of the image that was mixed in, in a batch's format; None without mixing."""
+    mixed_in: Target | None = None
+    """Target of the image that was mixed in; None without mixing."""
 
     def part(self, first: int, rows: int) -> "MixedImages":
         """`rows` images from `first` on."""
         rest = slice(first, first + rows)
-        mixed_label = None if self.mixed_label is None else self.mixed_label[rest]
-        return MixedImages(self.image[rest], self.label_share[rest], mixed_label)
+        mixed_in = self.mixed_in and self.mixed_in[rest]
+        return MixedImages(self.image[rest], self.label_share[rest], mixed_in)
 
 
 def draw_mix(recipe: Recipe, rows: int, size: int) -> Tensor:
@@ -83,7 +84,7 @@ def erase(image: Tensor, drawn: Tensor, noise: Tensor) -> Tensor:
 
 
 def mix(
-    image: Tensor, label: Tensor, weight: Tensor, drawn: Tensor, partner: Tensor
+    image: Tensor, target: Target, weight: Tensor, drawn: Tensor, partner: Tensor
 ) -> MixedImages:
     """Mix each image with its partner, whose index is given ([B] int64)."""
     unmixed = (weight == 0) | (weight[partner] == 0)
@@ -91,7 +92,7 @@ def mix(
     boxes = _boxes(drawn[CUT], image) & ~unmixed.view(-1, 1, 1, 1)
     share = blend.view(-1, 1, 1, 1) * ~boxes
     mixed = image * share + image[partner] * (1 - share)
-    return MixedImages(mixed, blend * (1 - boxes.float().mean((1, 2, 3))), label[partner])
+    return MixedImages(mixed, blend * (1 - boxes.float().mean((1, 2, 3))), target[partner])
 
 
 def _boxes(sides: Tensor, image: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Computes a frozen backbone's features with Ray Data, once for all runs that share them.
+"""Computes the outputs of frozen networks with Ray Data, once for all runs that share them.
 
-Decode tasks load the views, actors with the network compute the features, and one process writes
-them shard by shard. An interrupted computation continues after the last complete shard.
+Decode tasks load the views, actors with the network compute the features of a run's backbone or
+the logits of its teacher, and one process writes them shard by shard. An interrupted computation
+continues after the last complete shard.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,13 +18,14 @@ import numpy as np
 import ray
 import torch
 
-from effnet_ray import phases, storage
+from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import Block, ChunkTask, Dataset, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.data.row_group_reads import StartedReads, one_ahead
 from effnet_ray.errors import EffnetRayError, TrainingError, quote_end
+from effnet_ray.placement import Placement
 from effnet_ray.runtime.actors import start_local_actor
 from effnet_ray.runtime.inference_actors import (
     ActorPool,
@@ -37,11 +39,12 @@ from effnet_ray.runtime.session import ResourceRequest
 from effnet_ray.train import checkpoint
 from effnet_ray.train.events import ComputingFeatures
 from effnet_ray.train.feature_tasks import (
+    Computation,
     FeatureTask,
     SplitView,
+    computations,
     list_tasks,
     missing_shards,
-    required_views,
 )
 from effnet_ray.train.run_record import Run
 from effnet_ray.train.state import initial_network
@@ -55,74 +58,92 @@ Chosen, not measured."""
 
 
 def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool) -> None:
-    """Make sure that the features a run needs exist; a single actor of the cluster computes them.
+    """Make sure that the outputs a run needs exist; a single actor of the cluster computes them.
 
     `new`: the run has no steps yet and retries images that earlier runs could not read. Raises
     what reading the data set raises, and TrainingError if the computation dies.
     """
+    for computation in computations(job, _first_epoch(job)):
+        _prepare(computation, job, request, channel, new=new)
+
+
+def _prepare(
+    computation: Computation, job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool
+) -> None:
+    what = "its teacher's logits" if computation.outputs else "its features"
+    instead = "train without --teacher" if computation.outputs else "use --no-head-cache"
     for attempt in range(ATTEMPTS):
         retry_bad = new and attempt == 0
-        if not missing_shards(job.dataset, retry_bad=retry_bad) or _needs_no_features(job):
+        if not missing_shards(computation.dataset, computation.folders, retry_bad=retry_bad):
             return
-        computer = start_local_actor(_FeatureComputer, name=_actor_name(job.dataset))
+        name = _actor_name(computation.folders.values())
+        computer = start_local_actor(_OutputComputer, name=name)
+        arguments = (computation, job.placement, request, channel, retry_bad)
         try:
-            ray.get(computer.compute_missing.remote(job, request, channel, retry_bad))
+            ray.get(computer.compute_missing.remote(*arguments))
             return
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EffnetRayError):
                 raise error.cause from None
             reason = quote_end(error.cause)
             raise TrainingError(
-                f"run {job.run.name!r} failed: its features cannot be computed "
+                f"run {job.run.name!r} failed: {what} cannot be computed "
                 f"({type(error.cause).__name__}: {reason}): run the same command again to "
-                "continue, or use --no-head-cache"
+                f"continue, or {instead}"
             ) from error
         except ray.exceptions.RayActorError:
             continue  # the actor of another run, which ended
     raise TrainingError(
-        f"run {job.run.name!r} failed: computing its features was interrupted {ATTEMPTS} times "
-        "(killed, or out of memory?): run the same command again to continue, or use "
-        "--no-head-cache"
+        f"run {job.run.name!r} failed: computing {what} was interrupted {ATTEMPTS} times "
+        f"(killed, or out of memory?): run the same command again to continue, or {instead}"
     )
 
 
-def _actor_name(dataset: Dataset) -> str:
-    """Name of the actor that computes these features, shared by all runs that need them."""
-    folders = [dataset.features_uri(split, view) for split, view in required_views(dataset.recipe)]
-    return f"effnet-features-{hashlib.sha256(json.dumps(folders).encode()).hexdigest()[:16]}"
+def _actor_name(folders: Iterable[str]) -> str:
+    """Name of the actor that computes these outputs, shared by all runs that need them."""
+    return f"effnet-features-{hashlib.sha256(json.dumps([*folders]).encode()).hexdigest()[:16]}"
 
 
-def _needs_no_features(job: WorkerJob) -> bool:
-    """Whether the run resumes after all epochs that use the feature cache."""
+def _first_epoch(job: WorkerJob) -> int:
+    """The epoch in which the run starts or resumes."""
     newest = checkpoint.newest(job.checkpoints_uri)
-    first = newest.step // job.dataset.plan.steps_per_epoch if newest else 0
-    epochs = range(first, job.run.recipe.epochs)
-    return not any(phases.uses_feature_cache(job.run.recipe, epoch) for epoch in epochs)
+    return newest.step // job.dataset.plan.steps_per_epoch if newest else 0
 
 
-class _FeatureComputer:
-    """Actor that serves one caller at a time: the next one finds the features complete."""
+class _OutputComputer:
+    """Actor that serves one caller at a time: the next one finds the outputs complete."""
 
     def compute_missing(
-        self, job: WorkerJob, request: ResourceRequest, channel: Any, retry_bad: bool
+        self,
+        computation: Computation,
+        placement: Placement,
+        request: ResourceRequest,
+        channel: Any,
+        retry_bad: bool,
     ) -> None:
-        missing = missing_shards(job.dataset, retry_bad=retry_bad)
+        missing = missing_shards(computation.dataset, computation.folders, retry_bad=retry_bad)
         if missing:
-            compute(job, request, channel, missing)
+            compute(computation, placement, request, channel, missing)
 
 
 def compute(
-    job: WorkerJob, request: ResourceRequest, channel: Any, missing: dict[SplitView, list[int]]
+    computation: Computation,
+    placement: Placement,
+    request: ResourceRequest,
+    channel: Any,
+    missing: dict[SplitView, list[int]],
 ) -> None:
-    """Compute and write the missing features, then mark them as complete.
+    """Compute and write the missing outputs, then mark them as complete.
 
     Raises what reading the data set raises.
     """
-    dataset = job.dataset
+    dataset = computation.dataset
     max_images = batch_images(dataset.recipe, dataset.spec.resolution)
     tasks = list(list_tasks(dataset, missing, max_images))
-    post_progress = _progress_poster(channel, sum(task.end - task.first for task in tasks))
-    blocks = unwrap_errors(_execute(job, request, tasks)) if tasks else iter(())
+    images = sum(task.end - task.first for task in tasks)
+    post_progress = _progress_poster(channel, images, of_teacher=bool(computation.outputs))
+    executed = _execute(computation, placement, request, tasks) if tasks else iter(())
+    blocks = unwrap_errors(executed)
     done = 0
     pairs = zip(tasks, blocks, strict=True)
     for (split, view, shard), shard_pairs in itertools.groupby(pairs, lambda pair: pair[0].file):
@@ -132,13 +153,13 @@ def compute(
             done += len(parts[-1].label)
             post_progress(done)
         name = feature_cache.file_name(shard)
-        feature_cache.write(storage.join(dataset.features_uri(split, view), name), parts)
+        feature_cache.write(storage.join(computation.folders[split, view], name), parts)
     for split, view in missing:
         names = map(feature_cache.file_name, range(len(dataset.manifest.splits[split])))
-        feature_cache.write_record(dataset.features_uri(split, view), names)
+        feature_cache.write_record(computation.folders[split, view], names)
 
 
-def _progress_poster(channel: Any, images: int) -> Callable[[int], None]:
+def _progress_poster(channel: Any, images: int, *, of_teacher: bool) -> Callable[[int], None]:
     """A function that posts the number of finished images, at most every POST_EVERY_S."""
     last = -math.inf
 
@@ -146,7 +167,7 @@ def _progress_poster(channel: Any, images: int) -> Callable[[int], None]:
         nonlocal last
         if done == images or time.monotonic() - last >= POST_EVERY_S:
             last = time.monotonic()
-            channel.post.remote(ComputingFeatures(done, images))
+            channel.post.remote(ComputingFeatures(done, images, of_teacher))
 
     if images:  # otherwise only the record was missing
         post(0)
@@ -162,10 +183,13 @@ def _feature_rows(block: Block, split: str) -> FeatureRows:
 
 
 def _execute(
-    job: WorkerJob, request: ResourceRequest, tasks: Sequence[FeatureTask]
+    computation: Computation,
+    placement: Placement,
+    request: ResourceRequest,
+    tasks: Sequence[FeatureTask],
 ) -> Iterator[Block]:
-    """Run all tasks in one Ray Data execution; yields their features in order."""
-    dataset, actors = job.dataset, ActorPool.of(job.placement, request, len(tasks))
+    """Run all tasks in one Ray Data execution; yields their outputs in order."""
+    dataset, actors = computation.dataset, ActorPool.of(placement, request, len(tasks))
 
     def load_views(batch: Block) -> Iterator[Block]:
         with dataset.row_group_reads() as reads:
@@ -181,8 +205,8 @@ def _execute(
     # A row group's tasks are one row, so that it is read only once.
     grouped = itertools.groupby(tasks, lambda task: task.row_group)
     rows = [{"tasks": json.dumps([asdict(task) for task in group])} for _, group in grouped]
-    arguments = (job.run, job.weights_uri, actors.share)
-    for block in execute(rows, load_views, _Backbone, arguments, actors):
+    arguments = (computation.run, computation.weights_uri, computation.outputs, actors.share)
+    for block in execute(rows, load_views, _FrozenNetwork, arguments, actors):
         for metadata, arrays in decode_rows(block):
             yield arrays | _columns(metadata)
 
@@ -206,20 +230,27 @@ def _columns(metadata: dict[str, Any]) -> Block:
     }
 
 
-class _Backbone:
+class _FrozenNetwork:
     """Actor with the network, on a worker's share of a machine."""
 
-    def __init__(self, run: Run, weights_uri: str | None, share: MachineShare) -> None:
+    def __init__(
+        self, run: Run, weights_uri: str | None, outputs: tuple[int, ...], share: MachineShare
+    ) -> None:
+        """`outputs`: as in `Computation`."""
+        self._outputs = list(outputs)
         self._device = share.device()
         self._network = initial_network(run, weights_uri).to(self._device).eval()
         self._precision = getattr(torch, run.recipe.precision or "float32")
 
     @torch.no_grad()
     def __call__(self, batch: Block) -> Iterator[Block]:
-        """The features of each row's images."""
+        """The features, or the logits, of each row's images; NaN logits for unreadable ones."""
         for metadata, arrays in decode_rows(batch):
             images = torch.from_numpy(np.asarray(arrays["image"])).permute(0, 3, 1, 2)
             half = self._precision != torch.float32
             with torch.autocast(self._device.type, self._precision if half else None, half):
-                features = self._network.features(images.to(self._device))
-            yield encode_row(metadata, feature=features.float().cpu().numpy())
+                features, logits = self._network.features_and_logits(images.to(self._device))
+            computed = (logits[:, self._outputs] if self._outputs else features).float()
+            if self._outputs:
+                computed[[bool(reason) for reason in metadata["bad"]]] = torch.nan
+            yield encode_row(metadata, feature=computed.cpu().numpy())

@@ -22,6 +22,7 @@ from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.recipe_rules import BATCH_SIZE
 from effnet_ray.schema import from_dict
 from effnet_ray.train.metric_definitions import EvalValues, Score
+from effnet_ray.train.teacher import Teacher
 from effnet_ray.variants import InputSpec
 
 RUN = "run.json"
@@ -53,6 +54,8 @@ class Run:
     """Number of outputs of the pretrained file's head."""
     gpus: int = 1
     """GPUs of the first placement, which the default batch size follows."""
+    teacher: Teacher | None = None
+    """The release that it learns from, if the recipe has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +110,8 @@ def load(run_uri: str) -> Run | None:
         # A record without `head` is of a run that trained its head.
         record["recipe"] = from_dict(Recipe, {"head": TRAINED} | record["recipe"])
         record["spec"] = from_dict(InputSpec, record["spec"])
+        if record.get("teacher"):
+            record["teacher"] = Teacher.from_json(record["teacher"])
         return from_dict(Run, record)
 
 
@@ -125,6 +130,8 @@ def _readable(uri: str) -> Iterator[None]:
 def create(run: Run, run_uri: str) -> None:
     """Write the record. Raises RunExistsError if another process was first."""
     record = asdict(run) | {"spec": run.spec.as_json()}
+    if run.teacher:
+        record["teacher"] = run.teacher.to_json()
     try:
         storage.write_bytes(storage.join(run_uri, RUN), _json(record), exclusive=True)
     except AlreadyExistsError as error:

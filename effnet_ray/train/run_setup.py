@@ -13,10 +13,13 @@ from effnet_ray.model import pretrained
 from effnet_ray.model.pretrained import Weights
 from effnet_ray.placement import Placement
 from effnet_ray.recipe import SYNC, Recipe
+from effnet_ray.release_format.layout import WEIGHTS
+from effnet_ray.release_format.record import read_file
 from effnet_ray.storage.names import check_name
 from effnet_ray.train import run_record
 from effnet_ray.train.compile_rule import compiles_by_default
 from effnet_ray.train.run_record import Result, Run
+from effnet_ray.train.teacher import Teacher, read_teacher
 from effnet_ray.train.worker_job import WorkerJob
 
 
@@ -63,13 +66,22 @@ def set_up_run(
         if cores and recipe.compile is None:
             images = manifest.limited(recipe.limit).images["train"]
             resolved = replace(resolved, compile=compiles_by_default(resolved, images, cores))
+        teacher = _find_teacher(resolved, manifest, runs)
         digest = _store_weights(runs, pretrained.fetch(weights, mirror))
         run = _new_run(run_uri, resolved, placement, data, manifest, weights, digest)
+        run = replace(run, teacher=teacher)
     check_sync(run.recipe, placement)
     features = features_in or storage.join(runs, feature_cache.FOLDER)
     dataset = _dataset(run, manifest, data, features)
-    weights_uri = _weights_uri(runs, run.weights_sha256)
-    return RunSetup(WorkerJob(run, run_uri, dataset, placement, weights_uri), recorded is None)
+    job = WorkerJob(
+        run,
+        run_uri,
+        dataset,
+        placement,
+        weights_uri=_weights_uri(runs, run.weights_sha256),
+        teacher_uri=_weights_uri(runs, run.teacher.weights_sha256) if run.teacher else None,
+    )
+    return RunSetup(job, recorded is None)
 
 
 def find_run_uri(recipe: Recipe, manifest: Manifest, runs: str, name: str | None) -> str:
@@ -147,6 +159,18 @@ def _resolve(
     return resolved
 
 
+def _find_teacher(recipe: Recipe, manifest: Manifest, runs: str) -> Teacher | None:
+    """The teacher of a resolved recipe, whose weights are stored for the run.
+
+    Raises WeightsError if it is unsuitable.
+    """
+    if not recipe.teacher:
+        return None
+    teacher = read_teacher(recipe.teacher, manifest.classes, recipe.task or manifest.task)
+    _store_weights(runs, read_file(teacher.uri, WEIGHTS))
+    return teacher
+
+
 def _store_weights(runs: str, content: bytes | None) -> str:
     """Store a pretrained file, shared by runs; return its SHA-256, or "" if there is none."""
     if not content:
@@ -198,4 +222,18 @@ def _dataset(run: Run, manifest: Manifest, data: str, features: str) -> Dataset:
         labels=train_labels.read_train_labels(limited, data) if run.recipe.needs_labels else None,
         features=features,
         backbone=run.weights_sha256,
+        teacher=_teacher_folder(run, run.teacher, limited, features) if run.teacher else "",
+    )
+
+
+def _teacher_folder(run: Run, teacher: Teacher, manifest: Manifest, features: str) -> str:
+    """Where the teacher's logits are kept, shared by the runs that learn from it."""
+    return feature_cache.teacher_folder(
+        features,
+        weights=teacher.weights_sha256,
+        variant=teacher.variant,
+        spec=teacher.spec,
+        outputs=teacher.outputs(run.classes),
+        manifest=manifest,
+        precision=run.recipe.precision,
     )

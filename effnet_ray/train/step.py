@@ -254,7 +254,7 @@ def add_gradients(
             precision = trainer.autocast() if rows else nullcontext()
             with precision, _SingleImageMode(network, part):
                 logits = trainer.model(mixed.image)
-            loss = trainer.loss(logits.float(), part.label, mixed)
+            loss = trainer.loss(logits.float(), part.target, mixed)
             ((loss * part.weight).sum() * scale).backward()  # type: ignore[no-untyped-call]
         if not batch.is_padding:
             sums += MetricSums.of(logits, part.label, part.weight)

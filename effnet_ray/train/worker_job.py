@@ -20,6 +20,8 @@ class WorkerJob:
     placement: Placement
     weights_uri: str | None
     """The pretrained file in the run's storage; None when training from scratch."""
+    teacher_uri: str | None = None
+    """The teacher's weights in the run's storage; None without a teacher."""
 
     @property
     def checkpoints_uri(self) -> str:

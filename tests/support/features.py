@@ -18,7 +18,13 @@ from effnet_ray.data import feature_cache
 from effnet_ray.data.chunks import ChunkTask, load_rows
 from effnet_ray.data.feature_cache import FeatureRows
 from effnet_ray.model.network import Network
-from effnet_ray.train.feature_tasks import FeatureTask, list_tasks, missing_shards
+from effnet_ray.train.feature_tasks import (
+    Computation,
+    FeatureTask,
+    computations,
+    list_tasks,
+    missing_shards,
+)
 from effnet_ray.train.head_features import HeadFeatures
 from effnet_ray.train.head_solver import solve_head
 from effnet_ray.train.loss import TrainLoss
@@ -31,30 +37,39 @@ Array = npt.NDArray[Any]
 
 @torch.no_grad()
 def compute_features(job: WorkerJob) -> None:
-    """Write the features that the run's linear probing reads."""
-    missing = missing_shards(job.dataset, retry_bad=False)
+    """Write the features that the run's linear probing reads, and its teacher's logits."""
+    for computation in computations(job):
+        _compute(computation)
+
+
+def _compute(computation: Computation) -> None:
+    dataset, folders = computation.dataset, computation.folders
+    missing = missing_shards(dataset, folders, retry_bad=False)
     if not missing:
         return
-    network = initial_network(job.run, job.weights_uri).eval()
+    network = initial_network(computation.run, computation.weights_uri).eval()
+    outputs = list(computation.outputs)
 
-    def features(task: FeatureTask) -> FeatureRows:
+    def compute(task: FeatureTask) -> FeatureRows:
         chunk = ChunkTask(task.split, 0, 0, 0, 0, view=task.view)
         rows = np.asarray([(task.group, row, 0) for row in range(task.first, task.end)], np.int64)
-        block = load_rows(job.dataset, chunk, rows, reads.start(task.split, [task.group]))
-        found = network.features(torch.from_numpy(block["image"]).permute(0, 3, 1, 2)).numpy()
+        block = load_rows(dataset, chunk, rows, reads.start(task.split, [task.group]))
+        image = torch.from_numpy(block["image"]).permute(0, 3, 1, 2)
+        features, logits = network.features_and_logits(image)
+        found = (logits[:, outputs] if outputs else features).numpy()
+        if outputs:
+            found[block["bad"] != ""] = np.nan
         dtype = np.float16 if task.split == "train" else np.float32
         return FeatureRows(found.astype(dtype), block["label"], block["id"], list(block["bad"]))
 
-    reads = job.dataset.row_group_reads()
-    tasks = list_tasks(job.dataset, missing, BATCH)
+    reads = dataset.row_group_reads()
+    tasks = list_tasks(dataset, missing, BATCH)
     for (split, view, shard), group in itertools.groupby(tasks, lambda task: task.file):
-        uri = job.dataset.features_uri(split, view)
-        feature_cache.write(
-            storage.join(uri, feature_cache.file_name(shard)), map(features, group)
-        )
+        uri = folders[split, view]
+        feature_cache.write(storage.join(uri, feature_cache.file_name(shard)), map(compute, group))
     for split, view in missing:
-        names = map(feature_cache.file_name, range(len(job.dataset.manifest.splits[split])))
-        feature_cache.write_record(job.dataset.features_uri(split, view), names)
+        names = map(feature_cache.file_name, range(len(dataset.manifest.splits[split])))
+        feature_cache.write_record(folders[split, view], names)
 
 
 def solve_in_group(rank: int, job: WorkerJob, workers: int, folder: str) -> None:

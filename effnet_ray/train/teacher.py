@@ -1,0 +1,93 @@
+"""The teacher of a run: a release whose logits of the train images the network learns, too."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from effnet_ray import storage
+from effnet_ray.errors import OutageError, RecipeError, ReleaseError, StorageError, WeightsError
+from effnet_ray.recipe import MULTICLASS, Recipe
+from effnet_ray.release_format.config import MALFORMED, parse_config
+from effnet_ray.release_format.layout import CONFIG, RECIPE, WEIGHTS
+from effnet_ray.release_format.record import read_record
+from effnet_ray.schema import from_dict
+from effnet_ray.storage import checksummed_json
+from effnet_ray.variants import InputSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teacher:
+    """The release that a run learns from. Field names are keys of run.json."""
+
+    uri: str
+    """The release's folder."""
+    weights_sha256: str
+    variant: str
+    spec: InputSpec
+    """How its images are preprocessed."""
+    classes: tuple[str, ...]
+    """Names of its outputs."""
+
+    def outputs(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """Its output for each of a data set's classes."""
+        return tuple(map(self.classes.index, classes))
+
+    def recipe(self, run: Recipe) -> Recipe:
+        """A recipe of its network, in the precision of the run that learns from it."""
+        return Recipe(
+            variant=self.variant, weights="none", image_size=self.spec.resolution,
+            precision=run.precision, layout=run.layout, limit=run.limit,
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Its form in run.json."""
+        return asdict(self) | {"spec": self.spec.as_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The opposite of `to_json`. Raises TypeError or LookupError if malformed."""
+        spec = from_dict(InputSpec, record["spec"])
+        return cls(**{**record, "spec": spec, "classes": tuple(record["classes"])})
+
+
+def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
+    """The release at `uri` as the teacher of a data set's classes.
+
+    Raises WeightsError if it is no release, of another task, or lacks one of the classes.
+    """
+    uri = storage.absolute(uri)
+    try:
+        record = read_record(uri)
+        config, recipe = (
+            json.loads(checksummed_json.read_file(uri, name, record)) for name in (CONFIG, RECIPE)
+        )
+        parsed, variant = parse_config(config), str(recipe["variant"])
+        Recipe(variant=variant)  # raises RecipeError if it is unknown
+    except OutageError:
+        raise  # storage did not answer, which says nothing about the release
+    except (StorageError, ReleaseError, RecipeError, RecursionError, *MALFORMED) as error:
+        raise WeightsError(
+            f"teacher {uri} is not a release ({error}): expected NAME@vN, NAME@ALIAS or the "
+            "URI of a release's folder"
+        ) from error
+    _check_task(uri, recipe.get("task") or MULTICLASS, task)
+    known = parsed.classes or ()
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise WeightsError(
+            f"teacher {uri} does not know {len(missing)} of the data set's {len(classes)} classes "
+            f"({', '.join(map(repr, missing[:5]))}): use a release that was trained on all of them"
+        )
+    return Teacher(
+        uri=uri, weights_sha256=record["files"][WEIGHTS], variant=variant, spec=parsed.spec,
+        classes=known,
+    )  # fmt: skip
+
+
+def _check_task(uri: str, of_teacher: str, task: str) -> None:
+    if of_teacher != task:
+        raise WeightsError(
+            f"teacher {uri} is {of_teacher}, but this run is {task}: use a release of "
+            "the same task"
+        )
