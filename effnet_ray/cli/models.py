@@ -9,6 +9,7 @@ import tyro
 
 from effnet_ray import storage
 from effnet_ray.cli import models_tables as tables
+from effnet_ray.cli.average import Average, average_checkpoints
 from effnet_ray.cli.compare import data_of
 from effnet_ray.cli.flags import default_single_writer, default_store
 from effnet_ray.cli.parsing import parse
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from effnet_ray.release.load import LoadedRelease
 
 DESCRIPTION = (
-    "List, show, promote, verify, export, delete and clean up (gc) the releases of a store."
+    "List, show, promote, verify, export, average, delete and clean up (gc) the releases of a "
+    "store."
 )
 
 
@@ -283,6 +285,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any, Terminal], dict[str, Any]]]] = 
     "promote": (Promote, promote),
     "verify": (Verify, verify),
     "export": (Export, export_model),
+    "average": (Average, average_checkpoints),
     "delete": (Delete, delete),
     "gc": (Gc, gc),
 }

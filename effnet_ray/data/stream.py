@@ -60,11 +60,12 @@ class Stream:
         *,
         rank: int,
         workers: int,
-        first_step: int,
+        first_step: int | None,
         execute: ChunkExecutor,
         eval_batch: int | None = None,
     ) -> None:
-        """`first_step` counts over the whole run, from 0; `execute` loads the chunks.
+        """`first_step` counts over the whole run, from 0; None trains nothing and evaluates once,
+        on images. `execute` loads the chunks.
 
         `eval_batch`: maximum number of images in an evaluation batch, by default a micro-batch.
         """
@@ -75,13 +76,17 @@ class Stream:
         self._eval_batch = eval_batch or dataset.recipe.micro_batch or 1
         self._blocks = _BlockReader(execute(dataset, self._tasks(first_step)))
 
-    def _tasks(self, first_step: int) -> Iterator[ChunkTask]:
+    def _tasks(self, first_step: int | None) -> Iterator[ChunkTask]:
         """Every chunk that this worker will use, in the order of use."""
+        if first_step is None:
+            yield from self._eval_tasks(self._recipe.epochs - 1, cached=False)
+            return
         first_epoch, epoch_step = divmod(first_step, self._plan.steps_per_epoch)
         for epoch in range(first_epoch, self._recipe.epochs):
             yield from self._train_tasks(epoch, epoch_step if epoch == first_epoch else 0)
             if phases.evaluates(self._recipe, epoch):
-                yield from self._eval_tasks(epoch)
+                cached = phases.uses_feature_cache(self._recipe, epoch)
+                yield from self._eval_tasks(epoch, cached=cached)
 
     def _train_tasks(self, epoch: int, first_step: int) -> Iterator[ChunkTask]:
         """Chunks of an epoch from its step `first_step` on."""
@@ -103,9 +108,8 @@ class Stream:
                     cached=phases.uses_feature_cache(self._recipe, epoch),
                 )
 
-    def _eval_tasks(self, epoch: int) -> Iterator[ChunkTask]:
+    def _eval_tasks(self, epoch: int, *, cached: bool) -> Iterator[ChunkTask]:
         """Chunks of the evaluation after an epoch."""
-        cached = phases.uses_feature_cache(self._recipe, epoch)
         for chunk in self._eval_chunks:
             rows = self._eval_plan.chunk_rows(chunk)
             yield ChunkTask("eval", epoch, 0, chunk, 0, rows=rows, cached=cached)

@@ -48,8 +48,8 @@ An {variant} that {purpose}, fine-tuned with
 
 ## Evaluation
 
-Measured on the {eval_images} images of the eval split, which the model was not trained on. The
-released epoch is the best of {evaluations} evaluations on these images.
+Measured on the {eval_images} images of the eval split, which the model was not trained on.
+{selection}
 
 {metrics}
 
@@ -117,7 +117,7 @@ def model_card(
         purpose=PURPOSE[task].format(classes=len(run.classes)),
         intended_use=INTENDED_USE[task].format(names=names),
         eval_images=f"{report.eval_images:,}",
-        evaluations=sum(epoch.eval_loss is not None for epoch in history),
+        selection=_selection(run, history),
         metrics=_metrics_table(report, per_class),
         test=_test_sentence(test),
         calibration=_calibration_sentence(fitted),
@@ -128,6 +128,17 @@ def model_card(
         score=report.ranking_metric.name,
         epochs=_epoch_table(history, report),
     )
+
+
+def _selection(run: Run, history: Sequence[EpochReport]) -> str:
+    """How the released weights were chosen, as a sentence."""
+    if run.averaged:
+        return (
+            f"The weights are the mean of {len(run.averaged)} checkpoints, chosen by their "
+            "evaluations on these images."
+        )
+    evaluations = sum(epoch.eval_loss is not None for epoch in history)
+    return f"The released epoch is the best of {evaluations} evaluations on these images."
 
 
 def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> str:

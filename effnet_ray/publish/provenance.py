@@ -35,6 +35,7 @@ def provenance(
         "weights": run.weights,
         "weights_sha256": run.weights_sha256,
         **_teacher(run),
+        **({"averaged": list(run.averaged)} if run.averaged else {}),
         "effnet_ray": effnet_ray.__version__,
         "versions": {
             "python": platform.python_version(),

@@ -56,6 +56,8 @@ class Run:
     """GPUs of the first placement, which the default batch size follows."""
     teacher: Teacher | None = None
     """The release that it learns from, if the recipe has one."""
+    averaged: tuple[str, ...] = ()
+    """URIs of the checkpoints whose mean weights it has, of a run that `train.average` made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,6 +32,7 @@ ORDER = (
     "train.worker_loop train.compile_rule train.run_setup train.run_monitor train.worker "
     "train.feature_tasks "
     "train.precompute_features train.network_interface train.ray_trainer train.finetune "
+    "train.average "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
     "release.maintenance release.store release.catalog release.load "
     "inference.options reporting.page reporting.svg reporting.data_pictures "
@@ -52,6 +53,7 @@ ORDER = (
     "sweep.sweep_record "
     "sweep.trial_log sweep.scheduled_search sweep.results sweep.costs sweep.resources "
     "sweep.searchers sweep.sweep_rules sweep.definition sweep.trial sweep.tune sweep.releases "
+    "sweep.checkpoints "
     "sweep.report "
     "tracking.metrics tracking.run_history tracking.tracker tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
@@ -62,6 +64,7 @@ ORDER = (
     "cli.terminal cli.parsing cli.output_files cli.compare cli.flags cli.pack_view "
     "cli.data_set cli.check "
     "cli.release_flags cli.finetune cli.pack cli.data cli.tune_view cli.tune cli.promote "
+    "cli.average "
     "cli.models_tables "
     "cli.models cli.evaluate cli.predict cli.serve cli.all_jobs cli.main"
 ).split()

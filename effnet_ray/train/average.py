@@ -1,0 +1,295 @@
+"""Averages the weights of checkpoints, as long as the eval split says that it helps.
+
+Weights that were fine-tuned from the same start lie in one basin of the loss, where their mean is
+often better than each of them. Checkpoints are added from the best on, and one that does not help
+is left out: the greedy soup of Wortsman et al. 2022 (arXiv 2203.05482, algorithm 1).
+
+The result is recorded as a run of its own, whose only checkpoint has the averaged weights.
+
+    RUNS/NAME-average-<8 hex digits of the checkpoints>/
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from effnet_ray import storage
+from effnet_ray.data import manifest as manifests
+from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.stream import Stream
+from effnet_ray.data.thread_executor import ThreadExecutor
+from effnet_ray.errors import DatasetError, InputError
+from effnet_ray.model import network as networks
+from effnet_ray.model.network import Network
+from effnet_ray.recipe import MULTILABEL
+from effnet_ray.release_format.layout import WEIGHTS
+from effnet_ray.train import checkpoint, run_record
+from effnet_ray.train.checkpoint import AVERAGED, EVAL_OUTPUTS, Checkpoint, Snapshot
+from effnet_ray.train.device_batches import DeviceBatches
+from effnet_ray.train.epoch_report import EpochReport
+from effnet_ray.train.evaluation import EvalResult, eval_batch, evaluate
+from effnet_ray.train.run_record import Result, Run
+from effnet_ray.train.state import Progress
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint that may become part of the average."""
+
+    run: Run
+    result: Result
+    """Of the same run."""
+    checkpoint: Checkpoint
+
+    @property
+    def report(self) -> EpochReport:
+        """The report of the epoch that it was written after."""
+        return self.checkpoint.history[-1]
+
+    @property
+    def file(self) -> str:
+        """The file with the weights that the report is about."""
+        return AVERAGED if self.report.averaged else WEIGHTS
+
+    def weights(self) -> Weights:
+        """The weights. Raises CheckpointError if they are damaged."""
+        return load(self.checkpoint.read(self.file))
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate that was added to the average, or was not."""
+
+    checkpoint: str
+    """Its URI."""
+    score: float
+    """Eval score, 0 to 1, of the average with it; of the first one, of that checkpoint alone."""
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """What averaging came to."""
+
+    tried: tuple[Tried, ...]
+    """The best checkpoint first."""
+    score: float
+    """Eval score of what was kept."""
+    result: Result | None
+    """The run that has the averaged weights; None if no average was better."""
+
+
+def run_candidates(run_uri: str) -> list[Candidate]:
+    """The kept checkpoints of evaluated epochs of a finished run. Raises InputError."""
+    run, result = _finished(run_uri)
+    found = checkpoint.complete(storage.join(run_uri, run_record.CHECKPOINTS))
+    return [Candidate(run, result, each) for each in found if _was_evaluated(each)]
+
+
+def best_candidate(run_uri: str) -> Candidate:
+    """The best checkpoint of a finished run. Raises InputError or CheckpointError."""
+    run, result = _finished(run_uri)
+    return Candidate(run, result, checkpoint.open_checkpoint(result.checkpoint))
+
+
+def _finished(run_uri: str) -> tuple[Run, Result]:
+    run, result = run_record.load(run_uri), run_record.load_result(run_uri)
+    if run is None or result is None:
+        raise InputError(f"{run_uri} is not a finished run: finish it first")
+    return run, result
+
+
+def _was_evaluated(found: Checkpoint) -> bool:
+    history = found.history
+    return bool(history) and history[-1].step == found.step and history[-1].eval_loss is not None
+
+
+def average(
+    candidates: Sequence[Candidate],
+    runs: str,
+    name: str,
+    *,
+    data: str = "",
+    most: int = 5,
+    on_tried: Callable[[Tried], None] | None = None,
+) -> Averaged:
+    """Average the `most` best candidates and record the result below `runs`, if it is better.
+
+    The evaluations run in this process, on its GPU if it has one. `data` is the URI of the data
+    set, by default the runs'. What was averaged before is not evaluated again. Raises
+    InputError if there are fewer than two candidates, or their networks differ.
+    """
+    chosen = sorted(candidates, key=_sort_key)[:most]
+    _check_alike(chosen, name)
+    run_uri = storage.join(runs, f"{name}-average-{_digest(chosen)}")
+    recorded = run_record.load(run_uri)
+    result = run_record.load_result(run_uri)
+    if recorded and result:
+        score = _score_of(checkpoint.open_checkpoint(result.checkpoint).history[-1])
+        return Averaged(tuple(Tried(uri, score, True) for uri in recorded.averaged), score, result)
+    start, evaluating = time.perf_counter(), _Evaluating(chosen[0].run, data)
+    kept, tried, best = list[Candidate](), list[Tried](), None
+    total, weights = dict[str, Tensor](), dict[str, Tensor]()
+    for candidate in chosen:
+        mean, with_it = _with(candidate.weights(), total, len(kept))
+        found = evaluating(mean)
+        better = best is None or found.sort_key < best.sort_key
+        tried.append(Tried(candidate.checkpoint.uri, -found.sort_key[0], better))
+        if on_tried:
+            on_tried(tried[-1])
+        if better:
+            best, weights, total = found, mean, with_it
+            kept.append(candidate)
+    assert best is not None
+    score = -best.sort_key[0]
+    if len(kept) == 1:
+        return Averaged(tuple(tried), score, None)
+    seconds = time.perf_counter() - start
+    return Averaged(tuple(tried), score, _record(kept, run_uri, weights, best, seconds))
+
+
+def _sort_key(candidate: Candidate) -> tuple[float, float, str]:
+    """Sorts the best first: by score, then by loss."""
+    report = candidate.report
+    return -_score_of(report), report.eval_loss or 0.0, candidate.checkpoint.uri
+
+
+def _score_of(report: EpochReport) -> float:
+    return report.score or 0.0
+
+
+def _check_alike(candidates: Sequence[Candidate], name: str) -> None:
+    """Raises InputError unless there are several networks of one kind and one start."""
+    if len(candidates) < 2:
+        raise InputError(
+            f"{name} has {len(candidates)} evaluated checkpoints, expected two or more: train "
+            "with a higher --keep-checkpoints, or average the trials of a sweep"
+        )
+    kinds = {
+        (run.recipe.variant, run.spec, run.classes, run.fingerprint, run.weights_sha256)
+        for run in (candidate.run for candidate in candidates)
+    }
+    if len(kinds) > 1:
+        raise InputError(
+            f"the checkpoints of {name} differ in variant, input, classes, data or initial "
+            "weights: average runs that differ only in how they were trained"
+        )
+
+
+def _digest(candidates: Sequence[Candidate]) -> str:
+    """8 hex digits of the candidates' weights."""
+    files = [candidate.checkpoint.files[candidate.file] for candidate in candidates]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]
+
+
+def _with(weights: Weights, total: Weights, count: int) -> tuple[Weights, dict[str, Tensor]]:
+    """The mean of `count` weights, whose sum is `total`, and of one more; and the new sum.
+
+    Sums are float64. Counters, which are integers, are those of the first.
+    """
+    sums = {
+        name: tensor.double() + total[name] if count else tensor.double()
+        for name, tensor in weights.items()
+    }
+    mean = {
+        name: (sums[name] / (count + 1)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
+    return mean, sums
+
+
+class _Evaluating:
+    """Evaluates weights on the eval split, as training does."""
+
+    def __init__(self, run: Run, data: str) -> None:
+        """Raises DatasetError if the data set is not that of the run."""
+        data = data or run.data
+        manifest = manifests.load(data)
+        if manifest.fingerprint != run.fingerprint:
+            raise DatasetError(
+                f"{data} is not the data set of run {run.name!r}: pass --data with the images "
+                "that it was trained on"
+            )
+        limited = manifest.limited(run.recipe.limit)
+        manifests.check_shards(limited, data, "eval")
+        self._dataset = Dataset(limited, manifests.folder(data), run.recipe, run.spec)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._recipe, self._classes = run.recipe, len(run.classes)
+        network = networks.build(run.recipe, run.spec, self._classes)
+        self._network: Network = network.to(self._device)
+
+    def __call__(self, weights: Weights) -> EvalResult:
+        self._network.backbone.load_state_dict(weights)
+        multilabel = self._recipe.task == MULTILABEL
+        stream = Stream(
+            self._dataset,
+            rank=0,
+            workers=1,
+            first_step=None,
+            execute=ThreadExecutor(),
+            eval_batch=eval_batch(self._recipe, self._device),
+        )
+        batches = DeviceBatches(
+            stream,
+            self._device,
+            on_train_images=_ignore,
+            on_bad_eval_images=_ignore,
+            multilabel_classes=self._classes if multilabel else 0,
+        )
+        (result,) = evaluate(
+            [self._network],
+            batches.eval(),
+            self._autocast,
+            images=self._dataset.eval_plan.images,
+            multilabel=multilabel,
+        )
+        return result
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self._recipe.precision or "float32")
+        half = dtype != torch.float32
+        return torch.autocast(self._device.type, dtype if half else None, enabled=half)
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _record(
+    kept: Sequence[Candidate], run_uri: str, weights: Weights, found: EvalResult, seconds: float
+) -> Result:
+    """Write a run with the averaged weights: its record, its checkpoint and its result."""
+    best = kept[0]
+    run = replace(
+        best.run,
+        name=run_uri.rpartition("/")[2],
+        averaged=tuple(candidate.checkpoint.uri for candidate in kept),
+    )
+    if run_record.load(run_uri) is None:
+        run_record.create(run, run_uri)
+    # Its only epoch: those before belong to one checkpoint of several.
+    report = replace(best.report, averaged=False, eval_images=found.sums.images, **found.metrics)
+    progress = Progress(step=best.checkpoint.step, history=[report], per_class=found.per_class)
+    tensors = {WEIGHTS: weights, **({EVAL_OUTPUTS: found.outputs} if found.outputs else {})}
+    on_cpu = {
+        file: {name: tensor.cpu().contiguous() for name, tensor in content.items()}
+        for file, content in tensors.items()
+    }
+    uri = checkpoint.write(
+        Snapshot(progress, on_cpu, None), storage.join(run_uri, run_record.CHECKPOINTS)
+    )
+    result = replace(
+        best.result, run=run.name, run_uri=run_uri, checkpoint=uri, steps=best.checkpoint.step,
+        resumed_from_step=0, seconds=seconds, device_seconds=0.0, train_images_per_s=0.0,
+        **found.metrics,
+    )  # fmt: skip
+    run_record.write_result(result)
+    return result
