@@ -18,6 +18,7 @@ from effnet_ray.errors import RecipeError
 
 if TYPE_CHECKING:
     from effnet_ray.inference.evaluate import Evaluation
+    from effnet_ray.inference.groups import GroupScores
     from effnet_ray.inference.multiclass import MulticlassMetrics
     from effnet_ray.inference.multilabel import MultilabelMetrics
     from effnet_ray.inference.paired_test import PairedTest
@@ -50,6 +51,9 @@ class Evaluate(ReleaseFlags):
     different labels and unreadable images there, to decide and to pass to `pack --corrections`."""
     against: str = ""
     """Another release: compare both on the same images (a paired test of top-1)."""
+    group_column: str = ""
+    """Column of the source, such as camera, that `pack` kept (--keep-columns, --group-column):
+    report top-1 of each of its groups, the worst first."""
     unknown_source: str = ""
     """URI of pictures of nothing that the release knows, as `predict` takes them: report how well
     it tells them from the images of the split."""
@@ -66,12 +70,13 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     corrections = output_uri(flags.corrections, "corrections", ".csv")
     refuse_filled_in(corrections, "decision")
     with Terminal() as terminal:
-        evaluation, unknown, paired = _evaluate(flags, terminal)
+        evaluation, unknown, paired, groups = _evaluate(flags, terminal)
         if report:
-            _write_report(evaluation, unknown, report)
+            _write_report(evaluation, unknown, groups, report)
         proposed = _write_corrections(evaluation, corrections, terminal) if corrections else {}
         against = {f"against {flags.against}": str(paired)} if paired else {}
-        _print_evaluation(terminal, evaluation, unknown, {"report": report, **against})
+        worst = {f"worst {groups.column}": str(groups.worst)} if groups else {}
+        _print_evaluation(terminal, evaluation, unknown, {"report": report, **worst, **against})
     metrics = evaluation.metrics
     return {
         "model": evaluation.release.reference,
@@ -87,6 +92,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         **_multilabel_json(metrics),
         **_unknown_json(evaluation, unknown),
         **({"against": {"model": flags.against, **asdict(paired)}} if paired else {}),
+        **({"groups": groups.as_json()} if groups else {}),
         **({"report": report} if report else {}),
         **proposed,
     }
@@ -137,13 +143,14 @@ def _unknown_json(
 
 def _evaluate(
     flags: Evaluate, terminal: Terminal
-) -> "tuple[Evaluation, UnknownPictures | None, PairedTest | None]":
-    """The evaluation, that of unknown pictures, and the comparison with another release.
+) -> "tuple[Evaluation, UnknownPictures | None, PairedTest | None, GroupScores | None]":
+    """The evaluation, that of unknown pictures, the comparison with another release, and groups.
 
     The terminal shows their progress.
     """
     from effnet_ray.inference.corrections import MAX_MISTAKES
     from effnet_ray.inference.evaluate import evaluate
+    from effnet_ray.inference.groups import check_group_column, group_scores
     from effnet_ray.inference.image_sources import find_images
     from effnet_ray.inference.unknown_pictures import check_references, score_unknown
     from effnet_ray.release.load import load_release
@@ -153,9 +160,12 @@ def _evaluate(
     if flags.unknown_source:
         check_references(release)
         find_images(flags.unknown_source)
+    data = find_data(flags.data, flags.runs, terminal).pack(terminal, connect)
+    column = flags.group_column
+    index = check_group_column(data, column) if column else None
     evaluation = evaluate(
         release,
-        find_data(flags.data, flags.runs, terminal).pack(terminal, connect),
+        data,
         flags.placement,
         split=flags.split,
         examples=flags.examples,
@@ -164,9 +174,10 @@ def _evaluate(
         on_progress=terminal.image_progress("evaluating", "evaluated"),
         connect=connect,
     )
+    groups = group_scores(evaluation, index, column) if index is not None else None
     paired = compare(evaluation, other, flags.placement, connect, terminal) if other else None
     if not flags.unknown_source:
-        return evaluation, None, paired
+        return evaluation, None, paired, groups
     unknown = score_unknown(
         release,
         flags.unknown_source,
@@ -175,14 +186,19 @@ def _evaluate(
         connect=connect,
         on_progress=terminal.image_progress("scoring unknown pictures", "scored"),
     )
-    return evaluation, unknown, paired
+    return evaluation, unknown, paired, groups
 
 
-def _write_report(evaluation: "Evaluation", unknown: "UnknownPictures | None", uri: str) -> None:
+def _write_report(
+    evaluation: "Evaluation",
+    unknown: "UnknownPictures | None",
+    groups: "GroupScores | None",
+    uri: str,
+) -> None:
     from effnet_ray import storage
     from effnet_ray.inference import report
 
-    storage.write_bytes(uri, report.html(evaluation, unknown))
+    storage.write_bytes(uri, report.html(evaluation, unknown, groups))
 
 
 def _print_evaluation(

@@ -6,6 +6,7 @@ from typing import Any
 
 from effnet_ray.inference import plots
 from effnet_ray.inference.evaluate import Evaluation
+from effnet_ray.inference.groups import GroupScores
 from effnet_ray.inference.multiclass import MulticlassMetrics
 from effnet_ray.inference.multilabel import MultilabelMetrics
 from effnet_ray.inference.unknown_pictures import UnknownPictures
@@ -17,14 +18,21 @@ MAX_TABLE_CLASSES = 16
 """Classes up to which the confusion matrix is a table of numbers; with more it is a picture."""
 MAX_CONFUSED_PAIRS = 15
 """Pairs of classes that are listed, the most confused first: about one screen."""
+MAX_GROUPS = 20
+"""Groups of images that are listed, the worst first."""
 MAX_UNREADABLE = 200
 """Unreadable images that are listed."""
 
 
-def html(evaluation: Evaluation, unknown: UnknownPictures | None = None) -> bytes:
+def html(
+    evaluation: Evaluation,
+    unknown: UnknownPictures | None = None,
+    groups: GroupScores | None = None,
+) -> bytes:
     """The page: metrics, plots, worst mistakes and suspected label errors.
 
-    `unknown`: pictures of nothing that the release knows, if there were any.
+    `unknown`: pictures of nothing that the release knows, if there were any; `groups`: top-1 of
+    groups of images.
     """
     metrics, release = evaluation.metrics, evaluation.release
     if isinstance(metrics, MultilabelMetrics):
@@ -45,6 +53,8 @@ def html(evaluation: Evaluation, unknown: UnknownPictures | None = None) -> byte
         },
         facts=_facts(evaluation),
         unknown=unknown,
+        groups=groups,
+        worst_groups=groups.scores[:MAX_GROUPS] if groups else (),
         unknown_diagram=_unknown_diagram(evaluation, unknown),
         **details,
     )

@@ -18,7 +18,7 @@ Sample = dict[str, Any]
 
 def set_aside_sample(path: str, reason: str) -> Sample:
     """A member of the archive that is not an image."""
-    nothing = dict.fromkeys(("label", "group", "split"))
+    nothing = dict.fromkeys(("label", "group", "split", "kept"))
     return {"path": path, "offset": -1, "data": b"", **nothing, "set_aside": reason}
 
 

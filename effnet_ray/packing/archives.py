@@ -20,7 +20,7 @@ from effnet_ray import storage
 from effnet_ray.data import hf_parquet
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text
-from effnet_ray.packing.listing import INDEX_SCHEMA, make_index
+from effnet_ray.packing.listing import INDEX_SCHEMA, kept_json, make_index
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.webdataset import read_samples
 from effnet_ray.storage import parquet
@@ -100,7 +100,7 @@ def _to_index(job: ArchiveJob, samples: Iterator[Sample], file: str) -> pa.Table
         data = sample["data"]
         columns["path"].append(f"{job.path}#{sample['path']}")
         columns["bytes"].append(data if isinstance(data, int) else len(data))
-        for name in ("offset", "label", "group", "split", "set_aside"):
+        for name in ("offset", "label", "group", "split", "kept", "set_aside"):
             columns[name].append(sample[name])
     return make_index({**columns, "file": [file] * len(columns["path"])})
 
@@ -116,7 +116,7 @@ def _read_rows(job: ArchiveJob) -> Iterator[Sample]:
     """Yield a sample for each row of a Parquet file."""
     filesystem, path = storage.arrow_filesystem(job.uri)
     columns = job.columns
-    others = [columns.label_column, columns.group_column, columns.split_column]
+    others = [columns.label_column, columns.group_column, columns.split_column, *columns.kept]
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         image = hf_parquet.image_column(file.schema_arrow)
         names = [image, *filter(None, others)]
@@ -133,7 +133,7 @@ def _check_columns(job: ArchiveJob, schema: pa.Schema, names: Sequence[str]) -> 
         raise DatasetError(
             f"{job.uri} has the columns {', '.join(schema.names)}: expected one column of images "
             f"({{bytes, path}} or binary) and {', '.join(names[1:])}; for other column names use "
-            "--label-column, --group-column or --split-column"
+            "--label-column, --group-column, --split-column or --keep-columns"
         )
 
 
@@ -153,5 +153,6 @@ def _to_sample(job: ArchiveJob, number: int, row: dict[str, Any], image: Any) ->
         "label": label,
         "group": optional_text(row.get(columns.group_column)),
         "split": optional_text(row.get(columns.split_column)),
+        "kept": kept_json(row, columns.kept),
         "set_aside": None,
     }

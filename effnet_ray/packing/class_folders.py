@@ -76,7 +76,7 @@ def _refuse_table_flags(columns: SourceColumns, source: str) -> None:
             f"{source} is a folder of class folders, where each image has one class: for --task "
             "multilabel pass a table, Parquet or WebDataset tars as --source"
         )
-    for flag in ("group_column", "split_column"):
+    for flag in ("group_column", "split_column", "keep_columns"):
         if getattr(columns, flag):
             raise DatasetError(
                 f"--{flag.replace('_', '-')} needs a table, but {source} is a folder of class "

@@ -1,10 +1,11 @@
 """`images.parquet`: where each packed image is, and what was measured of it.
 
 One row per image, in the order of the splits and of their rows: `path`, `split`, `row_group`
-(number in the split) and `row` (in the group), `label`, `width` and `height` (px), `bytes`, and
-`brightness` (mean value, 0 to 255).
+(number in the split) and `row` (in the group), `label`, `width` and `height` (px), `bytes`,
+`brightness` (mean value, 0 to 255), and the source's columns that packing keeps, as text.
 """
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,14 +15,22 @@ import pyarrow.compute
 from effnet_ray import storage
 from effnet_ray.data.manifest import SPLITS
 from effnet_ray.errors import DatasetError
+from effnet_ray.packing.listing import Listing
+from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.shards import WrittenShard
 from effnet_ray.storage import parquet
+from effnet_ray.storage.parquet import column_values
 
 NAME = "images.parquet"
 MEASURED = ("path", "label", "width", "height", "bytes", "brightness")
 
 
-def write_image_index(written: Mapping[str, WrittenShard], data: str) -> None:
+PLACES = ("split", "row_group", "row")
+
+
+def write_image_index(
+    written: Mapping[str, WrittenShard], listing: Listing, columns: SourceColumns, data: str
+) -> None:
     """Write the file from the records of all shards, by path."""
     parts = []
     for split in SPLITS:
@@ -30,7 +39,45 @@ def write_image_index(written: Mapping[str, WrittenShard], data: str) -> None:
             if path.startswith(f"{split}/") and result.shard.rows:
                 parts.append(_shard_rows(result, split, groups))
                 groups += len(result.shard.row_groups)
-    parquet.write_table(storage.join(data, NAME), pa.concat_tables(parts), compression="zstd")
+    index = _with_kept(pa.concat_tables(parts), listing, columns)
+    parquet.write_table(storage.join(data, NAME), index, compression="zstd")
+
+
+def add_kept_columns(listing: Listing, columns: SourceColumns, data: str) -> None:
+    """Add columns to keep that the file of a complete data set lacks."""
+    if not columns.kept or not storage.exists(storage.join(data, NAME)):
+        return
+    index = read_image_index(data)
+    if not set(columns.kept) <= set(index.column_names):
+        index = _with_kept(index, listing, columns)
+        parquet.write_table(storage.join(data, NAME), index, compression="zstd")
+
+
+def kept_columns(index: pa.Table) -> list[str]:
+    """The source's columns that packing kept."""
+    return [name for name in index.column_names if name not in (*MEASURED, *PLACES)]
+
+
+def _with_kept(index: pa.Table, listing: Listing, columns: SourceColumns) -> pa.Table:
+    """The index with the source's columns, but for those of its own."""
+    kept = _kept_values(listing, columns)
+    paths = column_values(index, "path")
+    for name in sorted(kept.keys() - set(index.column_names)):
+        values = dict(zip(column_values(listing.images, "path"), kept[name], strict=True))
+        array = pa.array([values.get(path) for path in paths], pa.string())
+        index = index.append_column(name, array.dictionary_encode())
+    return index
+
+
+def _kept_values(listing: Listing, columns: SourceColumns) -> dict[str, list[str | None]]:
+    """Column to keep → its values, in the order of the listing."""
+    values = dict[str, list[str | None]]()
+    if columns.kept:
+        rows = [json.loads(row or "{}") for row in column_values(listing.images, "kept")]
+        values = {name: [row.get(name) for row in rows] for name in columns.kept}
+    if columns.group_column:
+        values[columns.group_column] = column_values(listing.images, "group")
+    return values
 
 
 def _shard_rows(result: WrittenShard, split: str, first_group: int) -> pa.Table:

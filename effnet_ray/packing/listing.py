@@ -45,11 +45,13 @@ INDEX_SCHEMA = pa.schema(
         "label": pa.string(),
         "group": pa.string(),
         "split": pa.string(),
+        "kept": pa.string(),
         "set_aside": pa.string(),
     }
 )
-"""`offset` is -1 if the image is the whole file. `set_aside` is the reason why the entry is not
-listed as an image, null for images."""
+"""`offset` is -1 if the image is the whole file. `kept` is a JSON object with the values of
+`SourceColumns.kept`, null without any. `set_aside` is the reason why the entry is not listed as an
+image, null for images."""
 
 HIDDEN = "hidden: a name in its path starts with a dot"
 
@@ -80,8 +82,8 @@ class Listing:
     classes: tuple[str, ...]
     images: pa.Table
     """`path` (unique, sorted), `file`, `offset`, `bytes`, `label` (index of the class, or a list
-    of them), `group` and `split` (null if the source has none). A row's number is its image's
-    id."""
+    of them), `group` and `split` (null if the source has none), and `kept`. A row's number is its
+    image's id."""
     set_aside: tuple[SetAside, ...] = ()
     """The other entries, sorted by path."""
     without_images: tuple[str, ...] = ()
@@ -139,6 +141,14 @@ def make_index(columns: Mapping[str, Any]) -> pa.Table:
         else:
             arrays.append(pa.array([None] * count if values is None else values, field.type))
     return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+
+
+def kept_json(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The values of these columns as in `kept`: text, null if missing or empty."""
+    if not names:
+        return None
+    values = {name: row.get(name) for name in names}
+    return json.dumps({n: None if v is None or v == "" else str(v) for n, v in values.items()})
 
 
 def replace_column(images: pa.Table, name: str, values: Any) -> pa.Table:

@@ -24,6 +24,9 @@ class SourceColumns:
     split_column: str = ""
     """Column with the split: train, eval (or val, validation) or test. Default: the split in the
     names of folders or files, if they contain one."""
+    keep_columns: str = ""
+    """Other columns to keep in images.parquet, separated by commas, such as camera,site: `evaluate
+    --group-column` reads them. The column of groups is kept in any case."""
     task: Literal["multiclass", "multilabel"] = "multiclass"
     """`multiclass`: each image has one class. `multilabel`: each image has any number of classes,
     as a list (Parquet, JSON) or as text with separators."""
@@ -40,6 +43,12 @@ class SourceColumns:
     allow_empty_classes: bool = False
     """Accept classes that no image trains: the source has them in its eval or test split only, or
     none of their train images can be read. Leave out classes whose folders are empty."""
+
+    @property
+    def kept(self) -> list[str]:
+        """The columns to keep, without that of groups."""
+        names = (name.strip() for name in self.keep_columns.split(","))
+        return [name for name in dict.fromkeys(names) if name and name != self.group_column]
 
     @property
     def separator(self) -> str:
@@ -92,5 +101,7 @@ class Packing(SourceColumns):
             )
         if self.corrections and self.in_place:
             raise DatasetError("--in-place leaves the shards as they are: omit --corrections")
+        if self.keep_columns and self.in_place:
+            raise DatasetError("--in-place writes no images.parquet: omit --keep-columns")
         if self.duplicates not in ("move", "refuse"):
             raise DatasetError(f"duplicates is {self.duplicates!r}: expected move or refuse")

@@ -63,7 +63,7 @@ def write_results(
     built = report.build_report(manifest, records, split, pairs, moved, listing)
     report.write(built, out)
     _refuse_unreadable_classes(listing, split, built, packing, out)
-    write_image_index(written, out)
+    write_image_index(written, listing, packing, out)
     manifests.write(manifest, out)
     return manifest
 

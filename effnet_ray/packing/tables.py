@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.errors import DatasetError
-from effnet_ray.packing.listing import make_index
+from effnet_ray.packing.listing import kept_json, make_index
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.source_labels import one_hot_columns, read_labels
 from effnet_ray.storage import Entry, parquet
@@ -36,13 +36,14 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
         "group": columns.group_column,
         "split": columns.split_column,
     }
-    others = [name for key, name in names.items() if key != "label"]
+    others = [*(name for key, name in names.items() if key != "label"), *columns.kept]
     one_hot = one_hot_columns(rows, others) if names["label"] == DEFAULT.label_column else []
-    for name in filter(None, names.values()):
+    for name in filter(None, [*names.values(), *columns.kept]):
         if name not in rows.column_names and not (name == names["label"] and one_hot):
             raise DatasetError(
                 f"{source} has no column {name!r}, only {', '.join(rows.column_names)}: set the "
-                "right one with --path-column, --label-column, --group-column or --split-column"
+                "right one with --path-column, --label-column, --group-column, --split-column or "
+                "--keep-columns"
             )
     values = {key: _texts(rows, name) for key, name in names.items() if name and key != "label"}
     values["label"] = read_labels(rows, columns, others, source)
@@ -51,6 +52,9 @@ def index_table(source: str, columns: SourceColumns) -> pa.Table:
             raise DatasetError(
                 f"{source} has rows without a value in {names[key]!r}: fill in the values"
             )
+    if columns.kept:
+        kept = rows.select(columns.kept).to_pylist()
+        values["kept"] = [kept_json(row, columns.kept) for row in kept]
     files = _absolute(values["path"], source)
     entries = file_entries(files, source)
     return make_index({**values, "file": files, "bytes": [entries[file].size for file in files]})

@@ -15,7 +15,7 @@ from effnet_ray import storage
 from effnet_ray.data.image_files import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text, set_aside_sample
-from effnet_ray.packing.listing import HIDDEN, is_hidden, suffix_of
+from effnet_ray.packing.listing import HIDDEN, is_hidden, kept_json, suffix_of
 
 Mode = Literal["r|", "r|gz"]
 """tarfile's mode of a plain or a compressed tar, read as a stream."""
@@ -142,6 +142,7 @@ def _to_sample(job: ArchiveJob, group: _Group, image: _Member) -> Sample:
         "label": label,
         "group": optional_text(record.get(job.columns.group_column)),
         "split": optional_text(record.get(job.columns.split_column)),
+        "kept": kept_json(record, job.columns.kept),
         "set_aside": None,
     }
 
