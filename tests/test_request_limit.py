@@ -1,30 +1,37 @@
 """What a proxy answers before a replica is asked."""
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from effnet_ray.inference.http_metrics import HttpMetrics
 from effnet_ray.inference.request_limit import RequestLimit
 
 
 async def answer(request: Request) -> JSONResponse:
     """As many bytes as came, with the status that the request asks for."""
     status = int(request.query_params.get("status", 200))
-    return JSONResponse({"bytes": len(await request.body())}, status_code=status)
+    headers = {"effnet-model": "birds@v3", "effnet-unknown": "1"} if status == 200 else {}
+    content = {
+        "bytes": len(await request.body()),
+        "timeout": request.headers.get("x-request-timeout-seconds"),
+    }
+    return JSONResponse(content, status_code=status, headers=headers)
 
 
 @pytest.fixture
 def client() -> TestClient:
     app = Starlette(routes=[Route("/", answer, methods=["POST"])])
-    return TestClient(RequestLimit(app, max_bytes=1000))
+    return TestClient(HttpMetrics(RequestLimit(app, max_bytes=1000, max_seconds=5)))
 
 
 def test_a_request_within_the_limit_arrives_whole(client: TestClient) -> None:
     found = client.post("/", content=bytes(1000))
-    assert (found.status_code, found.json()) == (200, {"bytes": 1000})
+    assert (found.status_code, found.json()) == (200, {"bytes": 1000, "timeout": None})
     assert "retry-after" not in found.headers
 
 
@@ -33,6 +40,50 @@ def test_a_larger_one_does_not_arrive(client: TestClient) -> None:
     assert found.status_code == 413 and "larger than 0.001 MB" in found.json()["error"]
 
 
-def test_one_that_is_turned_away_is_told_when_to_come_back(client: TestClient) -> None:
-    found = client.post("/?status=503", content=b"x")
+@pytest.mark.parametrize(
+    ("status", "reason"), [(503, "too many images wait"), (408, "the image waited too long")]
+)
+def test_one_that_is_turned_away_is_told_when_to_come_back(
+    client: TestClient, status: int, reason: str
+) -> None:
+    found = client.post(f"/?status={status}", content=b"x")
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+    assert reason in found.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted"), [("2", "2"), ("5", "5"), ("6", None), ("0", None), ("soon", None)]
+)
+def test_a_client_may_ask_for_less_time_and_not_for_more(
+    client: TestClient, asked: str, granted: str | None
+) -> None:
+    found = client.post("/", content=b"x", headers={"x-request-timeout-seconds": asked})
+    assert found.json()["timeout"] == granted
+
+
+def sample(client: TestClient, name: str, **labels: str) -> float:
+    """A value in what `GET /metrics` answers, read by Prometheus's own parser; 0 if it is not."""
+    text = client.get("/metrics").text
+    return sum(
+        found.value
+        for family in text_string_to_metric_families(text)
+        for found in family.samples
+        if found.name == name and labels.items() <= found.labels.items()
+    )
+
+
+def test_metrics_count_every_request_by_its_answer(client: TestClient) -> None:
+    for status in (200, 200, 503, 415):
+        client.post(f"/?status={status}", content=b"x")
+    client.post("/", content=bytes(1001))
+    client.get("/")
+    client.request("BREW", "/")
+    assert sample(client, "effnet_requests_total", status="200", model="birds@v3") == 2
+    counted = {status: sample(client, "effnet_requests_total", status=status)
+               for status in ("503", "415", "413", "405")}  # fmt: skip
+    assert counted == {"503": 1, "415": 1, "413": 1, "405": 2}
+    assert sample(client, "effnet_requests_total", method="other") == 1
+    assert sample(client, "effnet_image_seconds_count", status="200") == 2
+    assert sample(client, "effnet_unknown_pictures_total", model="birds@v3") == 2
+    assert sample(client, "effnet_requests_in_progress") == 0
+    assert sample(client, "effnet_requests_total") == 7  # /metrics itself counts for nothing

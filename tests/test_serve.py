@@ -50,6 +50,15 @@ class Server:
         connection.close()
         return told
 
+    def counted(self, status: str, model: str = "") -> float:
+        """How many images got this answer, as Prometheus is told."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.serving.port, timeout=60)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        line = f'effnet_requests_total{{method="POST",model="{model}",status="{status}"}} '
+        return sum(float(row[len(line) :]) for row in text.splitlines() if row.startswith(line))
+
 
 @pytest.fixture(scope="module")
 def server(cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -135,9 +144,35 @@ def test_a_browser_gets_a_page_and_a_program_a_description(
     assert answer.headers["content-security-policy"] == http_docs.POLICY
     connection.close()
     status, told = server.ask(None, "/openapi.json", "GET")
-    assert status == 200 and set(told["paths"]) == {"/", "/healthz", "/openapi.json"}
+    assert status == 200 and set(told["paths"]) == {
+        "/",
+        "/healthz",
+        "/openapi.json",
+        "/metrics",
+    }
     assert server.ask(photograph, "/?map=1")[1]["map"].startswith("data:image/jpeg;base64,")
     assert "map" not in server.ask(photograph)[1]
+
+
+def test_an_image_that_waits_too_long_is_given_up_and_others_are_answered(
+    server: Server, photograph: bytes
+) -> None:
+    before = server.counted("503")
+    connection = http.client.HTTPConnection("127.0.0.1", server.serving.port, timeout=60)
+    headers = {"x-request-timeout-seconds": "0.001"}
+    connection.request("POST", "/", body=photograph, headers=headers)
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert "waited too long" in json.loads(answer.read())["error"]
+    connection.close()
+    assert server.counted("503") == before + 1
+    assert server.ask(photograph)[0] == 200
+
+
+def test_metrics_name_the_release_that_answered(server: Server, photograph: bytes) -> None:
+    before = server.counted("200", "birds@v1")
+    server.ask(photograph)
+    assert server.counted("200", "birds@v1") == before + 1
 
 
 def test_it_says_what_it_serves(server: Server) -> None:

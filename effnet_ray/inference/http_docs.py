@@ -45,7 +45,10 @@ def openapi() -> dict[str, Any]:
             "413": _response("The image is too large", error),
             "415": _response("Not a readable image", error),
             "500": _response("The release returns no numbers for this image", error),
-            "503": {"description": "Too many images wait: try again after Retry-After seconds"},
+            "503": _response(
+                "Too many images wait, or this one did too long: try again after Retry-After "
+                "seconds", error,
+            ),
         },
     }  # fmt: skip
     release = _object(
@@ -59,6 +62,14 @@ def openapi() -> dict[str, Any]:
             "/": {"post": post, "get": _get("The release; a page if HTML is accepted", release)},
             "/healthz": {"get": _get("200 once a release is loaded", health)},
             "/openapi.json": {"get": _get("This description", {"type": "object"})},
+            "/metrics": {
+                "get": {
+                    "summary": "Counts of requests for Prometheus",
+                    "responses": {
+                        "200": {"description": "Text", "content": {"text/plain": {"schema": TEXT}}}
+                    },
+                }
+            },
         },
     }
 

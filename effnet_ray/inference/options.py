@@ -43,6 +43,9 @@ class ServeOptions:
     """Maximum size of a request in MB. Larger requests get status 413."""
     max_waiting: int = 200
     """Maximum number of queued requests per HTTP proxy. Further ones get status 503."""
+    max_seconds: float = 30
+    """Maximum time from a request's arrival to its answer, s; afterwards it gets status 503 and is
+    not computed. Clients may ask for less (x-request-timeout-seconds)."""
     top: int = 5
     """Classes in an answer, the most probable first."""
 
@@ -54,5 +57,7 @@ class ServeOptions:
         for name in ("gpus_per_replica", "max_wait_ms"):
             value = getattr(self, name)
             require(0 <= value < math.inf, name, value, "0 or more")
+        seconds = self.max_seconds
+        require(0 < seconds < math.inf, "max_seconds", seconds, "above 0")
         size = self.max_megabytes
         require(0.001 <= size <= 1024, "max_megabytes", size, "0.001 to 1024")

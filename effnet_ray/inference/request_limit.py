@@ -1,7 +1,7 @@
 """Limits on HTTP requests, in Ray Serve's proxies, before a replica receives them.
 
-A request that is too large gets 413. One that finds the queue full gets Ray Serve's 503, to which
-this module adds when to try again.
+A request that is too large gets 413. One that finds the queue full, or that is not answered in
+time, gets 503 and when to try again.
 
 A proxy reads a request of any size before it forwards it, and has no option that limits the size.
 It does load middleware that an environment variable names (ray 2.60 `serve/_private/http_util.py`,
@@ -14,9 +14,18 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from effnet_ray.inference.http_metrics import HttpMetrics
+
 HOOK_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-MAX_BYTES_ENV = "EFFNET_REQUEST_BYTES"
-UNAVAILABLE = 503
+MAX_BYTES_ENV, MAX_SECONDS_ENV = "EFFNET_REQUEST_BYTES", "EFFNET_REQUEST_SECONDS"
+TIMEOUT_HEADER = b"x-request-timeout-seconds"
+"""Ray Serve's header with a request's own timeout. It would also accept 0, for none."""
+UNAVAILABLE, TIMED_OUT = 503, 408
+"""Ray Serve's status where the queue is full, and where the time is over."""
+REASONS = {
+    UNAVAILABLE: "too many images wait, or no replica is ready: try again later",
+    TIMED_OUT: "the image waited too long and was given up: try again later",
+}
 RETRY_AFTER_S = b"1"
 """Seconds after which a client should try again: a full queue of 200 images takes some seconds on
 a CPU. Chosen, not measured."""
@@ -25,22 +34,28 @@ DRAIN_FACTOR = 10
 client sees no answer. Chosen, not measured."""
 
 
-def environment(max_bytes: int) -> dict[str, str]:
-    """Environment variables that make a proxy refuse requests of more than `max_bytes`."""
-    return {HOOK_ENV: f"{__name__}:middlewares", MAX_BYTES_ENV: str(max_bytes)}
+def environment(max_bytes: int, max_seconds: float) -> dict[str, str]:
+    """Environment variables that give a proxy these limits of requests."""
+    return {
+        HOOK_ENV: f"{__name__}:middlewares",
+        MAX_BYTES_ENV: str(max_bytes),
+        MAX_SECONDS_ENV: str(max_seconds),
+    }
 
 
 def middlewares() -> list[Middleware]:
-    """The middleware; Ray Serve calls this in each proxy."""
-    return [Middleware(RequestLimit, max_bytes=int(os.environ[MAX_BYTES_ENV]))]
+    """The middleware, the innermost first, as Ray Serve wraps it; called in each proxy."""
+    max_bytes, max_seconds = int(os.environ[MAX_BYTES_ENV]), float(os.environ[MAX_SECONDS_ENV])
+    limit = Middleware(RequestLimit, max_bytes=max_bytes, max_seconds=max_seconds)
+    return [limit, Middleware(HttpMetrics)]
 
 
 class RequestLimit:
     """ASGI middleware that forwards complete requests, answers 413 to those too large, and tells
     those that are turned away when to come back."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
+        self._app, self._max_bytes, self._max_seconds = app, max_bytes, max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI request."""
@@ -56,13 +71,40 @@ class RequestLimit:
         async def receive_again() -> Message:
             return unread.pop() if unread else await receive()
 
-        async def send_with_retry(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == UNAVAILABLE:
-                headers = [*message.get("headers", ()), (b"retry-after", RETRY_AFTER_S)]
-                message = {**message, "headers": headers}
-            await send(message)
+        turned_away = False
 
-        await self._app(scope, receive_again, send_with_retry)
+        async def send_with_retry(message: Message) -> None:
+            nonlocal turned_away
+            if message["type"] == "http.response.start":
+                turned_away = message["status"] in REASONS
+                if turned_away:
+                    await _come_back(message["status"])(scope, receive, send)
+            if not turned_away:  # Ray Serve's own text
+                await send(message)
+
+        await self._app(self._with_deadline(scope), receive_again, send_with_retry)
+
+    def _with_deadline(self, scope: Scope) -> Scope:
+        """The request, whose own timeout may be shorter than the server's, not longer."""
+        headers = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name != TIMEOUT_HEADER or _is_shorter(value, self._max_seconds)
+        ]
+        return {**scope, "headers": headers}
+
+
+def _is_shorter(value: bytes, max_seconds: float) -> bool:
+    try:
+        return 0 < float(value) <= max_seconds
+    except ValueError:
+        return False
+
+
+def _come_back(status: int) -> JSONResponse:
+    """503 with the reason and the seconds until the next try."""
+    headers = {"retry-after": RETRY_AFTER_S.decode()}
+    return JSONResponse({"error": REASONS[status]}, status_code=UNAVAILABLE, headers=headers)
 
 
 async def _read_request(receive: Receive, max_bytes: int) -> Message | None:

@@ -4,11 +4,13 @@
     GET  /          the release and its classes; for a browser a page to drop a picture on
     GET  /healthz   200 once a release is loaded
     GET  /openapi.json   what these requests and answers are
+    GET  /metrics   counts of requests for Prometheus (`http_metrics`)
 
 Each replica holds the network and batches requests that arrive together. To change the release, a
 replica loads the new one beside the old one and switches between two batches, so no request is
 dropped. If the new release cannot be loaded, the replica keeps the old one and reports the error.
-Requests that are too large never reach a replica (`request_limit`).
+Requests that are too large never reach a replica, and those that wait too long are given up
+(`request_limit`).
 """
 
 import asyncio
@@ -35,7 +37,7 @@ from effnet_ray.errors import (
     StorageError,
     quote_end,
 )
-from effnet_ray.inference import http_docs, request_limit
+from effnet_ray.inference import http_docs, http_metrics, request_limit
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.options import ServeOptions
 from effnet_ray.release.load import load_release
@@ -109,7 +111,10 @@ class Replica:
             return _error_response(415, message)
         if isinstance(answer, EvaluationError):
             return _error_response(500, str(answer))
-        return JSONResponse(answer)
+        headers = {http_metrics.MODEL.decode(): answer["model"]}
+        if answer.get("is_unknown"):
+            headers[http_metrics.UNKNOWN.decode()] = "1"
+        return JSONResponse(answer, headers=headers)
 
     @serve.batch  # type: ignore[untyped-decorator]  # Ray Serve has no types
     async def predict(self, requests: list[tuple[bytes, bool]]) -> list[Answer]:
@@ -132,10 +137,15 @@ def start(options: ServeOptions) -> None:
             "Ray Serve already runs on this cluster, and stopping this job would stop its "
             "applications too: use another cluster, or run `serve shutdown` first"
         )
-    proxy_environment = request_limit.environment(int(options.max_megabytes * 1e6))
+    limits = int(options.max_megabytes * 1e6), options.max_seconds
+    proxy_environment = request_limit.environment(*limits)
     try:
         serve.start(
-            http_options={"host": options.host, "port": options.port},
+            http_options={
+                "host": options.host,
+                "port": options.port,
+                "request_timeout_s": options.max_seconds,
+            },
             controller_options={"runtime_env": {"env_vars": proxy_environment}},
         )
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:

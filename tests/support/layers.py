@@ -47,7 +47,7 @@ ORDER = (
     "inference.paired_test inference.report "
     "inference.predict inference.review inference.explain "
     "inference.http_api inference.http_docs "
-    "inference.request_limit inference.serve "
+    "inference.http_metrics inference.request_limit inference.serve "
     "publish.options publish.calibrate publish.card publish.provenance publish.test_score "
     "publish.from_run "
     "sweep.objective sweep.space sweep.planned_trials sweep.variant_schedule sweep.asha "
