@@ -9,10 +9,12 @@ from support.releases import released, without_numbers
 
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
-from effnet_ray.errors import EvaluationError, ImageError
+from effnet_ray.errors import EvaluationError, ImageError, InputError
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.scorer import Scorer
 from effnet_ray.runtime.inference_actors import MachineShare
+from effnet_ray.train import eval_outputs
+from effnet_ray.train.eval_outputs import EvalOutputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +44,60 @@ def test_a_release_is_served_in_the_precision_in_which_it_is_judged(
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
     whole = release.network(pixels).softmax(1).numpy()
     assert np.allclose(judged, whole, atol=1e-6) == (precision == "float32")
+
+
+def some_outputs(images: int) -> EvalOutputs:
+    """Outputs of eval images, from which a release takes references and a calibration."""
+    draws = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.rand(images, 1280, generator=draws))
+    logits = torch.randn(images, 4, generator=draws)
+    return {
+        eval_outputs.ID: torch.arange(images),
+        eval_outputs.FEATURES: features.half(),
+        eval_outputs.LOGITS: logits,
+        eval_outputs.LABEL: logits.argmax(1),
+    }
+
+
+@pytest.mark.parametrize("given", [0, 60])
+def test_onnx_runtime_answers_what_torch_does(
+    tmp_path: Path, files: list[bytes], given: int
+) -> None:
+    """With references and without."""
+    release = released(tmp_path, outputs=some_outputs(given) if given else None)
+    assert (release.references is not None) == bool(given)
+    torchs, onnxs = (ServedRelease(release.uri, top=4, runtime=each) for each in ("torch", "auto"))
+    assert onnxs._onnx is not None
+    assert torchs._onnx is None
+    for of_torch, of_onnx in zip(torchs.predict(files), onnxs.predict(files), strict=True):
+        assert isinstance(of_torch, dict)
+        assert isinstance(of_onnx, dict)
+        assert of_torch.keys() == of_onnx.keys()
+        assert of_torch["label"] == of_onnx["label"]
+        assert np.allclose(probabilities(of_torch, 4), probabilities(of_onnx, 4), atol=1e-5)
+        if given:
+            assert of_onnx["unknown"] == pytest.approx(of_torch["unknown"], abs=1e-4)
+    (mapped,) = onnxs.predict(files[:1], [True])
+    assert isinstance(mapped, dict)
+    assert mapped["map"].startswith("data:image/jpeg")
+
+
+def test_half_precision_is_torchs_unless_onnx_is_asked_for(
+    tmp_path: Path, files: list[bytes]
+) -> None:
+    release = released(tmp_path, precision="bfloat16")
+    assert ServedRelease(release.uri, top=4, runtime="auto")._onnx is None
+    (answer,) = ServedRelease(release.uri, top=4, runtime="onnx").predict(files[:1])
+    view = torch.tensor(eval_view(decode(files[0]), release.spec)).permute(2, 0, 1)[None]
+    whole = release.network(view).softmax(1)[0].numpy()  # in float32
+    assert np.allclose(probabilities(answer, 4), whole, atol=1e-5)
+
+
+def test_what_onnx_cannot_compute_torch_does(tmp_path: Path, files: list[bytes]) -> None:
+    release = without_numbers(released(tmp_path))
+    assert ServedRelease(release.uri, top=2, runtime="auto")._onnx is None
+    with pytest.raises(InputError, match=r"birds/v0001 cannot be converted to ONNX: the outputs"):
+        ServedRelease(release.uri, top=2, runtime="onnx")
 
 
 def test_what_is_no_number_is_an_error_that_names_the_release(

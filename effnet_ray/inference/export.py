@@ -109,6 +109,7 @@ class ExportedNetwork(nn.Module):
 
 
 RunModel = Callable[[Tensor], tuple[Tensor, ...]]
+Converter = Callable[[torch.export.ExportedProgram, LoadedRelease], tuple[bytes, RunModel]]
 
 
 def export(
@@ -133,14 +134,7 @@ def export(
         raise InputError(f"{out} already contains an export: choose another --out, or delete it")
     if quantizing:
         check_quantizable(release, quantizing)
-    network = ExportedNetwork(release).eval()
-    images = _synthetic_images(CHECK_BATCHES[-1], release.spec.resolution)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters warn about their own internals
-        batch = torch.export.Dim("batch", max=MAX_BATCH)
-        program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: batch}})
-        data, run_model = convert(program, release)
-    difference = _compare(network, run_model, release)
+    data, difference = _convert(release, convert)
     quantized: Quantized | None = None
     if quantizing:
         data, quantized = quantize(data, release, quantizing, report)
@@ -158,6 +152,23 @@ def export(
     record = json.dumps(exported.as_json(), indent=1, ensure_ascii=False)
     storage.write_bytes(storage.join(out, RECORD), record.encode())
     return exported
+
+
+def to_onnx(release: LoadedRelease) -> bytes:
+    """The release as an ONNX model in float32. Raises InputError and ReleaseError as `export`."""
+    return _convert(release, _to_onnx)[0]
+
+
+def _convert(release: LoadedRelease, convert: Converter) -> tuple[bytes, float]:
+    """The model's bytes, and the largest difference of its logits from the release's."""
+    network = ExportedNetwork(release).eval()
+    images = _synthetic_images(CHECK_BATCHES[-1], release.spec.resolution)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
+        batch = torch.export.Dim("batch", max=MAX_BATCH)
+        program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: batch}})
+        data, run_model = convert(program, release)
+    return data, _compare(network, run_model, release)
 
 
 def _interface(release: LoadedRelease) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """The HTTP answers of a served release, without Ray Serve."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from effnet_ray.data.views import write_eval_view
-from effnet_ray.errors import EvaluationError, ImageError
+from effnet_ray.errors import EvaluationError, ImageError, InputError
+from effnet_ray.inference.onnx_outputs import OnnxOutputs, is_installed
 from effnet_ray.inference.scorer import Scorer, top_k
 from effnet_ray.runtime.inference_actors import MachineShare
 
@@ -18,11 +21,36 @@ Answer = dict[str, Any] | EvaluationError | ImageError
 class ServedRelease:
     """A release on the replica's device."""
 
-    def __init__(self, uri: str, top: int) -> None:
-        """Load and verify the release; raises what `load_release` raises."""
+    def __init__(self, uri: str, top: int, runtime: str = "torch") -> None:
+        """Load and verify the release; raises what `load_release` raises.
+
+        `runtime`: as in `ServeOptions`.
+        """
         self._scorer = Scorer(uri, None, MachineShare(cores=1))  # a replica has one core
         self.release = self._scorer.release
         self.top = min(top, self._scorer.classes)
+        self._onnx = self._onnx_outputs(runtime)
+
+    def _onnx_outputs(self, runtime: str) -> OnnxOutputs | None:
+        """ONNX Runtime's, if that computes. Raises InputError if it must and cannot."""
+        if runtime == "torch" or not self._scorer.on_cpu:
+            return None
+        if runtime == "onnx":
+            return OnnxOutputs(self.release)
+        if not is_installed() or self.release.recipe.precision not in (None, "float32"):
+            return None
+        try:
+            return OnnxOutputs(self.release)
+        except InputError as error:
+            logging.getLogger("ray.serve").warning("torch computes, not ONNX Runtime: %s", error)
+            return None
+
+    def _outputs(self, views: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, K] of views [B, R, R, 3], and how unlike the release's images each is."""
+        if self._onnx:
+            return self._onnx(views)
+        features, logits = self._scorer.features_and_logits(views)
+        return logits, self._scorer.unknown(features)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -53,8 +81,7 @@ class ServedRelease:
     def _predict_views(
         self, views: npt.NDArray[np.uint8], with_map: npt.NDArray[np.bool_]
     ) -> list[Answer]:
-        features, logits = self._scorer.features_and_logits(views)
-        unknown = self._scorer.unknown(features)
+        logits, unknown = self._outputs(views)
         probability = self._scorer.probabilities(logits)
         classes, values = top_k(probability, self.top)
         multilabel = self._scorer.multilabel

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from effnet_ray.schema import require
 
@@ -35,6 +36,10 @@ class ServeOptions:
     """Replicas: processes that each hold the network."""
     gpus_per_replica: float = 0
     """GPUs per replica. 0: replicas use the CPU."""
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes on CPUs: onnx (ONNX Runtime in float32, about three times as fast; needs the
+    extra `onnx`) or torch. auto: onnx if it is installed and the release's precision is
+    float32."""
     max_batch: int = 16
     """Maximum batch size: images that go through the network together."""
     max_wait_ms: float = 5
@@ -42,7 +47,7 @@ class ServeOptions:
     max_megabytes: float = 20
     """Maximum size of a request in MB. Larger requests get status 413."""
     max_waiting: int = 200
-    """Maximum number of queued requests per HTTP proxy. Further ones get status 503."""
+    """Maximum number of images that wait, per replica. Further ones get status 503."""
     max_seconds: float = 30
     """Maximum time from a request's arrival to its answer, s; afterwards it gets status 503 and is
     not computed. Clients may ask for less (x-request-timeout-seconds)."""

@@ -51,6 +51,11 @@ class Scorer:
         self.classes = len(self.release.classes)
         self.multilabel = self.release.recipe.task == MULTILABEL
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the network computes on a CPU."""
+        return self._device.type == "cpu"
+
     @torch.no_grad()
     def features_and_logits(self, views: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Features [B, F] and float32 logits [B, K] of views [B, R, R, 3].

@@ -46,7 +46,7 @@ ORDER = (
     "inference.image_sources inference.predictor inference.unknown_pictures "
     "inference.paired_test inference.report "
     "inference.predict inference.review inference.explain "
-    "inference.http_api inference.http_docs "
+    "inference.onnx_outputs inference.http_api inference.http_docs "
     "inference.http_metrics inference.request_limit inference.serve "
     "publish.options publish.calibrate publish.card publish.provenance publish.test_score "
     "publish.from_run "
@@ -87,6 +87,7 @@ DOORS = {
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "
     "inference.activation_maps inference.explain inference.scorer inference.export "
+    "inference.onnx_outputs inference.http_api "
     "tracking.tensorboard",
     "mlflow": "tracking.mlflow",
     "tensorboard": "tracking.tensorboard",
