@@ -11,6 +11,7 @@ from effnet_ray.sweep import report, sweep_record
 from effnet_ray.sweep.objective import Objective
 from effnet_ray.sweep.results import Outcome, summarize
 from effnet_ray.sweep.sweep_record import Sweep, Trial, TrialPoint
+from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 VARIANTS = ("b0", "b1", "b3")
 STATES = (
@@ -59,7 +60,7 @@ def outcome() -> Outcome:
         for scale in [1.0 + number % 3]
     }
     trials = [trial(number, state) for number, state in enumerate(STATES)]
-    return summarize(sweep, "s3://bucket/sweeps/pets", trials, costs, Objective(), 4000.0)
+    return summarize(sweep, "s3://bucket/sweeps/pets", trials, costs, Objective(), 4000.0, 500)
 
 
 def test_the_page_shows_the_leaderboard_and_runs_nothing(outcome: Outcome) -> None:
@@ -71,6 +72,8 @@ def test_the_page_shows_the_leaderboard_and_runs_nothing(outcome: Outcome) -> No
     assert b"default-src 'none'" in page and NASTY in parsed.text
     best = outcome.best.trial
     assert f"{100 * best.eval_top1:.2f} %" in text and f"is trial {best.number}." in text
+    low, high = EVAL_TOP1.interval(best.eval_top1, 500) or (0, 0)
+    assert text.count(f"{100 * low:.1f} % to {100 * high:.1f} %") >= 2  # tile and table
     assert "Trials: 5 finished, 5 stopped, 1 failed, 1 skipped" in text
     assert page.count(b'<td class="remark">') == 12 and page.count(b"<svg") == 3
 

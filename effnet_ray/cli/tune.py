@@ -243,7 +243,8 @@ def _print_summary(
         for row in outcome.pareto
     )
     terminal.print_summary(
-        f"{release.reference}: {best.variant.upper()}, {EVAL_TOP1.describe(best.eval_top1)}",
+        f"{release.reference}: {best.variant.upper()}, "
+        f"{EVAL_TOP1.describe(best.eval_top1, outcome.eval_images)}",
         {
             "release": release.uri,
             "Pareto front": front,

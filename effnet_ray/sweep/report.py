@@ -36,6 +36,7 @@ def html(outcome: Outcome) -> bytes:
         "sweep/report.html.j2",
         outcome=outcome,
         sweep=outcome.sweep,
+        top1=EVAL_TOP1,
         pareto=[row.trial.number for row in outcome.pareto],
         costs={row.trial.number: row.cost for row in outcome.board},
         trials=sorted(outcome.trials, key=lambda t: (-t.progress, -t.eval_top1, t.number)),
@@ -85,7 +86,12 @@ def _pareto_front(outcome: Outcome) -> str:
     axes = figure.add_subplot()
     for row in outcome.board:
         colour = _colour(outcome, row.trial.variant)
-        axes.plot(row.cost.gmacs, 100 * row.trial.eval_top1, "o", color=colour, alpha=0.7)
+        top1 = row.trial.eval_top1
+        low, high = EVAL_TOP1.interval(top1, outcome.eval_images) or (top1, top1)
+        bar = [[100 * (top1 - low)], [100 * (high - top1)]]
+        axes.errorbar(
+            row.cost.gmacs, 100 * top1, bar, fmt="o", color=colour, alpha=0.7, elinewidth=0.8
+        )
     front = [(row.cost.gmacs, 100 * row.trial.eval_top1) for row in outcome.pareto]
     axes.plot(*zip(*front, strict=True), color=INK, alpha=0.7, lw=1, zorder=0)
     for row, point in zip(outcome.pareto, front, strict=True):

@@ -51,6 +51,8 @@ class Outcome:
     objective: Objective
     trained_seconds: float
     """Device-seconds spent by this call."""
+    eval_images: int = 0
+    """Images that eval top-1 was measured on; 0 if unknown."""
 
     def as_json(self) -> dict[str, Any]:
         """The job's JSON line, without the release."""
@@ -72,6 +74,7 @@ def summarize(
     costs: Mapping[int, Cost],
     objective: Objective,
     trained_seconds: float,
+    eval_images: int = 0,
 ) -> Outcome:
     """The outcome of a sweep whose trials have ended. `costs`: trial number → cost.
 
@@ -84,7 +87,9 @@ def summarize(
         raise TrainingError(
             f"sweep {sweep.name!r} has no best model: {_no_model_reason(ended, len(board))}"
         )
-    return Outcome(sweep, uri, ended, board, pareto(board), best, objective, trained_seconds)
+    return Outcome(
+        sweep, uri, ended, board, pareto(board), best, objective, trained_seconds, eval_images
+    )
 
 
 def _no_model_reason(trials: Sequence[Trial], finished: int) -> str:

@@ -203,8 +203,9 @@ class _Search:
         """The sweep's outcome. Raises TrainingError if there is no model to choose."""
         ended = trials.values()
         by_trial = costs.costs_by_trial(self.sweep, ended, self._costs(trials))
+        eval_images = self._manifest.limited(self.sweep.recipe.limit).images["eval"]
         return results.summarize(
-            self.sweep, self.uri, ended, by_trial, self._objective, trained_seconds
+            self.sweep, self.uri, ended, by_trial, self._objective, trained_seconds, eval_images
         )
 
     def delete_checkpoints(self, trials: Mapping[int, Trial]) -> None:
