@@ -160,7 +160,7 @@ class RecipeFields:
     logits of the images' eval views are computed once and kept under RUNS/features."""
     teacher_weight: float = field(default=0.5, metadata=SHARE | LATER)
     """Weight of the teacher's probabilities in the loss, 0 to 1; the labels have the rest."""
-    teacher_temperature: float = field(default=2.0, metadata=ABOVE_0 | LATER)
+    teacher_temperature: float = field(default=1.0, metadata=ABOVE_0 | LATER)
     """Temperature of the teacher's and the network's probabilities in that part of the loss."""
     dropout: float | None = field(default=None, metadata=SHARE)
     """Dropout before the head. Default: the variant's (0.2 for b0 to 0.5 for b7)."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -18,12 +19,14 @@ from PIL import ExifTags, Image
 from support.releases import CLASSES, released
 from torch import Tensor
 
-from effnet_ray import storage
+from effnet_ray import Placement, storage
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import InputError, ReleaseError
 from effnet_ray.inference import export as exports
 from effnet_ray.inference.export import export
+from effnet_ray.inference.http_api import ServedRelease
+from effnet_ray.inference.predict import predict
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.variants import CENTER, SQUASH
 
@@ -104,6 +107,45 @@ def test_a_turned_photograph_is_upright_for_timm_as_the_card_says(
     torch.testing.assert_close(scope["logits"].detach(), expected, atol=3e-4, rtol=1e-4)
     (lying,) = by_timm(release, [turned])
     assert not torch.allclose(lying, expected, atol=3e-4, rtol=1e-4)
+
+
+@pytest.mark.ray
+def test_a_turned_photograph_is_answered_alike_wherever_the_release_is_used(
+    cluster: None, release: LoadedRelease, files: list[bytes], tmp_path: Path
+) -> None:
+    """By predict, a server (torch and ONNX Runtime) and both exports, as if it was upright."""
+    (tmp_path / "photos").mkdir()
+    upright = Image.open(io.BytesIO(files[0])).convert("RGB")
+    for orientation, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = tmp_path / "photos" / f"{orientation}.png"  # without loss, so that pixels are equal
+        upright.transpose(turn).save(path, exif=exif)
+    turned = [path.read_bytes() for path in sorted((tmp_path / "photos").iterdir())]
+    plain = io.BytesIO()
+    upright.save(plain, "PNG")
+    expected = by_training(release, [plain.getvalue()])[0]
+    shares = expected.softmax(0).tolist()
+    export(release, str(tmp_path / "onnx"), "onnx")
+    export(release, str(tmp_path / "torch"), "torch")
+    for logits in (
+        *by_training(release, turned),
+        *by_onnx(tmp_path / "onnx", release, turned),
+        *by_program(tmp_path / "torch", release, turned),
+    ):
+        torch.testing.assert_close(logits, expected, atol=3e-4, rtol=1e-4)
+    for runtime in ("torch", "onnx"):
+        for answer in ServedRelease(release.uri, 4, runtime).predict(turned):
+            assert isinstance(answer, dict)
+            served = {each["label"]: each["probability"] for each in answer["labels"]}
+            assert [served[name] for name in CLASSES] == pytest.approx(shares, abs=1e-4)
+    out = tmp_path / "out"
+    predict(release, str(tmp_path / "photos"), str(out), Placement(workers="1"))
+    rows = [row for file in out.glob("part-*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["probabilities"][0] == pytest.approx(max(shares), abs=1e-4)
+        assert row["labels"][0] == CLASSES[int(expected.argmax())]
 
 
 def test_timm_squashes_as_a_release_says_and_its_exports_and_card_say_so(

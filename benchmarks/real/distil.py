@@ -45,7 +45,7 @@ class DistilOptions(Options):
     """The teacher's variant."""
     teacher_size: int = 160
     """Height and width of the teacher's input, px."""
-    settings: tuple[Settings, ...] = ((0.5, 2.0),)
+    settings: tuple[Settings, ...] = ((0.5, 1.0),)
     """Weight and temperature of each student's teacher."""
     results: Path = field(default=Path("results.jsonl"))
     """File of results, in OUT."""
