@@ -90,12 +90,14 @@ def average_checkpoints(flags: Average, terminal: Terminal) -> dict[str, Any]:
 
     def on_tried(tried: "Tried") -> None:
         verdict = "kept" if tried.kept else "left out: no better with it"
-        terminal.print(f"{tried.checkpoint}: {tried.score:.2%} ({verdict})")
+        figures = f"{tried.score:.2%}, loss {tried.loss:.4f}"
+        terminal.print(f"{tried.checkpoint}: {figures} ({verdict})")
 
     averaged = average(candidates, runs, name, data=data, most=flags.most, on_tried=on_tried)
     answer = {
         "tried": [asdict(tried) for tried in averaged.tried],
         "score": averaged.score,
+        "loss": averaged.loss,
         "release": None,
         "release_uri": None,
     }
@@ -130,5 +132,8 @@ def _candidates(flags: Average, runs: str) -> "tuple[str, list[Candidate]]":
 def _gain(averaged: "Averaged") -> str:
     """The scores of the average and of the best checkpoint, for people."""
     kept = sum(tried.kept for tried in averaged.tried)
-    best = averaged.tried[0].score
-    return f"eval {averaged.score:.2%}, the mean of {kept} checkpoints; the best alone {best:.2%}"
+    best = averaged.tried[0]
+    return (
+        f"eval {averaged.score:.2%}, loss {averaged.loss:.4f}, the mean of {kept} checkpoints; "
+        f"the best alone {best.score:.2%}, {best.loss:.4f}"
+    )

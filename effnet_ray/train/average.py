@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from safetensors.torch import load
@@ -29,6 +29,7 @@ from effnet_ray.model import network as networks
 from effnet_ray.model.network import Network
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.release_format.layout import WEIGHTS
+from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.checkpoint import AVERAGED, EVAL_OUTPUTS, Checkpoint, Snapshot
 from effnet_ray.train.device_batches import DeviceBatches
@@ -38,6 +39,8 @@ from effnet_ray.train.run_record import Result, Run
 from effnet_ray.train.state import Progress
 
 Weights = dict[str, Tensor]
+TRIED = "average.json"
+"""File of the run: which checkpoints were tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Tried:
     """Its URI."""
     score: float
     """Eval score, 0 to 1, of the average with it; of the first one, of that checkpoint alone."""
+    loss: float
+    """Its eval loss, nats, which decides between equal scores."""
     kept: bool
 
 
@@ -83,6 +88,8 @@ class Averaged:
     """The best checkpoint first."""
     score: float
     """Eval score of what was kept."""
+    loss: float
+    """Its eval loss, nats."""
     result: Result | None
     """The run that has the averaged weights; None if no average was better."""
 
@@ -130,30 +137,60 @@ def average(
     chosen = sorted(candidates, key=_sort_key)[:most]
     _check_alike(chosen, name)
     run_uri = storage.join(runs, f"{name}-average-{_digest(chosen)}")
-    recorded = run_record.load(run_uri)
     result = run_record.load_result(run_uri)
-    if recorded and result:
-        score = _score_of(checkpoint.open_checkpoint(result.checkpoint).history[-1])
-        return Averaged(tuple(Tried(uri, score, True) for uri in recorded.averaged), score, result)
-    start, evaluating = time.perf_counter(), _Evaluating(chosen[0].run, data)
-    kept, tried, best = list[Candidate](), list[Tried](), None
-    total, weights = dict[str, Tensor](), dict[str, Tensor]()
+    if result:
+        return _recorded(run_uri, result)
+    start = time.perf_counter()
+    soup = _search(chosen, _Evaluating(chosen[0].run, data), on_tried)
+    if len(soup.kept) > 1:
+        result = _record(soup, run_uri, time.perf_counter() - start)
+    return Averaged(tuple(soup.tried), -soup.best.sort_key[0], soup.best.sums.loss, result)
+
+
+def _recorded(run_uri: str, result: Result) -> Averaged:
+    """What averaging came to before."""
+    tried = json.loads(storage.read_bytes(storage.join(run_uri, TRIED)))
+    report = checkpoint.open_checkpoint(result.checkpoint).history[-1]
+    score, loss = _score_of(report), report.eval_loss or 0.0
+    return Averaged(tuple(from_dict(Tried, each) for each in tried), score, loss, result)
+
+
+@dataclass(slots=True)
+class _Soup:
+    """The average so far."""
+
+    best: EvalResult
+    weights: Weights
+    total: dict[str, Tensor]
+    """Sums of the kept weights, float64."""
+    kept: list[Candidate]
+    tried: list[Tried]
+
+
+def _search(
+    chosen: Sequence[Candidate],
+    evaluate_weights: Callable[[Weights], EvalResult],
+    on_tried: Callable[[Tried], None] | None,
+) -> _Soup:
+    """Add each candidate to the average if that makes it better; the first is always kept."""
+    soup: _Soup | None = None
     for candidate in chosen:
-        mean, with_it = _with(candidate.weights(), total, len(kept))
-        found = evaluating(mean)
-        better = best is None or found.sort_key < best.sort_key
-        tried.append(Tried(candidate.checkpoint.uri, -found.sort_key[0], better))
+        total, count = (soup.total, len(soup.kept)) if soup else ({}, 0)
+        mean, with_it = _with(candidate.weights(), total, count)
+        found = evaluate_weights(mean)
+        kept = soup is None or found.sort_key < soup.best.sort_key
+        uri = candidate.checkpoint.uri
+        tried = Tried(uri, -found.sort_key[0], found.sums.loss, kept)
         if on_tried:
-            on_tried(tried[-1])
-        if better:
-            best, weights, total = found, mean, with_it
-            kept.append(candidate)
-    assert best is not None
-    score = -best.sort_key[0]
-    if len(kept) == 1:
-        return Averaged(tuple(tried), score, None)
-    seconds = time.perf_counter() - start
-    return Averaged(tuple(tried), score, _record(kept, run_uri, weights, best, seconds))
+            on_tried(tried)
+        before = soup.tried if soup else []
+        if kept:
+            members = [*soup.kept, candidate] if soup else [candidate]
+            soup = _Soup(found, mean, with_it, members, before)
+        assert soup is not None
+        soup.tried = [*before, tried]
+    assert soup is not None  # there are candidates
+    return soup
 
 
 def _sort_key(candidate: Candidate) -> tuple[float, float, str]:
@@ -263,22 +300,20 @@ def _ignore(*_: object) -> None:
     pass
 
 
-def _record(
-    kept: Sequence[Candidate], run_uri: str, weights: Weights, found: EvalResult, seconds: float
-) -> Result:
+def _record(soup: _Soup, run_uri: str, seconds: float) -> Result:
     """Write a run with the averaged weights: its record, its checkpoint and its result."""
-    best = kept[0]
+    best, found = soup.kept[0], soup.best
     run = replace(
         best.run,
         name=run_uri.rpartition("/")[2],
-        averaged=tuple(candidate.checkpoint.uri for candidate in kept),
+        averaged=tuple(candidate.checkpoint.uri for candidate in soup.kept),
     )
     if run_record.load(run_uri) is None:
         run_record.create(run, run_uri)
     # Its only epoch: those before belong to one checkpoint of several.
     report = replace(best.report, averaged=False, eval_images=found.sums.images, **found.metrics)
     progress = Progress(step=best.checkpoint.step, history=[report], per_class=found.per_class)
-    tensors = {WEIGHTS: weights, **({EVAL_OUTPUTS: found.outputs} if found.outputs else {})}
+    tensors = {WEIGHTS: soup.weights, **({EVAL_OUTPUTS: found.outputs} if found.outputs else {})}
     on_cpu = {
         file: {name: tensor.cpu().contiguous() for name, tensor in content.items()}
         for file, content in tensors.items()
@@ -291,5 +326,7 @@ def _record(
         resumed_from_step=0, seconds=seconds, device_seconds=0.0, train_images_per_s=0.0,
         **found.metrics,
     )  # fmt: skip
+    tried = [asdict(each) for each in soup.tried]
+    storage.write_bytes(storage.join(run_uri, TRIED), json.dumps(tried, indent=1).encode())
     run_record.write_result(result)
     return result
