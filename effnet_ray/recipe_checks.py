@@ -1,5 +1,7 @@
 """The rules that several fields of a Recipe must follow together."""
 
+from dataclasses import fields
+
 from effnet_ray.recipe_fields import RecipeFields
 from effnet_ray.recipe_rules import BATCH_SIZE, MULTILABEL, SOLVED, SYNC, check_fields
 from effnet_ray.schema import require
@@ -15,6 +17,7 @@ def check(recipe: RecipeFields) -> None:
     _check_batches(recipe)
     _check_combinations(recipe)
     _check_solved_head(recipe)
+    _check_teacher(recipe)
 
 
 def _check_unfreeze(recipe: RecipeFields) -> None:
@@ -113,3 +116,15 @@ def _check_solved_head(recipe: RecipeFields) -> None:
         recipe.head_epochs,
         "1 for a solved head",
     )
+
+
+def _check_teacher(recipe: RecipeFields) -> None:
+    for item in fields(recipe):
+        if item.name in ("teacher_weight", "teacher_temperature"):
+            value = getattr(recipe, item.name)
+            require(
+                recipe.teacher is not None or value == item.default,
+                item.name,
+                value,
+                "a teacher, too",
+            )

@@ -155,9 +155,10 @@ class RecipeFields:
     """Class-balanced sampling, 0 to 1: 0 draws each training image once per epoch, 1 draws all
     classes equally often. The length of an epoch does not change."""
     teacher: str | None = field(default=None, metadata=LATER)
-    """Knowledge distillation: a release (NAME@vN, NAME@ALIAS or its URI) whose probabilities of
-    the train images are learned beside their labels. It must know all classes of the data. Its
-    logits of the images' eval views are computed once and kept under RUNS/features."""
+    """Knowledge distillation: a release (NAME@vN or its URI; if an alias moves, the same command
+    is another run) whose probabilities of the train images are learned beside their labels. It
+    must know all classes of the data. Its logits of the images' eval views are computed once and
+    kept under RUNS/features."""
     teacher_weight: float = field(default=0.5, metadata=SHARE | LATER)
     """Weight of the teacher's probabilities in the loss, 0 to 1; the labels have the rest."""
     teacher_temperature: float = field(default=1.0, metadata=ABOVE_0 | LATER)

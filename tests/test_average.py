@@ -152,7 +152,7 @@ def test_runs_that_differ_or_one_checkpoint_cannot_be_averaged(
     other = replace(candidate, run=replace(candidate.run, weights_sha256="0" * 64))
     with pytest.raises(InputError, match="differ in variant, input, classes, data or initial"):
         average([candidate, other], str(tmp_path), "two")
-    with pytest.raises(InputError, match="is not a finished run"):
+    with pytest.raises(InputError, match=r"there is no run or sweep .*/none: check its name"):
         run_candidates(str(tmp_path / "none"))
 
 
@@ -187,7 +187,9 @@ def test_the_verb_releases_the_mean_once(
     assert release.calibration.scale
     card = storage.read_bytes(storage.join(release.uri, "README.md")).decode()
     assert "The weights are the mean of 2 checkpoints" in card
-    assert verb(capsys, "pair", *places)["release"] == "pair@v1"
+    assert "mean of 2 |" in card
+    assert "not averaged" not in card
+    assert verb(capsys, "pair", *places) == answer
 
 
 def test_nothing_is_released_where_nothing_is_better(

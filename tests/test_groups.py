@@ -1,7 +1,9 @@
 """Columns of a source are kept, and evaluations name the group of images with the lowest top-1."""
 
 import csv
+import io
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from effnet_ray.data import manifest as manifests
 from effnet_ray.errors import DatasetError
 from effnet_ray.inference.evaluate import Evaluation
 from effnet_ray.inference.groups import (
+    GROUP,
     MIN_IMAGES,
     WITHOUT,
     GroupScores,
@@ -76,6 +79,51 @@ def test_columns_are_added_to_a_complete_data_set_without_packing_again(
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     pack(table, data, Packing(keep_columns="camera"))
     assert sorted(kept(data)) == ["camera", "site"]
+    Path(table).write_text(Path(table).read_text().replace("site 1, north", "site 9, north"))
+    pack(table, data, Packing(keep_columns="site"))
+    assert "site 9, north" in kept(data)["site"].values()
+    assert "site 1, north" not in kept(data)["site"].values()
+
+
+def test_a_data_set_that_was_packed_by_groups_before_they_were_kept_gets_the_column(
+    photographs: Path, tmp_path: Path
+) -> None:
+    table, data = write_csv(photographs, tmp_path), str(tmp_path / "data")
+    grouped = Packing(group_column="camera", eval_fraction=0.4)
+    pack(table, data, grouped)
+    expected, file = kept(data), Path(data) / image_index.NAME
+    pq.write_table(pq.read_table(file).drop_columns("camera"), file)
+    pack(table, data, grouped)
+    assert kept(data) == expected
+    file.unlink()
+    with pytest.raises(DatasetError, match="into another --out"):
+        pack(table, data, replace(grouped, keep_columns="site"))
+    pack(table, data, grouped)  # as before, without the file
+
+
+def test_a_column_may_have_the_name_of_one_of_ours(photographs: Path, tmp_path: Path) -> None:
+    table, data = Path(write_csv(photographs, tmp_path)), str(tmp_path / "data")
+    table.write_text(table.read_text().replace("camera", "width"))
+    pack(str(table), data, Packing(keep_columns="width"))
+    index = check_group_column(data, "width")
+    assert set(index[GROUP].to_pylist()) == {"0", "1", "2"}
+    assert all(type(width) is int for width in index["width"].to_pylist())
+
+
+def test_a_key_that_no_sample_has_is_refused(photographs: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "tars/0.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as archive:
+        for path in files(photographs):
+            archive.add(path, f"{path.parent.name}-{path.stem}{path.suffix}")
+            record = json.dumps({"label": path.parent.name, "camera": path.stem}).encode()
+            member = tarfile.TarInfo(f"{path.parent.name}-{path.stem}.json")
+            member.size = len(record)
+            archive.addfile(member, io.BytesIO(record))
+    with pytest.raises(DatasetError, match="no value of 'camara' for any image"):
+        pack(str(tar.parent), str(tmp_path / "data"), Packing(keep_columns="camara"))
+    pack(str(tar.parent), str(tmp_path / "data"), Packing(keep_columns="camera"))
+    assert {len(value) for value in kept(str(tmp_path / "data"))["camera"].values()} == {1}
 
 
 def test_the_column_of_groups_is_kept_and_columns_of_parquet_too(

@@ -1,5 +1,8 @@
 """The HTTP answers, without HTTP: what `evaluate` and `predict` compute."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from support.releases import released, without_numbers
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import EvaluationError, ImageError, InputError
+from effnet_ray.inference import onnx_outputs
 from effnet_ray.inference.http_api import Answer, ServedRelease
 from effnet_ray.inference.scorer import Scorer
 from effnet_ray.runtime.inference_actors import MachineShare
@@ -98,6 +102,32 @@ def test_what_onnx_cannot_compute_torch_does(tmp_path: Path, files: list[bytes])
     assert ServedRelease(release.uri, top=2, runtime="auto")._onnx is None
     with pytest.raises(InputError, match=r"birds/v0001 cannot be converted to ONNX: the outputs"):
         ServedRelease(release.uri, top=2, runtime="onnx")
+
+
+def test_where_onnx_runtime_itself_fails_torch_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ImportError("libstdc++.so.6 is too old")
+
+    release = released(tmp_path)
+    monkeypatch.setattr(onnx_outputs, "_session", fail)
+    assert ServedRelease(release.uri, top=2, runtime="auto")._onnx is None
+    with pytest.raises(InputError, match=r"too old\): pass --runtime torch"):
+        ServedRelease(release.uri, top=2, runtime="onnx")
+
+
+def test_the_export_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> None:
+    """Its stdin is a pipe, whose other end is open as long as that process lives."""
+    until, alive = os.pipe()
+    command = [sys.executable, "-m", onnx_outputs.__name__, released(tmp_path).uri]
+    process = subprocess.Popen(
+        command, stdin=until, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    os.close(until)
+    os.close(alive)
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output) == (1, b"")
 
 
 def test_what_is_no_number_is_an_error_that_names_the_release(

@@ -65,3 +65,11 @@ def test_intervals_are_wilsons(share: float, images: int, low: float, high: floa
 def test_what_is_no_share_of_images_has_no_interval() -> None:
     assert EVAL_LOSS.interval(0.5, 100) is None and EVAL_MAP.interval(0.5, 100) is None
     assert EVAL_TOP1.format(0.5, 0) == "50.00%"
+
+
+@pytest.mark.parametrize("images", range(1, 400))
+def test_an_interval_contains_its_value_at_both_ends(images: int) -> None:
+    """Float noise would put a bound beside 0 or 1."""
+    for right in {0, 1, images // 2, images - 1, images}:
+        low, high = EVAL_TOP1.interval(right / images, images) or (2.0, -2.0)
+        assert 0 <= low <= right / images <= high <= 1

@@ -1,5 +1,7 @@
 """What a proxy answers before a replica is asked."""
 
+import asyncio
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
@@ -7,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from effnet_ray.inference.http_metrics import HttpMetrics
 from effnet_ray.inference.request_limit import RequestLimit
@@ -19,6 +22,7 @@ async def answer(request: Request) -> JSONResponse:
     content = {
         "bytes": len(await request.body()),
         "timeout": request.headers.get("x-request-timeout-seconds"),
+        "disconnect": request.headers.get("x-request-disconnect-disabled"),
     }
     return JSONResponse(content, status_code=status, headers=headers)
 
@@ -31,7 +35,7 @@ def client() -> TestClient:
 
 def test_a_request_within_the_limit_arrives_whole(client: TestClient) -> None:
     found = client.post("/", content=bytes(1000))
-    assert (found.status_code, found.json()) == (200, {"bytes": 1000, "timeout": None})
+    assert (found.status_code, found.json()["bytes"]) == (200, 1000)
     assert "retry-after" not in found.headers
 
 
@@ -59,6 +63,29 @@ def test_a_client_may_ask_for_less_time_and_not_for_more(
 ) -> None:
     found = client.post("/", content=b"x", headers={"x-request-timeout-seconds": asked})
     assert found.json()["timeout"] == granted
+
+
+def test_a_client_that_hangs_up_is_not_computed_for(client: TestClient) -> None:
+    found = client.post("/", content=b"x", headers={"x-request-disconnect-disabled": "?1"})
+    assert found.json()["disconnect"] is None
+
+
+def test_an_image_that_does_not_arrive_in_time_is_given_up() -> None:
+    """The client has sent a part of it, and keeps the connection open."""
+    sent, parts = list[Message](), [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive() -> Message:
+        if not parts:
+            await asyncio.sleep(60)
+        return parts.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = RequestLimit(Starlette(), max_bytes=1000, max_seconds=0.05)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"did not arrive within 0.05 s" in sent[1]["body"]
 
 
 def sample(client: TestClient, name: str, **labels: str) -> float:

@@ -45,7 +45,8 @@ class Average:
     data: str = ""
     """The packed data set. Default: that of the run."""
     runs: str = field(default_factory=default_runs)
-    """Where runs keep checkpoints and records. Default: EFFNET_RUNS, else ~/effnet-ray/runs."""
+    """Where runs keep checkpoints and records; not used for a URI. Default: EFFNET_RUNS, else
+    ~/effnet-ray/runs."""
     store: str = field(default_factory=default_store)
     """The model store. Default: EFFNET_STORE, else ~/effnet-ray/store."""
     single_writer: bool = field(default_factory=default_single_writer)
@@ -83,8 +84,8 @@ def average_checkpoints(flags: Average, terminal: Terminal) -> dict[str, Any]:
     from effnet_ray.train.average import average
 
     require(flags.most >= 2, "most", flags.most, "2 or more")
-    runs = storage.absolute(flags.runs)
-    name, candidates = _candidates(flags, runs)
+    uri = _source_uri(flags)
+    name, candidates = _candidates(flags, uri)
     check_publishable(flags.store, single_writer=flags.single_writer)
     data = storage.absolute(flags.data) if flags.data else ""
 
@@ -93,7 +94,9 @@ def average_checkpoints(flags: Average, terminal: Terminal) -> dict[str, Any]:
         figures = f"{tried.score:.2%}, loss {tried.loss:.4f}"
         terminal.print(f"{tried.checkpoint}: {figures} ({verdict})")
 
-    averaged = average(candidates, runs, name, data=data, most=flags.most, on_tried=on_tried)
+    averaged = average(
+        candidates, uri.rpartition("/")[0], name, data=data, most=flags.most, on_tried=on_tried
+    )
     answer = {
         "tried": [asdict(tried) for tried in averaged.tried],
         "score": averaged.score,
@@ -115,13 +118,18 @@ def average_checkpoints(flags: Average, terminal: Terminal) -> dict[str, Any]:
     return answer | {"release": release.reference, "release_uri": release.uri}
 
 
-def _candidates(flags: Average, runs: str) -> "tuple[str, list[Candidate]]":
+def _source_uri(flags: Average) -> str:
+    """The folder of the run or sweep. The averaged run goes to the folder that it is in."""
+    if "/" in flags.source:
+        return storage.absolute(flags.source.rstrip("/"))
+    return storage.join(storage.absolute(flags.runs), flags.source)
+
+
+def _candidates(flags: Average, uri: str) -> "tuple[str, list[Candidate]]":
     """The model's default name and the checkpoints to average."""
     from effnet_ray.sweep.checkpoints import is_sweep, trial_candidates
     from effnet_ray.train.average import run_candidates
 
-    source = flags.source
-    uri = storage.absolute(source) if "/" in source else storage.join(runs, source)
     name = uri.rpartition("/")[2]
     if not is_sweep(uri):
         return name, run_candidates(uri)

@@ -16,6 +16,8 @@ from effnet_ray.train.metric_definitions import EVAL_TOP1
 
 MIN_IMAGES = 10
 """A group with fewer images is the worst only if all have fewer. Chosen, not measured."""
+GROUP = "group of this evaluation"
+"""Name of the column in the index, which no source's has."""
 WITHOUT = "(none)"
 """The group of images without a value."""
 
@@ -66,7 +68,7 @@ class GroupScores:
 
 
 def check_group_column(data: str, column: str) -> pa.Table:
-    """The index of a data set's images, with this column.
+    """The index of a data set's images, with this column as GROUP.
 
     Raises DatasetError if packing did not keep the column.
     """
@@ -78,7 +80,7 @@ def check_group_column(data: str, column: str) -> pa.Table:
             f"{', '.join(kept) or 'none'}: run `pack` again with the same --source and --out and "
             f"--keep-columns {column}, which adds it"
         )
-    return index
+    return index.append_column(GROUP, index[kept[column]])
 
 
 def group_scores(evaluation: Evaluation, index: pa.Table, column: str) -> GroupScores:
@@ -93,7 +95,7 @@ def group_scores(evaluation: Evaluation, index: pa.Table, column: str) -> GroupS
     names = [
         WITHOUT if name is None else str(name)
         for name, path in zip(
-            column_values(chosen, column), column_values(chosen, "path"), strict=True
+            column_values(chosen, GROUP), column_values(chosen, "path"), strict=True
         )
         if path not in unreadable
     ]

@@ -42,6 +42,7 @@ def openapi() -> dict[str, Any]:
         },
         "responses": {
             "200": _response("The labels", _answer()),
+            "408": _response("The image did not arrive in time", error),
             "413": _response("The image is too large", error),
             "415": _response("Not a readable image", error),
             "500": _response("The release returns no numbers for this image", error),

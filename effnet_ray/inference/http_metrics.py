@@ -2,7 +2,7 @@
 
     GET /metrics    requests by release and status, their seconds, pictures called unknown
 
-Each proxy counts its own requests; there is one, on the machine of the job.
+The proxy counts them; there is one, on the head node.
 """
 
 import time
@@ -39,7 +39,7 @@ class HttpMetrics:
         )
         self._in_progress = Gauge(
             "effnet_requests_in_progress",
-            "Requests that wait or are computed",
+            "Requests that are received, wait or are computed",
             registry=self._registry,
         )
         self._unknown = Counter(

@@ -1,13 +1,14 @@
 """Limits on HTTP requests, in Ray Serve's proxies, before a replica receives them.
 
-A request that is too large gets 413. One that finds the queue full, or that is not answered in
-time, gets 503 and when to try again.
+A request that is too large gets 413, one that does not arrive in time 408. One that finds the
+queue full, or that is not answered in time, gets 503 and when to try again.
 
 A proxy reads a request of any size before it forwards it, and has no option that limits the size.
 It does load middleware that an environment variable names (ray 2.60 `serve/_private/http_util.py`,
 `configure_http_middlewares`); proxies inherit the environment of Ray Serve's controller.
 """
 
+import asyncio
 import os
 
 from starlette.middleware import Middleware
@@ -20,6 +21,8 @@ HOOK_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MAX_BYTES_ENV, MAX_SECONDS_ENV = "EFFNET_REQUEST_BYTES", "EFFNET_REQUEST_SECONDS"
 TIMEOUT_HEADER = b"x-request-timeout-seconds"
 """Ray Serve's header with a request's own timeout. It would also accept 0, for none."""
+DISCONNECT_HEADER = b"x-request-disconnect-disabled"
+"""Ray Serve's header of clients that may hang up, and whose request is computed anyway."""
 UNAVAILABLE, TIMED_OUT = 503, 408
 """Ray Serve's status where the queue is full, and where the time is over."""
 REASONS = {
@@ -61,7 +64,13 @@ class RequestLimit:
         """Handle an ASGI request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request = await _read_request(receive, self._max_bytes)
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                request = await _read_request(receive, self._max_bytes)
+        except TimeoutError:
+            body = {"error": f"the image did not arrive within {self._max_seconds:g} s"}
+            headers = {"connection": "close"}
+            return await JSONResponse(body, TIMED_OUT, headers)(scope, receive, send)
         if request is None:
             limit = f"{self._max_bytes / 1e6:g} MB"
             body = {"error": f"the request is larger than {limit}: send a smaller image"}
@@ -89,7 +98,8 @@ class RequestLimit:
         headers = [
             (name, value)
             for name, value in scope["headers"]
-            if name != TIMEOUT_HEADER or _is_shorter(value, self._max_seconds)
+            if name != DISCONNECT_HEADER
+            and (name != TIMEOUT_HEADER or _is_shorter(value, self._max_seconds))
         ]
         return {**scope, "headers": headers}
 

@@ -148,6 +148,7 @@ def start(options: ServeOptions) -> None:
                 "port": options.port,
                 "request_timeout_s": options.max_seconds,
             },
+            proxy_location="HeadOnly",  # one proxy, which counts all requests
             controller_options={"runtime_env": {"env_vars": proxy_environment}},
         )
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
@@ -205,7 +206,7 @@ def _deploy_version(uri: str, options: ServeOptions) -> DeploymentHandle[Any]:
         # Requests wait in the replica. Those that wait in the proxy are offered to it again after
         # pauses of up to a second, in which it may have nothing to compute: with 64 clients of a
         # replica for 32 requests that cost more than half of its throughput.
-        max_ongoing_requests=2 * options.max_batch + options.max_waiting,
+        max_ongoing_requests=options.max_batch + options.max_waiting,
         max_queued_requests=options.max_batch,
         # Ray Serve calls `reconfigure` only if this has changed: the time makes it call again.
         user_config={"uri": uri, "requested": str(time.time_ns())},

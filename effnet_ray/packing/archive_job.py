@@ -52,6 +52,7 @@ class ArchiveJob:
             "separator": self.columns.separator,
             "group": self.columns.group_column,
             "split": self.columns.split_column,
+            "kept": self.columns.kept,
             "classes": self.classes,
             "index": INDEX_SCHEMA.names,
         }

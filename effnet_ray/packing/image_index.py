@@ -26,6 +26,8 @@ MEASURED = ("path", "label", "width", "height", "bytes", "brightness")
 
 
 PLACES = ("split", "row_group", "row")
+PREFIX = "source."
+"""Of a kept column whose name is that of one of ours."""
 
 
 def write_image_index(
@@ -43,29 +45,44 @@ def write_image_index(
     parquet.write_table(storage.join(data, NAME), index, compression="zstd")
 
 
-def add_kept_columns(listing: Listing, columns: SourceColumns, data: str) -> None:
-    """Add columns to keep that the file of a complete data set lacks."""
-    if not columns.kept or not storage.exists(storage.join(data, NAME)):
-        return
-    index = read_image_index(data)
-    if not set(columns.kept) <= set(index.column_names):
-        index = _with_kept(index, listing, columns)
-        parquet.write_table(storage.join(data, NAME), index, compression="zstd")
+def update_kept_columns(listing: Listing, columns: SourceColumns, data: str) -> None:
+    """Bring the kept columns of a complete data set up to date with its source.
+
+    Raises DatasetError for a data set without the file.
+    """
+    if columns.kept or (columns.group_column and storage.exists(storage.join(data, NAME))):
+        before = read_image_index(data)
+        index = _with_kept(before, listing, columns)
+        if not index.equals(before):
+            parquet.write_table(storage.join(data, NAME), index, compression="zstd")
 
 
-def kept_columns(index: pa.Table) -> list[str]:
-    """The source's columns that packing kept."""
-    return [name for name in index.column_names if name not in (*MEASURED, *PLACES)]
+def check_kept(listing: Listing, columns: SourceColumns, source: str) -> None:
+    """Raise DatasetError for a column to keep in which no image has a value."""
+    rows = [json.loads(row or "{}") for row in column_values(listing.images, "kept")]
+    for name in columns.kept:
+        if not any(row.get(name) for row in rows):
+            raise DatasetError(
+                f"{source} has no value of {name!r} for any image: check --keep-columns"
+            )
+
+
+def kept_columns(index: pa.Table) -> dict[str, str]:
+    """The source's columns that packing kept → their names in the index."""
+    names = [name for name in index.column_names if name not in (*MEASURED, *PLACES)]
+    return {name.removeprefix(PREFIX): name for name in names}
 
 
 def _with_kept(index: pa.Table, listing: Listing, columns: SourceColumns) -> pa.Table:
-    """The index with the source's columns, but for those of its own."""
-    kept = _kept_values(listing, columns)
-    paths = column_values(index, "path")
-    for name in sorted(kept.keys() - set(index.column_names)):
-        values = dict(zip(column_values(listing.images, "path"), kept[name], strict=True))
-        array = pa.array([values.get(path) for path in paths], pa.string())
-        index = index.append_column(name, array.dictionary_encode())
+    """The index with the source's columns, which replace those of the same name."""
+    paths, listed = column_values(index, "path"), column_values(listing.images, "path")
+    for name, column in sorted(_kept_values(listing, columns).items()):
+        values = dict(zip(listed, column, strict=True))
+        array = pa.array([values.get(path) for path in paths], pa.string()).dictionary_encode()
+        place = PREFIX + name if name in (*MEASURED, *PLACES) else name
+        if place in index.column_names:
+            index = index.drop_columns(place)
+        index = index.append_column(place, array)
     return index
 
 
@@ -98,6 +115,6 @@ def read_image_index(data: str) -> pa.Table:
     if not storage.exists(uri):
         raise DatasetError(
             f"{data} has no {NAME}: an earlier version packed it, or --in-place: pack its images "
-            "again"
+            "again, into another --out"
         )
     return parquet.read_table(uri)

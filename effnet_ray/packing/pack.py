@@ -24,7 +24,7 @@ from effnet_ray.packing.corrections import (
     apply_corrections,
     read_corrections,
 )
-from effnet_ray.packing.image_index import add_kept_columns
+from effnet_ray.packing.image_index import check_kept, update_kept_columns
 from effnet_ray.packing.listing import WORK_FOLDER, Listing, Map, flat_labels
 from effnet_ray.packing.options import Packing, SourceColumns
 from effnet_ray.packing.results import MadeFrom, all_records, write_results
@@ -67,12 +67,13 @@ def pack(
     if packing.in_place:
         return in_place.write_manifest(source, packing, map_function)
     listed = sources.list_images(source, packing, out, map_function)
+    check_kept(listed, packing, source)
     corrections = read_corrections(packing.corrections) if packing.corrections else None
     listing, kept = _apply(listed, corrections, packing)
     made_from = _made_from(source, listing, packing, corrections)
     existing = _load_existing(out, made_from)
     if existing:
-        add_kept_columns(listing, packing, out)
+        update_kept_columns(listing, packing, out)
         storage.delete(storage.join(out, WORK_FOLDER))  # the listing of archives may have used it
         return existing
     # As without corrections, so that an image stays in its split when others are corrected.

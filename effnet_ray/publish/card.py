@@ -118,7 +118,7 @@ def model_card(
         intended_use=INTENDED_USE[task].format(names=names),
         eval_images=f"{report.eval_images:,}",
         selection=_selection(run, history),
-        metrics=_metrics_table(report, per_class),
+        metrics=_metrics_table(run, report, per_class),
         test=_test_sentence(test),
         calibration=_calibration_sentence(fitted),
         per_class=_class_table(run.classes, per_class),
@@ -141,7 +141,7 @@ def _selection(run: Run, history: Sequence[EpochReport]) -> str:
     return f"The released epoch is the best of {evaluations} evaluations on these images."
 
 
-def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> str:
+def _metrics_table(run: Run, report: EpochReport, per_class: Sequence[ClassMetrics]) -> str:
     """Metrics of the released epoch on the eval split."""
     rows = []
     for metric in EVAL_METRICS:
@@ -150,7 +150,8 @@ def _metrics_table(report: EpochReport, per_class: Sequence[ClassMetrics]) -> st
             rows.append((metric.label, metric.format(value, report.eval_images)))
     if per_class:
         rows.append(("macro F1", f"{macro_f1(per_class):.2%}"))
-    rows.append(("weights", "moving average (EMA)" if report.averaged else "not averaged"))
+    weights = "moving average (EMA)" if report.averaged else "not averaged"
+    rows.append(("weights", f"mean of {len(run.averaged)}" if run.averaged else weights))
     return _table(("metric", "value"), rows)
 
 

@@ -28,6 +28,7 @@ from effnet_ray.sweep.trial import TrialDriver, run_trials, start_controller_reg
 from effnet_ray.sweep.trial_log import SweepProgress, TrialLog
 from effnet_ray.sweep.variant_schedule import VariantSchedule
 from effnet_ray.train import run_record
+from effnet_ray.train.teacher import read_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def tune(
     if sweep_record.has_outcome(uri):
         sweep_record.create(sweep, uri)  # refuses another sweep of this name
         return search.outcome(search.past, 0)
+    if recipe.teacher:
+        read_teacher(recipe.teacher, manifest.classes, recipe.task or manifest.task)
     connect(placement)
     return _run(search, workers, [data, runs], mirror, on_progress or _ignore)
 

@@ -109,8 +109,10 @@ def best_candidate(run_uri: str) -> Candidate:
 
 def _finished(run_uri: str) -> tuple[Run, Result]:
     run, result = run_record.load(run_uri), run_record.load_result(run_uri)
-    if run is None or result is None:
-        raise InputError(f"{run_uri} is not a finished run: finish it first")
+    if run is None:
+        raise InputError(f"there is no run or sweep {run_uri}: check its name and --runs")
+    if result is None:
+        raise InputError(f"run {run_uri} is not finished: finish it first")
     return run, result
 
 
@@ -131,7 +133,7 @@ def average(
     """Average the `most` best candidates and record the result below `runs`, if it is better.
 
     The evaluations run in this process, on its GPU if it has one. `data` is the URI of the data
-    set, by default the runs'. What was averaged before is not evaluated again. Raises
+    set, by default the runs'. A better average is made once, and then returned. Raises
     InputError if there are fewer than two candidates, or their networks differ.
     """
     chosen = sorted(candidates, key=_sort_key)[:most]
@@ -308,8 +310,14 @@ def _record(soup: _Soup, run_uri: str, seconds: float) -> Result:
         name=run_uri.rpartition("/")[2],
         averaged=tuple(candidate.checkpoint.uri for candidate in soup.kept),
     )
-    if run_record.load(run_uri) is None:
+    recorded = run_record.load(run_uri)
+    if recorded is None:
         run_record.create(run, run_uri)
+    elif recorded.averaged != run.averaged:
+        raise InputError(
+            f"{run_uri} was interrupted, and had kept other checkpoints: delete it, and run the "
+            "same command again"
+        )
     # Its only epoch: those before belong to one checkpoint of several.
     report = replace(best.report, averaged=False, eval_images=found.sums.images, **found.metrics)
     progress = Progress(step=best.checkpoint.step, history=[report], per_class=found.per_class)

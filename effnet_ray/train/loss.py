@@ -83,15 +83,21 @@ class TrainLoss:
 
     def _of_target(self, logits: Tensor, target: Target) -> Tensor:
         """The label's loss and, of images that the teacher could read, the teacher's."""
-        values = self._of_label(logits, target.label)
-        if target.teacher is None:
-            return values
-        read = target.teacher.isfinite().all(1)
-        teacher, multilabel = target.teacher.float().nan_to_num(), target.label.ndim == 2
-        taught = teacher_losses(logits, teacher, self.teacher_temperature, multilabel=multilabel)
-        weight = self.teacher_weight * read
-        return (1 - weight) * values + weight * taught
+        values = losses(logits, target.label, self.smoothing)
+        if target.teacher is not None:
+            values = self._with_teacher(values, logits, target, target.teacher)
+        return values if self.class_weights is None else values * self.class_weights[target.label]
 
-    def _of_label(self, logits: Tensor, label: Tensor) -> Tensor:
-        values = losses(logits, label, self.smoothing)
-        return values if self.class_weights is None else values * self.class_weights[label]
+    def _with_teacher(
+        self, values: Tensor, logits: Tensor, target: Target, teacher: Tensor
+    ) -> Tensor:
+        """The labels' losses `values` [B], and the teacher's by their weights."""
+        known, multilabel = teacher.isfinite().all(1), target.label.ndim == 2
+        taught = teacher_losses(
+            logits,
+            teacher.float().nan_to_num(),
+            self.teacher_temperature,
+            multilabel=multilabel,
+        )
+        weight = self.teacher_weight * known
+        return (1 - weight) * values + weight * taught

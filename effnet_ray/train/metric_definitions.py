@@ -66,7 +66,8 @@ class Metric:
         ratio = Z_95**2 / images
         centre = (value + ratio / 2) / (1 + ratio)
         half = math.sqrt(value * (1 - value) * ratio + ratio**2 / 4) / (1 + ratio)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # Where the value is 0 or 1 it is a bound itself, but for float noise.
+        return min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half))
 
     def format(self, value: float, images: int = 0) -> str:
         """The value alone, as in "91.20%"; measured on `images`, with its interval, as in

@@ -70,8 +70,9 @@ def prepare(job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool
 def _prepare(
     computation: Computation, job: WorkerJob, request: ResourceRequest, channel: Any, *, new: bool
 ) -> None:
-    what = "its teacher's logits" if computation.outputs else "its features"
-    instead = "train without --teacher" if computation.outputs else "use --no-head-cache"
+    what, instead = "its features", "use --no-head-cache"
+    if computation.outputs:
+        what, instead = "its teacher's logits", "train without --teacher, under another --name"
     for attempt in range(ATTEMPTS):
         retry_bad = new and attempt == 0
         if not missing_shards(computation.dataset, computation.folders, retry_bad=retry_bad):

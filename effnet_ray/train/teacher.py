@@ -15,6 +15,9 @@ from effnet_ray.schema import from_dict
 from effnet_ray.storage import checksummed_json
 from effnet_ray.variants import InputSpec
 
+MAX_WEIGHTS_BYTES = 1024**3
+"""B7's weights have 267 MB."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
@@ -56,6 +59,11 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
 
     Raises WeightsError if it is no release, of another task, or lacks one of the classes.
     """
+    if "/" not in uri:
+        raise WeightsError(
+            f"teacher {uri} is not a URI: only commands know names of releases; pass "
+            "ModelStore(…).find(name).uri"
+        )
     uri = storage.absolute(uri)
     try:
         record = read_record(uri)
@@ -63,7 +71,12 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
             json.loads(checksummed_json.read_file(uri, name, record)) for name in (CONFIG, RECIPE)
         )
         parsed, variant = parse_config(config), str(recipe["variant"])
-        Recipe(variant=variant)  # raises RecipeError if it is unknown
+        architecture = Recipe(variant=variant).variant_spec.architecture
+        if parsed.architecture != architecture:
+            raise ValueError(f"{CONFIG} is for {parsed.architecture}, {RECIPE} for {architecture}")
+        digest, size = record["files"][WEIGHTS], record["sizes"].get(WEIGHTS, 0)
+        if size > MAX_WEIGHTS_BYTES:
+            raise ValueError(f"{WEIGHTS} has {size:,} bytes")
     except OutageError:
         raise  # storage did not answer, which says nothing about the release
     except (StorageError, ReleaseError, RecipeError, RecursionError, *MALFORMED) as error:
@@ -80,7 +93,7 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
             f"({', '.join(map(repr, missing[:5]))}): use a release that was trained on all of them"
         )
     return Teacher(
-        uri=uri, weights_sha256=record["files"][WEIGHTS], variant=variant, spec=parsed.spec,
+        uri=uri, weights_sha256=digest, variant=variant, spec=parsed.spec,
         classes=known,
     )  # fmt: skip
 
