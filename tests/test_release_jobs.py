@@ -1,5 +1,6 @@
 """A mistake in a job that uses a release is one sentence, before Ray starts."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_predict_refuses(refused: Refused, store: str, flags: list[str], says: s
 )
 def test_serve_refuses(refused: Refused, store: str, flags: list[str], says: str) -> None:
     assert says in refused("--store", store, *flags, job=serve_job)
+
+
+def test_serve_refuses_a_port_in_use_before_ray_starts(refused: Refused, store: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = ["--store", store, "--model", "birds@v1", "--port", str(port)]
+        sentence = refused(*flags, job=serve_job)
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use): choose" in sentence
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def serve_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.release.load import load_release
     from effnet_ray.runtime import session
 
+    server.check_port(options)
     load_release(uri, "")  # refuse a damaged release before Ray starts
     placement = Placement(workers=str(options.replicas), gpus_per_worker=options.gpus_per_replica)
     url = f"http://{options.host}:{options.port}/"

@@ -16,6 +16,7 @@ Requests that are too large never reach a replica, and those that wait too long 
 import asyncio
 import io
 import logging
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -129,6 +130,20 @@ class Replica:
 
 def _error_response(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status)
+
+
+def check_port(options: ServeOptions) -> None:
+    """Raises ClusterError if this machine cannot listen on the port."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((options.host, options.port))
+    except OSError as error:
+        raise ClusterError(
+            f"cannot listen on {options.host}:{options.port} ({error.strerror or error}): choose "
+            "another --port, or another --host"
+        ) from error
 
 
 def start(options: ServeOptions) -> None:
