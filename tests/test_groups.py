@@ -85,6 +85,14 @@ def test_columns_are_added_to_a_complete_data_set_without_packing_again(
     assert "site 1, north" not in kept(data)["site"].values()
 
 
+def test_columns_are_kept_on_s3_too(photographs: Path, tmp_path: Path, s3: str) -> None:
+    table, data = write_csv(photographs, tmp_path), f"{s3}/kept"
+    pack(table, data, Packing(keep_columns="site"))
+    pack(table, data, Packing(keep_columns="camera"))
+    assert set(check_group_column(data, "camera")[GROUP].to_pylist()) == {"0", "1", "2"}
+    assert sorted(kept(data)) == ["camera", "site"]
+
+
 def test_a_data_set_that_was_packed_by_groups_before_they_were_kept_gets_the_column(
     photographs: Path, tmp_path: Path
 ) -> None:

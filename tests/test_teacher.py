@@ -19,7 +19,7 @@ from support.releases import CLASSES, forge, released
 from support.runs import assert_once_each, losses, planned, weights
 from torch.testing import assert_close
 
-from effnet_ray import ModelStore, Placement, finetune
+from effnet_ray import ModelStore, Placement, finetune, storage
 from effnet_ray.data import feature_cache, manifest as manifests
 from effnet_ray.data.chunks import TEACHER, ChunkTask, load_chunks
 from effnet_ray.data.views import write_eval_view
@@ -252,6 +252,27 @@ def test_a_chunk_has_its_images_logits_and_eval_images_have_none(
     blocks = list(load_chunks(dataset, [evaluated]))
     assert blocks
     assert all(np.isnan(block[TEACHER]).all() for block in blocks)
+
+
+def test_a_run_on_s3_learns_from_a_release_there(
+    digits: str, teacher: LoadedRelease, s3: str
+) -> None:
+    uri = f"{s3}/store/digits/v0001"
+    for path in Path(teacher.uri).iterdir():
+        storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+    recipe = replace(RECIPE, teacher=uri, epochs=1, limit=16)
+    setup = set_up_run(recipe, Placement(workers="1"), digits, runs=f"{s3}/runs", name="taught")
+    assert isinstance(setup, RunSetup)
+    job = setup.job
+    run_record.create(job.run, job.run_uri)
+    assert run_record.load(job.run_uri) == job.run
+    assert job.run.teacher
+    assert job.run.teacher.weights_sha256 == teacher.sha256
+    compute_features(job)
+    assert job.dataset.teacher.startswith(f"{s3}/runs/features/")
+    blocks = list(load_chunks(job.dataset, [ChunkTask("train", 0, 0, 0, 0)]))
+    assert blocks
+    assert all(np.isfinite(block[TEACHER]).all() for block in blocks)
 
 
 def test_a_solved_head_is_fitted_to_the_teacher_too(
