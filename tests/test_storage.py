@@ -164,6 +164,8 @@ def test_a_missing_bucket_is_named(kind: str) -> None:
     message = f"{uri}: the bucket 'no-such-bucket-here' does not exist at http://127.0.0.1"
     with pytest.raises(StorageError, match=f"cannot list {message}"):
         storage.sizes(uri)
+    with pytest.raises(StorageError, match=f"cannot list {message}"):
+        storage.folders(uri)
     with pytest.raises(StorageError, match=f"cannot read {message}"):
         storage.read_bytes(uri)
     with pytest.raises(StorageError, match=f"cannot write {message}"):

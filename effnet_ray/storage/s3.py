@@ -283,10 +283,12 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
 
 
 def folders(uri: str) -> list[str]:
-    """Names of the folders directly below the URI."""
+    """Names of the folders directly below the URI. Raises BucketNotFoundError."""
     path = "/".join(bucket_and_key(uri)).rstrip("/")
     try:
         items = call(uri, "list", lambda fs: fs._ls(path, detail=True))
+    except BucketNotFoundError:
+        raise
     except NotFoundError:
         return []
     return [item["name"].rsplit("/", 1)[-1] for item in items if item["type"] == "directory"]
