@@ -28,6 +28,7 @@ from effnet_ray.train import average as averaging, checkpoint, run_record
 from effnet_ray.train.average import average, run_candidates
 from effnet_ray.train.checkpoint import Checkpoint, Snapshot
 from effnet_ray.train.run_record import Result
+from effnet_ray.train.weights_evaluator import WeightsEvaluator
 
 HEAD = "classifier.weight"
 
@@ -90,7 +91,7 @@ def test_a_run_s_candidates_are_its_evaluated_epochs_and_measure_as_in_training(
     candidates = run_candidates(str(trained))
     assert len(candidates) == 4
     assert len(list((trained / "checkpoints").iterdir())) > 4
-    evaluating = averaging._Evaluating(candidates[0].run, "")
+    evaluating = WeightsEvaluator(candidates[0].run, "")
     for candidate in candidates:
         found, report = evaluating(candidate.weights()), candidate.report
         assert found.metrics[report.ranking_metric.key] == pytest.approx(report.score)

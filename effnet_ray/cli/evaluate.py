@@ -61,6 +61,16 @@ class Evaluate(ReleaseFlags):
     """Maximum number of mistakes (and of suspected label errors) shown in the report."""
 
 
+@dataclass(frozen=True)
+class Findings:
+    """All that `evaluate` measures."""
+
+    evaluation: "Evaluation"
+    groups: "GroupScores | None"
+    paired: "PairedTest | None"
+    unknown: "UnknownPictures | None"
+
+
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     """Run `evaluate`."""
     flags = parse(Evaluate, argv, defaults(Evaluate, data=default_data(), runs=default_runs()))
@@ -70,13 +80,15 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
     corrections = output_uri(flags.corrections, "corrections", ".csv")
     refuse_filled_in(corrections, "decision")
     with Terminal() as terminal:
-        evaluation, unknown, paired, groups = _evaluate(flags, terminal)
+        found = _evaluate(flags, terminal)
+        evaluation, groups, paired = found.evaluation, found.groups, found.paired
         if report:
-            _write_report(evaluation, unknown, groups, report)
+            _write_report(found, report)
         proposed = _write_corrections(evaluation, corrections, terminal) if corrections else {}
         against = {f"against {flags.against}": str(paired)} if paired else {}
         worst = {f"worst {groups.column}": str(groups.worst)} if groups else {}
-        _print_evaluation(terminal, evaluation, unknown, {"report": report, **worst, **against})
+        more = {"report": report, **worst, **against}
+        _print_evaluation(terminal, evaluation, found.unknown, more)
     metrics = evaluation.metrics
     return {
         "model": evaluation.release.reference,
@@ -90,7 +102,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
         "ece_uncalibrated": metrics.plain_ece,
         "suspected_labels": metrics.label_error_count,
         **_multilabel_json(metrics),
-        **_unknown_json(evaluation, unknown),
+        **_unknown_json(evaluation, found.unknown),
         **({"against": {"model": flags.against, **asdict(paired)}} if paired else {}),
         **({"groups": groups.as_json()} if groups else {}),
         **({"report": report} if report else {}),
@@ -141,18 +153,13 @@ def _unknown_json(
     return figures
 
 
-def _evaluate(
-    flags: Evaluate, terminal: Terminal
-) -> "tuple[Evaluation, UnknownPictures | None, PairedTest | None, GroupScores | None]":
-    """The evaluation, that of unknown pictures, the comparison with another release, and groups.
-
-    The terminal shows their progress.
-    """
+def _evaluate(flags: Evaluate, terminal: Terminal) -> Findings:
+    """Measure what the flags ask for; the terminal shows the progress."""
     from effnet_ray.inference.corrections import MAX_MISTAKES
     from effnet_ray.inference.evaluate import evaluate
     from effnet_ray.inference.groups import check_group_column, group_scores
     from effnet_ray.inference.image_sources import find_images
-    from effnet_ray.inference.unknown_pictures import check_references, score_unknown
+    from effnet_ray.inference.unknown_pictures import check_references
     from effnet_ray.release.load import load_release
 
     release, connect = flags.load(), flags.connector(terminal)
@@ -176,29 +183,30 @@ def _evaluate(
     )
     groups = group_scores(evaluation, index, column) if index is not None else None
     paired = compare(evaluation, other, flags.placement, connect, terminal) if other else None
-    if not flags.unknown_source:
-        return evaluation, None, paired, groups
-    unknown = score_unknown(
-        release,
+    unknown = _score_unknown(flags, evaluation, terminal) if flags.unknown_source else None
+    return Findings(evaluation, groups, paired, unknown)
+
+
+def _score_unknown(
+    flags: Evaluate, evaluation: "Evaluation", terminal: Terminal
+) -> "UnknownPictures":
+    from effnet_ray.inference.unknown_pictures import score_unknown
+
+    return score_unknown(
+        evaluation.release,
         flags.unknown_source,
         evaluation.metrics.unknown_scores,
         flags.placement,
-        connect=connect,
+        connect=flags.connector(terminal),
         on_progress=terminal.image_progress("scoring unknown pictures", "scored"),
     )
-    return evaluation, unknown, paired, groups
 
 
-def _write_report(
-    evaluation: "Evaluation",
-    unknown: "UnknownPictures | None",
-    groups: "GroupScores | None",
-    uri: str,
-) -> None:
+def _write_report(found: Findings, uri: str) -> None:
     from effnet_ray import storage
     from effnet_ray.inference import report
 
-    storage.write_bytes(uri, report.html(evaluation, unknown, groups))
+    storage.write_bytes(uri, report.html(found.evaluation, found.unknown, found.groups))
 
 
 def _print_evaluation(

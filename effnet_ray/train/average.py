@@ -15,30 +15,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from effnet_ray import storage
-from effnet_ray.data import manifest as manifests
-from effnet_ray.data.chunks import Dataset
-from effnet_ray.data.stream import Stream
-from effnet_ray.data.thread_executor import ThreadExecutor
-from effnet_ray.errors import DatasetError, InputError
-from effnet_ray.model import network as networks
-from effnet_ray.model.network import Network
-from effnet_ray.recipe import MULTILABEL
+from effnet_ray.errors import InputError
 from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.schema import from_dict
 from effnet_ray.train import checkpoint, run_record
 from effnet_ray.train.checkpoint import AVERAGED, EVAL_OUTPUTS, Checkpoint, Snapshot
-from effnet_ray.train.device_batches import DeviceBatches
 from effnet_ray.train.epoch_report import EpochReport
-from effnet_ray.train.evaluation import EvalResult, eval_batch, evaluate
+from effnet_ray.train.evaluation import EvalResult
 from effnet_ray.train.run_record import Result, Run
 from effnet_ray.train.state import Progress
+from effnet_ray.train.weights_evaluator import Weights, WeightsEvaluator
 
-Weights = dict[str, Tensor]
 TRIED = "average.json"
 """File of the run: which checkpoints were tried."""
 
@@ -143,7 +134,7 @@ def average(
     if result:
         return _recorded(run_uri, result)
     start = time.perf_counter()
-    soup = _search(chosen, _Evaluating(chosen[0].run, data), on_tried)
+    soup = _search(chosen, WeightsEvaluator(chosen[0].run, data), on_tried)
     if len(soup.kept) > 1:
         result = _record(soup, run_uri, time.perf_counter() - start)
     return Averaged(tuple(soup.tried), -soup.best.sort_key[0], soup.best.sums.loss, result)
@@ -243,63 +234,6 @@ def _with(weights: Weights, total: Weights, count: int) -> tuple[Weights, dict[s
         for name, tensor in weights.items()
     }
     return mean, sums
-
-
-class _Evaluating:
-    """Evaluates weights on the eval split, as training does."""
-
-    def __init__(self, run: Run, data: str) -> None:
-        """Raises DatasetError if the data set is not that of the run."""
-        data = data or run.data
-        manifest = manifests.load(data)
-        if manifest.fingerprint != run.fingerprint:
-            raise DatasetError(
-                f"{data} is not the data set of run {run.name!r}: pass --data with the images "
-                "that it was trained on"
-            )
-        limited = manifest.limited(run.recipe.limit)
-        manifests.check_shards(limited, data, "eval")
-        self._dataset = Dataset(limited, manifests.folder(data), run.recipe, run.spec)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._recipe, self._classes = run.recipe, len(run.classes)
-        network = networks.build(run.recipe, run.spec, self._classes)
-        self._network: Network = network.to(self._device)
-
-    def __call__(self, weights: Weights) -> EvalResult:
-        self._network.backbone.load_state_dict(weights)
-        multilabel = self._recipe.task == MULTILABEL
-        stream = Stream(
-            self._dataset,
-            rank=0,
-            workers=1,
-            first_step=None,
-            execute=ThreadExecutor(),
-            eval_batch=eval_batch(self._recipe, self._device),
-        )
-        batches = DeviceBatches(
-            stream,
-            self._device,
-            on_train_images=_ignore,
-            on_bad_eval_images=_ignore,
-            multilabel_classes=self._classes if multilabel else 0,
-        )
-        (result,) = evaluate(
-            [self._network],
-            batches.eval(),
-            self._autocast,
-            images=self._dataset.eval_plan.images,
-            multilabel=multilabel,
-        )
-        return result
-
-    def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self._recipe.precision or "float32")
-        half = dtype != torch.float32
-        return torch.autocast(self._device.type, dtype if half else None, enabled=half)
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def _record(soup: _Soup, run_uri: str, seconds: float) -> Result:

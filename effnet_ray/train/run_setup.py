@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from effnet_ray import storage
 from effnet_ray.data import feature_cache, manifest as manifests, train_labels
 from effnet_ray.data.chunks import Dataset
+from effnet_ray.data.feature_cache import FOLDER
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.source_size import typical_side
 from effnet_ray.errors import RecipeError
@@ -71,9 +72,15 @@ def set_up_run(
         run = _new_run(run_uri, resolved, placement, data, manifest, weights, digest)
         run = replace(run, teacher=teacher)
     check_sync(run.recipe, placement)
-    features = features_in or storage.join(runs, feature_cache.FOLDER)
-    dataset = _dataset(run, manifest, data, features)
-    job = WorkerJob(
+    dataset = _dataset(run, manifest, data, features_in or storage.join(runs, FOLDER))
+    return RunSetup(_worker_job(run, run_uri, dataset, placement, runs), recorded is None)
+
+
+def _worker_job(
+    run: Run, run_uri: str, dataset: Dataset, placement: Placement, runs: str
+) -> WorkerJob:
+    """What the workers of the run get."""
+    return WorkerJob(
         run,
         run_uri,
         dataset,
@@ -81,7 +88,6 @@ def set_up_run(
         weights_uri=_weights_uri(runs, run.weights_sha256),
         teacher_uri=_weights_uri(runs, run.teacher.weights_sha256) if run.teacher else None,
     )
-    return RunSetup(job, recorded is None)
 
 
 def find_run_uri(recipe: Recipe, manifest: Manifest, runs: str, name: str | None) -> str:

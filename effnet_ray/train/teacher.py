@@ -64,7 +64,20 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
             f"teacher {uri} is not a URI: only commands know names of releases; pass "
             "ModelStore(…).find(name).uri"
         )
-    uri = storage.absolute(uri)
+    teacher, of_teacher = _read(storage.absolute(uri))
+    _check_task(teacher.uri, of_teacher, task)
+    missing = [name for name in classes if name not in teacher.classes]
+    if missing:
+        raise WeightsError(
+            f"teacher {teacher.uri} does not know {len(missing)} of the data set's {len(classes)} "
+            f"classes ({', '.join(map(repr, missing[:5]))}): use a release that was trained on "
+            "all of them"
+        )
+    return teacher
+
+
+def _read(uri: str) -> tuple[Teacher, str]:
+    """The release as a teacher, and its task. Raises WeightsError if it is no release."""
     try:
         record = read_record(uri)
         config, recipe = (
@@ -72,11 +85,15 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
         )
         parsed, variant = parse_config(config), str(recipe["variant"])
         architecture = Recipe(variant=variant).variant_spec.architecture
-        if parsed.architecture != architecture:
-            raise ValueError(f"{CONFIG} is for {parsed.architecture}, {RECIPE} for {architecture}")
-        digest, size = record["files"][WEIGHTS], record["sizes"].get(WEIGHTS, 0)
-        if size > MAX_WEIGHTS_BYTES:
-            raise ValueError(f"{WEIGHTS} has {size:,} bytes")
+        if parsed.architecture != architecture or parsed.classes is None:
+            raise ValueError(f"{CONFIG} is not for {architecture}, or names no classes")
+        if record["sizes"].get(WEIGHTS, 0) > MAX_WEIGHTS_BYTES:
+            raise ValueError(f"{WEIGHTS} has more than {MAX_WEIGHTS_BYTES:,} bytes")
+        teacher = Teacher(
+            uri=uri, weights_sha256=record["files"][WEIGHTS], variant=variant, spec=parsed.spec,
+            classes=parsed.classes,
+        )  # fmt: skip
+        return teacher, str(recipe.get("task") or MULTICLASS)
     except OutageError:
         raise  # storage did not answer, which says nothing about the release
     except (StorageError, ReleaseError, RecipeError, RecursionError, *MALFORMED) as error:
@@ -84,18 +101,6 @@ def read_teacher(uri: str, classes: Sequence[str], task: str) -> Teacher:
             f"teacher {uri} is not a release ({error}): expected NAME@vN, NAME@ALIAS or the "
             "URI of a release's folder"
         ) from error
-    _check_task(uri, recipe.get("task") or MULTICLASS, task)
-    known = parsed.classes or ()
-    missing = [name for name in classes if name not in known]
-    if missing:
-        raise WeightsError(
-            f"teacher {uri} does not know {len(missing)} of the data set's {len(classes)} classes "
-            f"({', '.join(map(repr, missing[:5]))}): use a release that was trained on all of them"
-        )
-    return Teacher(
-        uri=uri, weights_sha256=digest, variant=variant, spec=parsed.spec,
-        classes=known,
-    )  # fmt: skip
 
 
 def _check_task(uri: str, of_teacher: str, task: str) -> None:

@@ -32,7 +32,7 @@ ORDER = (
     "train.worker_loop train.compile_rule train.run_setup train.run_monitor train.worker "
     "train.feature_tasks "
     "train.precompute_features train.network_interface train.ray_trainer train.finetune "
-    "train.average "
+    "train.weights_evaluator train.average "
     "release.names release.model_folder release.publish release.alias_move release.aliases "
     "release.maintenance release.store release.catalog release.load "
     "inference.options reporting.page reporting.svg reporting.data_pictures "
