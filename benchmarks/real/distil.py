@@ -73,7 +73,7 @@ def run_name(cell: Cell, name: str) -> str:
 
 
 def trained(cell: Cell, name: str, options: DistilOptions) -> float:
-    """Eval top-1 of the last epoch of a network."""
+    """Eval top-1 of a network: the better of its solved head and its last epoch."""
     recipe = recipe_of(cell, options, **changes(cell, name, options))
     result = finetune(
         recipe, Placement(workers="1"), packed(cell, options), runs=str(options.out / "runs"),
