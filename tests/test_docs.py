@@ -28,10 +28,13 @@ from support.layers import DOORS, ORDER
 from support.sources import files, write_hugging_face
 
 ROOT = Path(__file__).parents[1]
+FIRST = ("data", "training", "sweeps", "inference")
+"""Pages whose commands make what those of the others use, in this order."""
 PAGES = [
     ROOT / "README.md",
     ROOT / "ARCHITECTURE.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"docs/{name}.md" for name in FIRST),
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in FIRST),
     ROOT / "cluster/README.md",
     ROOT / "recipes/README.md",
 ]
