@@ -217,6 +217,7 @@ def test_an_unknown_column_says_how_to_add_it(photographs: Path, tmp_path: Path)
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_an_evaluation_names_the_worst_group(
     cluster: None, photographs: Path, tmp_path: Path
 ) -> None:

@@ -33,7 +33,10 @@ class Server:
 
     def __init__(self, first: LoadedRelease, second: LoadedRelease) -> None:
         self.first, self.second = first, second
-        self.serving = ServeOptions(port=free_port(), top=2, max_megabytes=0.1, max_batch=4)
+        # ONNX Runtime computes in `test_store_jobs` and `test_http_api`; its exports take time.
+        self.serving = ServeOptions(
+            port=free_port(), top=2, max_megabytes=0.1, max_batch=4, runtime="torch"
+        )
         start(self.serving)
         self.roll_to(first)
 

@@ -254,6 +254,7 @@ def test_a_chunk_has_its_images_logits_and_eval_images_have_none(
     assert all(np.isnan(block[TEACHER]).all() for block in blocks)
 
 
+@pytest.mark.long
 def test_a_run_on_s3_learns_from_a_release_there(
     digits: str, teacher: LoadedRelease, s3: str
 ) -> None:
