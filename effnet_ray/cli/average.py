@@ -11,7 +11,7 @@ from effnet_ray.cli.flags import (
     default_runs,
     default_single_writer,
     default_store,
-    placement_in_environment,
+    default_workers,
 )
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.placement import Placement, Workers
@@ -22,10 +22,6 @@ from effnet_ray.schema import require
 if TYPE_CHECKING:
     from effnet_ray.publish.test_score import Scoring
     from effnet_ray.train.average import Averaged, Candidate, Tried
-
-
-def _workers() -> Workers:
-    return Workers(**placement_in_environment())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,7 @@ class Average:
         tyro.conf.OmitArgPrefixes[ReleaseOptions], tyro.conf.arg(name="Release")
     ] = field(default_factory=ReleaseOptions)
     workers: Annotated[tyro.conf.OmitArgPrefixes[Workers], tyro.conf.arg(name="Cluster")] = field(
-        default_factory=_workers
+        default_factory=default_workers
     )
 
     @property

@@ -11,7 +11,7 @@ import tyro
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import InputError, RecipeError, quote
-from effnet_ray.placement import Placement, parse_worker_range
+from effnet_ray.placement import Placement, Workers, parse_worker_range
 from effnet_ray.publish.options import ReleaseOptions
 from effnet_ray.recipe import Recipe
 from effnet_ray.recipe_rules import SYNONYMS
@@ -211,6 +211,11 @@ def placement_in_environment() -> dict[str, Any]:
         except ValueError:
             raise RecipeError(f"EFFNET_GPUS_PER_WORKER is {gpus!r}: expected a number") from None
     return options
+
+
+def default_workers() -> Workers:
+    """The workers that EFFNET_WORKERS and EFFNET_GPUS_PER_WORKER set."""
+    return Workers(**placement_in_environment())
 
 
 def workers_in_environment() -> bool:

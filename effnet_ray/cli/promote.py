@@ -11,7 +11,7 @@ from effnet_ray.cli.flags import (
     connector,
     default_single_writer,
     default_store,
-    placement_in_environment,
+    default_workers,
 )
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import EvaluationError
@@ -23,10 +23,6 @@ from effnet_ray.schema import require
 
 if TYPE_CHECKING:
     from effnet_ray.inference.paired_test import PairedTest
-
-
-def _workers() -> Workers:
-    return Workers(**placement_in_environment())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +50,7 @@ class Promote:
     split: Literal["eval", "test"] = "eval"
     """With --if-better: the split to compare on. Releases are chosen on eval: test is fairer."""
     workers: Annotated[tyro.conf.OmitArgPrefixes[Workers], tyro.conf.arg(name="Cluster")] = field(
-        default_factory=_workers
+        default_factory=default_workers
     )
 
     def open(self) -> ModelStore:

@@ -50,5 +50,5 @@ JobFlags = TypeVar("JobFlags", bound=ReleaseFlags)
 
 def defaults(job_flags: type[JobFlags], **options: Any) -> JobFlags:
     """The job's flags as the environment sets them; `options` are its own fields."""
-    workers = Workers(**flags.placement_in_environment())
+    workers = flags.default_workers()
     return job_flags(model=tyro.MISSING, store=flags.default_store(), workers=workers, **options)

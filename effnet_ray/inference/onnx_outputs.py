@@ -20,7 +20,7 @@ LOGITS, _, UNKNOWN = OUTPUTS
 PACKAGES = "onnx", "onnxruntime", "onnxscript"
 """Those of the extra `onnx`."""
 TIMEOUT_S = 600
-"""The export of a b0 takes 4 s and its process 10 s; that of a b7 less than a minute."""
+"""The export of a b0 takes 4 s, and its process 10 s. Chosen for larger ones, not measured."""
 NICE = 5
 """The process of the export gives way to the requests that are answered meanwhile."""
 
