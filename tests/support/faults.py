@@ -28,6 +28,9 @@ CONDITIONAL = {
 }
 """What only conditional writes are answered."""
 BODIES = ("reset", "reset in the body", "short body", "stall", "trickle")
+LATE = "late"
+"""A right answer after `LATE_S`."""
+LATE_S = 2.0
 KINDS = (*ANSWERS, *BODIES)
 QUICK = tuple(kind for kind in KINDS if kind not in ("stall", "trickle"))
 """Kinds that cost no time."""
@@ -110,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             return self._reset()
         status, headers, answer = self._upstream(body)
+        if fault == LATE:
+            fault = None if not self.server.stopping.wait(LATE_S) else "reset"
         if fault and (self.command in ("HEAD", "PUT", "POST", "DELETE") or not answer):
             # No body to break: the request was done, but the answer is lost, or late.
             return self._wait() if fault in ("stall", "trickle") else self._reset()

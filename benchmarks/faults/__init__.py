@@ -1,0 +1,1 @@
+"""The arms of `benchmarks/chaos.py`: what is disturbed, how, and what must hold afterwards."""
