@@ -71,6 +71,37 @@ def test_resume_after_a_killed_worker_equals_never_stopping(
     assert_once_each(result, planned(digits))
 
 
+def test_a_run_outlives_the_actor_that_carries_its_events(
+    cluster: None, undisturbed: Callable[[int], PlainRun], digits: str, tmp_path: Path
+) -> None:
+    """No worker starts again for it."""
+    killed, starts, steps = [], list[events.Event](), set[int]()
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.WorkersStarted):
+            starts.append(event)
+            channels = processes("ray::EventChannel")
+            killed.extend(channels)
+            for channel in channels:
+                channel.kill()
+        if isinstance(event, events.EpochDone):
+            steps.add(event.report.step)
+
+    result = finetune(
+        RECIPE, Placement(workers="2", max_failures=0, audit=True), digits,
+        runs=str(tmp_path), name="unheard", on_event=on_event,
+    )  # fmt: skip
+    assert killed and len(starts) == 1
+    assert 2 * STEPS in steps
+    assert weights(result) == weights(undisturbed(2).finished)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """This session's processes whose title begins so."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "".join(child.cmdline()).startswith(title)]
+
+
 def test_too_many_corrupt_images_end_a_run_in_one_sentence(
     cluster: None, digits: str, tmp_path: Path
 ) -> None:

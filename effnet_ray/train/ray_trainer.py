@@ -107,7 +107,9 @@ def _innermost(error: Any) -> str:
     while getattr(error, "cause", None):
         error = error.cause
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    message = lines[-1].strip() if lines else "no message"
+    # Ray 2.60 adds all that may have ended a process, and its own advice.
+    return f"{type(error).__name__}: {message.partition(' Worker exit type:')[0]}"
 
 
 class DeathReporter(UserCallback):  # type: ignore[misc]  # Ray Train has no types
