@@ -99,23 +99,21 @@ class ControllerRegistry:
 
 
 def start_controller_registry() -> Any:
-    """Start the actor that can stop trials."""
-    return start_local_actor(ControllerRegistry)
+    """Start the actor that can stop trials. If it dies, Ray starts it again, empty."""
+    return start_local_actor(ControllerRegistry, max_restarts=-1, max_task_retries=-1)
 
 
 class _ReportToTune(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types
-    """Passes the workers' reports on to Tune; registers the controller before the first one."""
+    """Passes the workers' reports on to Tune; registers the controller before each of them."""
 
     def __init__(self, number: int, controllers: Any) -> None:
         super().__init__()
-        self._number, self._controllers, self._registered = number, controllers, False
+        self._number, self._controllers = number, controllers
 
     def after_report(self, *report: Any, **more: Any) -> None:
         """Called in the controller's process for every report of its workers."""
-        if not self._registered:
-            controller = ray.get_runtime_context().current_actor
-            ray.get(self._controllers.add.remote(self._number, controller))
-            self._registered = True
+        controller = ray.get_runtime_context().current_actor
+        ray.get(self._controllers.add.remote(self._number, controller))
         super().after_report(*report, **more)
 
 
