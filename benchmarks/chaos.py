@@ -37,6 +37,20 @@ def plain(runs: int = 25) -> None:
     _record("plain", runs, run_all)
 
 
+def publish(runs: int = 250) -> None:
+    """Rounds of 16 publishers at once, of which half crash, on disk and S3."""
+    from faults.publishing import run_all
+
+    _record("publish", runs, run_all)
+
+
+def pack(runs: int = 20) -> None:
+    """Packings with up to five SIGKILLs each."""
+    from faults.packing import run_all
+
+    _record("pack", runs, run_all)
+
+
 def _record(name: str, runs: int, arm: Arm) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
@@ -51,4 +65,5 @@ def _record(name: str, runs: int, arm: Arm) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "plain": plain})
+    commands = {"train": train, "plain": plain, "publish": publish, "pack": pack}
+    tyro.extras.subcommand_cli_from_dict(commands)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_folder_that_is_still_to_be_made_is_tried_in_its_parent(tmp_path: Path
     path, content, temporary = shared_folders._probe_file(tmp_path / "new/runs")
     assert path.parent == tmp_path and path.read_bytes() == content and temporary
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.quick
+def test_what_a_killed_driver_left_in_a_folder_is_deleted_by_a_later_one(tmp_path: Path) -> None:
+    old, young, own = (tmp_path / f"{shared_folders.PROBE}{number}" for number in range(3))
+    for file in (old, young, own, tmp_path / "manifest.json"):
+        file.write_bytes(b"")
+    hours_ago = time.time() - 2 * shared_folders.STALE_S
+    os.utime(old, (hours_ago, hours_ago))
+    os.utime(tmp_path / "manifest.json", (hours_ago, hours_ago))
+    path, _, _ = shared_folders._probe_file(tmp_path)
+    assert {*tmp_path.iterdir()} == {young, own, path, tmp_path / "manifest.json"}
 
 
 @pytest.mark.quick

@@ -24,6 +24,7 @@ from effnet_ray import storage
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.release import maintenance
 from effnet_ray.release.store import ModelStore
+from effnet_ray.runtime import shared_folders
 from effnet_ray.train import checkpoint
 from faults.disturb import Disturbed, Job, disturb
 from faults.machines import machines
@@ -73,7 +74,11 @@ def check(place: str, output: str, expected_weights: str) -> dict[str, Any]:
 
 def leftovers(place: str) -> list[str]:
     """Files of a run and its store that a finished run does not have."""
-    paths = {path for path in storage.entries(place, hidden=True) if not path.endswith(".lock")}
+    paths = {
+        path
+        for path in storage.entries(place, hidden=True)
+        if not (path.endswith(".lock") or shared_folders.PROBE in path)  # a later run deletes it
+    }
     records = {path.removesuffix("/checkpoint.json") for path in paths if _is_record(path)}
     partial = {path for path in paths if path.rsplit("/", 1)[-1].startswith(".")}
     unrecorded = {

@@ -1,8 +1,10 @@
 """Whether every machine of a cluster has a local folder: NFS, Lustre, FSx and the like."""
 
 import os
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -16,6 +18,8 @@ SHARED_ENV = "EFFNET_SHARED"
 PROBE = ".effnet-probe-"
 PROBE_TIMEOUT_S = 60
 """Seconds for a machine to start a process and read a file. Chosen, not measured."""
+STALE_S = 3600.0
+"""A probe that is older belongs to a driver that was killed. Chosen, not measured."""
 
 
 def check_reachable(uris: Sequence[str]) -> None:
@@ -82,6 +86,7 @@ def _probe_file(folder: Path) -> tuple[Path, bytes, bool]:
     that is there already.
     """
     folder = next(path for path in (folder, *folder.parents) if path.is_dir())
+    _delete_stale_probes(folder)
     content = uuid.uuid4().bytes
     file = folder / f"{PROBE}{content.hex()}"
     try:
@@ -90,6 +95,14 @@ def _probe_file(folder: Path) -> tuple[Path, bytes, bool]:
     except OSError:
         file = next((Path(top) / names[0] for top, _, names in os.walk(folder) if names), folder)
         return file, _read(str(file)) or b"", False
+
+
+def _delete_stale_probes(folder: Path) -> None:
+    """Delete probes of killed drivers, as far as this user may."""
+    for probe in folder.glob(f"{PROBE}*"):
+        with suppress(OSError):
+            if probe.stat().st_mtime < time.time() - STALE_S:
+                probe.unlink()
 
 
 def _read(path: str) -> bytes | None:

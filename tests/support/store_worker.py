@@ -1,8 +1,9 @@
 """Publishes and promotes in processes of its own, which may be killed at any step or race.
 
 Reads commands as JSON lines: a list of jobs, each for a child of its own, all let go at once; a
-job is {"store", "do": [action, …], "kill_at": step or absent}. Answers each with a list of what
-became of the children: what they said, steps taken, and by which signal they ended.
+job is {"store", "do": [action, …]}, perhaps with "kill_at", a step, or "kill_after_s". Answers
+each with a list of what became of the children: what they said, steps taken, and by which signal
+they ended.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from effnet_ray import storage
+from effnet_ray.errors import ReleaseError
 from effnet_ray.release import publish
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import conditional, local
@@ -43,6 +45,12 @@ def act(store: ModelStore, action: list[Any]) -> Any:
         case ["promote own", name, run, alias]:
             version = store.publish(name, files(run, 0.5), {"run": run}).version
             return version, store.promote(f"{name}@v{version}", alias, force=True).id
+        case ["delete", reference]:
+            with contextlib.suppress(ReleaseError):  # it is `best`, deleted or not there
+                store.delete(reference)
+            return None
+        case ["gc", stale_after_s]:
+            return len(store.gc(stale_after_s).removed)
     raise AssertionError(action)
 
 
@@ -82,6 +90,9 @@ def ended(pid: int, answer: int) -> dict[str, Any]:
 def child(job: dict[str, Any], said: int) -> None:
     """Do a job and say how it went; never returns."""
     steps = count_steps(job.get("kill_at"))
+    if "kill_after_s" in job:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+        signal.setitimer(signal.ITIMER_REAL, job["kill_after_s"])
     publish.CLAIM_WAIT_S = job.get("helped_after_s", publish.CLAIM_WAIT_S)
     try:
         store = ModelStore(job["store"], job.get("single_writer", False))

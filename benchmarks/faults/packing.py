@@ -1,0 +1,51 @@
+"""Packing with SIGKILLs at random moments, again and again until it is done."""
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from effnet_ray import storage
+from effnet_ray.data.manifest import load
+from effnet_ray.packing.sample import pack_sample, write_images
+
+JOB = Path(__file__).parents[2] / "jobs" / "pack.py"
+SECONDS = (0.5, 12.0)
+"""Bounds of the time to a kill. An undisturbed packing takes about 8 s, half of them imports."""
+MOST_KILLS = 5
+
+
+def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
+    """Kill packings until `runs` kills are done; yields what became of each packing."""
+    images, undisturbed = scratch / "images", scratch / "undisturbed"
+    write_images(images)
+    pack_sample(str(undisturbed))
+    expected = _content(undisturbed)
+    for number in sorted(set(range(runs)) - set(done)):
+        out, draws, kills = scratch / f"out-{number}", random.Random(number), 0
+        limit = draws.randint(1, MOST_KILLS)
+        while not _pack(images, out, draws.uniform(*SECONDS) if kills < limit else None):
+            kills += 1
+        failure = "" if _content(out) == expected else "another data set"
+        yield {"run": number, "failure": failure, "kills": kills}
+        shutil.rmtree(out)
+
+
+def _pack(images: Path, out: Path, seconds: float | None) -> bool:
+    """Pack until killed after `seconds`; whether it came to its end."""
+    flags = ["--source", str(images), "--out", str(out), "--eval-fraction", "0.2"]
+    process = subprocess.Popen([sys.executable, str(JOB), *flags], stdout=-3, stderr=-3)
+    try:
+        return process.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+
+
+def _content(folder: Path) -> tuple[str, dict[str, int]]:
+    """The fingerprint, and all files with their sizes."""
+    return load(str(folder)).fingerprint, storage.sizes(str(folder))

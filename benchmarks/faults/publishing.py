@@ -1,0 +1,111 @@
+"""Publishers that crash anywhere, while others publish, delete and collect garbage."""
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.servers import fresh_bucket, moto_server, s3_environment
+from support.store_worker import files
+from support.stores import Workers, content
+
+from effnet_ray.release import maintenance
+from effnet_ray.release.names import Release
+
+MODEL = "pets"
+PUBLISHERS = 16
+STALE_S = 1.0
+"""For `gc`, which waits a day by default: here it completes what running publishers claimed."""
+SECONDS = {"disk": 0.15, "moto": 2.0}
+"""More than sixteen publishers need at once: some are done when the signal comes."""
+
+
+def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
+    """Rounds of sixteen publishers, of which half are to crash; yields what became of each."""
+    for number in sorted(set(range(runs)) - set(done)):
+        kind = ("disk", "moto")[number % 2]
+        folder = scratch / f"round-{number}"
+        failure, crashes = "", 0
+        with _workers(kind, folder) as workers:
+            try:
+                crashes = _round(workers, kind, random.Random(number))
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
+        yield {"run": number, "place": kind, "failure": failure, "crashes": crashes}
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _workers(kind: str, folder: Path) -> Iterator[Workers]:
+    if kind == "disk":
+        workers = Workers(str(folder), False)
+        yield workers
+        workers.end()
+        return
+    with moto_server() as endpoint, s3_environment(endpoint):
+        workers = Workers(fresh_bucket(), False)
+        yield workers
+        workers.end()
+
+
+def _round(workers: Workers, kind: str, draws: random.Random) -> int:
+    """Crash, clean up and check; returns the crashes. Raises AssertionError."""
+    tops = {f"run {i}": draws.randrange(1000) / 1000 for i in range(PUBLISHERS)}
+    (alone,) = workers.run([["publish", "alone", "first", 0.5]])
+    seconds = SECONDS[kind]
+    jobs = [_publisher(run, top, alone["steps"], seconds, draws) for run, top in tops.items()]
+    others: list[dict[str, Any]] = [
+        {"do": [["gc", STALE_S], ["gc", STALE_S]]},
+        {"do": [["gc", STALE_S]]},
+        {"do": [["delete", f"{MODEL}@v1"]]},
+    ]
+    crashed = _ended(workers.run_jobs([*jobs, *others]))
+    # Everybody again, as people do: whoever had published finds the release.
+    again = workers.run_jobs([{"do": job["do"]} for job in jobs])
+    assert not _ended(again)
+    _check(workers, tops)
+    return crashed
+
+
+def _publisher(
+    run: str, top: float, steps: int, seconds: float, draws: random.Random
+) -> dict[str, Any]:
+    """One of two crashes: between two writes, or at any instruction."""
+    job: dict[str, Any] = {"do": [["publish", MODEL, run, top]]}
+    match draws.randrange(4):
+        case 0:
+            job["kill_at"] = draws.randrange(steps)
+        case 1:
+            job["kill_after_s"] = draws.uniform(0.001, seconds)
+    return job
+
+
+def _ended(answers: Sequence[dict[str, Any]]) -> int:
+    """How many were killed; raises AssertionError for an error."""
+    errors = [answer["error"] for answer in answers if "error" in answer]
+    assert not errors, errors
+    killed = [answer["signal"] for answer in answers if answer["signal"]]
+    assert set(killed) <= {signal.SIGKILL, signal.SIGALRM}, killed
+    return len(killed)
+
+
+def _check(workers: Workers, tops: dict[str, float]) -> None:
+    """Versions are dense, `best` is the best, all releases verify, nothing is left over."""
+    store = workers.store
+    store.gc(stale_after_s=-60)
+    folder = store.model_folder(MODEL)
+    versions = folder.versions
+    assert sorted([*versions, *folder.deleted]) == list(range(1, folder.next)), "not dense"
+    runs = {}
+    for version in versions:
+        maintenance.verify(folder, version)
+        runs[version] = json.loads(content(store, MODEL, version)["config.json"])["run"]
+        assert content(store, MODEL, version) == files(runs[version], tops[runs[version]])
+    assert len(set(runs.values())) == len(runs), "a run has two releases"
+    best: Release = store.find(f"{MODEL}@best")
+    assert tops[runs[best.version]] == max(tops[run] for run in runs.values()), "best is wrong"
+    assert not [path for path in folder.files if "/staging/" in path or ".partial" in path]
