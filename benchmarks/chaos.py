@@ -51,6 +51,27 @@ def pack(runs: int = 20) -> None:
     _record("pack", runs, run_all)
 
 
+def sweep(runs: int = 30) -> None:
+    """Sweeps with up to three SIGKILLs each."""
+    from faults.sweeps import run_all
+
+    _record("sweep", runs, run_all)
+
+
+def serve(runs: int = 20) -> None:
+    """Servers under load: killed processes, a damaged release, a store that is gone."""
+    from faults.serving import run_all
+
+    _record("serve", runs, run_all)
+
+
+def leak(epochs: int = 300) -> None:
+    """A run of many epochs: what grows in its processes and folders."""
+    from faults.leak import run_all
+
+    _record("leak", epochs, run_all)
+
+
 def _record(name: str, runs: int, arm: Arm) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
@@ -65,5 +86,9 @@ def _record(name: str, runs: int, arm: Arm) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"train": train, "plain": plain, "publish": publish, "pack": pack}
+    commands = {
+        "train": train, "plain": plain, "publish": publish, "pack": pack, "leak": leak,
+        "serve": serve,
+        "sweep": sweep,
+    }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(commands)

@@ -90,27 +90,37 @@ class Machines:
 @contextmanager
 def machines() -> Iterator[Machines]:
     """A cluster of its own; raises RuntimeError if a process of it is left afterwards."""
+    with marking() as mark:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0, "object_store_memory": 100 * 1024**2,
+                "include_dashboard": True, "dashboard_port": free_port(),
+            },
+        )  # fmt: skip
+        running = Machines(cluster, mark)
+        try:
+            for _ in range(WORKERS):
+                running.add()
+            yield running
+        finally:
+            for node in [*running.nodes, cluster.head_node]:
+                cluster.remove_node(node, allow_graceful=False)  # else each drains for 30 s
+
+
+@contextmanager
+def marking() -> Iterator[str]:
+    """Mark the processes that are started here; raises RuntimeError if one is left at the end."""
     mark = os.environ[MARK] = uuid.uuid4().hex
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0, "object_store_memory": 100 * 1024**2,
-            "include_dashboard": True, "dashboard_port": free_port(),
-        },
-    )  # fmt: skip
-    running = Machines(cluster, mark)
     try:
-        for _ in range(WORKERS):
-            running.add()
-        yield running
+        yield mark
     finally:
-        for node in [*running.nodes, cluster.head_node]:
-            cluster.remove_node(node, allow_graceful=False)  # else each drains for 30 s
+        del os.environ[MARK]
         _, left = psutil.wait_procs(marked(mark), timeout=ENDING_S)
         for process in left:
             process.kill()
-        if left:
-            raise RuntimeError(f"processes are left: {[process.info['name'] for process in left]}")
+    if left:
+        raise RuntimeError(f"processes are left: {[process.info['name'] for process in left]}")
 
 
 def marked(mark: str) -> list[psutil.Process]:
