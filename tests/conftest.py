@@ -45,8 +45,8 @@ settings.load_profile("effnet")
 
 
 QUICK = (
-    "asha audit augment class_balance docs duplicates errors eval_inputs in_place kuberay "
-    "labels layers logits messages metric_definitions metrics mixup multiclass_metrics "
+    "asha audit augment class_balance dependencies docs duplicates errors eval_inputs in_place "
+    "kuberay labels layers logits messages metric_definitions metrics mixup multiclass_metrics "
     "multilabel_metrics mutations nodes optimizer pending plan publish quarantine recipe "
     "recipes resources results run_record searchers space splits sync_batchnorm terminal "
     "throughput trial_log variant_schedule variants"

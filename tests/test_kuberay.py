@@ -95,6 +95,39 @@ def test_pods_outlive_the_drain_and_hold_no_secrets() -> None:
             assert not re.search("KEY|SECRET|TOKEN", str([e["name"] for e in container["env"]]))
 
 
+def test_no_container_runs_as_root_or_writes_to_its_image() -> None:
+    spec = load("cluster")["spec"]
+    for pod in pods(load("cluster")):
+        user = pod["securityContext"]
+        assert user["runAsNonRoot"] is True and user["seccompProfile"] == {
+            "type": "RuntimeDefault"
+        }
+        assert user["runAsUser"] == user["runAsGroup"] == user["fsGroup"] == image_user()
+        assert {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]} == {
+            "tmp": {}, "home": {}}  # fmt: skip
+        assert len(pod["containers"]) == 1 and not pod.keys() & HOST_FIELDS
+        for container in (*pod["containers"], spec["autoscalerOptions"]):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert mounts == {"tmp": "/tmp", "home": "/home/ray"}
+
+
+HOST_FIELDS = {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
+
+
+def image_user() -> int:
+    """The number of the user that the image makes and runs as."""
+    dockerfile = (ROOT / "cluster/Dockerfile").read_text()
+    made = re.search(r"useradd --create-home --uid (\d+) ray\b", dockerfile)
+    last = re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE)[-1:]
+    assert made and last == [made[1]]
+    return int(made[1])
+
+
 def test_gpu_pods_tolerate_the_gpus_taint() -> None:
     gpus = [pod for pod in pods(load("cluster")) if "nvidia.com/gpu" in str(pod["containers"])]
     assert len(gpus) == 2
@@ -145,7 +178,8 @@ def test_the_versions_are_the_locks() -> None:
     assert load("cluster")["spec"]["rayVersion"] == version("ray")
     dockerfile = (ROOT / "cluster/Dockerfile").read_text()
     assert " g++ " in dockerfile  # torch.compile
-    assert re.findall(r"pip install .*-r (\S+)", dockerfile) == ["requirements.lock"]
-    assert "uv pip install --system --no-cache --no-deps ." in dockerfile
+    commands = dockerfile.replace("\\\n", "")
+    assert re.findall(r"pip install .*-r (\S+)", commands) == ["requirements.lock"]
+    assert re.search(r"uv pip install --system --no-cache --no-deps .* \.$", commands, re.M)
     python = re.search(r"FROM python:(\d+\.\d+)", dockerfile)
     assert python and python[1] in (ROOT / "cluster/aws.yaml").read_text()
