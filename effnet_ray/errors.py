@@ -28,14 +28,19 @@
         └─ ControllerDiedError        the process that controls a run's workers died
 
 Each class takes one message, so it can be pickled and sent between processes.
-A message says what was found, what was expected, and what to do.
+A message says what was found, what was expected, and what to do. `redact` has removed secrets.
 """
+
+from effnet_ray.redaction import redact
 
 
 class EffnetRayError(Exception):
     """Root of the tree."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class InputError(EffnetRayError):
@@ -146,8 +151,9 @@ of a terminal. Arrow's and Ray's messages may have thousands."""
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text with all whitespace runs as single spaces; its type's name if empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error's text with all whitespace runs as single spaces, without secrets; its type's name
+    if empty."""
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
 def quote(error: BaseException) -> str:

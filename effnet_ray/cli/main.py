@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import re
 import signal
 import sys
 import threading
@@ -18,13 +19,15 @@ from types import FrameType
 from typing import Any
 
 from effnet_ray import __version__
-from effnet_ray.errors import EffnetRayError
+from effnet_ray.errors import EffnetRayError, InputError
+from effnet_ray.redaction import redact
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
 
 JOBS = ("pack", "finetune", "tune", "evaluate", "predict", "serve", "models", "check", "data")
 """Each is a module of this package with a function NAME_job, and a script in jobs/."""
 
+FLAG = re.compile(r"(--?[a-z][a-z0-9-]*)(?:=|$)")
 TO_STDOUT = {"-h", "--help", "--tyro-print-completion", "--tyro-write-completion"}
 """Flags whose answer is text on stdout."""
 
@@ -42,11 +45,16 @@ def run() -> int:
     if arguments == ["--version"]:
         print(f"effnet-ray {__version__}")
         return 0
+    return main(_no_job, arguments or ["--help"])
+
+
+def _no_job(arguments: Sequence[str]) -> dict[str, Any]:
+    """Print the help, or that there is no such job, and exit."""
     from effnet_ray.cli.all_jobs import parse_all
 
-    unknown_job = arguments and not arguments[0].startswith("-")
-    parse_all(arguments[:1] if unknown_job else arguments or ["--help"])
-    return 2
+    unknown_job = not arguments[0].startswith("-")
+    parse_all(arguments[:1] if unknown_job else arguments)
+    raise SystemExit(2)
 
 
 def load_job(name: str) -> Job:
@@ -59,6 +67,8 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     """Run a job and return its exit code. The last line of stdout is its result as JSON."""
     _print_in_any_locale()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_redact_record)
     # The hub's client warns about each retry; our error message is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # `ray job stop` and orchestrators send SIGTERM.
@@ -68,6 +78,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     # Ray prints warnings to stdout until it is shut down; our JSON must be the last line there.
     stdout = sys.stdout if TO_STDOUT & set(arguments) else sys.stderr
     try:
+        _refuse_secrets(arguments)
         with redirect_stdout(stdout), _ray_session():
             result = job(arguments)
     except EffnetRayError as error:
@@ -78,6 +89,26 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
         return 130
     print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
     return 1 if result.get("ok") is False else 0
+
+
+def _refuse_secrets(arguments: Sequence[str]) -> None:
+    """Raise InputError for an argument that contains a secret; the message does not repeat it."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if redact(word) == word:
+            continue
+        flag = FLAG.match(word) or FLAG.fullmatch(before)
+        what = f"the value of {flag[1]}" if flag else "an argument"
+        raise InputError(
+            f"{what} contains a password, token or signature, which everyone on this machine can "
+            "read: remove it, and set it in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN)"
+        )
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    """Remove secrets from a library's warning."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
 
 def _print_in_any_locale() -> None:

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from effnet_ray.preflight.findings import Finding, problem
+from effnet_ray.redaction import SECRET_NAME, TOKENS
 
 TOKEN_FILE = ".ray/auth_token"
 HOME_TOKEN_FILE = re.compile(rf"(~|/root|/home/[^/]+)/{re.escape(TOKEN_FILE)}")
 """The paths where Ray looks for its token."""
-SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api_?key|credential)s?"
 SECRETS = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # an access key's id
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\b(?:hf|gh[pousr])_[A-Za-z0-9]{30,}"  # Hugging Face, GitHub
-    r"|\bya29\.[\w-]+"  # Google
+    TOKENS.pattern
+    +
     # A name like HF_TOKEN with a literal value; not a variable, not the path of a file.
     rf"|\b(?!\w*(?:path|file|mode)\b)(?i:\w*{SECRET_NAME}\w*)\s*[=:]\s*[\"']?[^\s\"'$]"
 )

@@ -25,6 +25,7 @@ from effnet_ray.errors import (
     StorageError,
     TooLargeError,
 )
+from effnet_ray.redaction import has_credentials
 from effnet_ray.storage.backend import Entry, Versioned, check_size
 from effnet_ray.storage.retry import with_retries, with_timeout
 from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, translate
@@ -88,6 +89,11 @@ def endpoint() -> str:
             url = urlparse(value)
             if url.scheme not in ("http", "https") or not url.netloc:
                 raise StorageError(f"{name} is {value!r}: expected http(s)://HOST:PORT")
+            if has_credentials(value):
+                raise StorageError(
+                    f"{name} is {value!r}, with credentials in it: set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY instead"
+                )
             return value
     return ""
 

@@ -3,6 +3,7 @@
 import os
 
 from effnet_ray.errors import StorageError
+from effnet_ray.redaction import has_credentials
 
 LOCAL, S3 = "", "s3"
 SCHEMES = (S3,)
@@ -12,11 +13,16 @@ SCHEMES = (S3,)
 def scheme(uri: str) -> str:
     """One of SCHEMES; LOCAL for a path.
 
-    Raises StorageError for an unknown scheme or a missing bucket name.
+    Raises StorageError for an unknown scheme, a missing bucket name, or credentials in the URI.
     """
     name, separator, rest = uri.partition("://")
     if not separator:
         return LOCAL
+    if has_credentials(uri):
+        raise StorageError(
+            f"{uri} contains credentials, which records and logs would repeat: remove them from "
+            "the URI, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     if name not in SCHEMES:
         raise StorageError(f"{uri} has the scheme {name}://: use s3://bucket/prefix or a path")
     if not rest.split("/")[0]:

@@ -18,10 +18,11 @@ import effnet_ray
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, TrackerError
 from effnet_ray.publish.provenance import git_commit
+from effnet_ray.redaction import redact
 from effnet_ray.release.names import BEST
 from effnet_ray.tracking.metrics import EPOCH, RUNNING_LOSS, Logged, MetricPoint, params
 from effnet_ray.tracking.run_history import RunHistory
-from effnet_ray.tracking.tracker import RunStatus, redact
+from effnet_ray.tracking.tracker import RunStatus, reason
 from effnet_ray.train.run_record import Run
 
 ID_FILE = "mlflow.json"
@@ -207,11 +208,11 @@ def _as_tracker_error(address: str) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             raise TrackerError(
-                f"the MLflow server at {redact(address)} returns an error ({redact(error)}): set "
+                f"the MLflow server at {redact(address)} returns an error ({reason(error)}): set "
                 "MLFLOW_EXPERIMENT_ID to an experiment that exists, or unset it"
             ) from error
         raise TrackerError(
-            f"no MLflow server answers at {redact(address)} ({redact(error)}): check "
+            f"no MLflow server answers at {redact(address)} ({reason(error)}): check "
             "MLFLOW_TRACKING_URI, its credentials and the network"
         ) from error
 

@@ -3,18 +3,14 @@
 Another tracker is a module with this interface, and a row of `trackers.TRACKERS`.
 """
 
-import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
-from effnet_ray.errors import EffnetRayError, one_line
+from effnet_ray.errors import EffnetRayError, quote
 from effnet_ray.tracking.metrics import Logged, MetricPoint
 from effnet_ray.tracking.run_history import RunHistory
 from effnet_ray.train.run_record import Run
-
-MAX_ERROR_CHARS = 300
-"""Three lines of a terminal."""
 
 
 class RunStatus(Enum):
@@ -48,18 +44,14 @@ class Tracker(Protocol):
         """Record how the run ended."""
 
 
-def redact(text: str | Exception) -> str:
-    """The text or error as one line of at most 300 characters, without passwords in URLs.
+def reason(error: Exception) -> str:
+    """The error's text as one line, without secrets, cut to its first MAX_QUOTED_CHARS characters.
 
     For a network error this is the text of its innermost cause, which is the shortest.
     """
-    if isinstance(text, Exception):
-        cause = _innermost(text)
-        is_network_error = isinstance(cause, OSError) and not isinstance(text, EffnetRayError)
-        line = one_line(cause if is_network_error else text)
-    else:
-        line = " ".join(text.split())
-    return re.sub(r"//[^/@\s]+@", "//", line)[:MAX_ERROR_CHARS]
+    cause = _innermost(error)
+    is_network_error = isinstance(cause, OSError) and not isinstance(error, EffnetRayError)
+    return quote(cause if is_network_error else error)
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ from effnet_ray.tracking.metrics import Logged, MetricPoint, point_of_epoch, poi
 from effnet_ray.tracking.mlflow import Mlflow
 from effnet_ray.tracking.run_history import RunHistory, read_run_history
 from effnet_ray.tracking.tensorboard import TensorBoard
-from effnet_ray.tracking.tracker import RunStatus, Tracker, redact
+from effnet_ray.tracking.tracker import RunStatus, Tracker, reason
 from effnet_ray.train.events import Event, RunStarted
 
 TRACKERS: Mapping[str, Callable[[], Tracker]] = {"mlflow": Mlflow, "tensorboard": TensorBoard}
@@ -187,15 +187,15 @@ class TrackerThread:
 
     def _report_failure(self, error: Exception, *, run_ended: bool) -> None:
         """Report an error at the end of the run, or the first one before that."""
-        reason = redact(error)
+        why = reason(error)
         if run_ended:
             self._notify(
-                f"{self.name} does not have the whole run ({reason}): run the same command again "
+                f"{self.name} does not have the whole run ({why}): run the same command again "
                 "to log the rest"
             )
         elif not self._failure_reported:
             self._failure_reported = True
             self._notify(
-                f"{self.name} cannot log the run ({reason}): training continues; missing epochs "
+                f"{self.name} cannot log the run ({why}): training continues; missing epochs "
                 "are logged when the run ends"
             )

@@ -1,7 +1,8 @@
 """The order of the modules, and which of them may import which library."""
 
 ORDER = (
-    "errors variants schema recipe_rules recipe_fields recipe_checks recipe phases placement "
+    "redaction errors variants schema recipe_rules recipe_fields recipe_checks recipe phases "
+    "placement "
     "storage.names storage.uri storage.backend storage.retry storage.local_listing storage.local "
     "storage.s3_errors storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
