@@ -328,14 +328,21 @@ def test_errors_keep_their_type_and_their_text_without_secrets() -> None:
 
 
 @pytest.fixture(scope="module")
-def head(moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an MLflow server."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def head(moto: str, tracked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head of our cluster file, whose environment and home are full of secrets."""
-    home = home_with_credentials(tmp_path_factory.mktemp("home"))
+    home, port = home_with_credentials(tmp_path_factory.mktemp("home")), free_port()
     # Ray takes its token from this variable first; here it is in a file.
     more = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_AUTH_TOKEN"}
-    with s3_environment(moto):
-        os.environ.update(more | {"NO_PROXY": "*", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"})
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    more["MLFLOW_TRACKING_URI"] = f"http://{C}-user:{C}-password@127.0.0.1:{port}"
+    more |= {"NO_PROXY": "*", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    with mlflow_server(tracked, port), s3_environment(moto):
+        os.environ.update(more)
         with secured_head(home, cpus=2) as running:
             yield running
 
@@ -417,12 +424,11 @@ def leaks(head: Head, places: Mapping[str, str]) -> list[str]:
     return [n for n, text in places.items() if holds_canary(text) or head.token in text]
 
 
-def run_jobs(head: Head, bucket: str, out: Path, **env: str) -> dict[str, str]:
+def run_jobs(head: Head, bucket: str, out: Path) -> dict[str, str]:
     """Run jobs in the cluster; what they print, write, report to Ray, or have as arguments."""
     script = str(ROOT / "tests/support/all_jobs.py")
-    variables = {**head.env, **env}
     with Watched(head.env) as watched:
-        done = submit(variables, sys.executable, script, bucket, str(out))
+        done = submit(head.env, sys.executable, script, bucket, str(out))
     assert done.returncode == 0 and "all jobs ran" in done.stdout, done.stdout + done.stderr
     logs = session_logs(watched.arguments)
     assert any("all_jobs.py" in text for text in logs.values())
@@ -434,20 +440,19 @@ def run_jobs(head: Head, bucket: str, out: Path, **env: str) -> dict[str, str]:
 @pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_no_job_on_a_cluster_leaves_a_secret_anywhere(head: Head, tmp_path: Path) -> None:
+def test_no_job_on_a_cluster_leaves_a_secret_anywhere(
+    head: Head, tracked: Path, tmp_path: Path
+) -> None:
     """Every job, a sweep, a served image, a tracker, and mistakes."""
     bucket, out = fresh_bucket(), tmp_path / "out"
     pack_sample(f"{bucket}/digits")
     for name in ("0/1.png", "1/2.png", "0/3.png", "1/4.png"):
         storage.write_bytes(f"{bucket}/pictures/{name}", picture())
     out.mkdir()
-    port = free_port()
-    (tmp_path / "mlflow").mkdir()
-    with mlflow_server(tmp_path / "mlflow", port):
-        address = f"http://{C}-user:{C}-password@127.0.0.1:{port}"
-        places = run_jobs(head, bucket, out, MLFLOW_TRACKING_URI=address)
-    written = [file for file in (tmp_path / "mlflow").rglob("*") if file.is_file()]
+    places = run_jobs(head, bucket, out)
+    written = [file for file in tracked.rglob("*") if file.is_file()]
     places |= {str(file): file.read_text(errors="replace") for file in written}
+    assert any("mlflow.db" in path for path in places)
     assert {"data.html", "report.html", "store/canary/v0001/release.json"} <= places.keys()
     assert "is refused" in places["tasks"] and "canary@best" in places["argv"] + places["stderr"]
     assert leaks(head, places) == []

@@ -33,16 +33,16 @@ def training(place: str, name: str, *more: str) -> list[str]:
 
 def everything(place: str, out: str) -> Iterator[Command]:
     """Every job, and mistakes."""
-    store = ["--store", f"{place}/store"]
+    store, worker = ["--store", f"{place}/store"], ["--workers", "1", "--gpus-per-worker", "0"]
     pictures = f"{place}/pictures"
     yield 0, "pack", ["--source", pictures, "--out", f"{place}/packed"]
     yield 0, "data", [f"{place}/packed", "--page", f"{place}/data.html"]
     yield 0, "finetune", training(place, "canary", "--tracker", "mlflow")
-    yield 0, "tune", training(place, "sweep", "--trials", "2")
-    yield 0, "evaluate", ["--model", "canary@v1", *store, "--data", f"{place}/digits",
-                          "--workers", "1", "--report", f"{place}/report.html"]  # fmt: skip
-    yield 0, "predict", ["--model", "canary@v1", *store, "--source", pictures,
-                         "--workers", "1", "--out", f"{place}/predictions"]  # fmt: skip
+    yield 0, "tune", training(place, "sweep", "--trials", "2", "--variants", "b0")
+    yield 0, "evaluate", ["--model", "canary@v1", *store, "--data", f"{place}/digits", *worker,
+                          "--report", f"{place}/report.html"]  # fmt: skip
+    yield 0, "predict", ["--model", "canary@v1", *store, "--source", pictures, *worker,
+                         "--out", f"{place}/predictions"]  # fmt: skip
     yield 0, "models", ["promote", "canary@v1", "production", *store]
     yield 0, "models", ["export", "canary@v1", *store, "--out", f"{out}/onnx"]
     yield 0, "models", ["list", *store]
