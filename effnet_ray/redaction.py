@@ -56,7 +56,8 @@ def has_credentials(uri: str) -> bool:
 
 def _environment_secrets() -> Iterator[str]:
     """Values of variables whose names say so, and the passwords of URLs in any variable."""
-    for name, value in os.environ.items():
+    for name in list(os.environ):  # another thread may change it
+        value = os.environ.get(name, "")
         user = USER.search(value)
         if user:
             value = user.group().rstrip("@").partition(":")[2]

@@ -10,7 +10,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
 
+from effnet_ray.inference import request_limit
 from effnet_ray.inference.http_metrics import HttpMetrics
 from effnet_ray.inference.request_limit import RequestLimit
 
@@ -86,6 +88,25 @@ def test_an_image_that_does_not_arrive_in_time_is_given_up() -> None:
     asyncio.run(app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
     assert sent[0]["status"] == 408
     assert b"did not arrive within 0.05 s" in sent[1]["body"]
+
+
+def test_requests_that_together_need_too_much_memory_are_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_limit, "MAX_BUFFERED_BYTES", 1000)
+    monkeypatch.setattr(request_limit, "MAX_BUFFERED_REQUESTS", 1)
+    limit = RequestLimit(Starlette(routes=[Route("/", answer, methods=["POST"])]), 1000, 5)
+    client = TestClient(limit)
+    limit.buffered = 600  # other requests
+    assert client.post("/", content=bytes(400)).json()["bytes"] == 400
+    refused = client.post("/", content=bytes(401))
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert limit.buffered == 600
+
+
+def test_a_websocket_is_refused(client: TestClient) -> None:
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/"):
+        pass
 
 
 def sample(client: TestClient, name: str, **labels: str) -> float:

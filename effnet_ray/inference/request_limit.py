@@ -34,9 +34,9 @@ REASONS = {
 RETRY_AFTER_S = b"1"
 """Seconds after which a client should try again: a full queue of 200 images takes some seconds on
 a CPU. Chosen, not measured."""
-MAX_BUFFERED_BYTES = 128_000_000
-"""Bytes that all requests of a proxy may hold together, beside one of any allowed size. Chosen,
-not measured."""
+MAX_BUFFERED_BYTES, MAX_BUFFERED_REQUESTS = 64_000_000, 8
+"""Bytes that all requests of a proxy may hold together, or, if that is more, requests of the
+largest size. Chosen, not measured."""
 DRAIN_FACTOR = 10
 """A request larger than this many times the limit is aborted while the client still sends, so the
 client sees no answer. Chosen, not measured."""
@@ -114,7 +114,8 @@ class RequestLimit:
 
     def has_room(self, size: int) -> bool:
         """Whether this many bytes more may be held."""
-        return self.buffered + size <= MAX_BUFFERED_BYTES + self.max_bytes
+        limit = max(MAX_BUFFERED_BYTES, MAX_BUFFERED_REQUESTS * self.max_bytes)
+        return self.buffered + size <= limit
 
     def _with_deadline(self, scope: Scope) -> Scope:
         """The request, whose own timeout may be shorter than the server's, not longer."""
