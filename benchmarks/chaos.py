@@ -72,6 +72,13 @@ def leak(epochs: int = 300) -> None:
     _record("leak", epochs, run_all)
 
 
+def table() -> None:
+    """Write results/chaos.md from the recorded runs."""
+    from faults.report import write
+
+    write(RESULTS, RESULTS.with_suffix(".md"))
+
+
 def _record(name: str, runs: int, arm: Arm) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
@@ -90,5 +97,6 @@ if __name__ == "__main__":
         "train": train, "plain": plain, "publish": publish, "pack": pack, "leak": leak,
         "serve": serve,
         "sweep": sweep,
+        "table": table,
     }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(commands)

@@ -61,10 +61,11 @@ class Machines:
     def titles(self) -> list[tuple[psutil.Process, str]]:
         """Ray's worker processes with their titles."""
         named = []
-        for process in marked(self.mark):
+        for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, IndexError):
                 title = process.cmdline()[0]
-                if title.startswith("ray::"):
+                # Titles first: there are many processes, and a task may end soon.
+                if title.startswith("ray::") and process.environ().get(MARK) == self.mark:
                     named.append((process, title))
         return named
 

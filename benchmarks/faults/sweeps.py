@@ -105,10 +105,9 @@ def _leaderboard(folder: Path) -> dict[int, Any]:
 def _check(folder: Path, expected: dict[int, Any]) -> None:
     """Raises AssertionError unless all is as in the undisturbed sweep."""
     board = _leaderboard(folder)
-    different = [
-        number for number in {*board, *expected} if board.get(number) != expected.get(number)
-    ]
-    assert not different, f"other trials: {[(board.get(n), expected.get(n)) for n in different]}"
+    pairs = {number: (board.get(number), expected.get(number)) for number in {*board, *expected}}
+    different = {number: pair for number, pair in pairs.items() if pair[0] != pair[1]}
+    assert not different, f"other trials: {different}"
     runs = storage.folders(f"{folder}/runs/{NAME}/runs")
     assert len(runs) == len(expected), f"runs of {len(expected)} trials: {runs}"
     assert ModelStore(f"{folder}/store").models()
