@@ -258,7 +258,7 @@ def hub_config(
             model_config={"label_names": list(classes)},
             data_config=data,
         )
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     # timm wrote the tag of the variant's default checkpoint, but these are other weights.
     config["pretrained_cfg"]["tag"] = "effnet_ray"
     return config | dict(extra or {})

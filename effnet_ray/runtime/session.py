@@ -7,15 +7,17 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from effnet_ray.errors import ClusterError, quote
+from effnet_ray.errors import ClusterError, quote, remedy
 from effnet_ray.placement import Placement
 from effnet_ray.runtime import nodes, shared_folders
 
@@ -139,23 +141,56 @@ def _init(**options: Any) -> None:
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:  # what Ray 2.60 raises, as it comes
+        _init_again_if_slow(**options)
+    except Exception as error:  # Ray 2.60 raises many kinds, also Exception itself
         raise ClusterError(f"Ray cannot start ({quote(error)}): {_advice(error)}") from error
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
+def _init_again_if_slow(**options: Any) -> None:
+    """Call `ray.init`, once more if its processes were not ready in time.
+
+    Ray waits 30 s for each of them, which a busy machine may need for their imports.
+    """
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if not _is_timeout(error):
+            raise
+        ray.shutdown()
+        ray.init(**options)
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Whether Ray's processes were not ready in time; only the text tells."""
+    return "timed out" in str(error).lower()
+
+
 def _advice(error: Exception) -> str:
     """What to do about an error of `ray.init`."""
     if "AF_UNIX path length" in str(error):
         return "set RAY_TMPDIR to a folder with a shorter path, such as /tmp"
+    if _is_timeout(error):
+        return "close other programs that keep this machine busy, then run the same command again"
     if isinstance(error, PermissionError):
-        return "set RAY_TMPDIR to a folder that you can write to"
+        return _permission_advice(str(error.filename))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, or set RAY_TMPDIR to a folder on another disk"
+    if isinstance(error, OSError) and remedy(error):
+        return remedy(error)
     return "run the same command again with --verbose to see Ray's own logs"
+
+
+def _permission_advice(path: str) -> str:
+    """What to do if Ray may not use a path."""
+    token_folder = Path(os.path.expanduser("~"), ".ray")
+    if token_folder.is_relative_to(path) or Path(path).is_relative_to(token_folder):
+        return "set HOME to a folder that you can write to"
+    if Path(path).is_relative_to(sys.prefix):
+        return "install Python and its packages where this user may run them"
+    return "set RAY_TMPDIR to a folder that you can write to"
 
 
 @contextmanager

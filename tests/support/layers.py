@@ -67,7 +67,7 @@ ORDER = (
     "cli.release_flags cli.finetune cli.pack cli.data cli.tune_view cli.tune cli.promote "
     "cli.average "
     "cli.models_tables "
-    "cli.models cli.evaluate cli.predict cli.serve cli.all_jobs cli.main"
+    "cli.models cli.evaluate cli.predict cli.serve cli.all_jobs cli.machine cli.main"
 ).split()
 """Top to bottom: a module imports only from modules before it."""
 
