@@ -27,13 +27,12 @@ from effnet_ray.errors import (
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
 from effnet_ray.storage.retry import with_retries, with_timeout
+from effnet_ray.storage.s3_endpoint import endpoint, proxy, region
 from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, translate
 from effnet_ray.storage.uri import bucket_and_key, join
 
 T = TypeVar("T")
 
-DEFAULT_REGION = "us-east-1"
-"""S3 servers without regions accept it."""
 MAX_DELETED_AT_ONCE = 1000
 """S3's limit on the keys of a DeleteObjects request."""
 
@@ -72,29 +71,14 @@ def arrow_client() -> pafs.S3FileSystem:
         # As in `client`: the SDK would take such a checksum for damage.
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
         settings |= {"endpoint_override": urlparse(url).netloc, "scheme": urlparse(url).scheme}
+    if proxy():  # Arrow 26 does not read the environment's
+        settings |= {"proxy_options": proxy()}
     return pafs.S3FileSystem(**settings)
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Arrow's file system, and the URI's path in it."""
     return arrow_client(), "/".join(bucket_and_key(uri))
-
-
-def endpoint() -> str:
-    """The URL of a server other than AWS; empty for AWS. Raises StorageError if it is no URL."""
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        value = os.environ.get(name, "")
-        if value:
-            url = urlparse(value)
-            if url.scheme not in ("http", "https") or not url.netloc:
-                raise StorageError(f"{name} is {value!r}: expected http(s)://HOST:PORT")
-            return value
-    return ""
-
-
-def region() -> str:
-    """The AWS region."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
 
 
 # --- calls

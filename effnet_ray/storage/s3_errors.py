@@ -11,6 +11,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ProxyConnectionError,
 )
 
 from effnet_ray.errors import (
@@ -20,6 +21,7 @@ from effnet_ray.errors import (
     UnsupportedError,
     one_line,
 )
+from effnet_ray.storage.s3_endpoint import proxy, what_to_check
 
 LIBRARY_ERRORS = (OSError, ClientError, BotoCoreError)
 """Everything that a request to S3 may raise."""
@@ -88,15 +90,15 @@ def translate(error: BaseException, uri: str, verb: str) -> StorageError:
         return StorageError(
             f"cannot {verb} {uri}: access denied ({error}): check the keys and their permissions"
         )
+    if isinstance(error, ProxyConnectionError):
+        return OutageError(f"cannot {verb} {uri}: no answer from the proxy: {what_to_check()}")
     if isinstance(error, EndpointConnectionError):
-        return OutageError(
-            f"cannot {verb} {uri}: no answer from {error.kwargs.get('endpoint_url', 'S3')}: "
-            "check AWS_ENDPOINT_URL and the network"
-        )
+        server = error.kwargs.get("endpoint_url", "S3")
+        return OutageError(f"cannot {verb} {uri}: no answer from {server}: {what_to_check()}")
     if is_transient(error):
+        checks = what_to_check() if proxy() else "check its load and the network"
         return OutageError(
-            f"{message}: object storage kept failing: check its load and the network, then run "
-            "the same command again"
+            f"{message}: object storage kept failing: {checks}, then run the same command again"
         )
     if error_code(error) in ("PreconditionFailed", "412"):
         return ConflictError(f"{uri} was changed by another writer: run the same command again")
