@@ -1,10 +1,13 @@
 """Machines as users have them: environments of a process, and what a job may print there."""
 
+import functools
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,18 +74,60 @@ class Answer:
         return (self.err.strip().splitlines() or [""])[-1]
 
 
+REVEAL = """
+set -e
+kept=$(mktemp -d)
+mount --bind "$1" "$kept"
+mount -t tmpfs -o mode=755 tmpfs "$2"
+mkdir -p "$1"
+mount --bind "$kept" "$1"
+umount "$kept"
+rmdir "$kept"
+shift 2
+exec "$@"
+"""
+"""Shows the folder $1 to everybody, though $2 above it is closed to others; then runs the rest."""
+
+
 def as_user(uid: int) -> tuple[str, ...]:
-    """The prefix of a command that another user runs."""
-    return ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all")
+    """The prefix of a command that another user runs, who can see this Python."""
+    user = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all")
+    python = Path(sys.base_prefix)
+    closed = [folder for folder in python.parents if not folder.stat().st_mode & stat.S_IXOTH]
+    if not closed:
+        return user
+    reveal = ("unshare", "--mount", "sh", "-c", REVEAL, "sh", str(python), str(closed[-1]))
+    return (*reveal, *user)
 
 
+@functools.cache
 def can_change_user() -> bool:
-    """Whether this process may run others as another user, who may read this Python."""
-    probe = [*as_user(NOBODY), sys.executable, "-c", "import effnet_ray, timm"]
+    """Whether this process may run this Python, and what it starts, as another user."""
+    starts = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import timm'])"
+    probe = [*as_user(NOBODY), sys.executable, "-c", starts]
     try:
-        return not subprocess.run(probe, cwd=ROOT, capture_output=True, timeout=60).returncode
+        done = subprocess.run(probe, cwd=ROOT, capture_output=True, timeout=60)
     except FileNotFoundError:
         return False
+    return done.returncode == 0 and not done.stderr
+
+
+@functools.cache
+def can_mount() -> bool:
+    """Whether this process may mount file systems that nobody else sees."""
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$1"', "sh"]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return not subprocess.run([*mount, folder], capture_output=True).returncode
+        except FileNotFoundError:
+            return False
+
+
+def small_disk(folder: Path, options: str) -> tuple[str, ...]:
+    """The prefix of a command that has a tmpfs of its own on a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", mount, "sh", options, str(folder))
 
 
 def run(machine: Machine, job: str, flags: Sequence[str]) -> Answer:
@@ -109,6 +154,34 @@ def assert_for_people(answer: Answer) -> None:
     else:
         assert re.match(r"[\w ]+: \S+ ", answer.sentence), answer
 
+
+def _home(folder: Path, mode: int, owner: int = 0) -> str:
+    home = folder / "home"
+    home.mkdir()
+    os.chown(home, owner, owner)
+    home.chmod(mode)
+    return str(home)
+
+
+MACHINES: dict[str, Callable[[Path], Machine]] = {
+    "LANG=C": lambda _: Machine({"LANG": "C", "LC_ALL": None, "PYTHONIOENCODING": "ascii"}),
+    "no UTF-8": lambda _: Machine(
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}
+    ),
+    "narrow": lambda _: Machine({"NO_COLOR": "1", "COLUMNS": "40", "TERM": "dumb"}),
+    "dead proxies": lambda _: Machine(dict.fromkeys(PROXIES, DEAD)),
+    "stale RAY_ADDRESS": lambda _: Machine({"RAY_ADDRESS": "127.0.0.1:1"}),
+    "HOME unset": lambda _: Machine({"HOME": None}),
+    "HOME missing": lambda folder: Machine({"HOME": str(folder / "missing")}),
+    "other user": lambda folder: Machine({"HOME": _home(folder, 0o755, NOBODY)}, as_user(NOBODY)),
+    "read-only home": lambda folder: Machine({"HOME": _home(folder, 0o555)}, as_user(NOBODY)),
+    "missing home": lambda _: Machine({"HOME": "/missing"}, as_user(NOBODY)),
+    "nameless user": lambda _: Machine({"HOME": "/", "USER": None}, as_user(NAMELESS)),
+    "no home": lambda _: Machine({"HOME": None, "USER": None}, as_user(NAMELESS)),
+}
+"""Name → the machine, from a folder for its files."""
+
+OTHER_USERS = ("other user", "read-only home", "missing home", "nameless user", "no home")
 
 Flags = Callable[[Assets, Path], list[str]]
 """The flags of a job, from what there is and a folder to write to."""
