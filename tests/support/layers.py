@@ -3,6 +3,7 @@
 ORDER = (
     "errors variants schema recipe_rules recipe_fields recipe_checks recipe phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local_listing storage.local "
+    "storage.temporary "
     "storage.s3_endpoint storage.s3_errors storage.s3 storage storage.multipart "
     "storage.conditional storage.checksummed_json storage.parquet "
     "release_format.layout release_format.calibration release_format.config "
