@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from effnet_ray.errors import InputError, MachineError, one_line, remedy
 
@@ -72,14 +72,13 @@ def nobody_reads() -> bool:
 
 def discard_unprinted() -> None:
     """Drop what could not be printed: Python would try again, and complain, when it exits."""
-    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is None:
             continue
         try:
             stream.flush()
         except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
-            with suppress(OSError):
-                stream.flush()
-    os.close(null)
+            os.close(null)
+            stream.flush()

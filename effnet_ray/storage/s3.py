@@ -26,9 +26,9 @@ from effnet_ray.errors import (
     TooLargeError,
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
-from effnet_ray.storage.retry import with_retries, with_timeout
+from effnet_ray.storage.retry import Attempt, with_retries, with_timeout
 from effnet_ray.storage.s3_endpoint import endpoint, proxy, region
-from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, translate
+from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, may_be_expired, translate
 from effnet_ray.storage.uri import bucket_and_key, join
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ def client() -> s3fs.S3FileSystem:
     endpoint()  # checked first
     filesystem = s3fs.S3FileSystem(
         use_listings_cache=False,
+        skip_instance_cache=True,  # a new client reads the credentials again
         client_kwargs={"region_name": region()},
         config_kwargs={
             "retries": {"mode": "standard", "max_attempts": 1},
@@ -146,7 +147,22 @@ def call(
         return result
 
     with errors(uri, verb):
-        return with_retries(attempt, is_transient, size)
+        return with_retries(_renewing(attempt), is_transient, size)
+
+
+def _renewing(attempt: Attempt[T]) -> Attempt[T]:
+    """The attempt; if it fails because credentials may have expired, the next one reads them."""
+
+    def run(seconds: float) -> T:
+        try:
+            return attempt(seconds)
+        except LIBRARY_ERRORS as error:
+            if may_be_expired(error):
+                client.cache_clear()
+                arrow_client.cache_clear()
+            raise
+
+    return run
 
 
 def request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str, Any]:
@@ -157,7 +173,7 @@ def request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str,
 def read_with_retries(uri: str, operation: Callable[[], T], size: int) -> T:
     """The result of a blocking read, with retries and a time limit. Raises StorageError."""
     with errors(uri, "read"):
-        return with_retries(with_timeout(operation), is_transient, size)
+        return with_retries(_renewing(with_timeout(operation)), is_transient, size)
 
 
 # --- objects (the functions of `backend.Backend`)
