@@ -14,6 +14,7 @@ import pytest
 from support import machines
 from support.faults import Faults, Proxy, proxy
 from support.jobs import ROOT
+from support.laws import RECIPE, STEPS
 from support.limits import (
     WRITERS,
     Disk,
@@ -24,15 +25,17 @@ from support.limits import (
     writers,
 )
 from support.machines import WITHOUT_RAY, Assets, Machine, run
+from support.plain_run import plain_run
 from support.servers import fresh_bucket, s3_environment
 
 from effnet_ray import storage
-from effnet_ray.errors import OutageError, StorageError
+from effnet_ray.errors import OutageError, StorageError, TrainingError
 from effnet_ray.release import publish
 from effnet_ray.release.model_folder import list_model
 from effnet_ray.release.store import ModelStore
 from effnet_ray.storage import checksummed_json, parquet, retry, s3
 from effnet_ray.storage.temporary import temporary_folder
+from effnet_ray.train import checkpoint, run_record
 
 pytestmark = pytest.mark.heavy
 
@@ -119,6 +122,19 @@ def test_a_quota_is_refused(writer: Writer, tmp_path: Path) -> None:
         assert not says or "ulimit -f" in says or "set TMPDIR" in says, says
         assert not says or write_or_refuse(writer, str(place)) == ""
         shutil.rmtree(place)
+
+
+def test_a_run_whose_disk_is_full_fails_at_once_and_goes_on_when_there_is_space(
+    digits: str, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "size=12m") as disk:
+        runs = str(disk.folder)
+        with pytest.raises(TrainingError, match=WHAT_TO_DO):
+            plain_run(RECIPE, digits, runs, "full")
+        assert run_record.load_result(f"{runs}/full") is None
+        assert checkpoint.newest(f"{runs}/full/{run_record.CHECKPOINTS}") is None
+        disk.remount("size=900m")
+        assert plain_run(RECIPE, digits, runs, "full").finished.steps == 2 * STEPS
 
 
 # --- other folders

@@ -297,3 +297,84 @@ def test_a_job_with_ray_works_on_every_machine_or_says_why_not(
     no_home = ("read-only home", "missing home", "nameless user", "no home")
     assert answer.code == (2 if name in no_home else 0), answer
     assert name not in no_home or "set HOME to a folder that you can write" in answer.sentence
+
+
+# --- Ray that cannot start
+
+STARTS = """
+import sys
+from effnet_ray import Placement
+from effnet_ray.cli.main import main
+from effnet_ray.runtime import session
+
+def job(_):
+    session.connect(Placement(workers="1"), local=True, verbose=False)
+    return {"ok": True}
+
+sys.exit(main(job, []))
+"""
+
+
+def start_ray(machine: Machine, program: str = STARTS) -> machines.Answer:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **machine.environment}
+    done = subprocess.run(
+        [*machine.prefix, sys.executable, "-c", program],
+        env={name: value for name, value in environment.items() if value is not None},
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    return machines.Answer(done.returncode, done.stdout, done.stderr)
+
+
+def assert_cannot_start(answer: machines.Answer, *says: str) -> None:
+    assert (answer.code, answer.out) == (2, ""), answer
+    assert len(answer.err.splitlines()) == 1, answer
+    assert all(text in answer.err for text in ("Ray cannot start (", *says)), answer
+
+
+@pytest.mark.parametrize("options", ["size=100k", "size=1g,nr_inodes=12"])
+def test_a_full_disk_of_rays_folder_is_said(out: Path, options: str) -> None:
+    if not machines.can_mount():
+        pytest.skip("this process cannot mount a small disk")
+    machine = Machine({"RAY_TMPDIR": str(out / "d")}, machines.small_disk(out / "d", options))
+    on_another = "free some space, or set RAY_TMPDIR to a folder on another disk"
+    assert_cannot_start(start_ray(machine), on_another)
+
+
+def test_a_folder_of_another_users_ray_is_said(out: Path) -> None:
+    machine = machine_of("other user", out)
+    (out / "ray").mkdir(mode=0o755)
+    machine.environment["RAY_TMPDIR"] = str(out)
+    assert_cannot_start(start_ray(machine), "set RAY_TMPDIR to a folder that you can write to")
+
+
+@pytest.mark.parametrize("name", ["read-only home", "missing home", "nameless user"])
+def test_a_home_that_ray_cannot_write_to_is_said(out: Path, name: str) -> None:
+    answer = start_ray(machine_of(name, out))
+    assert_cannot_start(answer, "set HOME to a folder that you can write to")
+
+
+STOPS_RAYLETS = """
+import sys, threading, time, psutil
+
+def stop(count):
+    stopped = set()
+    while len(stopped) < count:
+        for child in psutil.Process().children():
+            if child.name() == "raylet" and child.pid not in stopped:
+                child.suspend()  # as on a machine that has no time for it
+                stopped.add(child.pid)
+        time.sleep(0.002)
+
+threading.Thread(target=stop, args=(COUNT,), daemon=True).start()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.parametrize("slow", [1, 2])
+def test_ray_that_is_slow_to_start_is_started_once_more(slow: int) -> None:
+    answer = start_ray(HERE, STOPS_RAYLETS.replace("COUNT", str(slow)) + STARTS)
+    if slow == 1:
+        assert (answer.code, answer.out, answer.err) == (0, '{"ok": true}\n', "")
+    else:
+        assert_cannot_start(answer, "close other programs that keep this machine busy")
