@@ -24,7 +24,7 @@ from support.limits import (
     write_or_refuse,
     writers,
 )
-from support.machines import WITHOUT_RAY, Assets, Machine, run
+from support.machines import WITH_RAY, WITHOUT_RAY, Assets, Machine, run
 from support.plain_run import plain_run
 from support.servers import fresh_bucket, s3_environment
 
@@ -393,3 +393,39 @@ def test_a_bucket_with_object_lock_holds_a_store(moto: str) -> None:
         store.gc(0)
         assert store.versions("birds") == [1]
         assert store.find("birds@prod").version == 1
+
+
+# --- Ray's limits
+
+SMALL_STORE = """
+import sys
+from effnet_ray.cli.finetune import finetune_job
+from effnet_ray.cli.main import main
+from effnet_ray.runtime import session
+session.start_local(2, object_store_memory=80 * 1024**2, log_to_driver=False,
+                    logging_level="ERROR")
+raise SystemExit(main(finetune_job, sys.argv[1:]))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_an_object_store_of_80_mb_is_enough(packed: Path, tmp_path: Path) -> None:
+    flags = WITH_RAY["finetune"][1](Assets(tmp_path), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STORE, *flags, "--data", str(packed)],
+        cwd=ROOT, capture_output=True, text=True, timeout=290,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_workers_that_are_killed_for_memory_end_the_run_in_a_sentence(
+    packed: Path, tmp_path: Path
+) -> None:
+    full = Machine({"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "250"})
+    job, flags = WITH_RAY["finetune"]
+    answer = run(full, job, [*flags(Assets(tmp_path), tmp_path), "--data", str(packed)])
+    machines.assert_for_people(answer)
+    assert answer.code == 1 and "with fewer --workers if memory ran out" in answer.err, answer

@@ -299,6 +299,28 @@ def test_a_job_with_ray_works_on_every_machine_or_says_why_not(
     assert name not in no_home or "set HOME to a folder that you can write" in answer.sentence
 
 
+@pytest.mark.ray
+@pytest.mark.long
+def test_two_checkouts_may_train_on_the_sample_at_once(tmp_path: Path) -> None:
+    drivers = []
+    for name in ("one", "two"):
+        for folder in ("effnet_ray", "jobs"):
+            shutil.copytree(ROOT / folder, tmp_path / name / folder)
+        drivers.append(
+            subprocess.Popen(
+                [sys.executable, "jobs/finetune.py", "--local", "--workers", "1", "--name", name,
+                 "--epochs", "1", "--limit", "64"],
+                cwd=tmp_path / name,
+                env={**os.environ, "PYTHONPATH": str(tmp_path / name), "HOME": str(tmp_path)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    for driver in drivers:
+        out, err = driver.communicate(timeout=280)
+        assert_for_people(machines.Answer(driver.returncode, out, err))
+        assert driver.returncode == 0, err
+
+
 # --- Ray that cannot start
 
 STARTS = """
