@@ -68,17 +68,3 @@ def nobody_reads() -> bool:
         if stream is not None and not stream.closed:
             streams.register(stream, 0)
     return any(event & select.POLLERR for _, event in streams.poll(0))
-
-
-def discard_unprinted() -> None:
-    """Drop what could not be printed: Python would try again, and complain, when it exits."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is None:
-            continue
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-            stream.flush()

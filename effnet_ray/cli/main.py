@@ -46,7 +46,11 @@ def run() -> int:
     from effnet_ray.cli.all_jobs import parse_all
 
     unknown_job = arguments and not arguments[0].startswith("-")
-    parse_all(arguments[:1] if unknown_job else arguments or ["--help"])
+    try:
+        parse_all(arguments[:1] if unknown_job else arguments or ["--help"])
+    except BrokenPipeError:
+        if not machine.nobody_reads():
+            raise
     return 2
 
 
@@ -77,8 +81,6 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
         if not machine.nobody_reads():
             raise
         return 1
-    finally:
-        machine.discard_unprinted()
 
 
 def _run_job(job: Job, arguments: list[str]) -> int:
