@@ -18,6 +18,7 @@
     │   │   └─ IncompleteReleaseError  a file of it is missing, or larger than recorded
     │   ├─ TrackerError               a tracker is not installed or not reachable
     │   └─ ClusterError               the cluster cannot run the job
+    ├─ MachineError                   this machine has no more disk space, open files, …: exit 1
     ├─ ImageError                     an image cannot be decoded; quarantined, never fatal
     ├─ EvaluationError                evaluation or prediction failed while running: exit 1
     │   └─ ReplicaStorageError        a serving replica could not read its release from storage
@@ -30,6 +31,8 @@
 Each class takes one message, so it can be pickled and sent between processes.
 A message says what was found, what was expected, and what to do. `redact` has removed secrets.
 """
+
+import errno
 
 from effnet_ray.redaction import redact
 
@@ -113,6 +116,10 @@ class ClusterError(InputError):
     """The cluster cannot run the job."""
 
 
+class MachineError(EffnetRayError):
+    """This machine has no more of a resource: disk space, open files, …"""
+
+
 class ImageError(EffnetRayError):
     """An image cannot be decoded."""
 
@@ -145,9 +152,26 @@ class ControllerDiedError(TrainingError):
     """The process that controls a run's workers died."""
 
 
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space, or choose another folder",
+    errno.EFBIG: "allow larger files (ulimit -f), or choose another folder",
+    errno.EMFILE: "allow more open files (ulimit -n 65536)",
+    errno.ENFILE: "close other programs, or allow more open files (sysctl fs.file-max)",
+    errno.EAGAIN: "allow more processes (ulimit -u)",
+    errno.ENOMEM: "close other programs, or use a machine with more memory",
+    errno.EROFS: "choose a folder that can be written",
+}
+"""What to do when a machine has no more of something, by the number of its error."""
+
 MAX_QUOTED_CHARS = 300
 """Characters quoted of another library's message: enough for its sentence, and at most four lines
 of a terminal. Arrow's and Ray's messages may have thousands."""
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a limit of the machine; empty if the error is none."""
+    return REMEDIES.get(error.errno or 0, "")
 
 
 def one_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 The result is JSON on stdout; errors are sentences on stderr.
 """
 
-import io
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from effnet_ray import __version__
+from effnet_ray.cli import machine
 from effnet_ray.errors import EffnetRayError, InputError
 from effnet_ray.redaction import redact
 
@@ -27,14 +27,15 @@ Job = Callable[[Sequence[str]], dict[str, Any]]
 JOBS = ("pack", "finetune", "tune", "evaluate", "predict", "serve", "models", "check", "data")
 """Each is a module of this package with a function NAME_job, and a script in jobs/."""
 
-FLAG = re.compile(r"(--?[a-z][a-z0-9-]*)(?:=|$)")
 TO_STDOUT = {"-h", "--help", "--tyro-print-completion", "--tyro-write-completion"}
 """Flags whose answer is text on stdout."""
+FLAG = re.compile(r"(--?[a-z][a-z0-9-]*)(?:=|$)")
 
 
 def run() -> int:
     """Run `effnet-ray JOB FLAGS…`, which is the same as `python jobs/JOB.py FLAGS…`."""
-    _print_in_any_locale()
+    machine.use_utf8()
+    machine.print_in_any_locale()
     arguments = sys.argv[1:]
     if arguments and arguments[0] in JOBS:
         name = arguments[0]
@@ -65,29 +66,37 @@ def load_job(name: str) -> Job:
 
 def main(job: Job, argv: Sequence[str] | None = None) -> int:
     """Run a job and return its exit code. The last line of stdout is its result as JSON."""
-    _print_in_any_locale()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_redact_record)
-    # The hub's client warns about each retry; our error message is enough.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if argv is None:
+        machine.use_utf8()
+    machine.print_in_any_locale()
+    _set_up_logging()
     # `ray job stop` and orchestrators send SIGTERM.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # Ray prints warnings to stdout until it is shut down; our JSON must be the last line there.
-    stdout = sys.stdout if TO_STDOUT & set(arguments) else sys.stderr
     try:
-        _refuse_secrets(arguments)
-        with redirect_stdout(stdout), _ray_session():
-            result = job(arguments)
+        return _run_job(job, list(sys.argv[1:] if argv is None else argv))
     except EffnetRayError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
+    except BrokenPipeError:
+        if not machine.nobody_reads():
+            raise
+        return 1
+
+
+def _run_job(job: Job, arguments: list[str]) -> int:
+    """Run a job, print its result and return its exit code."""
+    # Ray prints warnings to stdout until it is shut down; our JSON must be the last line there.
+    stdout = sys.stdout if TO_STDOUT & set(arguments) else sys.stderr
+    _refuse_secrets(arguments)
+    with machine.limits():
+        machine.check_folders()
+        with redirect_stdout(stdout), _ray_session():
+            result = job(arguments)
+        print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
     return 1 if result.get("ok") is False else 0
 
 
@@ -111,11 +120,14 @@ def _redact_record(record: logging.LogRecord) -> bool:
     return True
 
 
-def _print_in_any_locale() -> None:
-    """Print ? for characters that the terminal's encoding lacks, as with LANG=C, not fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not what a test has put in its place
-            stream.reconfigure(errors="replace")
+def _set_up_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_redact_record)
+    # The hub's client warns about each retry; our error message is enough. Matplotlib warns of a
+    # home folder that cannot be written, where it would keep a list of fonts.
+    for library in ("huggingface_hub", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -60,9 +60,9 @@ def read_row_groups(
 
     A remote read may take longer the more bytes it moves: `size`. Default: the whole row groups.
     """
-    filesystem, path = storage.arrow_filesystem(uri)
 
     def read() -> pa.Table:
+        filesystem, path = storage.arrow_filesystem(uri)  # each time: its credentials may expire
         with pq.ParquetFile(
             path,
             filesystem=filesystem,

@@ -8,7 +8,7 @@ from typing import Any
 import effnet_ray
 from effnet_ray.reporting.page import render
 
-SCRIPT = files("effnet_ray").joinpath("inference/serve_page.js").read_text()
+SCRIPT = files("effnet_ray").joinpath("inference/serve_page.js").read_text("utf-8")
 POLICY = (
     "default-src 'none'; script-src 'sha256-"
     + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()

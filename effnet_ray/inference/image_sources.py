@@ -190,11 +190,11 @@ def _read_packed(manifest: Manifest, data: str, unit: ImageUnit) -> Iterator[Ima
 
 def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     uri = storage.join(source, unit.shard)
-    filesystem, path = storage.arrow_filesystem(uri)
     footer = _read_footer(uri)
     column = hf_parquet.image_column(footer.schema.to_arrow_schema())
 
     def read_group() -> Any:
+        filesystem, path = storage.arrow_filesystem(uri)
         with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
             return file.read_row_group(unit.group, columns=[column])[column].to_pylist()
 

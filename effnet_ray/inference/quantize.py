@@ -9,7 +9,6 @@ four, … until the loss is allowed.
 
 import math
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from effnet_ray.inference.evaluate import open_inputs
 from effnet_ray.inference.logits import predicted_class
 from effnet_ray.release.load import LoadedRelease
 from effnet_ray.schema import require
+from effnet_ray.storage.temporary import temporary_folder
 
 CALIBRATION_IMAGES = 256
 """Train images from which the ranges of activations are taken. Chosen, not measured."""
@@ -91,13 +91,13 @@ def quantize(
     with half of them float.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="effnet-quantize-") as folder,
+        temporary_folder("quantize") as folder,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # ONNX Runtime's advice about its own steps
-        images = _Images(release, options, Path(folder))
+        images = _Images(release, options, folder)
         report(f"measuring top-1 of float32 on {len(images.eval_views):,} eval images")
-        search = _Search(model, images, Path(folder))
+        search = _Search(model, images, folder)
         int8, kept_float, top1 = search.run(options.max_drop, report)
         drop = 100 * (search.top1_float - top1)
         if search.loses_too_much(top1, options.max_drop):

@@ -7,7 +7,6 @@ Hugging Face hub. There is no fallback to random weights.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from effnet_ray.recipe import Recipe
 from effnet_ray.release_format import layout
 from effnet_ray.release_format.config import MALFORMED, parse_config
 from effnet_ray.release_format.record import is_release, read_file
+from effnet_ray.storage.temporary import temporary_folder
 from effnet_ray.variants import FAMILIES, InputSpec
 
 HUB_OWNER = "timm"
@@ -204,11 +204,11 @@ def _first_line(error: BaseException) -> str:
 
 def _validated(data: bytes, source: str) -> bytes:
     """The bytes. Raises WeightsError if they are not a complete safetensors file."""
-    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        file.write(data)
-        file.flush()
+    with temporary_folder("weights") as folder:
+        path = folder / "weights.safetensors"
+        path.write_bytes(data)
         try:
-            with safe_open(file.name, framework="numpy") as tensors:
+            with safe_open(path, framework="numpy") as tensors:
                 tensors.keys()
         except SafetensorError as error:
             raise WeightsError(
@@ -250,15 +250,15 @@ def hub_config(
         "std": spec.std,
         "crop_mode": spec.crop_mode,
     }
-    with tempfile.TemporaryDirectory(prefix="effnet-config-") as folder:
-        path = Path(folder) / layout.CONFIG
+    with temporary_folder("config") as folder:
+        path = folder / layout.CONFIG
         save_config_for_hf(
             network.backbone,
             str(path),
             model_config={"label_names": list(classes)},
             data_config=data,
         )
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     # timm wrote the tag of the variant's default checkpoint, but these are other weights.
     config["pretrained_cfg"]["tag"] = "effnet_ray"
     return config | dict(extra or {})

@@ -7,10 +7,8 @@ holding them in memory.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,6 +22,7 @@ from effnet_ray.packing.listing import INDEX_SCHEMA, kept_json, make_index
 from effnet_ray.packing.options import SourceColumns
 from effnet_ray.packing.webdataset import read_samples
 from effnet_ray.storage import parquet
+from effnet_ray.storage.temporary import temporary_folder
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (".parquet", *TAR_SUFFIXES)
@@ -83,8 +82,8 @@ def _read_index(job: ArchiveJob) -> pa.Table:
     path = job.path.lower()
     if path.endswith(".tar"):
         return _to_index(job, read_samples(job, "r|"), job.uri)
-    with tempfile.TemporaryDirectory(prefix="effnet-spool-") as folder:
-        local = Path(folder) / "images"
+    with temporary_folder("spool") as folder:
+        local = folder / "images"
         spool_uri = storage.join(job.spool, f"{job.key}.images")
         with local.open("wb") as spool:
             samples = _read_rows(job) if path.endswith(".parquet") else read_samples(job, "r|gz")

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 
+from effnet_ray.errors import ClusterError, quote
+
 TASKS_PER_CPU = 2
 """Concurrent tasks per CPU of the cluster: enough to keep the CPUs busy, few enough to cancel
 quickly."""
@@ -14,7 +16,7 @@ quickly."""
 def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Yield the results in the items' order; raise a task's exception as it was raised there.
 
-    A task whose node dies is retried elsewhere.
+    A task whose node dies is retried elsewhere. Raises ClusterError if it cannot run at all.
     """
     remote = ray.remote(num_cpus=1, max_retries=3)(function)
     running: deque[Any] = deque()
@@ -39,3 +41,8 @@ def _get_result(task: Any) -> Any:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
         raise getattr(error, "cause", None) or error from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"packing failed ({type(error).__name__}: {quote(error)}): run the same command again "
+            "to continue; if memory ran out, on machines with more memory"
+        ) from error

@@ -5,7 +5,6 @@ Digits; 8×8 px, 17 grey levels). They are written as PNGs into class folders an
 other images.
 """
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.packing.options import Packing
 from effnet_ray.packing.pack import pack
+from effnet_ray.storage.temporary import temporary_folder
 
 
 def write_images(folder: Path) -> None:
@@ -29,6 +29,6 @@ def write_images(folder: Path) -> None:
 
 def pack_sample(out: str) -> Manifest:
     """Pack the digits into `out`, a fifth of them into the eval split."""
-    with tempfile.TemporaryDirectory(prefix="effnet-digits-") as folder:
-        write_images(Path(folder))
-        return pack(folder, out, Packing(eval_fraction=0.2))
+    with temporary_folder("digits") as folder:
+        write_images(folder)
+        return pack(str(folder), out, Packing(eval_fraction=0.2))

@@ -8,7 +8,6 @@ SHA-256 `digest` of the bytes.
 import hashlib
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from effnet_ray.packing.sources import read_image
 from effnet_ray.recipe import MULTILABEL
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import parquet
+from effnet_ray.storage.temporary import temporary_folder
 
 ROW_GROUP_IMAGES = 64
 ROW_GROUP_BYTES = 16 * 1024**2
@@ -120,10 +120,10 @@ def write_shard(job: WriteJob) -> WrittenShard:
         return existing
     records: list[dict[str, Any]] = []
     with (
-        tempfile.TemporaryDirectory(prefix="effnet-pack-") as folder,
+        temporary_folder("pack") as folder,
         ThreadPoolExecutor(READERS) as pool,
     ):
-        local = Path(folder) / "shard.parquet"
+        local = folder / "shard.parquet"
         images = _prefetch(
             pool, lambda row: _read_image(row, job.max_side), job.images.to_pylist()
         )

@@ -89,10 +89,11 @@ def _texts(rows: pa.Table, name: str) -> list[Any]:
 
 
 def _read_parquet(source: str) -> pa.Table:
-    filesystem, path = storage.arrow_filesystem(source)
-    return storage.read_with_retries(
-        source, lambda: pq.read_table(path, filesystem=filesystem), TABLE_BYTES
-    )
+    def read() -> pa.Table:
+        filesystem, path = storage.arrow_filesystem(source)
+        return pq.read_table(path, filesystem=filesystem)
+
+    return storage.read_with_retries(source, read, TABLE_BYTES)
 
 
 def read_csv(source: str) -> pa.Table:

@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 def check_cluster_file(path: str) -> list[Finding]:
     """All findings for the file. Raises ClusterError if it cannot be read as YAML."""
     try:
-        text = Path(path).expanduser().read_text()
+        text = Path(path).expanduser().read_text("utf-8")
         config = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise ClusterError(f"{path} does not exist: check the path") from None

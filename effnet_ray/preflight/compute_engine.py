@@ -118,7 +118,7 @@ def _validator() -> Draft202012Validator:
             "machines on Google Cloud cannot be checked, nor started by Ray, without "
             "google-api-python-client: pip install 'effnet-ray[gcp]'"
         )
-    document = json.loads((Path(package.origin).parent / DOCUMENT).read_text())
+    document = json.loads((Path(package.origin).parent / DOCUMENT).read_text("utf-8"))
     schemas = {name: _json_schema(schema) for name, schema in document["schemas"].items()}
     return Draft202012Validator({"$ref": "#/$defs/Instance", "$defs": schemas})
 

@@ -9,6 +9,7 @@ from effnet_ray import storage
 from effnet_ray.errors import StorageError
 from effnet_ray.preflight.findings import Finding, problem, run_check
 from effnet_ray.storage import conditional
+from effnet_ray.storage.s3_endpoint import endpoint
 
 PROBE = b"effnet_ray writes this object to check write access, and deletes it."
 
@@ -35,11 +36,10 @@ def check_publishable(uri: str, *, single_writer: bool) -> str:
 
 def check_credentials() -> Finding:
     """How S3 requests are signed. Never shows a key."""
-    from effnet_ray.storage import s3  # imports s3fs
 
     check = "S3 credentials"
     try:
-        server = s3.endpoint() or "AWS"
+        server = endpoint() or "AWS"
         credentials = botocore.session.get_session().get_credentials()
         method, reason = (credentials.method if credentials else ""), "none found"
     except StorageError as error:

@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> bytes:
 
 
 def _read_template(name: str) -> str:
-    return files("effnet_ray").joinpath(name).read_text()
+    return files("effnet_ray").joinpath(name).read_text("utf-8")
 
 
 def percent(fraction: float, digits: int = 2) -> str:

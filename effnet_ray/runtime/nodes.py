@@ -115,7 +115,7 @@ def launchable() -> list[Machine] | None:
         return []
     path = Path(file).expanduser()
     try:
-        return _machine_types(file, _parse_yaml(file, path.read_text()))
+        return _machine_types(file, _parse_yaml(file, path.read_text("utf-8")))
     except OSError:
         return None
 

@@ -1,13 +1,10 @@
 """Joins a Ray cluster or starts Ray on this machine, and checks that it can hold the workers."""
 
-import errno
 import logging
 import math
 import os
 import re
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +12,9 @@ from typing import Any
 
 import ray
 
-from effnet_ray.errors import ClusterError, quote
+from effnet_ray.errors import ClusterError
 from effnet_ray.placement import Placement
-from effnet_ray.runtime import nodes, shared_folders
+from effnet_ray.runtime import nodes, ray_start, shared_folders
 
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
@@ -98,7 +95,7 @@ def connect(placement: Placement, *, local: bool, verbose: bool, dashboard: bool
     }
     if is_submitted_job() and not local:
         _check_address(os.environ["RAY_ADDRESS"])
-        _init(**options)
+        ray_start.init(**options)
         _start_ray_data_actors()
         return f"the cluster at {os.environ['RAY_ADDRESS']}"
     cpus = max(os.cpu_count() or 1, placement.worker_range[1])
@@ -117,9 +114,10 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     address; without a dashboard, a port where nothing listens, since port 8265, which Ray would
     use, may belong to another Ray.
     """
+    ray_start.check_space()
     port = _free_port() if dashboard else UNUSED_PORT
     with environment_variable(DASHBOARD_ENV, f"http://{LOOPBACK}:{port}"):
-        _init(
+        ray_start.init(
             address="local",
             num_cpus=cpus,
             include_dashboard=dashboard,
@@ -127,35 +125,6 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
             dashboard_port=port if dashboard else None,
             **options,
         )
-
-
-def _init(**options: Any) -> None:
-    """Call `ray.init` and restore the program's own SIGTERM handler afterwards.
-
-    Raises ClusterError if Ray cannot start or be joined.
-
-    Ray installs two handlers of its own. The second prints a C++ trace and aborts the process
-    after 3 s, even while it still shuts down (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
-    """
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:  # what Ray 2.60 raises, as it comes
-        raise ClusterError(f"Ray cannot start ({quote(error)}): {_advice(error)}") from error
-    finally:
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-
-def _advice(error: Exception) -> str:
-    """What to do about an error of `ray.init`."""
-    if "AF_UNIX path length" in str(error):
-        return "set RAY_TMPDIR to a folder with a shorter path, such as /tmp"
-    if isinstance(error, PermissionError):
-        return "set RAY_TMPDIR to a folder that you can write to"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, or set RAY_TMPDIR to a folder on another disk"
-    return "run the same command again with --verbose to see Ray's own logs"
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A write goes to a temporary file, which is synced and then renamed; then its fol
 because the name is stored there. A killed writer leaves a hidden file that ends in `.partial`.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -22,6 +21,7 @@ from effnet_ray.errors import (
     OutageError,
     StorageError,
     one_line,
+    remedy,
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
 from effnet_ray.storage.local_listing import list_files
@@ -60,9 +60,8 @@ def errors(uri: str, verb: str) -> Iterator[None]:
     except (TimeoutError, ConnectionError) as error:  # of a network file system
         raise OutageError(f"cannot {verb} {uri}: {one_line(error)}") from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = ": free some space, or choose another folder" if full else ""
-        raise StorageError(f"cannot {verb} {uri}: {one_line(error)}{remedy}") from error
+        advice = f": {remedy(error)}" if remedy(error) else ""
+        raise StorageError(f"cannot {verb} {uri}: {one_line(error)}{advice}") from error
 
 
 def read(uri: str, size: int | None, max_bytes: int | None) -> bytes:

@@ -1,6 +1,7 @@
 """Parquet files at any URI: footers, schemas, whole small tables."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -11,14 +12,22 @@ from effnet_ray import storage
 
 def read_footer(uri: str) -> pq.FileMetaData:
     """The file's metadata: schema, row groups and their sizes. Raises StorageError."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    return storage.read_with_retries(uri, lambda: pq.read_metadata(path, filesystem=filesystem))
+    return _read(uri, pq.read_metadata)
 
 
 def read_schema(uri: str) -> pa.Schema:
     """The file's Arrow schema. Raises StorageError."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    return storage.read_with_retries(uri, lambda: pq.read_schema(path, filesystem=filesystem))
+    return _read(uri, pq.read_schema)
+
+
+def _read(uri: str, read: Callable[..., Any]) -> Any:
+    """The result of one of PyArrow's functions of a path, with retries."""
+
+    def attempt() -> Any:
+        filesystem, path = storage.arrow_filesystem(uri)  # each time: its credentials may expire
+        return read(path, filesystem=filesystem)
+
+    return storage.read_with_retries(uri, attempt)
 
 
 def read_table(uri: str) -> pa.Table:

@@ -25,16 +25,14 @@ from effnet_ray.errors import (
     StorageError,
     TooLargeError,
 )
-from effnet_ray.redaction import has_credentials
 from effnet_ray.storage.backend import Entry, Versioned, check_size
-from effnet_ray.storage.retry import with_retries, with_timeout
-from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, translate
+from effnet_ray.storage.retry import Attempt, with_retries, with_timeout
+from effnet_ray.storage.s3_endpoint import endpoint, proxy, region
+from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, may_be_expired, translate
 from effnet_ray.storage.uri import bucket_and_key, join
 
 T = TypeVar("T")
 
-DEFAULT_REGION = "us-east-1"
-"""S3 servers without regions accept it."""
 MAX_DELETED_AT_ONCE = 1000
 """S3's limit on the keys of a DeleteObjects request."""
 
@@ -45,6 +43,7 @@ def client() -> s3fs.S3FileSystem:
     endpoint()  # checked first
     filesystem = s3fs.S3FileSystem(
         use_listings_cache=False,
+        skip_instance_cache=True,  # a new client reads the credentials again
         client_kwargs={"region_name": region()},
         config_kwargs={
             "retries": {"mode": "standard", "max_attempts": 1},
@@ -73,34 +72,14 @@ def arrow_client() -> pafs.S3FileSystem:
         # As in `client`: the SDK would take such a checksum for damage.
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
         settings |= {"endpoint_override": urlparse(url).netloc, "scheme": urlparse(url).scheme}
+    if proxy():  # Arrow 26 does not read the environment's
+        settings |= {"proxy_options": proxy()}
     return pafs.S3FileSystem(**settings)
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Arrow's file system, and the URI's path in it."""
     return arrow_client(), "/".join(bucket_and_key(uri))
-
-
-def endpoint() -> str:
-    """The URL of a server other than AWS; empty for AWS. Raises StorageError if it is no URL."""
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        value = os.environ.get(name, "")
-        if value:
-            url = urlparse(value)
-            if url.scheme not in ("http", "https") or not url.netloc:
-                raise StorageError(f"{name} is {value!r}: expected http(s)://HOST:PORT")
-            if has_credentials(value):
-                raise StorageError(
-                    f"{name} is {value!r}, with credentials in it: set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY instead"
-                )
-            return value
-    return ""
-
-
-def region() -> str:
-    """The AWS region."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
 
 
 # --- calls
@@ -168,7 +147,22 @@ def call(
         return result
 
     with errors(uri, verb):
-        return with_retries(attempt, is_transient, size)
+        return with_retries(_renewing(attempt), is_transient, size)
+
+
+def _renewing(attempt: Attempt[T]) -> Attempt[T]:
+    """The attempt; if it fails because credentials may have expired, the next one reads them."""
+
+    def run(seconds: float) -> T:
+        try:
+            return attempt(seconds)
+        except LIBRARY_ERRORS as error:
+            if may_be_expired(error):
+                client.cache_clear()
+                arrow_client.cache_clear()
+            raise
+
+    return run
 
 
 def request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str, Any]:
@@ -179,7 +173,7 @@ def request(uri: str, verb: str, operation: str, **parameters: Any) -> dict[str,
 def read_with_retries(uri: str, operation: Callable[[], T], size: int) -> T:
     """The result of a blocking read, with retries and a time limit. Raises StorageError."""
     with errors(uri, "read"):
-        return with_retries(with_timeout(operation), is_transient, size)
+        return with_retries(_renewing(with_timeout(operation)), is_transient, size)
 
 
 # --- objects (the functions of `backend.Backend`)

@@ -11,6 +11,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ProxyConnectionError,
 )
 
 from effnet_ray.errors import (
@@ -20,6 +21,7 @@ from effnet_ray.errors import (
     UnsupportedError,
     one_line,
 )
+from effnet_ray.storage.s3_endpoint import proxy, what_to_check
 
 LIBRARY_ERRORS = (OSError, ClientError, BotoCoreError)
 """Everything that a request to S3 may raise."""
@@ -35,7 +37,11 @@ CONNECTION_ERRORS = (
 )
 NOT_IMPLEMENTED = 501
 """The one 5xx status that repeating does not help: the server lacks the feature."""
+RENEW = "renew them (AWS_SESSION_TOKEN, or the file of AWS_PROFILE)"
+EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+"""Error codes for temporary credentials that were valid once."""
 TRANSIENT_CODES = {
+    *EXPIRED_CODES,
     "RequestTimeout",
     "SlowDown",
     "OperationAborted",
@@ -43,7 +49,8 @@ TRANSIENT_CODES = {
     "400",
 }
 """Error codes of 4xx answers that pass. A HEAD answer has no body to hold a code, so
-RequestTimeout comes as a plain 400 there."""
+RequestTimeout and ExpiredToken come as a plain 400 there."""
+BAD_REQUEST = "(HTTP status 400)"
 TRANSIENT_ARROW_TEXTS = (
     "AWS Error NETWORK_CONNECTION",
     "AWS Error SLOW_DOWN",
@@ -52,7 +59,7 @@ TRANSIENT_ARROW_TEXTS = (
     "AWS Error REQUEST_TIMEOUT",
     "(HTTP status 5",
     "(HTTP status 429)",
-    "(HTTP status 400)",
+    BAD_REQUEST,
     "curlCode",
 )
 """Arrow raises every S3 error as OSError; only the text tells them apart."""
@@ -70,6 +77,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and any(text in str(error) for text in TRANSIENT_ARROW_TEXTS)
 
 
+def may_be_expired(error: BaseException) -> bool:
+    """Whether the credentials may have expired; the answer to a HEAD does not say."""
+    return error_code(error) in (*EXPIRED_CODES, "400") or BAD_REQUEST in str(error)
+
+
 def error_code(error: BaseException) -> str:
     """The error code of S3's response; empty if there is none."""
     cause = error if isinstance(error, ClientError) else error.__cause__
@@ -84,19 +96,23 @@ def translate(error: BaseException, uri: str, verb: str) -> StorageError:
             f"cannot {verb} {uri}: no usable S3 credentials ({error}): set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with an instance role"
         )
+    if error_code(error) in EXPIRED_CODES or EXPIRED_CODES & set(str(error).split()):
+        return OutageError(f"cannot {verb} {uri}: the S3 credentials have expired: {RENEW}")
     if isinstance(error, PermissionError):
         return StorageError(
             f"cannot {verb} {uri}: access denied ({error}): check the keys and their permissions"
         )
+    if isinstance(error, ProxyConnectionError):
+        return OutageError(f"cannot {verb} {uri}: no answer from the proxy: {what_to_check()}")
     if isinstance(error, EndpointConnectionError):
-        return OutageError(
-            f"cannot {verb} {uri}: no answer from {error.kwargs.get('endpoint_url', 'S3')}: "
-            "check AWS_ENDPOINT_URL and the network"
-        )
+        server = error.kwargs.get("endpoint_url", "S3")
+        return OutageError(f"cannot {verb} {uri}: no answer from {server}: {what_to_check()}")
     if is_transient(error):
+        checks = what_to_check() if proxy() else "check its load and the network"
+        if may_be_expired(error):
+            checks = f"if its credentials have expired, {RENEW}; else {checks}"
         return OutageError(
-            f"{message}: object storage kept failing: check its load and the network, then run "
-            "the same command again"
+            f"{message}: object storage kept failing: {checks}, then run the same command again"
         )
     if error_code(error) in ("PreconditionFailed", "412"):
         return ConflictError(f"{uri} was changed by another writer: run the same command again")

@@ -13,8 +13,11 @@ SCHEMES = (S3,)
 def scheme(uri: str) -> str:
     """One of SCHEMES; LOCAL for a path.
 
-    Raises StorageError for an unknown scheme, a missing bucket name, or credentials in the URI.
+    Raises StorageError for an unknown scheme, a missing bucket name, credentials in the URI, or
+    bytes that are no UTF-8.
     """
+    if not _is_utf8(uri):
+        raise StorageError(f"{uri!r} is not UTF-8: rename it")
     name, separator, rest = uri.partition("://")
     if not separator:
         return LOCAL
@@ -28,6 +31,15 @@ def scheme(uri: str) -> str:
     if not rest.split("/")[0]:
         raise StorageError(f"{uri} has no bucket: use s3://bucket/prefix")
     return name
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the text can be encoded: Python decodes other bytes of a path as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_remote(uri: str) -> bool:

@@ -163,7 +163,7 @@ def _read_file(path: str) -> dict[str, Any]:
             "pass the path of a JSON file"
         )
     try:
-        content = json.loads(Path(path).expanduser().read_text())
+        content = json.loads(Path(path).expanduser().read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"--space {path!r} is neither FIELD=DOMAIN nor a JSON file ({error}): {EXPECTED}"

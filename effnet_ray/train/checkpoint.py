@@ -10,8 +10,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from effnet_ray import storage
 from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
 from effnet_ray.release_format.layout import WEIGHTS
+from effnet_ray.storage.temporary import temporary_folder
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.state import Progress, TrainState
 
@@ -125,8 +124,8 @@ def _write_tensors(tensors: dict[str, Tensor], uri: str) -> str:
     By way of a local file: `safetensors.torch.save` would keep Python's lock for all of its time
     (0.7 s for 320 MB), in which the training loop could not go on.
     """
-    with TemporaryDirectory(prefix="effnet-checkpoint-") as temporary:
-        path = Path(temporary) / "tensors"
+    with temporary_folder("checkpoint") as temporary:
+        path = temporary / "tensors"
         save_file(tensors, path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -92,7 +92,7 @@ def _prepare(
                 f"({type(error.cause).__name__}: {reason}): run the same command again to "
                 f"continue, or {instead}"
             ) from error
-        except ray.exceptions.RayActorError:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
             continue  # the actor of another run, which ended
     raise TrainingError(
         f"run {job.run.name!r} failed: computing {what} was interrupted {ATTEMPTS} times "

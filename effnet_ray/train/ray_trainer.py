@@ -20,6 +20,12 @@ from effnet_ray.train.worker import RayWorkerConfig, train
 
 POLL_INTERVAL_ENV = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Environment variable with the seconds between Ray Train's polls of its workers."""
+DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+"""What Ray raises when it or the system has killed the process that controls the workers."""
 POLLS_PER_S = 64
 """Most workers that are polled per second. Chosen, not measured."""
 
@@ -58,11 +64,11 @@ def run_trainer(
                 f"run {run.name!r} failed: {_cause(error)}: run the same command again to "
                 "resume it from its newest checkpoint"
             ) from error
-        except ray.exceptions.RayActorError as error:
+        except DEATHS as error:
             raise ControllerDiedError(
                 f"run {run.name!r} failed: the process that controls its workers died (killed, "
                 "or out of memory?): run the same command again to resume it from its newest "
-                "checkpoint"
+                "checkpoint, with fewer --workers if memory ran out"
             ) from error
 
 

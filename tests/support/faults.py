@@ -22,11 +22,14 @@ ANSWERS = {
     "429": (429, ""),
     "RequestTimeout": (400, "RequestTimeout"),
 }
+EXPIRED = {"ExpiredToken": (400, "ExpiredToken")}
+"""What a request with temporary credentials is answered when they have expired."""
 CONDITIONAL = {
     "409 ConditionalRequestConflict": (409, "ConditionalRequestConflict"),
     "501 NotImplemented": (501, "NotImplemented"),
 }
 """What only conditional writes are answered."""
+SAID = ANSWERS | CONDITIONAL | EXPIRED
 BODIES = ("reset", "reset in the body", "short body", "stall", "trickle")
 LATE = "late"
 """A right answer after `LATE_S`."""
@@ -46,13 +49,15 @@ class Faults:
     """Of the requests, drawn at random from a fixed seed; 1: all of them."""
     hits: Callable[[str, str], bool] = lambda method, path: True
     """(method, path and query) → whether the request counts."""
+    signed_by: str = ""
+    """Part of the signatures of the requests that count; empty: all of them."""
     made: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def next(self, method: str, path: str) -> str | None:
+    def next(self, method: str, path: str, signature: str = "") -> str | None:
         """The fault of a request."""
-        if not self.kinds or not self.hits(method, path):
+        if not self.kinds or self.signed_by not in signature or not self.hits(method, path):
             return None
         with self._lock:
             if self._random.random() >= self.share:
@@ -107,9 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Any request."""
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
-        fault = self.server.faults.next(self.command, self.path)
-        if fault in ANSWERS | CONDITIONAL:
-            return self._say(*(ANSWERS | CONDITIONAL)[fault])
+        fault = self.server.faults.next(
+            self.command, self.path, self.headers.get("Authorization", "")
+        )
+        if fault in SAID:
+            return self._say(*SAID[fault])
         if fault == "reset":
             return self._reset()
         status, headers, answer = self._upstream(body)

@@ -1,0 +1,34 @@
+"""Temporary folders on this machine, for what libraries can only write to a path."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from effnet_ray.errors import StorageError, one_line, remedy
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How Rust's libraries, such as safetensors, end the text of an OSError."""
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A folder for temporary files that is deleted at the end; `name` is part of its own.
+
+    Raises StorageError if there is no folder for it, or its disk is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"effnet-{name}-") as folder:
+            yield Path(folder)
+    except (OSError, SafetensorError) as error:
+        code = OS_ERROR.search(str(error))
+        limit = error if isinstance(error, OSError) else OSError(int(code[1]) if code else 0, "")
+        if not (remedy(limit) or "No usable temporary directory" in str(error)):
+            raise
+        raise StorageError(
+            f"cannot write temporary files ({one_line(error)}): free some space, or set TMPDIR to "
+            "a folder on another disk"
+        ) from error
