@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.split_index import SplitIndex
 from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, RecipeError
 from effnet_ray.schema import from_dict
@@ -142,10 +142,17 @@ def _kept(key: str) -> list[Manifest]:
 def _from_record(record: dict[str, Any]) -> Manifest:
     """Raises RecipeError, or what a malformed record raises."""
     splits = {
-        name: tuple(from_dict(Shard, shard) for shard in shards)
+        name: tuple(_checked(from_dict(Shard, shard)) for shard in shards)
         for name, shards in record["splits"].items()
     }
     return from_dict(Manifest, {**record, "splits": splits})
+
+
+def _checked(shard: Shard) -> Shard:
+    """The shard. Raises ValueError for rows that its bytes cannot hold."""
+    if min(shard.row_groups, default=0) < 0 or shard.rows > shard.bytes:
+        raise ValueError(f"{shard.path} has {shard.rows:,} rows in {shard.bytes:,} bytes")
+    return shard
 
 
 def _first(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
@@ -179,7 +186,7 @@ def load(data: str) -> Manifest:
     except NotFoundError as error:
         raise DatasetError(_describe_missing(data)) from error
     try:
-        record = json.loads(raw)
+        record = safe_json.parse(raw)
         fingerprint = record.pop("fingerprint")
         _check_version(uri, record.pop("version"))
         manifest = _from_record(record)
@@ -195,7 +202,7 @@ def load(data: str) -> Manifest:
 def is_manifest(uri: str) -> bool:
     """Whether a file is a data set's manifest, perhaps damaged, and not another program's."""
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = safe_json.parse(storage.read_bytes(uri))
     except ValueError:
         return True
     return isinstance(content, dict) and bool({"fingerprint", "splits"} & content.keys())

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.packing.listing import Listing, SetAside, flat_labels
 from effnet_ray.schema import from_dict
@@ -137,7 +137,7 @@ def write(report: Report, data: str) -> None:
 
 def load(data: str) -> Report:
     """Read `data`/report.json, also of earlier versions, which had other fields too."""
-    content = json.loads(storage.read_bytes(storage.join(data, NAME)))
+    content = safe_json.parse(storage.read_bytes(storage.join(data, NAME)))
     names = {field.name for field in fields(Report)}
     values = {name: value for name, value in content.items() if name in names}
     values["set_aside"] = [SetAside(**entry) for entry in content.get("set_aside", [])]

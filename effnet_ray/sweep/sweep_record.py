@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.schema import from_dict
@@ -209,7 +209,7 @@ def has_outcome(uri: str) -> bool:
 
 def _read(record: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read_bytes(record))
+        content = safe_json.parse(storage.read_bytes(record))
     except ValueError as error:
         raise StorageError(_damaged(record, error)) from error
     if not isinstance(content, dict):

@@ -1,8 +1,8 @@
 """The order of the modules, and which of them may import which library."""
 
 ORDER = (
-    "errors safe_yaml variants schema recipe_rules recipe_fields recipe_checks recipe phases "
-    "placement "
+    "errors safe_json safe_yaml variants schema recipe_rules recipe_fields recipe_checks recipe "
+    "phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local_listing storage.local "
     "storage.s3_errors storage.s3 storage storage.multipart storage.conditional "
     "storage.checksummed_json storage.parquet "
