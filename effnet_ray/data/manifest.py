@@ -6,19 +6,33 @@ on no URI and no time: the same images packed anywhere are the same data set.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from effnet_ray import safe_json, storage
 from effnet_ray.data.split_index import SplitIndex
-from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, RecipeError
+from effnet_ray.errors import (
+    BucketNotFoundError,
+    DatasetError,
+    NotFoundError,
+    RecipeError,
+    quote,
+)
 from effnet_ray.schema import from_dict
 
 VERSION = 1
 """Of the format; other versions are refused."""
 NAME = "manifest.json"
 SPLITS = ("train", "eval", "test")
+
+INVALID_CONTENT = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    RecipeError,
+)  # fmt: skip
+"""What readers of other content than they expect raise."""
 
 FULL_CHECK_BYTES = 256 * 1024**2
 """Up to this size, every shard's SHA-256 is verified before a run. Of larger data sets only the
@@ -197,6 +211,21 @@ def load(data: str) -> Manifest:
             f"{uri} was altered: its content does not match its fingerprint: pack again"
         )
     return manifest
+
+
+@contextmanager
+def consistent(data: str) -> Iterator[None]:
+    """Raises DatasetError for what files beside the manifest raise that do not fit it.
+
+    Reports and tables of images have no digest in the manifest.
+    """
+    try:
+        yield
+    except INVALID_CONTENT as error:
+        raise DatasetError(
+            f"the files of {data} do not fit its manifest ({quote(error)}): restore them from a "
+            "copy, or pack again"
+        ) from error
 
 
 def is_manifest(uri: str) -> bool:
