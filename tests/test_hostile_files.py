@@ -223,13 +223,14 @@ def tar_with(folder: Path, *members: tuple[str, bytes], mode: str = "w") -> Path
     return folder
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE])
 def test_a_member_that_claims_more_than_its_tar_is_refused_and_not_skipped_for_ever(
-    tmp_path: Path,
+    tmp_path: Path, kind: bytes
 ) -> None:
     folder = tar_with(tmp_path / "tars", ("1.bin", b"x"), ("2.cls", b"a"))
     content = bytearray((folder / "a.tar").read_bytes())
     content[124:136] = b"\x80" + b"\0" * 3 + b"\x7f" * 8
-    content[148:156] = b" " * 8
+    content[148:157] = b" " * 8 + kind
     content[148:156] = f"{sum(content[:512]):06o}\0 ".encode()
     (folder / "a.tar").write_bytes(content)
     with pytest.raises(DatasetError, match="bytes by its header"):
@@ -285,7 +286,7 @@ def test_the_fuzzer_notices_what_the_law_forbids(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         script = (
             "import os, pickle, sys, time\nfrom pathlib import Path\nfrom support import fuzz\n"
-            "fuzz.MAX_S = 1\nfolder = Path(sys.argv[1])\nwatch = fuzz.Watch(folder)\n"
+            "fuzz.HANG_S = 1\nfolder = Path(sys.argv[1])\nwatch = fuzz.Watch(folder)\n"
             "try:\n    with watch.watching():\n        try:\n"
             f"            {line}\n        except BaseException: pass\n"
             "except fuzz.Broken as error: print(error)\n"

@@ -101,18 +101,21 @@ def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
     try:
         with stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
             for info in tar:
-                _check_extent(job, info, mode)
+                _check_extent(job, info, tar.offset, mode)
                 if not info.isdir():
                     yield _to_member(tar, info, mode)
     except DAMAGED as error:
         raise DatasetError(f"{job.uri} is damaged ({error}): upload it again") from error
 
 
-def _check_extent(job: ArchiveJob, info: tarfile.TarInfo, mode: Mode) -> None:
-    """Raise ReadError for a size that the archive cannot hold: tarfile would try to skip it."""
+def _check_extent(job: ArchiveJob, info: tarfile.TarInfo, end: int, mode: Mode) -> None:
+    """Raise ReadError for a member that ends after the archive: tarfile would try to skip it.
+
+    `end` is not always that of its size: that of a sparse file counts its holes, too.
+    """
     longest = job.bytes * (DEFLATE_RATIO if mode == "r|gz" else 1)
-    if not 0 <= info.size <= longest - info.offset_data:
-        raise tarfile.ReadError(f"{info.name} has {info.size:,} bytes by its header")
+    if info.size < 0 or end > longest + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"{info.name} has {end - info.offset_data:,} bytes by its header")
 
 
 def _to_member(tar: tarfile.TarFile, info: tarfile.TarInfo, mode: Mode) -> _Member:
