@@ -17,7 +17,13 @@ import pytest
 
 from effnet_ray import errors, safe_json
 from effnet_ray.data import hf_parquet, manifest as manifests
-from effnet_ray.errors import DatasetError, EffnetRayError, InputError, RecipeError
+from effnet_ray.errors import (
+    DatasetError,
+    EffnetRayError,
+    InputError,
+    RecipeError,
+    StorageError,
+)
 from effnet_ray.inference.image_sources import find_images
 from effnet_ray.packing import tables, webdataset
 from effnet_ray.packing.options import Packing
@@ -25,6 +31,8 @@ from effnet_ray.packing.pack import pack
 from effnet_ray.recipe import Recipe
 from effnet_ray.schema import from_dict
 from effnet_ray.storage import parquet
+from effnet_ray.sweep import sweep_record
+from effnet_ray.sweep.sweep_record import Sweep
 
 SUPPORT = Path(__file__).parent / "support"
 PACKAGE = Path(__file__).parents[1] / "effnet_ray"
@@ -35,6 +43,11 @@ QUICK = ("manifest", "shards", "labels", "features", "run", "checkpoint", "sweep
 """Targets of which a mutant takes milliseconds."""
 SLOW = ("data page", "parquet", "archives", "tables", "release", "weights", "aws.yaml", "gcp.yaml")
 MAX_MB = 512
+
+
+SWEEP = Sweep(name="pets", recipe=Recipe(weights="none"), variants=("b0",), trials=4,
+              space={"lr": "log:1e-4:1e-2"}, searcher="random", budget=None, data="/data",
+              fingerprint="f00d")  # fmt: skip
 
 
 def mutants(seed: int, count: int, *targets: str) -> dict[str, dict[str, Any]]:
@@ -211,6 +224,23 @@ def test_a_shard_with_impossible_rows_is_refused(tmp_path: Path, rows: Any, says
     (tmp_path / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(DatasetError, match=says):
         manifests.load(str(tmp_path))
+
+
+def test_a_manifest_with_another_split_is_refused(tmp_path: Path) -> None:
+    record = {"version": 1, "fingerprint": "", "classes": ["a", "b"], "splits": {"../x": []}}
+    (tmp_path / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(DatasetError, match=r"its splits are \.\./x"):
+        manifests.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"space": "x"}, {"side": "x"}, {"recipe": {"lr": "x"}}])
+def test_a_sweeps_record_of_other_types_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    uri = str(tmp_path)
+    sweep_record.create(SWEEP, uri)
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(record | change))
+    with pytest.raises(StorageError, match="is damaged"):
+        sweep_record.as_recorded(SWEEP, uri, Recipe(), None)
 
 
 def tar_with(folder: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:

@@ -155,6 +155,8 @@ def _kept(key: str) -> list[Manifest]:
 
 def _from_record(record: dict[str, Any]) -> Manifest:
     """Raises RecipeError, or what a malformed record raises."""
+    if not record["splits"].keys() <= {*SPLITS}:
+        raise ValueError(f"its splits are {', '.join(record['splits'])}")
     splits = {
         name: tuple(_checked(from_dict(Shard, shard)) for shard in shards)
         for name, shards in record["splits"].items()

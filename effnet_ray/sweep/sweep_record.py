@@ -154,15 +154,18 @@ def as_recorded(sweep: Sweep, uri: str, recipe: Recipe, space: Mapping[str, Any]
         return sweep
     recorded.setdefault("head", TRAINED)
     unset = [name for name in ("batch_size", "lr", "head") if getattr(recipe, name) is None]
-    recorded_space = content.get("space", {})
-    same_fields = recorded_space.keys() == sweep.space.keys()  # a flag may fix one of them
     kept: dict[str, Any] = {name: recorded.get(name) for name in unset}
-    return replace(
-        sweep,
-        recipe=replace(sweep.recipe, **kept),
-        space=recorded_space if space is None and same_fields else sweep.space,
-        side=content.get("side"),
-    )
+    try:
+        recorded_space = content.get("space", {})
+        same_fields = recorded_space.keys() == sweep.space.keys()  # a flag may fix one of them
+        return replace(
+            sweep,
+            recipe=replace(sweep.recipe, **kept),
+            space=recorded_space if space is None and same_fields else sweep.space,
+            side=None if content.get("side") is None else float(content["side"]),
+        )
+    except (RecipeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise StorageError(_damaged(record, error)) from error
 
 
 def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
