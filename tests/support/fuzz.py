@@ -163,7 +163,8 @@ def run_target(target: Any, watch: Watch, root: Path, seed: int, count: int) -> 
         shutil.rmtree(root / "work/artefact")
     if fingerprint(intact) != digest:
         failures.append(f"{target.name} {seed}: wrote into a file in place")
-    return {**outcomes, "grown_mb": grown, "slowest_s": slowest, "failures": failures}
+    counts = {"read": 0, "refused": 0, **outcomes}
+    return {**counts, "grown_mb": grown, "slowest_s": slowest, "failures": failures}
 
 
 PARTS = ["intact", "temporary", "work"]
