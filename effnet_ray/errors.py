@@ -36,14 +36,23 @@ import errno
 
 from effnet_ray.redaction import redact
 
+MAX_MESSAGE_CHARS = 2000
+"""Characters of a message. It may quote what a stranger wrote, such as a name of a megabyte."""
+
 
 class EffnetRayError(Exception):
-    """Root of the tree."""
+    """Root of the tree. Its message is one line of printable text."""
 
     exit_code = 1
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(redact(message))
+    def __init__(self, message: object = "") -> None:
+        text = redact(str(message))
+        if not text.isprintable():
+            text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        if len(text) > MAX_MESSAGE_CHARS:  # what to do is at the end
+            half = MAX_MESSAGE_CHARS // 2
+            text = f"{text[:half]} … {text[-half:]}"
+        super().__init__(text)
 
 
 class InputError(EffnetRayError):

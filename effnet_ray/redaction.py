@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 MASK = "***"
-SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api_?key|credential)s?"
+SECRET_NAME = r"(?:secret|token|passw(?:or)?d|api[_-]?key|credential)s?"
 TOKENS = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # an access key's id
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from effnet_ray.errors import RecipeError
 
@@ -34,6 +34,10 @@ def from_dict(
     Raises RecipeError for a wrong type, and for an unknown field: with the field of which it is
     one of the `synonyms`, or the most similar name.
     """
+    if not isinstance(values, Mapping):
+        raise RecipeError(
+            f"{kind.__name__} is {describe_types([type(values)])}: expected an object"
+        )
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass type
     for name in values:
         if name not in names:
@@ -57,13 +61,32 @@ def _list_as_tuple(value: Any) -> Any:
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
-    """Raise RecipeError if a plain field has a value of another type; skip containers."""
+    """Raise RecipeError if a field, or an item of its list or object, has another type."""
+    if get_origin(hint) is tuple:
+        _require_type(isinstance(value, list | tuple), name, value, list)
+        assert isinstance(value, list | tuple)
+        if get_args(hint)[-1] is Ellipsis:
+            for item in {type(item): item for item in value}.values():  # one of each type
+                _check_type(name, item, get_args(hint)[0])
+    elif get_origin(hint) is dict:
+        _require_type(isinstance(value, dict), name, value, dict)
+    else:
+        _check_plain_type(name, value, hint)
+
+
+def _check_plain_type(name: str, value: object, hint: Any) -> None:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if not all(isinstance(kind, type) for kind in kinds):
         return
     allowed = {*kinds, int} if float in kinds else set(kinds)
     if type(value) not in allowed:
         raise RecipeError(f"{name} is {value!r}: expected {describe_types(kinds)}")
+
+
+def _require_type(ok: bool, name: str, value: object, kind: type) -> None:
+    """Raise RecipeError unless `ok`."""
+    if not ok:
+        raise RecipeError(f"{name} is {value!r}: expected {TYPE_NAMES[kind]}")
 
 
 def describe_types(kinds: Collection[type]) -> str:

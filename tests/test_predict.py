@@ -12,6 +12,7 @@ import torch
 from support.releases import released
 
 from effnet_ray import Placement, storage
+from effnet_ray.data import image_checks
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
 from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
@@ -311,6 +312,6 @@ def test_what_is_no_file_is_no_picture(pictures: Path) -> None:
 def test_a_picture_of_too_many_bytes_is_not_read(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_sources, "MAX_FILE_BYTES", 20)
+    monkeypatch.setattr(image_checks, "MAX_FILE_BYTES", 20)
     bad = [data for data in everything(find_images(str(pictures))).values()]
     assert all(isinstance(data, ImageError) and "at most 20" in str(data) for data in bad[1:])

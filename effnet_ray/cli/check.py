@@ -23,8 +23,8 @@ class Check(TrainingFlags):
     """
 
     cluster_file: str = ""
-    """A YAML file for `ray up`: check it against Ray's schema, the cloud's API and this project's
-    rules, and check nothing else."""
+    """A YAML file for `ray up` or KubeRay: check it against Ray's or KubeRay's schema, the cloud's
+    API and this project's rules, and check nothing else."""
 
 
 def check_job(argv: Sequence[str]) -> dict[str, Any]:

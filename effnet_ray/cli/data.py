@@ -62,7 +62,8 @@ def data_job(argv: Sequence[str]) -> dict[str, Any]:
         if found.source:  # packing has printed the rest
             terminal.print(f"wrote {page}")
         else:
-            print_data_set(terminal, manifest, built, data, page=page)
+            with manifests.consistent(data):
+                print_data_set(terminal, manifest, built, data, page=page)
     return {
         "data": data,
         "fingerprint": manifest.fingerprint,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from effnet_ray import safe_json
 from effnet_ray.cli.parsing import parse
 from effnet_ray.cli.terminal import Terminal
 from effnet_ray.errors import InputError, RecipeError, quote
@@ -171,12 +172,12 @@ def _read_recipe(uri: str) -> Recipe:
     from effnet_ray import storage
 
     try:
-        content = json.loads(storage.read_bytes(storage.absolute(uri)))
+        content = safe_json.parse(storage.read_bytes(storage.absolute(uri)))
     except json.JSONDecodeError as error:
         raise RecipeError(
             f"{uri} is not JSON (line {error.lineno}, column {error.colno}): expected {FIELDS}"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{uri} is not JSON ({quote(error)}): expected {FIELDS}") from error
     if not isinstance(content, dict):
         found = describe_types([type(content)])

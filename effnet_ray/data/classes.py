@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import DatasetError
 from effnet_ray.recipe import MULTICLASS, MULTILABEL
 
@@ -26,9 +26,14 @@ Label = int | list[int]
 
 
 def read_class_names(uri: str) -> tuple[str, ...]:
-    """Class names from a file: one per line, or a JSON list."""
-    text = storage.read_bytes(storage.absolute(uri)).decode()
-    names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    """Class names from a file: one per line, or a JSON list. Raises DatasetError."""
+    try:
+        text = storage.read_bytes(storage.absolute(uri)).decode()
+        names = safe_json.parse(text) if text.lstrip().startswith("[") else text.splitlines()
+    except ValueError as error:
+        raise DatasetError(
+            f"{uri} has no class names ({error}): expected one per line, or a JSON list"
+        ) from error
     stripped = tuple(str(name).strip() for name in names if str(name).strip())
     if len(set(stripped)) < len(stripped):
         raise DatasetError(f"{uri} lists a class name twice: list each class once, one per line")

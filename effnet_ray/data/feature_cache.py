@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.parquet_reads import (
     as_dataset_error,
@@ -180,9 +180,12 @@ def _read(uri: str, group: int) -> FeatureRows:
 
 
 def bad_images(uri: str) -> int:
-    """How many images of a file could not be read when its features were computed."""
-    footer = parquet.read_footer(uri)
-    return int(footer.schema.to_arrow_schema().metadata[BAD_COUNT])
+    """How many images of a file could not be read when its features were computed.
+
+    Raises StorageError if the file does not say so.
+    """
+    with parquet.errors(uri):
+        return int(parquet.read_schema(uri).metadata[BAD_COUNT])
 
 
 def write_record(uri: str, names: Iterable[str]) -> None:
@@ -201,7 +204,7 @@ def read_record(uri: str) -> dict[str, dict[str, int]] | None:
     if not storage.exists(record_uri):
         return None
     try:
-        files: dict[str, dict[str, int]] = json.loads(storage.read_bytes(record_uri))["files"]
+        files: dict[str, dict[str, int]] = safe_json.parse(storage.read_bytes(record_uri))["files"]
         sizes = storage.sizes(uri)
         complete = all(sizes.get(name) == file["bytes"] for name, file in files.items())
     except (ValueError, LookupError, TypeError, AttributeError):

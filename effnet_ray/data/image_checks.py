@@ -16,6 +16,9 @@ from effnet_ray.errors import ImageError
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs (`Image.MAX_IMAGE_PIXELS`)."""
 
+MAX_FILE_BYTES = 200_000_000
+"""Largest image file read: 89 million pixels, the largest image decoded, uncompressed."""
+
 JPEG, PNG, RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF"
 """The bytes that a JPEG, a PNG and a WebP start with."""
 
@@ -45,6 +48,12 @@ ADAM7 = (
     (0, 1, 1, 2),
 )
 """(left, top, step right, step down) of an interlaced PNG's passes."""
+
+
+def check_file_size(size: int) -> None:
+    """Check that the file has at most `MAX_FILE_BYTES`; call it before the file is read."""
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"the file has {size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
 
 
 def check_size(width: int, height: int) -> None:

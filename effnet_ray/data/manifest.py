@@ -6,19 +6,33 @@ on no URI and no time: the same images packed anywhere are the same data set.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.split_index import SplitIndex
-from effnet_ray.errors import BucketNotFoundError, DatasetError, NotFoundError, RecipeError
+from effnet_ray.errors import (
+    BucketNotFoundError,
+    DatasetError,
+    NotFoundError,
+    RecipeError,
+    quote,
+)
 from effnet_ray.schema import from_dict
 
 VERSION = 1
 """Of the format; other versions are refused."""
 NAME = "manifest.json"
 SPLITS = ("train", "eval", "test")
+
+INVALID_CONTENT = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    RecipeError,
+)  # fmt: skip
+"""What readers of other content than they expect raise."""
 
 FULL_CHECK_BYTES = 256 * 1024**2
 """Up to this size, every shard's SHA-256 is verified before a run. Of larger data sets only the
@@ -141,11 +155,20 @@ def _kept(key: str) -> list[Manifest]:
 
 def _from_record(record: dict[str, Any]) -> Manifest:
     """Raises RecipeError, or what a malformed record raises."""
+    if not record["splits"].keys() <= {*SPLITS}:
+        raise ValueError(f"its splits are {', '.join(record['splits'])}")
     splits = {
-        name: tuple(from_dict(Shard, shard) for shard in shards)
+        name: tuple(_checked(from_dict(Shard, shard)) for shard in shards)
         for name, shards in record["splits"].items()
     }
     return from_dict(Manifest, {**record, "splits": splits})
+
+
+def _checked(shard: Shard) -> Shard:
+    """The shard. Raises ValueError for rows that its bytes cannot hold."""
+    if min(shard.row_groups, default=0) < 0 or shard.rows > shard.bytes:
+        raise ValueError(f"{shard.path} has {shard.rows:,} rows in {shard.bytes:,} bytes")
+    return shard
 
 
 def _first(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
@@ -179,7 +202,7 @@ def load(data: str) -> Manifest:
     except NotFoundError as error:
         raise DatasetError(_describe_missing(data)) from error
     try:
-        record = json.loads(raw)
+        record = safe_json.parse(raw)
         fingerprint = record.pop("fingerprint")
         _check_version(uri, record.pop("version"))
         manifest = _from_record(record)
@@ -192,10 +215,25 @@ def load(data: str) -> Manifest:
     return manifest
 
 
+@contextmanager
+def consistent(data: str) -> Iterator[None]:
+    """Raises DatasetError for what files beside the manifest raise that do not fit it.
+
+    Reports and tables of images have no digest in the manifest.
+    """
+    try:
+        yield
+    except INVALID_CONTENT as error:
+        raise DatasetError(
+            f"the files of {data} do not fit its manifest ({quote(error)}): restore them from a "
+            "copy, or pack again"
+        ) from error
+
+
 def is_manifest(uri: str) -> bool:
     """Whether a file is a data set's manifest, perhaps damaged, and not another program's."""
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = safe_json.parse(storage.read_bytes(uri))
     except ValueError:
         return True
     return isinstance(content, dict) and bool({"fingerprint", "splits"} & content.keys())

@@ -70,7 +70,9 @@ def read_row_groups(
             pre_buffer=True,
             page_checksum_verification=verify,
         ) as file:
-            return file.read_row_groups(groups, columns=columns)
+            table = file.read_row_groups(groups, columns=columns)
+            parquet.check_plain(table.schema, uri)
+            return table
 
     if size is None:
         size = sum(footer.row_group(group).total_byte_size for group in groups)

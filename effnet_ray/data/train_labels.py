@@ -59,7 +59,8 @@ def _read_file(manifest: Manifest, folder: str) -> npt.NDArray[np.int64] | None:
         return None
     if hashlib.sha256(raw).hexdigest() != manifest.labels_sha256:
         return None
-    labels: npt.NDArray[np.int64] = pq.read_table(io.BytesIO(raw))["label"].to_numpy()
+    with as_dataset_error(f"{FILE} of {folder}", "restore it from a copy, or pack again"):
+        labels: npt.NDArray[np.int64] = parquet.parse_table(raw, FILE)["label"].to_numpy()
     return labels[: manifest.images["train"]]
 
 

@@ -15,22 +15,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.data import hf_parquet, manifest as manifests
+from effnet_ray.data import hf_parquet, image_checks, manifest as manifests
 from effnet_ray.data.hf_parquet import LARGEST_GROUP
 from effnet_ray.data.image_files import DECODABLE_SUFFIXES, find_image_files
 from effnet_ray.data.manifest import Manifest
+from effnet_ray.data.parquet_reads import read_row_groups
 from effnet_ray.data.row_group import RowGroup
 from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, quote
 from effnet_ray.storage import parquet
+from effnet_ray.storage.parquet import column_values
 
-MAX_FILE_BYTES = 200_000_000
-"""Largest image file read: 89 million pixels, the largest image decoded, uncompressed."""
 UNIT_FILES = 64
 """Image files in a unit: as many as in a row group of a packed data set."""
 READ_THREADS = 16
@@ -192,15 +191,9 @@ def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     uri = storage.join(source, unit.shard)
     footer = _read_footer(uri)
     column = hf_parquet.image_column(footer.schema.to_arrow_schema())
-
-    def read_group() -> Any:
-        filesystem, path = storage.arrow_filesystem(uri)
-        with pq.ParquetFile(path, filesystem=filesystem, metadata=footer, pre_buffer=True) as file:
-            return file.read_row_group(unit.group, columns=[column])[column].to_pylist()
-
     with _parquet_errors(uri):
-        size = footer.row_group(unit.group).total_byte_size
-        images = storage.read_with_retries(uri, read_group, size)
+        table = read_row_groups(uri, [unit.group], footer, columns=[column])
+        images = column_values(table, column)
     for row, image in enumerate(images):
         data, name_in_row = hf_parquet.image_value(image)
         name = "/".join(filter(None, (f"{unit.group}", f"{row}", name_in_row)))
@@ -211,12 +204,11 @@ def _read_files(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     def read(file: tuple[str, int]) -> ImageBytes:
         path, size = file
         name = _as_text(path)
-        if size > MAX_FILE_BYTES:
-            return name, ImageError(
-                f"the file has {size:,} bytes, expected at most {MAX_FILE_BYTES:,}"
-            )
         try:
+            image_checks.check_file_size(size)
             return name, storage.read_bytes(storage.join(source, path), size)
+        except ImageError as error:
+            return name, error
         except NotFoundError as error:
             return name, ImageError(str(error))
 

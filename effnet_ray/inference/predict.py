@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.ray_executor import unwrap_errors
 from effnet_ray.errors import DatasetError, EvaluationError, quote
 from effnet_ray.inference import image_sources
@@ -125,7 +125,7 @@ def _start(release: LoadedRelease, source: ImageSource, options: PredictOptions,
         storage.write_bytes(uri, json.dumps(record, indent=1).encode())
         return
     try:
-        existing = json.loads(storage.read_bytes(uri))
+        existing = safe_json.parse(storage.read_bytes(uri))
     except ValueError:
         existing = None
     existing = existing if isinstance(existing, dict) else {}

@@ -21,7 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import OutageError, StorageError, WeightsError
 from effnet_ray.model import packaged_weights
 from effnet_ray.model.network import Network
@@ -66,10 +66,12 @@ def resolve(recipe: Recipe) -> Weights:
 
 def _resolve_release(uri: str, recipe: Recipe) -> Weights:
     try:
-        config = parse_config(json.loads(_read_verified(uri, layout.CONFIG, storage.RECORD_BYTES)))
+        config = parse_config(
+            safe_json.parse(_read_verified(uri, layout.CONFIG, storage.RECORD_BYTES))
+        )
     except OutageError:
         raise  # storage did not answer, which says nothing about the release
-    except (StorageError, RecursionError, *MALFORMED) as error:
+    except (StorageError, *MALFORMED) as error:
         raise WeightsError(
             f"weights {uri} are not a release ({error}): expected NAME@vN, or the URI of a folder "
             f"with {layout.WEIGHTS} and {layout.CONFIG}"

@@ -6,7 +6,6 @@ one plain file per archive with all its images, so that packing can shuffle glob
 holding them in memory.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data import hf_parquet
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text
@@ -61,7 +60,7 @@ def _read_features(source: str, paths: Sequence[str]) -> dict[str, Any]:
         return {}
     metadata = parquet.read_schema(storage.join(source, files[0])).metadata or {}
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        features = safe_json.parse(metadata[b"huggingface"])["info"]["features"]
     except (LookupError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
@@ -116,12 +115,13 @@ def _read_rows(job: ArchiveJob) -> Iterator[Sample]:
     filesystem, path = storage.arrow_filesystem(job.uri)
     columns = job.columns
     others = [columns.label_column, columns.group_column, columns.split_column, *columns.kept]
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
+    with parquet.errors(job.uri), pq.ParquetFile(path, filesystem=filesystem) as file:
         image = hf_parquet.image_column(file.schema_arrow)
         names = [image, *filter(None, others)]
         _check_columns(job, file.schema_arrow, names)
         number = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
+            parquet.check_plain(batch.schema, job.uri)
             for row in batch.to_pylist():
                 yield _to_sample(job, number, row, row[image])
                 number += 1

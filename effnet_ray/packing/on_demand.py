@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import DatasetError, InputError
@@ -128,7 +128,7 @@ def source_of(data: str) -> str:
     record = storage.join(data, SOURCE)
     if not storage.exists(record) or not storage.exists(storage.join(data, manifests.NAME)):
         return ""
-    return str(json.loads(storage.read_bytes(record))["source"])
+    return str(safe_json.parse(storage.read_bytes(record))["source"])
 
 
 def _signature(source: str) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
+from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import SPLITS, Manifest
 from effnet_ray.packing.listing import Listing, SetAside, flat_labels
 from effnet_ray.schema import from_dict
@@ -136,10 +137,15 @@ def write(report: Report, data: str) -> None:
 
 
 def load(data: str) -> Report:
-    """Read `data`/report.json, also of earlier versions, which had other fields too."""
-    content = json.loads(storage.read_bytes(storage.join(data, NAME)))
-    names = {field.name for field in fields(Report)}
-    values = {name: value for name, value in content.items() if name in names}
-    values["set_aside"] = [SetAside(**entry) for entry in content.get("set_aside", [])]
-    report: Report = from_dict(Report, values)
+    """Read `data`/report.json, also of earlier versions, which had other fields too.
+
+    Raises DatasetError if it is no report.
+    """
+    raw = storage.read_bytes(storage.join(data, NAME))
+    with manifests.consistent(data):
+        content = safe_json.parse(raw)
+        names = {field.name for field in fields(Report)}
+        values = {name: value for name, value in content.items() if name in names}
+        values["set_aside"] = [from_dict(SetAside, each) for each in content.get("set_aside", [])]
+        report: Report = from_dict(Report, values)
     return report

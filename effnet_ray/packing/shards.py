@@ -19,9 +19,10 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data.classes import LABEL, task_of
 from effnet_ray.data.decode import decode, describe_range, encode_jpeg
+from effnet_ray.data.image_checks import check_file_size
 from effnet_ray.data.manifest import Shard
 from effnet_ray.errors import ImageError
 from effnet_ray.packing.duplicates import hash_small, small_grey
@@ -155,7 +156,7 @@ def _load_existing(job: WriteJob) -> WrittenShard | None:
     metadata = table.schema.metadata or {}
     if metadata.get(b"plan") != job.plan.encode():
         return None
-    shard: Shard = from_dict(Shard, json.loads(metadata[b"shard"]))
+    shard: Shard = from_dict(Shard, safe_json.parse(metadata[b"shard"]))
     if shard.rows and not storage.exists(storage.join(job.out, job.path)):
         return None
     return WrittenShard(shard, table.replace_schema_metadata(None))
@@ -181,11 +182,13 @@ def _prefetch(
 
 def _read_image(row: dict[str, Any], max_side: int | None) -> Image:
     """Read, decode and, if it is too large, downscale one image."""
-    data = read_image(row["file"], row["offset"], row["bytes"])
-    record = {"id": row["id"], "label": row["label"], "path": row["path"], "reason": ""}
-    record |= {"digest": hashlib.sha256(data).hexdigest(), "bytes": len(data), "value_range": ""}
+    data, record = b"", {name: row[name] for name in ("id", "label", "path", "bytes")}
+    record |= dict.fromkeys(("reason", "digest", "value_range"), "")
     record |= dict.fromkeys(("phash", "brightness", "width", "height"), 0)
     try:
+        check_file_size(row["bytes"])
+        data = read_image(row["file"], row["offset"], row["bytes"])
+        record |= {"digest": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         pixels = decode(data)
         record["value_range"] = describe_range(data)
     except ImageError as error:

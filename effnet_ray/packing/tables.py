@@ -93,7 +93,10 @@ def _read_parquet(source: str) -> pa.Table:
         filesystem, path = storage.arrow_filesystem(source)
         return pq.read_table(path, filesystem=filesystem)
 
-    return storage.read_with_retries(source, read, TABLE_BYTES)
+    with parquet.errors(source):
+        rows = storage.read_with_retries(source, read, TABLE_BYTES)
+    parquet.check_plain(rows.schema, source)
+    return rows
 
 
 def read_csv(source: str) -> pa.Table:
@@ -131,12 +134,15 @@ def _delimiter(source: str, data: bytes) -> str:
 
 
 def file_entries(files: Sequence[str], source: str) -> dict[str, Entry]:
-    """Return the entry of each file, from listings of the folders that contain them.
+    """Return the entry of each file, in buckets from listings of the folders that contain them.
 
-    Raises DatasetError if files do not exist.
+    A disk is not listed: the common folder of two files may be its root. Raises DatasetError if
+    files do not exist.
     """
-    entries: dict[str, Entry] = {}
-    for root in _common_folders(files):
+    remote = [file for file in files if storage.is_remote(file)]
+    local = {file: storage.local_entry(file) for file in {*files}.difference(remote)}
+    entries = {file: entry for file, entry in local.items() if entry}
+    for root in _common_folders(remote):
         entries |= {
             storage.join(root, path): entry
             for path, entry in storage.entries(root, hidden=True, follow_links=True).items()
@@ -151,12 +157,11 @@ def file_entries(files: Sequence[str], source: str) -> dict[str, Entry]:
 
 
 def _common_folders(files: Sequence[str]) -> list[str]:
-    """Return the deepest common folder of all local files, and of the files of each bucket."""
+    """Return the deepest common folder of the files of each bucket."""
     folders_of: dict[str, set[str]] = {}
     for file in files:
         folder = file.rpartition("/")[0]
-        bucket = "/".join(folder.split("/")[:3]) if "://" in folder else ""
-        folders_of.setdefault(bucket, set()).add(f"{folder}/")
+        folders_of.setdefault("/".join(folder.split("/")[:3]), set()).add(f"{folder}/")
     return [
         posixpath.commonprefix(list(folders)).rpartition("/")[0] for folders in folders_of.values()
     ]

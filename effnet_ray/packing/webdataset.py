@@ -4,14 +4,14 @@ A sample is an image with its label. Members that are neither are set aside with
 Pickled members are never opened.
 """
 
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
+from effnet_ray.data.image_checks import DEFLATE_RATIO, MAX_FILE_BYTES
 from effnet_ray.data.image_files import IMAGE_SUFFIXES
 from effnet_ray.errors import DatasetError
 from effnet_ray.packing.archive_job import ArchiveJob, Sample, optional_text, set_aside_sample
@@ -20,6 +20,13 @@ from effnet_ray.packing.listing import HIDDEN, is_hidden, kept_json, suffix_of
 Mode = Literal["r|", "r|gz"]
 """tarfile's mode of a plain or a compressed tar, read as a stream."""
 LABEL_SUFFIXES = ("cls", "txt", "json")
+EXTENDED_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+MAX_HEADER_BYTES = 1_000_000
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, ValueError, LookupError, ArithmeticError)
+"""What tarfile raises for a damaged tar; the last three for numbers in its extended headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +85,58 @@ def read_samples(job: ArchiveJob, mode: Mode) -> Iterator[Sample]:
         yield from _to_samples(job, group)
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header; long names and other extended headers are read into memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {self.size:,} bytes")
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # not typed
+        return member
+
+
 def _read_members(job: ArchiveJob, mode: Mode) -> Iterator[_Member]:
     filesystem, path = storage.arrow_filesystem(job.uri)
     stream = filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20)
     try:
-        with stream, tarfile.open(fileobj=stream, mode=mode) as tar:
+        with stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
             for info in tar:
-                folder, _, name = info.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if info.isdir():
-                    continue
-                hidden = is_hidden(info.name.removeprefix("./"))
-                if hidden or not info.isfile():
-                    reason = HIDDEN if hidden else "a link or a special file"
-                    yield _Member(info.name, "", 0, None, reason)
-                    continue
-                suffix = suffix.lower()
-                data: Any = None
-                if f".{suffix}" in IMAGE_SUFFIXES and mode == "r|":
-                    data = info.size
-                elif f".{suffix}" in IMAGE_SUFFIXES or suffix in LABEL_SUFFIXES:
-                    file = tar.extractfile(info)
-                    data = file.read() if file else b""
-                yield _Member(f"{folder}/{stem}".lstrip("/"), suffix, info.offset_data, data)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+                _check_extent(job, info, tar.offset, mode)
+                if not info.isdir():
+                    yield _to_member(tar, info, mode)
+    except DAMAGED as error:
         raise DatasetError(f"{job.uri} is damaged ({error}): upload it again") from error
+
+
+def _check_extent(job: ArchiveJob, info: tarfile.TarInfo, end: int, mode: Mode) -> None:
+    """Raise ReadError for a member that ends after the archive: tarfile would try to skip it.
+
+    `end` is not always that of its size: that of a sparse file counts its holes, too.
+    """
+    longest = job.bytes * (DEFLATE_RATIO if mode == "r|gz" else 1)
+    if info.size < 0 or end > longest + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"{info.name} has {end - info.offset_data:,} bytes by its header")
+
+
+def _to_member(tar: tarfile.TarFile, info: tarfile.TarInfo, mode: Mode) -> _Member:
+    """The member, with its bytes if they are needed."""
+    folder, _, name = info.name.rpartition("/")
+    stem, _, suffix = name.partition(".")
+    suffix = suffix.lower()
+    is_image = f".{suffix}" in IMAGE_SUFFIXES
+    if is_hidden(info.name.removeprefix("./")):
+        return _Member(info.name, "", 0, None, HIDDEN)
+    if not info.isfile() or info.issparse():
+        return _Member(info.name, "", 0, None, "a link or a special file")
+    data: Any = None
+    if is_image and mode == "r|":
+        data = info.size
+    elif is_image or suffix in LABEL_SUFFIXES:
+        if info.size > MAX_FILE_BYTES:
+            return _Member(info.name, "", 0, None, f"too large: {info.size:,} bytes")
+        file = tar.extractfile(info)
+        data = file.read() if file else b""
+    return _Member(f"{folder}/{stem}".lstrip("/"), suffix, info.offset_data, data)
 
 
 def _to_samples(job: ArchiveJob, group: _Group) -> Iterator[Sample]:
@@ -126,8 +160,10 @@ def _to_sample(job: ArchiveJob, group: _Group, image: _Member) -> Sample:
     """Return the image with its label. Raises DatasetError if it has none."""
     record, labels = _parse_json(job, group), group.labels
     label = record.get(job.columns.label_column, labels.get("cls", labels.get("txt")))
+    if isinstance(label, bytes):
+        label = _decode(job, group, label)
     if label is not None:  # None: the label is missing, which is not an empty set of labels
-        label = job.parse_label(label.decode().strip() if isinstance(label, bytes) else label)
+        label = job.parse_label(label)
     if label is None:
         suffixes = ", ".join(sorted({member.suffix for member in group.others}))
         raise DatasetError(
@@ -147,6 +183,16 @@ def _to_sample(job: ArchiveJob, group: _Group, image: _Member) -> Sample:
     }
 
 
+def _decode(job: ArchiveJob, group: _Group, label: bytes) -> str:
+    """A label's text. Raises DatasetError if it is none."""
+    try:
+        return label.decode().strip()
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{job.uri} has a label beside {group.key} that is not UTF-8 ({error}): correct it"
+        ) from error
+
+
 def _check_dots(job: ArchiveJob, group: _Group) -> None:
     """Raise DatasetError if the sample's image has more dots in its name, and so another key."""
     for member in group.others:
@@ -161,7 +207,7 @@ def _parse_json(job: ArchiveJob, group: _Group) -> dict[str, Any]:
     if "json" not in group.labels:
         return {}
     try:
-        record = json.loads(group.labels["json"])
+        record = safe_json.parse(group.labels["json"])
     except ValueError as error:
         raise DatasetError(
             f"{job.uri} has invalid JSON beside {group.key} ({error}): correct it"

@@ -1,5 +1,7 @@
 """Checks a file for Ray's cluster launcher against Ray's schema, the cloud's API and our rules.
 
+`kuberay` checks files for KubeRay.
+
 Makes no request to the cloud. `ray up` checks only its own fields: a mistyped field of a machine
 fails when the first one is launched, and insecure defaults are never reported.
 """
@@ -12,10 +14,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from effnet_ray import safe_yaml
 from effnet_ray.errors import ClusterError, one_line
-from effnet_ray.preflight import cluster_security, compute_engine, ec2
+from effnet_ray.preflight import cluster_security, compute_engine, ec2, kuberay
 from effnet_ray.preflight.findings import Finding, problem
 
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z-]+")
@@ -49,34 +50,40 @@ CLOUDS: Mapping[str, Cloud] = {"aws": ec2, "gcp": compute_engine}
 """Ray's name of a provider → its module."""
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Rejects duplicate fields, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        duplicate = next((str(name) for name in names if names.count(name) > 1), "")
-        if duplicate and not getattr(node, "merged", False):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate field {duplicate!r}", node.start_mark
-            )
-        node.merged = True  # fields merged by `<<` may be overridden
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def check_cluster_file(path: str) -> list[Finding]:
     """All findings for the file. Raises ClusterError if it cannot be read as YAML."""
+    text = _read(path)
     try:
-        text = Path(path).expanduser().read_text("utf-8")
-        config = yaml.load(text, _Loader)
+        documents = safe_yaml.parse(text)
+    except ValueError as error:
+        raise ClusterError(f"{path} cannot be read as YAML ({error}): correct it") from None
+    if kuberay.is_for_kubernetes(documents):
+        found = kuberay.check_objects(documents)
+        return [cluster_security.check_secrets(documents, text), *_placeholders(text), *found]
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise ClusterError(f"{path} is not a cluster file: expected a YAML mapping")
+    return _check_launcher_file(documents[0], text)
+
+
+def _read(path: str) -> str:
+    """The file's text. Raises ClusterError."""
+    file = Path(path).expanduser()
+    try:
+        if file.exists() and not file.is_file():
+            raise ClusterError(f"{path} is not a file: pass a YAML file")
+        if file.stat().st_size > safe_yaml.MAX_CHARS:
+            raise ClusterError(f"{path} is too large for a cluster file: pass a YAML file")
+        return file.read_text("utf-8")
     except FileNotFoundError:
         raise ClusterError(f"{path} does not exist: check the path") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"{path} cannot be read as YAML ({one_line(error)}): correct it"
         ) from None
-    if not isinstance(config, dict):
-        raise ClusterError(f"{path} is not a cluster file: expected a YAML mapping")
+
+
+def _check_launcher_file(config: Config, text: str) -> list[Finding]:
+    """The findings for a file for `ray up`."""
     accepted, filled = _check_schema(config)
     findings = [accepted, cluster_security.check_secrets(config, text), *_placeholders(text)]
     if accepted.ok:

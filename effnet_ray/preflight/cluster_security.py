@@ -1,7 +1,7 @@
 """Checks a cluster file for open ports, missing authentication and secrets."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from effnet_ray.preflight.findings import Finding, problem
@@ -14,11 +14,11 @@ SECRETS = re.compile(
     TOKENS.pattern
     +
     # A name like HF_TOKEN with a literal value; not a variable, not the path of a file.
-    rf"|\b(?!\w*(?:path|file|mode)\b)(?i:\w*{SECRET_NAME}\w*)\s*[=:]\s*[\"']?[^\s\"'$]"
+    rf"|\b(?!\w*(?i:path|file|mode)\b)(?i:\w*{SECRET_NAME}\w*)\s*[=:]\s*[\"']?[^\s\"'$]"
 )
 SECRET_FIELD = re.compile(rf"(?i)[a-z_]*{SECRET_NAME}")
 """Names of fields that hold a secret."""
-NO_SECRET_FIELDS = ("HttpTokens",)
+NO_SECRET_FIELDS = ("HttpTokens", "automountServiceAccountToken", "enableK8sTokenAuth")
 EVERYWHERE = re.compile(r"0\.0\.0\.0|\[?::\]?(?=[\s/:]|$)")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DASHBOARD = re.compile(r"--dashboard-host[= ]\s*(\S+)")
@@ -35,8 +35,8 @@ def check_security(config: Config) -> Iterator[Finding]:
     yield _network(config)
 
 
-def check_secrets(config: Config, text: str) -> Finding:
-    """Whether any field of the file holds a secret. Comments are ignored."""
+def check_secrets(config: Config | Sequence[Any], text: str) -> Finding:
+    """Whether any field of the file, or of its documents, holds a secret. Comments are ignored."""
     secret = next(filter(None, (_secret(*pair) for pair in _fields("", config))), "")
     line = next((n for n, row in enumerate(text.splitlines(), start=1) if secret in row), 0)
     place = f" on line {line}" if line else ""
@@ -45,15 +45,16 @@ def check_secrets(config: Config, text: str) -> Finding:
         f"{secret[:4]}…{place}" if secret else "",
         "none",
         "remove it and revoke it: machines get access by IamInstanceProfile or serviceAccounts, "
-        f"and the token by file_mounts ({TOKEN_FILE})",
+        f"pods by serviceAccountName, and the token by file_mounts ({TOKEN_FILE}) or from KubeRay",
     )
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Every value in the file as text, with the name of its field."""
     if isinstance(value, Mapping):
-        if isinstance(value.get("key"), str) and "value" in value:  # an item of metadata
-            yield value["key"].replace("-", "_"), str(value["value"])
+        for key in ("key", "name"):  # an item of Google's metadata, a variable of a pod
+            if isinstance(value.get(key), str) and "value" in value:
+                yield value[key].replace("-", "_"), str(value["value"])
         for key, inner in value.items():
             yield from _fields(str(key), inner)
     elif isinstance(value, list):

@@ -4,13 +4,12 @@ RUNS/NAME/test.json       the metrics, and the weights and data that they belong
 RUNS/NAME/candidate-*/    the unpublished release, while it is being scored
 """
 
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.data import manifest as manifests
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.errors import EffnetRayError
@@ -103,7 +102,7 @@ def _read_scores(run_uri: str, release: LoadedRelease, manifest: Manifest) -> di
     if not storage.exists(uri):
         return {}
     try:
-        record = json.loads(storage.read_bytes(uri))
+        record = safe_json.parse(storage.read_bytes(uri))
         scores: dict[str, float] = record.pop("figures")
     except (ValueError, LookupError, AttributeError):
         return {}  # damaged: score again

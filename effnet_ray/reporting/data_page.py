@@ -71,7 +71,9 @@ def write_page(data: str, uri: str, spec: InputSpec) -> None:
 
     Raises DatasetError for a data set that was packed in place or by an earlier version.
     """
-    storage.write_bytes(uri, html(data, spec))
+    with manifests.consistent(data):
+        page = html(data, spec)
+    storage.write_bytes(uri, page)
 
 
 def ensure_page(data: str, spec: InputSpec) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 import ray
-import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from effnet_ray.errors import ClusterError, one_line
+from effnet_ray import safe_yaml
+from effnet_ray.errors import ClusterError
 
 MACHINES_ENV = "EFFNET_MACHINES"
 """The machine types that an autoscaler outside of the cluster (KubeRay) may launch: YAML in the
@@ -104,9 +104,7 @@ def launchable() -> list[Machine] | None:
     """
     machines = os.environ.get(MACHINES_ENV)
     if machines:
-        return _machine_types(
-            MACHINES_ENV, {"available_node_types": _parse_yaml(MACHINES_ENV, machines)}
-        )
+        return parse_machines(machines)
     arguments = _autoscaler_arguments(ray.get_runtime_context().gcs_address)
     if arguments is None:
         return None
@@ -137,11 +135,16 @@ def _autoscaler_arguments(gcs_address: str) -> dict[str, str] | None:
     return None
 
 
+def parse_machines(text: str) -> list[Machine]:
+    """The machine types that EFFNET_MACHINES has. Raises ClusterError if they cannot be parsed."""
+    return _machine_types(MACHINES_ENV, {"available_node_types": _parse_yaml(MACHINES_ENV, text)})
+
+
 def _parse_yaml(source: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ClusterError(f"{source} is not valid YAML ({one_line(error)}): correct it") from None
+        return next(iter(safe_yaml.parse(text)), None)
+    except ValueError as error:
+        raise ClusterError(f"{source} is not valid YAML ({error}): correct it") from None
 
 
 def _machine_types(source: str, config: Any) -> list[Machine]:

@@ -32,6 +32,7 @@ __all__ = [
     "folders",
     "is_remote",
     "join",
+    "local_entry",
     "read_bytes",
     "read_range",
     "read_with_retries",
@@ -123,6 +124,11 @@ def entries(uri: str, *, hidden: bool = False, follow_links: bool = False) -> di
         for path, entry in sorted(backend_of(uri).entries(uri, follow_links=follow_links).items())
         if hidden or not any(part.startswith(".") for part in path.split("/"))
     }
+
+
+def local_entry(path: str) -> Entry | None:
+    """The entry of a regular file on disk; None if there is none of this name."""
+    return _local.entry(path)
 
 
 def folders(uri: str) -> list[str]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import (
     IncompleteReleaseError,
     NotFoundError,
@@ -59,10 +59,9 @@ def unseal(data: bytes, uri: str) -> dict[str, Any]:
 def parse(data: bytes, uri: str) -> dict[str, Any]:
     """Parse a JSON object. Raises ReleaseError if the data is anything else."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise ReleaseError(f"{uri} is not valid JSON ({reason}): {RESTORE}") from error
+        content = safe_json.parse(data)
+    except ValueError as error:
+        raise ReleaseError(f"{uri} is not valid JSON ({error}): {RESTORE}") from error
     if not isinstance(content, dict):
         raise ReleaseError(f"{uri} is not a JSON object: {RESTORE}")
     return content

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,6 +135,16 @@ def entries(uri: str, *, follow_links: bool = False) -> dict[str, Entry]:
     """
     with errors(uri, "list"):
         return list_files(uri, follow_links=follow_links)
+
+
+def entry(uri: str) -> Entry | None:
+    """The entry of a regular file; None if there is none of this name."""
+    with errors(uri, "look up"):
+        try:
+            status = os.stat(uri)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # of a name with a null byte
+            return None
+    return Entry(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 def folders(uri: str) -> list[str]:

@@ -1,13 +1,34 @@
-"""Parquet files at any URI: footers, schemas, whole small tables."""
+"""Parquet files at any URI: footers, schemas, whole small tables.
+
+Nothing that was read is used before `check_plain`: a file may come from anyone.
+"""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
+from effnet_ray.errors import EffnetRayError, StorageError, quote
+
+
+@contextmanager
+def errors(uri: str) -> Iterator[None]:
+    """Raises StorageError for what Arrow raises for a damaged file, except for OSErrors.
+
+    Storage handles those. Extension types that are registered with Arrow may raise anything.
+    """
+    try:
+        yield
+    except (OSError, EffnetRayError):
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"{uri} is not readable Parquet ({quote(error)}): replace it with an intact copy"
+        ) from error
 
 
 def read_footer(uri: str) -> pq.FileMetaData:
@@ -27,12 +48,43 @@ def _read(uri: str, read: Callable[..., Any]) -> Any:
         filesystem, path = storage.arrow_filesystem(uri)  # each time: its credentials may expire
         return read(path, filesystem=filesystem)
 
-    return storage.read_with_retries(uri, attempt)
+    with errors(uri):
+        return storage.read_with_retries(uri, attempt)
 
 
 def read_table(uri: str) -> pa.Table:
     """The whole file, read into memory. Raises StorageError."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    return parse_table(storage.read_bytes(uri), uri)
+
+
+def parse_table(content: bytes, uri: str) -> pa.Table:
+    """The table in a file's content. Raises StorageError."""
+    with errors(uri):
+        try:
+            table = pq.read_table(io.BytesIO(content))
+        except OSError as error:  # here, too, it means damage
+            raise ValueError(error) from error
+    check_plain(table.schema, uri)
+    return table
+
+
+def check_plain(schema: pa.Schema, uri: str) -> None:
+    """Raises StorageError for a column whose values Python code makes of what is stored.
+
+    Ray Data registers such types with Arrow; that of Python objects unpickles its values.
+    """
+    for column in schema:
+        kinds = [column.type]
+        while kinds:
+            kind = kinds.pop()
+            if isinstance(kind, pa.ExtensionType):
+                raise StorageError(
+                    f"the column {column.name} of {uri} has the type {kind.extension_name}, whose "
+                    "values may contain code: write it with Arrow's own types"
+                )
+            kinds += [kind.field(number).type for number in range(kind.num_fields)]
+            if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+                kinds.append(kind.value_type)
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import ray
 
-from effnet_ray import phases, storage
+from effnet_ray import phases, safe_json, storage
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.model import pretrained, profile
 from effnet_ray.model.profile import Cost
@@ -56,7 +56,7 @@ def model_costs(
     file = storage.join(uri, COSTS)
     costs: dict[CostKey, Cost] = {}
     if storage.exists(file):
-        for variant, size, values in json.loads(storage.read_bytes(file)):
+        for variant, size, values in safe_json.parse(storage.read_bytes(file)):
             costs[variant, size] = from_dict(Cost, values)
     missing = sorted(set(keys) - set(costs))
     measure = ray.remote(num_cpus=0, num_gpus=placement.gpus_per_worker or 0)(profile.measure)

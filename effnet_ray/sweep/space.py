@@ -7,7 +7,6 @@ batchnorm = choice:train,frozen
 """
 
 import itertools
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,6 +15,7 @@ from random import Random
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from effnet_ray import safe_json
 from effnet_ray.errors import InputError, RecipeError
 from effnet_ray.recipe import Recipe
 from effnet_ray.recipe_rules import SYNONYMS
@@ -163,7 +163,7 @@ def _read_file(path: str) -> dict[str, Any]:
             "pass the path of a JSON file"
         )
     try:
-        content = json.loads(Path(path).expanduser().read_text("utf-8"))
+        content = safe_json.parse(Path(path).expanduser().read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"--space {path!r} is neither FIELD=DOMAIN nor a JSON file ({error}): {EXPECTED}"

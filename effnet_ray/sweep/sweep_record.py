@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.schema import from_dict
@@ -154,15 +154,18 @@ def as_recorded(sweep: Sweep, uri: str, recipe: Recipe, space: Mapping[str, Any]
         return sweep
     recorded.setdefault("head", TRAINED)
     unset = [name for name in ("batch_size", "lr", "head") if getattr(recipe, name) is None]
-    recorded_space = content.get("space", {})
-    same_fields = recorded_space.keys() == sweep.space.keys()  # a flag may fix one of them
     kept: dict[str, Any] = {name: recorded.get(name) for name in unset}
-    return replace(
-        sweep,
-        recipe=replace(sweep.recipe, **kept),
-        space=recorded_space if space is None and same_fields else sweep.space,
-        side=content.get("side"),
-    )
+    try:
+        recorded_space = content.get("space", {})
+        same_fields = recorded_space.keys() == sweep.space.keys()  # a flag may fix one of them
+        return replace(
+            sweep,
+            recipe=replace(sweep.recipe, **kept),
+            space=recorded_space if space is None and same_fields else sweep.space,
+            side=None if content.get("side") is None else float(content["side"]),
+        )
+    except (RecipeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise StorageError(_damaged(record, error)) from error
 
 
 def _differences(new: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
@@ -209,7 +212,7 @@ def has_outcome(uri: str) -> bool:
 
 def _read(record: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read_bytes(record))
+        content = safe_json.parse(storage.read_bytes(record))
     except ValueError as error:
         raise StorageError(_damaged(record, error)) from error
     if not isinstance(content, dict):

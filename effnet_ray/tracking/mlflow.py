@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import effnet_ray
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import AlreadyExistsError, TrackerError
 from effnet_ray.publish.provenance import git_commit
 from effnet_ray.redaction import redact
@@ -234,7 +234,7 @@ def _run_key(run_uri: str) -> str:
             storage.write_bytes(uri, content, exclusive=True)
         except AlreadyExistsError:
             pass  # another driver was first
-    return str(json.loads(storage.read_bytes(uri))["id"])
+    return str(safe_json.parse(storage.read_bytes(uri))["id"])
 
 
 def _version_tags() -> dict[str, str]:

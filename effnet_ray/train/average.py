@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from safetensors.torch import load
 from torch import Tensor
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import InputError
 from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.schema import from_dict
@@ -142,7 +142,7 @@ def average(
 
 def _recorded(run_uri: str, result: Result) -> Averaged:
     """What averaging came to before."""
-    tried = json.loads(storage.read_bytes(storage.join(run_uri, TRIED)))
+    tried = safe_json.parse(storage.read_bytes(storage.join(run_uri, TRIED)))
     report = checkpoint.open_checkpoint(result.checkpoint).history[-1]
     score, loss = _score_of(report), report.eval_loss or 0.0
     return Averaged(tuple(from_dict(Tried, each) for each in tried), score, loss, result)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import CheckpointError, OutageError, RecipeError, StorageError
 from effnet_ray.model.optimizer import PART
 from effnet_ray.release_format.layout import WEIGHTS
@@ -174,15 +175,15 @@ class Checkpoint:
 
     def load_into(self, state: TrainState) -> None:
         """Restore `state`. Raises CheckpointError if the checkpoint does not fit or is damaged."""
-        weights, optimizer = load(self.read(WEIGHTS)), load(self.read(OPTIMIZER))
         try:
+            weights, optimizer = load(self.read(WEIGHTS)), load(self.read(OPTIMIZER))
             state.network.backbone.load_state_dict(weights)
             if state.averaged:
                 state.averaged.backbone.load_state_dict(load(self.read(AVERAGED)))
             state.optimizer.load_state_dict(_optimizer_state(state, optimizer))
             outputs = EVAL_OUTPUTS in self.files
             state.eval_outputs = load(self.read(EVAL_OUTPUTS)) if outputs else {}
-        except (RuntimeError, ValueError, LookupError) as error:
+        except (SafetensorError, RuntimeError, ValueError, LookupError) as error:
             raise CheckpointError(
                 f"{self.uri} does not fit this recipe ({error}): resume with the version of "
                 "effnet_ray that wrote it, or choose another --name"
@@ -227,7 +228,7 @@ def _check_complete(optimizer: Optimizer, restored: set[int]) -> None:
 def open_checkpoint(uri: str) -> Checkpoint:
     """Read a checkpoint's record. Raises CheckpointError if it is missing or damaged."""
     try:
-        record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
+        record = safe_json.parse(storage.read_bytes(storage.join(uri, RECORD)))
         if record.pop("sha256") != _digest(record):
             raise CheckpointError(f"{uri} is damaged: {RECORD} does not match its own SHA-256")
         return Checkpoint(uri, Progress.from_json(record), record["files"])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import AlreadyExistsError, RecipeError, RunExistsError, StorageError
 from effnet_ray.recipe import TRAINED, Recipe
 from effnet_ray.recipe_rules import BATCH_SIZE
@@ -108,7 +108,7 @@ def load(run_uri: str) -> Run | None:
     if not storage.exists(uri):
         return None
     with _readable(uri):
-        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        record: dict[str, Any] = safe_json.parse(storage.read_bytes(uri))
         # A record without `head` is of a run that trained its head.
         record["recipe"] = from_dict(Recipe, {"head": TRAINED} | record["recipe"])
         record["spec"] = from_dict(InputSpec, record["spec"])
@@ -174,7 +174,7 @@ def load_result(run_uri: str) -> Result | None:
     if not storage.exists(uri):
         return None
     with _readable(uri):
-        return from_dict(Result, json.loads(storage.read_bytes(uri)))
+        return from_dict(Result, safe_json.parse(storage.read_bytes(uri)))
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

@@ -1,11 +1,10 @@
 """The teacher of a run: a release whose logits of the train images the network learns, too."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from effnet_ray import storage
+from effnet_ray import safe_json, storage
 from effnet_ray.errors import OutageError, RecipeError, ReleaseError, StorageError, WeightsError
 from effnet_ray.recipe import MULTICLASS, Recipe
 from effnet_ray.release_format.config import MALFORMED, parse_config
@@ -81,7 +80,8 @@ def _read(uri: str) -> tuple[Teacher, str]:
     try:
         record = read_record(uri)
         config, recipe = (
-            json.loads(checksummed_json.read_file(uri, name, record)) for name in (CONFIG, RECIPE)
+            safe_json.parse(checksummed_json.read_file(uri, name, record))
+            for name in (CONFIG, RECIPE)
         )
         parsed, variant = parse_config(config), str(recipe["variant"])
         architecture = Recipe(variant=variant).variant_spec.architecture
@@ -96,7 +96,7 @@ def _read(uri: str) -> tuple[Teacher, str]:
         return teacher, str(recipe.get("task") or MULTICLASS)
     except OutageError:
         raise  # storage did not answer, which says nothing about the release
-    except (StorageError, ReleaseError, RecipeError, RecursionError, *MALFORMED) as error:
+    except (StorageError, ReleaseError, RecipeError, *MALFORMED) as error:
         raise WeightsError(
             f"teacher {uri} is not a release ({error}): expected NAME@vN, NAME@ALIAS or the "
             "URI of a release's folder"

@@ -1,8 +1,8 @@
 """The order of the modules, and which of them may import which library."""
 
 ORDER = (
-    "redaction errors variants schema recipe_rules recipe_fields recipe_checks recipe phases "
-    "placement "
+    "redaction errors safe_json safe_yaml variants schema recipe_rules recipe_fields "
+    "recipe_checks recipe phases placement "
     "storage.names storage.uri storage.backend storage.retry storage.local_listing storage.local "
     "storage.temporary "
     "storage.s3_endpoint storage.s3_errors storage.s3 storage storage.multipart "
@@ -63,7 +63,7 @@ ORDER = (
     "tracking.metrics tracking.run_history tracking.tracker tracking.mlflow tracking.tensorboard "
     "tracking.trackers "
     "preflight.findings preflight.ec2 preflight.compute_engine preflight.cluster_security "
-    "preflight.cluster_file "
+    "preflight.kuberay_pods preflight.kuberay preflight.cluster_file "
     "preflight.permissions preflight.inputs preflight.working_dir preflight.cluster "
     "preflight.preflight "
     "cli.terminal cli.parsing cli.output_files cli.compare cli.flags cli.pack_view "
@@ -87,7 +87,7 @@ DOORS = {
     "fsspec": "storage.s3",
     "aiohttp": "storage.s3_errors",
     "botocore": "storage.s3_errors preflight.ec2 preflight.permissions",
-    "jsonschema": "preflight.compute_engine",
+    "jsonschema": "preflight.compute_engine preflight.kuberay",
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "
     "inference.activation_maps inference.explain inference.scorer inference.export "

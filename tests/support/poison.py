@@ -24,9 +24,11 @@ from effnet_ray.data.views import train_view
 from effnet_ray.errors import ImageError
 from effnet_ray.recipe import Recipe
 from effnet_ray.variants import InputSpec
+from support.hostile_pictures import all_pictures
 
 Mutator = Callable[[bytearray, np.random.Generator], None]
 SPEC = InputSpec(resolution=64, crop=0.875)
+HOSTILE_SHARE = 0.25
 HUGE = (0, 1, 255, 4096, 8192, 16383, 30_000, 65_535)
 
 
@@ -140,6 +142,13 @@ def seeds() -> list[bytes]:
     return found
 
 
+def hostile_seeds() -> list[bytes]:
+    """Bombs, polyglots, animations and other formats, as they are before they are mutated."""
+    from sklearn.datasets import load_sample_images
+
+    return list(all_pictures(Image.fromarray(load_sample_images().images[0])))
+
+
 def turned() -> bytes:
     """EXIF, without its prefix, of a picture that lies on its side."""
     exif = Image.Exif()
@@ -181,10 +190,12 @@ def main(seed: int, count: int) -> dict[str, float]:
     warnings.simplefilter("ignore")
     whole, random = seeds(), np.random.default_rng(seed)
     assert [outcome(data, 0) for data in whole] == ["view"] * len(whole)
+    hostile = hostile_seeds()
     before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
     counts = {"view": 0, "error": 0}
     for index in range(count):
-        data, began = mutated(whole, random), time.perf_counter()
+        chosen = hostile if random.random() < HOSTILE_SHARE else whole
+        data, began = mutated(chosen, random), time.perf_counter()
         counts[outcome(data, index)] += 1
         slowest = max(slowest, time.perf_counter() - began)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
