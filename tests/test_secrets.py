@@ -428,7 +428,7 @@ def run_jobs(head: Head, bucket: str, out: Path) -> dict[str, str]:
     """Run jobs in the cluster; what they print, write, report to Ray, or have as arguments."""
     script = str(ROOT / "tests/support/all_jobs.py")
     with Watched(head.env) as watched:
-        done = submit(head.env, sys.executable, script, bucket, str(out))
+        done = submit(head.env, sys.executable, script, bucket, str(out), timeout_s=1000)
     assert done.returncode == 0 and "all jobs ran" in done.stdout, done.stdout + done.stderr
     logs = session_logs(watched.arguments)
     assert any("all_jobs.py" in text for text in logs.values())
@@ -439,7 +439,7 @@ def run_jobs(head: Head, bucket: str, out: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_no_job_on_a_cluster_leaves_a_secret_anywhere(
     head: Head, tracked: Path, tmp_path: Path
 ) -> None:

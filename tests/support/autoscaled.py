@@ -97,13 +97,13 @@ def autoscaled(types: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str
 
 
 def submit(
-    env: Mapping[str, str], *command: str, options: Sequence[str] = ()
+    env: Mapping[str, str], *command: str, options: Sequence[str] = (), timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Submit a job, once the head takes jobs, and wait for its end."""
     while True:
         done = subprocess.run(
             [Path(sys.executable).with_name("ray"), "job", "submit", *options, "--", *command],
-            env=dict(env), capture_output=True, text=True, timeout=240,
+            env=dict(env), capture_output=True, text=True, timeout=timeout_s,
         )  # fmt: skip
         if "No available agent" not in done.stderr:
             return done
