@@ -8,6 +8,7 @@
     │   │   │   └─ BucketNotFoundError    its bucket does not exist either
     │   │   ├─ AlreadyExistsError     a create-only write found an existing object
     │   │   ├─ ConflictError          another writer changed the object since it was read
+    │   │   ├─ DamagedError           the object's content is not in its format
     │   │   ├─ TooLargeError          the object has more bytes than it may have
     │   │   ├─ UnsupportedError       the storage server does not implement the request
     │   │   └─ OutageError            storage did not answer; the object may be fine
@@ -83,6 +84,10 @@ class AlreadyExistsError(StorageError):
 
 class ConflictError(StorageError):
     """Another writer changed the object since it was read."""
+
+
+class DamagedError(StorageError):
+    """The object's content is not in its format."""
 
 
 class TooLargeError(StorageError):

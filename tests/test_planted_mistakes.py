@@ -150,14 +150,14 @@ KUBERAY: dict[str, list[Mistake]] = {
          "head", "spot"),
         ("&grace 120", "&grace 60", "pods gpu-small", "killed after 60 s, but drained for 100 s"),
         ("&grace 120", "&grace 60", "pods head", "killed after 60 s"),
-        ("          terminationGracePeriodSeconds: *grace\n          nodeSelector",
-         "          nodeSelector", "pods gpu-large", "killed after 30 s"),
+        ("          terminationGracePeriodSeconds: *grace\n          securityContext: *user\n"
+         "          volumes: *volumes\n          nodeSelector", "          nodeSelector",
+         "pods gpu-large", "killed after 30 s"),
         ("- {key: nvidia.com/gpu, operator", "- {key: gpu, operator", "pods gpu-small",
          "no toleration of nvidia.com/gpu"),
-        ("          serviceAccountName: effnet-ray\n          terminationGracePeriodSeconds: "
-         "*grace\n          containers", "          terminationGracePeriodSeconds: *grace\n"
-         "          containers", "pods cpu", "no access to the bucket"),
-        ("{allowPrivilegeEscalation: false,", "{privileged: true,", "pods cpu", "privileged"),
+        ("          serviceAccountName: effnet-ray\n          terminationGracePeriodSeconds: ",
+         "          terminationGracePeriodSeconds: ", "pods cpu", "no access to the bucket"),
+        ("allowPrivilegeEscalation: false", "privileged: true", "pods cpu", "privileged"),
         ('memory: 28Gi, nvidia.com/gpu: "1"}\n                limits: {memory: 28Gi, '
          'nvidia.com/gpu: "1"}', 'memory: 28Gi, nvidia.com/gpu: "1"}', "pods gpu-large",
          "nvidia.com/gpu has no limit"),
@@ -244,8 +244,8 @@ GOOD: list[tuple[str, str, str]] = [
     (CLUSTER, "limits: {memory: 12Gi}", "limits: {cpu: 3500m, memory: 13000Mi}"),
     (CLUSTER, "- {name: EFFNET_GPUS_PER_WORKER", "- name: HF_TOKEN\n                valueFrom: "
      "{secretKeyRef: {name: hf, key: token}}\n              - {name: EFFNET_GPUS_PER_WORKER"),
-    (CLUSTER, "securityContext: {allowPriv", "volumeMounts: [{name: cache, mountPath: /cache}]\n"
-     "            securityContext: {allowPriv"),
+    (CLUSTER, "  - {name: home, mountPath: /home/ray}",
+     "  - {name: home, mountPath: /home/ray}\n      - {name: cache, mountPath: /cache}"),
     (JOB, "--variant b7", "--variant v2_s --epochs 30"),
     (JOB, "  submissionMode: HTTPMode", "  submissionMode: K8sJobMode\n  backoffLimit: 2"),
     (NIGHTLY, '"0 2 * * *"', '"*/30 1-5 * * MON-FRI"'),

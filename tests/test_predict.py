@@ -15,7 +15,7 @@ from effnet_ray import Placement, storage
 from effnet_ray.data import image_checks
 from effnet_ray.data.decode import decode
 from effnet_ray.data.views import eval_view
-from effnet_ray.errors import DatasetError, EvaluationError, ImageError, StorageError
+from effnet_ray.errors import DatasetError, EvaluationError, ImageError, InputError, StorageError
 from effnet_ray.inference import image_sources, predict as predictions
 from effnet_ray.inference.image_sources import ImageSource, find_images
 from effnet_ray.inference.options import PredictOptions
@@ -153,7 +153,7 @@ def test_a_picture_that_storage_does_not_read_is_not_called_unreadable(pictures:
 )  # fmt: skip
 def test_what_has_no_images_is_refused(tmp_path: Path, make: object, message: str) -> None:
     make(tmp_path)  # type: ignore[operator]
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         find_images(str(tmp_path))
 
 
@@ -281,7 +281,7 @@ def test_a_damaged_part_is_told(pictures: Path, tmp_path: Path) -> None:
     source = find_images(str(pictures))
     (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(
-        DatasetError, match=r"part-00000\.parquet is damaged .* run the same command again"
+        DatasetError, match=r"part-00000\.parquet is damaged: .* run the same command again"
     ):
         predictions.finish(list(enumerate(source.parts(100))), source, str(tmp_path))
 

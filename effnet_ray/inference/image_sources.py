@@ -11,13 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from effnet_ray import storage
 from effnet_ray.data import hf_parquet, image_checks, manifest as manifests
@@ -26,7 +23,7 @@ from effnet_ray.data.image_files import DECODABLE_SUFFIXES, find_image_files
 from effnet_ray.data.manifest import Manifest
 from effnet_ray.data.parquet_reads import read_row_groups
 from effnet_ray.data.row_group import RowGroup
-from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError, quote
+from effnet_ray.errors import DatasetError, ImageError, NotFoundError, StorageError
 from effnet_ray.storage import parquet
 from effnet_ray.storage.parquet import column_values
 
@@ -191,7 +188,7 @@ def _read_parquet(source: str, unit: ImageUnit) -> Iterator[ImageBytes]:
     uri = storage.join(source, unit.shard)
     footer = _read_footer(uri)
     column = hf_parquet.image_column(footer.schema.to_arrow_schema())
-    with _parquet_errors(uri):
+    with parquet.errors(uri):
         table = read_row_groups(uri, [unit.group], footer, columns=[column])
         images = column_values(table, column)
     for row, image in enumerate(images):
@@ -221,18 +218,4 @@ def _as_text(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-@lru_cache(maxsize=64)
-def _read_footer(uri: str) -> pq.FileMetaData:
-    with _parquet_errors(uri):
-        return parquet.read_footer(uri)
-
-
-@contextmanager
-def _parquet_errors(uri: str) -> Iterator[None]:
-    """Raise Arrow's errors as DatasetError."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise DatasetError(
-            f"{uri} is not readable Parquet ({quote(error)}): replace it with an intact copy"
-        ) from error
+_read_footer = lru_cache(maxsize=64)(parquet.read_footer)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from effnet_ray import safe_json, storage
 from effnet_ray.data.ray_executor import unwrap_errors
-from effnet_ray.errors import DatasetError, EvaluationError, quote
+from effnet_ray.errors import DamagedError, DatasetError, EvaluationError
 from effnet_ray.inference import image_sources
 from effnet_ray.inference.image_sources import ImageSource
 from effnet_ray.inference.options import PredictOptions
@@ -206,7 +206,7 @@ def finish(parts: Sequence[Part], source: ImageSource, out: str) -> PredictResul
 def _count_rows(uri: str) -> int:
     try:
         return int(parquet.read_footer(uri).num_rows)
-    except pa.ArrowException as error:
+    except DamagedError as error:
         raise DatasetError(
-            f"{uri} is damaged ({quote(error)}): delete it and run the same command again"
+            f"{uri} is damaged: delete it and run the same command again"
         ) from error

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effnet_ray import storage
-from effnet_ray.errors import EffnetRayError, StorageError, quote
+from effnet_ray.errors import DamagedError, EffnetRayError, StorageError, quote
 
 
 @contextmanager
 def errors(uri: str) -> Iterator[None]:
-    """Raises StorageError for what Arrow raises for a damaged file, except for OSErrors.
+    """Raises DamagedError for what Arrow raises for a damaged file, except for OSErrors.
 
     Storage handles those. Extension types that are registered with Arrow may raise anything.
     """
@@ -26,7 +26,7 @@ def errors(uri: str) -> Iterator[None]:
     except (OSError, EffnetRayError):
         raise
     except Exception as error:
-        raise StorageError(
+        raise DamagedError(
             f"{uri} is not readable Parquet ({quote(error)}): replace it with an intact copy"
         ) from error
 

@@ -13,11 +13,8 @@ SCHEMES = (S3,)
 def scheme(uri: str) -> str:
     """One of SCHEMES; LOCAL for a path.
 
-    Raises StorageError for an unknown scheme, a missing bucket name, credentials in the URI, or
-    bytes that are no UTF-8.
+    Raises StorageError for an unknown scheme, a missing bucket name, or credentials in the URI.
     """
-    if not _is_utf8(uri):
-        raise StorageError(f"{uri!r} is not UTF-8: rename it")
     name, separator, rest = uri.partition("://")
     if not separator:
         return LOCAL
@@ -54,7 +51,12 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def absolute(uri: str) -> str:
-    """The URI without a trailing slash; a local path is made absolute and `~` is expanded."""
+    """The URI without a trailing slash; a local path is made absolute and `~` is expanded.
+
+    Raises StorageError as `scheme`, and for bytes that are no UTF-8: records could not hold them.
+    """
+    if not _is_utf8(uri):
+        raise StorageError(f"{uri!r} is not UTF-8: rename it")
     return uri.rstrip("/") if is_remote(uri) else os.path.abspath(os.path.expanduser(uri))
 
 
