@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -55,6 +55,24 @@ def test_one_that_is_turned_away_is_told_when_to_come_back(
     found = client.post(f"/?status={status}", content=b"x")
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
     assert reason in found.json()["error"]
+
+
+async def failed(_: Request) -> PlainTextResponse:
+    """As Ray Serve answers for a replica that was killed."""
+    return PlainTextResponse("The actor died unexpectedly: 10.0.0.3, worker 4711", 500)
+
+
+def test_a_replica_that_dies_is_a_reason_to_come_back_and_no_look_inside() -> None:
+    app = Starlette(routes=[Route("/", failed, methods=["POST"])])
+    client = TestClient(RequestLimit(app, max_bytes=1000, max_seconds=5))
+    response = client.post("/", content=b"x")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "no replica is ready" in response.json()["error"] and "4711" not in response.text
+
+
+def test_an_error_of_the_release_stays_one(client: TestClient) -> None:
+    response = client.post("/?status=500", content=b"x")
+    assert response.status_code == 500 and response.json()["bytes"] == 1
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,10 @@ class RequestLimit:
         async def send_with_retry(message: Message) -> None:
             nonlocal turned_away
             if message["type"] == "http.response.start":
-                turned_away = message["status"] in REASONS
+                status = UNAVAILABLE if _replica_died(message) else message["status"]
+                turned_away = status in REASONS
                 if turned_away:
-                    await _come_back(message["status"])(scope, receive, send)
+                    await _come_back(status)(scope, receive, send)
             if not turned_away:  # Ray Serve's own text
                 await send(message)
 
@@ -126,6 +127,15 @@ class RequestLimit:
             and (name != TIMEOUT_HEADER or _is_shorter(value, self._max_seconds))
         ]
         return {**scope, "headers": headers}
+
+
+def _replica_died(start: Message) -> bool:
+    """Whether an answer is Ray Serve's about a replica that ended, not JSON of the replica.
+
+    Its text is the exception's, with addresses and ids (ray 2.60 `serve/_private/http_util.py`).
+    """
+    headers = dict(start["headers"])
+    return bool(start["status"] == 500) and b"json" not in headers.get(b"content-type", b"")
 
 
 def _is_shorter(value: bytes, max_seconds: float) -> bool:
