@@ -47,13 +47,16 @@ class EffnetRayError(Exception):
     exit_code = 1
 
     def __init__(self, message: object = "") -> None:
-        text = redact(str(message))
+        text = redact(_shortened(str(message), 10 * MAX_MESSAGE_CHARS))
         if not text.isprintable():
             text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        if len(text) > MAX_MESSAGE_CHARS:  # what to do is at the end
-            half = MAX_MESSAGE_CHARS // 2
-            text = f"{text[:half]} … {text[-half:]}"
-        super().__init__(text)
+        super().__init__(_shortened(text, MAX_MESSAGE_CHARS))
+
+
+def _shortened(text: str, chars: int) -> str:
+    """The text without its middle if it is longer: what to do is at the end."""
+    half = chars // 2
+    return text if len(text) <= chars else f"{text[:half]} … {text[-half:]}"
 
 
 class InputError(EffnetRayError):

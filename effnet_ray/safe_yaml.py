@@ -15,21 +15,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Rejects duplicate fields, of which YAML would silently keep the last, and circles."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        _count_values(node, {})
+        _count_values(node, {})  # before any `<<` is merged, whose fields may be overridden
         return super().construct_document(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if not getattr(node, "merged", False):
-            _refuse_duplicates(node)
-        node.merged = True  # fields merged by `<<` may be overridden
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
 
 
 def parse(text: str) -> list[Any]:
     """The documents of a YAML text. Raises ValueError with the reason."""
     if len(text) > MAX_CHARS:
-        raise ValueError(f"it has {len(text):,} characters, at most {MAX_CHARS:,} are read")
+        raise ValueError(f"it has too many characters: at most {MAX_CHARS:,} are read")
     try:
         return list(yaml.load_all(text, _Loader))
     except RecursionError:
@@ -39,9 +32,9 @@ def parse(text: str) -> list[Any]:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def _refuse_duplicates(node: yaml.MappingNode) -> None:
+def _refuse_duplicates(node: yaml.Node) -> None:
     names = set[str]()
-    for key, _ in node.value:
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         name = str(key.value)
         if name in names and key.tag != "tag:yaml.org,2002:merge":
             raise yaml.constructor.ConstructorError(
@@ -51,11 +44,14 @@ def _refuse_duplicates(node: yaml.MappingNode) -> None:
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
-    """The values below a node, aliases written out. Raises ConstructorError for too many.
+    """The values below a node, aliases written out.
+
+    Raises ConstructorError for too many, and for duplicate fields.
 
     `counts`: of nodes that were counted; 0 for those that are being counted.
     """
     if id(node) not in counts:
+        _refuse_duplicates(node)
         counts[id(node)] = 0
         counts[id(node)] = 1 + sum(_count_values(inner, counts) for inner in _inner_nodes(node))
     count = counts[id(node)]

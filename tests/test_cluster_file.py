@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from effnet_ray import safe_yaml
 from effnet_ray.cli.check import check_job
 from effnet_ray.cli.main import main
 from effnet_ray.errors import ClusterError
@@ -82,7 +83,7 @@ BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else '1'] * 9)}]\n" 
         ("a: !!int ''\n", "cannot be read as YAML"),
         ("a: !!bool x\n", "cannot be read as YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
-        ("a: " + "1" * 2_000_000, "too large for a cluster file"),
+        ("a: " + "1" * 2_000_000, "at most 1,000,000 are read"),
     ],
     ids=range(14),
 )
@@ -92,11 +93,21 @@ def test_what_is_no_cluster_file_is_refused(tmp_path: Path, text: str, says: str
     assert "\n" not in str(error.value)
 
 
-def test_a_pipe_or_a_folder_is_not_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", ""):
-        with pytest.raises(ClusterError, match="is not a file"):
-            check_cluster_file(str(tmp_path / name))
+def test_a_folder_is_refused_and_what_another_command_writes_is_read(tmp_path: Path) -> None:
+    for path in (str(tmp_path), "~nobody-of-this-name/aws.yaml"):
+        with pytest.raises(ClusterError, match="cannot be read as YAML"):
+            check_cluster_file(path)
+    reads, writes = os.pipe()  # as in `--cluster-file <(helm template …)`
+    os.write(writes, b"- a list")
+    os.close(writes)
+    with pytest.raises(ClusterError, match="expected a YAML mapping"):
+        check_cluster_file(f"/dev/fd/{reads}")
+    os.close(reads)
+
+
+def test_fields_that_a_merge_overrides_are_no_duplicates() -> None:
+    text = "base: &base {x: 1}\nouter: {inner: {a: &a {<<: *base, x: 2}}}\nb: {<<: *a}\n"
+    assert safe_yaml.parse(text) == [yaml.safe_load(text)]
 
 
 @pytest.mark.parametrize("file", [AWS, GCP])

@@ -139,10 +139,10 @@ def test_a_parquet_file_of_pickled_objects_is_refused_where_ray_data_would_load_
     pickled = PICKLED % str(tmp_path / "executed").encode()
     for split in ("train", "validation"):
         pq.write_table(evil_table(pickled), tmp_path / f"source/{split}-0.parquet")
+    says = r"arrow_pickled_object.*, whose values may contain code"
     for name, read in readers(tmp_path).items():
-        with pytest.raises(
-            InputError, match=r"arrow_pickled_object, whose values may contain code"
-        ):
+        # Of a table other columns are used; this one is left out.
+        with pytest.raises(InputError, match="has no column" if name == "list" else says):
             read()
         assert not (tmp_path / "executed").exists(), name
     schema = parquet.read_schema(str(tmp_path / "source/train-0.parquet"))

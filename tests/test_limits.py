@@ -1,5 +1,6 @@
 """At a limit of the machine a writer refuses in a sentence, and leaves nothing half-written."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -429,3 +430,10 @@ def test_workers_that_are_killed_for_memory_end_the_run_in_a_sentence(
     answer = run(full, job, [*flags(Assets(tmp_path), tmp_path), "--data", str(packed)])
     machines.assert_for_people(answer)
     assert answer.code == 1 and "with fewer --workers if memory ran out" in answer.err, answer
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.ENOMEM])
+def test_another_limit_within_a_temporary_folder_keeps_its_own_advice(number: int) -> None:
+    with pytest.raises(OSError) as error, temporary_folder("x"):
+        raise OSError(number, "of the work")
+    assert error.value.errno == number

@@ -349,7 +349,9 @@ def assert_cannot_start(answer: machines.Answer, *says: str) -> None:
     assert all(text in answer.err for text in ("Ray cannot start (", *says)), answer
 
 
-@pytest.mark.parametrize("options", ["size=100k", "size=1g,nr_inodes=12"])
+@pytest.mark.parametrize(
+    "options", ["size=100k", pytest.param("size=1g,nr_inodes=12", marks=pytest.mark.long)]
+)
 def test_a_full_disk_of_rays_folder_is_said(out: Path, options: str) -> None:
     if not machines.can_mount():
         pytest.skip("this process cannot mount a small disk")

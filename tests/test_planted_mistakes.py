@@ -153,8 +153,8 @@ KUBERAY: dict[str, list[Mistake]] = {
         ("          terminationGracePeriodSeconds: *grace\n          securityContext: *user\n"
          "          volumes: *volumes\n          nodeSelector", "          nodeSelector",
          "pods gpu-large", "killed after 30 s"),
-        ("- {key: nvidia.com/gpu, operator", "- {key: gpu, operator", "pods gpu-small",
-         "no toleration of nvidia.com/gpu"),
+        ("- {key: nvidia.com/gpu, operator", "- {key: gpu, operator", "tolerations of gpu-small",
+         "none of nvidia.com/gpu"),
         ("          serviceAccountName: effnet-ray\n          terminationGracePeriodSeconds: ",
          "          terminationGracePeriodSeconds: ", "pods cpu", "no access to the bucket"),
         ("allowPrivilegeEscalation: false", "privileged: true", "pods cpu", "privileged"),

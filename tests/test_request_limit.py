@@ -1,8 +1,13 @@
 """What a proxy answers before a replica is asked."""
 
 import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,8 +16,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
+from support.servers import free_port
 
 from effnet_ray.inference import request_limit
+from effnet_ray.inference.http_connections import MAX_HEADER_BYTES, LimitedConnection
 from effnet_ray.inference.http_metrics import HttpMetrics
 from effnet_ray.inference.request_limit import RequestLimit
 
@@ -55,6 +62,37 @@ def test_one_that_is_turned_away_is_told_when_to_come_back(
     found = client.post(f"/?status={status}", content=b"x")
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
     assert reason in found.json()["error"]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where uvicorn serves `answer` with limited connections."""
+    app = Starlette(routes=[Route("/", answer, methods=["POST"])])
+    config = uvicorn.Config(app, port=free_port(), http=LimitedConnection, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield config.port
+    server.should_exit = True
+    thread.join()
+
+
+def test_bodies_are_not_counted_as_headers(port: int) -> None:
+    """Not with the start of the next request behind them, either."""
+    head, body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", bytes(100_000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head + body + head[:20])
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.sendall(head[20:] + body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_headers_that_are_too_large_are_refused(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nA: " + b"x" * 2 * MAX_HEADER_BYTES)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 431")
 
 
 async def failed(_: Request) -> PlainTextResponse:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from effnet_ray.cli.main import JOBS, load_job, main, run
 from effnet_ray.cli.models import models_job
 from effnet_ray.errors import EffnetRayError, InputError, StorageError, quote as quoted
 from effnet_ray.packing.sample import pack_sample
-from effnet_ray.redaction import has_credentials, redact
+from effnet_ray.redaction import has_credentials, is_secret, redact
 from effnet_ray.storage import s3
 
 ROOT = Path(__file__).parents[1]
@@ -36,12 +37,12 @@ C = "C4nary"
 """Part of every secret of these tests."""
 
 ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": f"AK{C}KeyId0001",
+    "AWS_ACCESS_KEY_ID": f"AKIA{C.upper()}KEYID00001",
     "AWS_SECRET_ACCESS_KEY": f"{C}/AwsSecret+0002",
     "AWS_SESSION_TOKEN": f"{C}AwsSession//0003==",
     "HF_TOKEN": f"hf_{C}Hub000000000000000000000004",
     "HUGGING_FACE_HUB_TOKEN": f"hf_{C}Hub000000000000000000000005",
-    "MLFLOW_TRACKING_USERNAME": f"{C}-user-0006",
+    "SMTP_PASS": f"{C}-mail-0006",
     "MLFLOW_TRACKING_PASSWORD": f"{C}-password-0007",
     "MLFLOW_TRACKING_TOKEN": f"{C}-token-0008",
     "HTTP_PROXY": f"http://proxyuser:{C}-proxy-0009@127.0.0.1:9",
@@ -150,6 +151,31 @@ def test_other_text_is_left_as_it_is(text: str, monkeypatch: pytest.MonkeyPatch)
     assert redact(text) == text and not has_credentials(text)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "argument"),
+    [
+        ("S3_KEY", "datasets/imagenet", "s3://bucket/datasets/imagenet"),
+        ("CACHE_KEY", "imagenet-v1", "imagenet-v1"),
+        ("KAGGLE_USERNAME", "johnsmith", "/home/johnsmith/photos"),
+        ("DATABASE_URL", "postgres://me:postgres@db/x", "/mnt/postgres/photos"),
+        ("AWS_SECRET_ACCESS_KEY", "minioadmin", "s3://minioadmin/photos"),
+        ("X", "", "authorization-baseline"),
+        ("X", "", "/data/authorization/documents"),
+    ],
+)
+def test_ordinary_arguments_are_not_taken_for_secrets(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, argument: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert not is_secret(argument) and not is_secret(f"--data={argument}")
+
+
+def test_text_of_any_length_is_redacted_at_once() -> None:
+    """A pattern that looks ahead without bound takes minutes here: the test would time out."""
+    assert len(str(InputError("://a:" * 1_000_000))) < 3000
+    assert "://a:" in redact("://a:" * 20_000)
+
+
 def test_a_secret_that_is_cut_off_is_not_printed_in_part() -> None:
     error = OSError("x" * 270 + f" http://user:{C}-{'0' * 80}@host failed")
     assert not holds_canary(quoted(error))
@@ -163,6 +189,11 @@ def test_warnings_of_libraries_lose_their_secrets(
 
     def warn(_: object) -> dict[str, object]:
         logging.getLogger("urllib3").warning("retrying %s", IN_TEXT["presigned URL"])
+        logging.getLogger("urllib3").warning("%d images", "three")  # logging itself reports it
+        try:
+            raise OSError(IN_TEXT["tracker URL"])
+        except OSError:
+            logging.getLogger("urllib3").exception("failed")
         return {}
 
     try:
@@ -170,7 +201,16 @@ def test_warnings_of_libraries_lose_their_secrets(
     finally:
         root.handlers[:] = before
     printed = capsys.readouterr().err
-    assert "retrying https://b.s3" in printed and not holds_canary(printed)
+    assert "retrying https://b.s3" in printed and "OSError: http://127" in printed
+    assert not holds_canary(printed)
+
+
+def test_the_traceback_of_a_fault_of_our_own_has_no_secrets() -> None:
+    code = "from effnet_ray.cli.main import main\nmain(lambda _: {}, [])\n"
+    code += f"raise ValueError({IN_TEXT['tracker URL']!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "ValueError: http://127" in done.stderr
+    assert not holds_canary(done.stderr.splitlines()[-1])
 
 
 # --- arguments and URIs

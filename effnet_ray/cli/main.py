@@ -10,17 +10,18 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from effnet_ray import __version__
 from effnet_ray.cli import machine
 from effnet_ray.errors import EffnetRayError, InputError
-from effnet_ray.redaction import redact
+from effnet_ray.redaction import is_secret, redact
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
 
@@ -70,6 +71,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
         machine.use_utf8()
     machine.print_in_any_locale()
     _set_up_logging()
+    sys.excepthook = _print_traceback
     # `ray job stop` and orchestrators send SIGTERM.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -93,7 +95,8 @@ def _run_job(job: Job, arguments: list[str]) -> int:
     stdout = sys.stdout if TO_STDOUT & set(arguments) else sys.stderr
     _refuse_secrets(arguments)
     with machine.limits():
-        machine.check_folders()
+        if not TO_STDOUT & set(arguments):
+            machine.check_folders()
         with redirect_stdout(stdout), _ray_session():
             result = job(arguments)
         print(json.dumps({name: _json(value) for name, value in result.items()}), flush=True)
@@ -103,7 +106,7 @@ def _run_job(job: Job, arguments: list[str]) -> int:
 def _refuse_secrets(arguments: Sequence[str]) -> None:
     """Raise InputError for an argument that contains a secret; the message does not repeat it."""
     for before, word in zip(["", *arguments], arguments, strict=False):
-        if redact(word) == word:
+        if not is_secret(word):
             continue
         flag = FLAG.match(word) or FLAG.fullmatch(before)
         what = f"the value of {flag[1]}" if flag else "an argument"
@@ -114,16 +117,24 @@ def _refuse_secrets(arguments: Sequence[str]) -> None:
         )
 
 
-def _redact_record(record: logging.LogRecord) -> bool:
-    """Remove secrets from a library's warning."""
-    record.msg, record.args = redact(record.getMessage()), ()
-    return True
+class _RedactingFormatter(logging.Formatter):
+    """Removes secrets from a library's warning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error that nobody expected, without secrets."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_redact_record)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # The hub's client warns about each retry; our error message is enough. Matplotlib warns of a
     # home folder that cannot be written, where it would keep a list of fonts.
     for library in ("huggingface_hub", "matplotlib"):

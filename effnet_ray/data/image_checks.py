@@ -16,8 +16,8 @@ from effnet_ray.errors import ImageError
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs (`Image.MAX_IMAGE_PIXELS`)."""
 
-MAX_FILE_BYTES = 200_000_000
-"""Largest image file read: 89 million pixels, the largest image decoded, uncompressed."""
+MAX_FILE_BYTES = 4 * MAX_PIXELS
+"""Largest image file read: the largest image decoded, uncompressed with 4 bytes per pixel."""
 
 JPEG, PNG, RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF"
 """The bytes that a JPEG, a PNG and a WebP start with."""

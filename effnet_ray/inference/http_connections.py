@@ -35,11 +35,12 @@ class LimitedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived: of headers, of a body, or of both."""
-        if self.cycle and self.cycle.response_complete:
+        if self.cycle and self.cycle.response_complete and not self.cycle.more_body:
             self._await_headers()
+        timer = self._timer
         super().data_received(data)
-        if not self._timer:
-            return
+        if not timer or timer is not self._timer:
+            return  # these bytes are not headers alone
         self._header_bytes += len(data)
         if self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes")

@@ -3,6 +3,7 @@
 import io
 import posixpath
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from effnet_ray.storage.parquet import column_values
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 DEFAULT = SourceColumns()
+STAT_THREADS = 16
 TABLE_BYTES = 256 * 1024**2
 """Size for which reading a Parquet table may take its time."""
 
@@ -95,8 +97,7 @@ def _read_parquet(source: str) -> pa.Table:
 
     with parquet.errors(source):
         rows = storage.read_with_retries(source, read, TABLE_BYTES)
-    parquet.check_plain(rows.schema, source)
-    return rows
+    return rows.select(parquet.plain_columns(rows.schema))
 
 
 def read_csv(source: str) -> pa.Table:
@@ -140,8 +141,10 @@ def file_entries(files: Sequence[str], source: str) -> dict[str, Entry]:
     files do not exist.
     """
     remote = [file for file in files if storage.is_remote(file)]
-    local = {file: storage.local_entry(file) for file in {*files}.difference(remote)}
-    entries = {file: entry for file, entry in local.items() if entry}
+    local = sorted({*files}.difference(remote))
+    with ThreadPoolExecutor(STAT_THREADS) as pool:  # a network file system answers slowly
+        found = zip(local, pool.map(storage.local_entry, local), strict=True)
+        entries = {file: entry for file, entry in found if entry}
     for root in _common_folders(remote):
         entries |= {
             storage.join(root, path): entry

@@ -66,7 +66,8 @@ def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _secret(name: str, value: str) -> str:
     """The name or text that reveals a secret; empty if there is none."""
-    if value and name not in NO_SECRET_FIELDS and SECRET_FIELD.fullmatch(name):
+    literal = value and not value.startswith("$") and not value.isdigit()
+    if literal and name not in NO_SECRET_FIELDS and SECRET_FIELD.fullmatch(name):
         return name
     secret = SECRETS.search(value)
     return secret.group() if secret else ""

@@ -23,7 +23,7 @@ KINDS = ("RayCluster", "RayJob", "RayCronJob")
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 SELECTOR = "ray.io/cluster"
 """The label by which a RayJob names its cluster."""
-CRON = re.compile(r"@\w+( \w+)?|\S+( \S+){4}")
+CRON = re.compile(r"@\w+(\s+\w+)?|\S+(\s+\S+){4}")
 MAX_ERRORS, MAX_ERROR_CHARS = 5, 200
 
 Config = Mapping[str, Any]
@@ -55,6 +55,7 @@ def _check_object(document: Config) -> Iterator[Finding]:
     spec = document["spec"]
     if kind == "RayCluster":
         yield from kuberay_pods.check_cluster(spec)
+        yield from kuberay_pods.check_scaling(spec)
         return
     job = spec["jobTemplate"] if kind == "RayCronJob" else spec
     schedule = spec["schedule"] if kind == "RayCronJob" else ""
@@ -74,7 +75,7 @@ def _schema_errors(kind: str, document: Config) -> list[str]:
 
 @cache
 def _validator(kind: str) -> Draft202012Validator:
-    schemas = json.loads(SCHEMA.read_text())
+    schemas = json.loads(SCHEMA.read_text("utf-8"))
     job = schemas["RayJob"]["properties"]["spec"]
     spec = {
         "type": "object",

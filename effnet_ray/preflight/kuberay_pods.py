@@ -37,19 +37,24 @@ Config = Mapping[str, Any]
 
 
 def check_cluster(spec: Config) -> Iterator[Finding]:
-    """All findings for a RayCluster's spec."""
+    """Findings for the spec of a RayCluster, also of one that ends with its job."""
     groups = spec.get("workerGroupSpecs") or []
-    named = {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in groups}}
+    named = [("head", spec["headGroupSpec"]), *((group["groupName"], group) for group in groups)]
     yield _authentication(spec)
-    yield _autoscaling(spec)
-    yield _workers(groups)
-    yield _versions(spec, list(named.values()))
+    yield _versions(spec, [group for _, group in named])
     yield _head(spec["headGroupSpec"])
     yield _network(spec["headGroupSpec"], named)
-    for name, group in named.items():
+    for name, group in named:
         yield problem(f"pods {name}", "; ".join(_pod_errors(group)), "right", "correct the pods")
+        yield from _toleration(name, group)
     if groups:
         yield _machines(spec["headGroupSpec"], groups)
+
+
+def check_scaling(spec: Config) -> Iterator[Finding]:
+    """Findings for a cluster that stays, and should cost little while it has no job."""
+    yield _autoscaling(spec)
+    yield _workers(spec.get("workerGroupSpecs") or [])
 
 
 def _authentication(spec: Config) -> Finding:
@@ -89,7 +94,7 @@ def _workers(groups: Sequence[Config]) -> Finding:
     least = sum(group["minReplicas"] for group in groups)
     most = sum(group["maxReplicas"] for group in groups)
     numbers = f"{least} to {most} of {len(groups)} groups"
-    if least or not most:
+    if groups and (least or not most):
         wrong.append(numbers)
     return problem(
         "workers",
@@ -131,7 +136,7 @@ def _head(head: Config) -> Finding:
     )
 
 
-def _network(head: Config, groups: Mapping[str, Config]) -> Finding:
+def _network(head: Config, groups: Sequence[tuple[str, Config]]) -> Finding:
     """What can be reached from outside the Kubernetes cluster."""
     service = ((head.get("headService") or {}).get("spec") or {}).get("type")
     wrong = [
@@ -141,7 +146,7 @@ def _network(head: Config, groups: Mapping[str, Config]) -> Finding:
     ]
     if head.get("enableIngress"):
         wrong.append("the head has an ingress")
-    for name, group in groups.items():
+    for name, group in groups:
         pod = group["template"]["spec"]
         ports = [port for container in pod["containers"] for port in container.get("ports") or []]
         if pod.get("hostNetwork") or any(port.get("hostPort") for port in ports):
@@ -170,11 +175,20 @@ def _pod_errors(group: Config) -> Iterator[str]:
     if "labels" in group.get("rayStartParams", {}):
         yield "rayStartParams has labels: put them into the group's labels"
     yield from _resource_errors(container)
-    tolerated = any(
-        each.get("key", GPU_TAINT) == GPU_TAINT for each in pod.get("tolerations") or []
-    )
-    if _ray_resources(group).get("GPU") and not tolerated:
-        yield f"no toleration of {GPU_TAINT}: the pod is not placed on a GPU's machine"
+
+
+def _toleration(name: str, group: Config) -> Iterator[Finding]:
+    """A remark: whether GPUs' machines are tainted depends on the Kubernetes cluster."""
+    tolerations = group["template"]["spec"].get("tolerations") or []
+    tolerated = any(each.get("key", GPU_TAINT) == GPU_TAINT for each in tolerations)
+    limits = (_container(group).get("resources") or {}).get("limits") or {}
+    if GPU_TAINT in limits and not tolerated:
+        yield Finding(
+            check=f"tolerations of {name}",
+            ok=True,
+            found=f"none of {GPU_TAINT}",
+            do="add one if your GPU machines have this taint",
+        )
 
 
 def _resource_errors(container: Config) -> Iterator[str]:

@@ -17,13 +17,14 @@ from effnet_ray.errors import DamagedError, EffnetRayError, StorageError, quote
 
 @contextmanager
 def errors(uri: str) -> Iterator[None]:
-    """Raises DamagedError for what Arrow raises for a damaged file, except for OSErrors.
+    """Raises DamagedError for what Arrow raises for a damaged file.
 
-    Storage handles those. Extension types that are registered with Arrow may raise anything.
+    OSErrors are storage's, and too little memory is no damage. Extension types that are
+    registered with Arrow may raise anything.
     """
     try:
         yield
-    except (OSError, EffnetRayError):
+    except (OSError, MemoryError, EffnetRayError):
         raise
     except Exception as error:
         raise DamagedError(
@@ -73,18 +74,27 @@ def check_plain(schema: pa.Schema, uri: str) -> None:
 
     Ray Data registers such types with Arrow; that of Python objects unpickles its values.
     """
+    plain = plain_columns(schema)
     for column in schema:
-        kinds = [column.type]
-        while kinds:
-            kind = kinds.pop()
-            if isinstance(kind, pa.ExtensionType):
-                raise StorageError(
-                    f"the column {column.name} of {uri} has the type {kind.extension_name}, whose "
-                    "values may contain code: write it with Arrow's own types"
-                )
-            kinds += [kind.field(number).type for number in range(kind.num_fields)]
-            if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-                kinds.append(kind.value_type)
+        if column.name not in plain:
+            raise StorageError(
+                f"the column {column.name} of {uri} has the type {column.type}, whose values may "
+                "contain code: write it with Arrow's own types"
+            )
+
+
+def plain_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns of Arrow's own types alone, also within lists and structs."""
+    return [column.name for column in schema if _is_plain(column.type)]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.ExtensionType):
+        return False
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        inner.append(kind.value_type)
+    return all(map(_is_plain, inner))
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:

@@ -1,5 +1,7 @@
 """Errors of the S3 libraries (botocore, s3fs, Arrow): which are transient, and what they mean."""
 
+import os
+
 import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
@@ -41,7 +43,6 @@ RENEW = "renew them (AWS_SESSION_TOKEN, or the file of AWS_PROFILE)"
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 """Error codes for temporary credentials that were valid once."""
 TRANSIENT_CODES = {
-    *EXPIRED_CODES,
     "RequestTimeout",
     "SlowDown",
     "OperationAborted",
@@ -66,12 +67,16 @@ TRANSIENT_ARROW_TEXTS = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether repeating the request may help: timeouts, broken connections, 5xx, 429."""
+    """Whether repeating the request may help: timeouts, broken connections, 5xx, 429.
+
+    Expired credentials may be renewed meanwhile, but not those of this process's environment.
+    """
     response = error if isinstance(error, ClientError) else error.__cause__
     if isinstance(response, ClientError):
         status = response.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         busy = status >= 500 and status != NOT_IMPLEMENTED
-        return busy or status == 429 or error_code(error) in TRANSIENT_CODES
+        renewable = error_code(error) in EXPIRED_CODES and "AWS_SESSION_TOKEN" not in os.environ
+        return busy or status == 429 or renewable or error_code(error) in TRANSIENT_CODES
     if isinstance(error, CONNECTION_ERRORS):
         return True
     return isinstance(error, OSError) and any(text in str(error) for text in TRANSIENT_ARROW_TEXTS)

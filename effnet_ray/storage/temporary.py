@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,10 +26,13 @@ def temporary_folder(name: str) -> Iterator[Path]:
             yield Path(folder)
     except (OSError, SafetensorError) as error:
         code = OS_ERROR.search(str(error))
-        limit = error if isinstance(error, OSError) else OSError(int(code[1]) if code else 0, "")
-        if not (remedy(limit) or "No usable temporary directory" in str(error)):
-            raise
+        number = error.errno if isinstance(error, OSError) else int(code[1]) if code else 0
+        no_folder = "No usable temporary directory" in str(error)
+        if number not in (ENOSPC, EDQUOT, EFBIG) and not no_folder:
+            raise  # not of writing
+        advice = "free some space, or set TMPDIR to a folder on another disk"
+        if number == EFBIG:
+            advice = remedy(OSError(number, ""))
         raise StorageError(
-            f"cannot write temporary files ({one_line(error)}): free some space, or set TMPDIR to "
-            "a folder on another disk"
+            f"cannot write temporary files ({one_line(error)}): {advice}"
         ) from error
