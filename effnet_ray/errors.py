@@ -38,7 +38,7 @@ import errno
 from effnet_ray.redaction import redact
 
 MAX_MESSAGE_CHARS = 2000
-"""Characters of a message. It may quote what a stranger wrote, such as a name of a megabyte."""
+"""Characters of a message. It may quote untrusted text, such as a name of a megabyte."""
 
 
 class EffnetRayError(Exception):

@@ -1,4 +1,4 @@
-"""JSON from anyone: every text in it can be written again."""
+"""Parses untrusted JSON: every text in the result can be encoded again."""
 
 import json
 import re

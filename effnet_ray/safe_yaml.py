@@ -1,4 +1,4 @@
-"""YAML from anyone: no duplicate fields, no circles, nothing that grows when it is read."""
+"""Parses untrusted YAML: no duplicate fields, no circular aliases, a limited number of values."""
 
 from collections.abc import Iterator
 from typing import Any

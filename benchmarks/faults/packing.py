@@ -14,7 +14,7 @@ from effnet_ray.packing.sample import write_images
 
 JOB = Path(__file__).parents[2] / "jobs" / "pack.py"
 SECONDS = (0.5, 6.0)
-"""Bounds of the time to a kill. An undisturbed packing takes 4 to 8 s, half of them imports."""
+"""Bounds of the seconds before a kill. Chosen, not measured."""
 MOST_KILLS = 5
 
 

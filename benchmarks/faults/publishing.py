@@ -21,7 +21,7 @@ PUBLISHERS = 16
 STALE_S = 1.0
 """For `gc`, which waits a day by default: here it completes what running publishers claimed."""
 SECONDS = {"disk": 0.15, "moto": 2.0}
-"""More than sixteen publishers need at once: some are done when the signal comes."""
+"""Upper bound of the seconds before a crash, by place. Chosen, not measured."""
 
 
 def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ FLAGS = [
 ]  # fmt: skip
 KINDS = {"trial": "ray::ImplicitFunc", "controller": "ray::TrainController", "driver": ""}
 PAUSES_S = (10.0, 45.0)
-"""Bounds of the seconds before a kill. An undisturbed sweep takes about 90 s."""
+"""Bounds of the seconds before a kill. Chosen, not measured."""
 MOST_KILLS = 3
 LIMIT_S = 900.0
 

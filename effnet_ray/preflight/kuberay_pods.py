@@ -245,14 +245,14 @@ def _ray_resources(group: Config) -> dict[str, float]:
     resources = _container(group).get("resources") or {}
     amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     given = {**(group.get("rayStartParams") or {}), **(group.get("resources") or {})}
-    found = dict[str, float]()
+    counts = dict[str, float]()
     for name, amount in amounts.items():
         if name == "cpu":
-            found["CPU"] = math.ceil(_amount(amount))
+            counts["CPU"] = math.ceil(_amount(amount))
         elif name.endswith("gpu"):
-            found["GPU"] = math.ceil(_amount(amount))
+            counts["GPU"] = math.ceil(_amount(amount))
     names = {"num-cpus": "CPU", "CPU": "CPU", "num-gpus": "GPU", "GPU": "GPU"}
-    return found | {names[key]: _amount(given[key]) for key in names if key in given}
+    return counts | {names[key]: _amount(given[key]) for key in names if key in given}
 
 
 def _amount(quantity: str | int) -> float:

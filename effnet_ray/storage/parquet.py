@@ -1,6 +1,6 @@
 """Parquet files at any URI: footers, schemas, whole small tables.
 
-Nothing that was read is used before `check_plain`: a file may come from anyone.
+Files are untrusted: nothing that was read is used before `check_plain`.
 """
 
 import io
