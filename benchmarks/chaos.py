@@ -44,7 +44,7 @@ def publish(runs: int = 250) -> None:
     _record("publish", runs, run_all)
 
 
-def pack(runs: int = 20) -> None:
+def pack(runs: int = 40) -> None:
     """Packings with up to five SIGKILLs each."""
     from faults.packing import run_all
 

@@ -19,8 +19,9 @@ PAUSES_S = (0.5, 20.0)
 """Bounds of the seconds before the next kill; many such kills come before the first step."""
 PAUSES_STEPS = (1, 30)
 """Bounds of the steps before the next kill; half of all kills wait for steps instead."""
-ABSENT_S = 8.0
-"""Seconds to wait for a process of the drawn kind; after that the driver is killed instead."""
+ABSENT_S = 40.0
+"""Seconds to wait for a process of the drawn kind, longer than a driver takes to its first step;
+after that the driver is killed instead."""
 ATTEMPTS = 12
 """Times that the same command is run."""
 MESSAGE = 120

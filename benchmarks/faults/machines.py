@@ -30,7 +30,8 @@ MARK = "EFFNET_CHAOS"
 """Environment variable that all processes of a cluster inherit, and keep without a parent."""
 QUIET = (
     "ray::IDLE", "ray::_AutoscalingCoordinatorActor", "ray::_UsageCollectionActor",
-    "ray::_StatsActor", "ray::PlacementGroupCleaner",
+    "ray::_StatsActor", "ray::PlacementGroupCleaner", "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
 )  # fmt: skip
 """Ray's own processes, which stay between runs. The cleaner of a killed controller frees its
 resources, but it stays: `exit_actor` ends its thread alone (ray 2.60)."""

@@ -19,7 +19,7 @@ MOST_KILLS = 5
 
 
 def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
-    """Kill packings until `runs` kills are done; yields what became of each packing."""
+    """Disturb the packings that are not done yet; yields what became of each."""
     images, undisturbed = scratch / "images", scratch / "undisturbed"
     write_images(images)
     _pack(images, undisturbed, None)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import ray
 import ray.data
 import ray.train
 import ray.train.torch
+import s3fs
 import timm
 import torch
 from PIL import Image
@@ -100,6 +102,17 @@ def _report(
         ray.train.report({"step": step}, checkpoint=checkpoint)
 
 
+def _storage(uri: str) -> dict[str, Any]:
+    """Options of a run's storage: on S3 with s3fs, as Ray's guide has it for other S3 servers.
+
+    rclone's server refuses the directory markers that pyarrow writes.
+    """
+    if not uri.startswith("s3://"):
+        return {"storage_path": uri}
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem()))
+    return {"storage_path": uri.removeprefix("s3://"), "storage_filesystem": filesystem}
+
+
 def main(data: str, storage: str, audit: str) -> None:
     """Train to the end, or go on where the run of this name stopped."""
     Path(audit).mkdir(parents=True, exist_ok=True)
@@ -113,7 +126,7 @@ def main(data: str, storage: str, audit: str) -> None:
         datasets={"train": dataset},
         scaling_config=ScalingConfig(num_workers=WORKERS),
         run_config=RunConfig(
-            name="disturbed", storage_path=storage, failure_config=FailureConfig(max_failures=10)
+            name="disturbed", failure_config=FailureConfig(max_failures=10), **_storage(storage)
         ),
     ).fit()
     print(json.dumps({"run": "disturbed"}))

@@ -22,7 +22,7 @@ JOB = Path(__file__).parents[2] / "jobs" / "tune.py"
 NAME = "sweep"
 FLAGS = [
     "--local", "--limit", "64", "--epochs", "3", "--batch-size", "16", "--lr", "log:1e-3:1e-2",
-    "--variants", "b0", "--trials", "4", "--workers", "2", "--image-size", "32", "--seed", "0",
+    "--variants", "b0", "--trials", "3", "--workers", "2", "--image-size", "32", "--seed", "0",
     "--batchnorm", "frozen", "--cores", "1",
 ]  # fmt: skip
 KINDS = {"trial": "ray::ImplicitFunc", "controller": "ray::TrainController", "driver": ""}

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,13 @@ QUIET_ENV = {
     "RAY_worker_maximum_startup_concurrency": "16",
 }
 """Settings that Ray and its processes read when they start, for fewer warnings."""
+LOCAL_ENV = {
+    # Nobody takes this machine away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Counts executions of Ray Data for Ray's usage statistics.
+    "RAY_DATA_USAGE_DISABLED": "1",
+}
+"""Settings of a local Ray, for two processes less, each of which imports Ray for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
     """
     ray_start.check_space()
     port = _free_port() if dashboard else UNUSED_PORT
-    with environment_variable(DASHBOARD_ENV, f"http://{LOOPBACK}:{port}"):
+    settings = {name: os.environ.get(name, value) for name, value in LOCAL_ENV.items()}
+    with environment_variables({**settings, DASHBOARD_ENV: f"http://{LOOPBACK}:{port}"}):
         ray_start.init(
             address="local",
             num_cpus=cpus,
@@ -128,16 +136,17 @@ def start_local(cpus: int, *, dashboard: bool = False, **options: Any) -> None:
 
 
 @contextmanager
-def environment_variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable in the context; processes and actors started in it inherit."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which processes and actors started in the context inherit."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _free_port() -> int:

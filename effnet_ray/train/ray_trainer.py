@@ -81,7 +81,7 @@ def poll_interval(workers: int) -> Iterator[None]:
     """
     seconds = max(0.2, workers / POLLS_PER_S)
     value = os.environ.get(POLL_INTERVAL_ENV) or f"{seconds:g}"
-    with session.environment_variable(POLL_INTERVAL_ENV, value):
+    with session.environment_variables({POLL_INTERVAL_ENV: value}):
         yield
 
 
