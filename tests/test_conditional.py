@@ -47,6 +47,22 @@ def test_a_server_that_ignores_preconditions_is_found_out_and_nothing_is_left(
         assert storage.entries(bucket, hidden=True) == {}
 
 
+def test_a_disk_is_safe_though_the_keys_of_its_test_are_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, deleted = conditional.create, list[str]()
+
+    def create_and_lose(uri: str, data: bytes) -> None:
+        create(uri, data)
+        if len(deleted) < conditional.ATTEMPTS - 1:
+            shutil.rmtree(Path(uri).parent)
+            deleted.append(uri)
+
+    monkeypatch.setattr(conditional, "create", create_and_lose)
+    assert conditional.missing_guarantee(str(tmp_path / "store")) == ""
+    assert len(deleted) == conditional.ATTEMPTS - 1
+
+
 def test_a_swap_needs_the_tag_of_what_is_there(shared: str) -> None:
     uri = f"{shared}/pointer"
     assert conditional.read(uri) is None

@@ -63,7 +63,10 @@ def _samples(epochs: int, scratch: Path) -> list[Sample]:
     samples = []
     with StepWatch(scratch / "runs" / NAME / "audit") as watch:
         driver = subprocess.Popen(
-            [sys.executable, str(JOB), *flags], env=env, stdout=-3, stderr=-3
+            [sys.executable, str(JOB), *flags],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while driver.poll() is None:
             if watch.step // STEPS > len(samples):

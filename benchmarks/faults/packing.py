@@ -37,7 +37,9 @@ def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str,
 def _pack(images: Path, out: Path, seconds: float | None) -> bool:
     """Pack until killed after `seconds`; whether it came to its end."""
     flags = ["--source", str(images), "--out", str(out), "--eval-fraction", "0.2"]
-    process = subprocess.Popen([sys.executable, str(JOB), *flags], stdout=-3, stderr=-3)
+    process = subprocess.Popen(
+        [sys.executable, str(JOB), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:

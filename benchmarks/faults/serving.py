@@ -197,7 +197,7 @@ def _served(store: str) -> Iterator[tuple[int, str]]:
         "--port", str(port), "--follow-every", "1", "--replicas", "2", "--runtime", "torch",
     ]  # fmt: skip
     with marking() as mark:
-        process = subprocess.Popen(command, stdout=-3, stderr=-3)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _await(port, process)
             yield port, mark

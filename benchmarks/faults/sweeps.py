@@ -58,10 +58,17 @@ def _sweep(folder: Path, data: Path, draws: random.Random, kills: int) -> list[s
     killed: list[str] = []
     start, due = time.monotonic(), time.monotonic() + draws.uniform(*PAUSES_S)
     with marking() as mark:
-        driver = subprocess.Popen(command, env=dict(os.environ), stdout=-3, stderr=-3)
+        driver = subprocess.Popen(
+            command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while driver.poll() != 0:
             if driver.returncode is not None:  # it was killed, or says to run it again
-                driver = subprocess.Popen(command, env=dict(os.environ), stdout=-3, stderr=-3)
+                driver = subprocess.Popen(
+                    command,
+                    env=dict(os.environ),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             if len(killed) < kills and time.monotonic() > due:
                 killed.append(_kill(draws.choice(sorted(KINDS)), driver, mark, draws))
                 due = time.monotonic() + draws.uniform(*PAUSES_S)

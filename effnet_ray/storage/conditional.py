@@ -20,6 +20,10 @@ from effnet_ray.storage.backend import Versioned
 
 PROBE_PREFIX = ".probe-"
 """Names of `probe_uri` start with this."""
+ATTEMPTS = 3
+"""Tests of a server before it counts as unsafe: garbage collection may delete a test's key while
+it runs. Chosen, not measured."""
+UNSUPPORTED = "does not support If-Match"
 
 
 def probe_uri(uri: str) -> str:
@@ -76,12 +80,16 @@ def require_conditional_writes(uri: str, *, single_writer: bool) -> None:
 def missing_guarantee(uri: str) -> str:
     """What the storage fails to guarantee, in words; empty if conditional writes are safe.
 
-    Tested once per process, on a key that is deleted afterwards. Raises StorageError if the URI
+    Tested once per process, on keys that are deleted afterwards. Raises StorageError if the URI
     cannot be written.
     """
     folder = probe_uri(uri)
     try:
-        return _test_preconditions(storage.join(folder, "key"))
+        for attempt in range(ATTEMPTS):
+            problem = _test_preconditions(storage.join(folder, f"key-{attempt}"))
+            if problem in ("", UNSUPPORTED):
+                break
+        return problem
     finally:
         storage.delete(folder)
 
@@ -105,4 +113,4 @@ def _test_preconditions(key: str) -> str:
         accepted = swapped is not None and swapped.data == b"third"
         return "" if accepted else "rejects a write with a valid If-Match"
     except UnsupportedError:
-        return "does not support If-Match"
+        return UNSUPPORTED
