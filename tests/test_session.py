@@ -59,6 +59,19 @@ def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> No
     assert os.environ.get(session.DASHBOARD_ENV) == BEFORE
 
 
+def test_a_local_ray_starts_no_process_that_nobody_needs(cluster: None) -> None:
+    import ray
+    from ray.data._internal.usage.collector import usage_collection_disabled
+    from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
+
+    @ray.remote(num_cpus=0)
+    def settings() -> tuple[bool, str]:
+        return usage_collection_disabled(), os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR]
+
+    assert ray.get(settings.remote()) == (True, "0")
+    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR not in os.environ
+
+
 @pytest.mark.parametrize("said", [None, "7"])
 def test_how_often_workers_are_looked_at_is_the_users_if_they_say_it(
     monkeypatch: pytest.MonkeyPatch, said: str | None

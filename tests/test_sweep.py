@@ -26,7 +26,7 @@ SMALL = [
 ]  # fmt: skip
 
 ONE_TRIAL_AT_A_TIME = """
-import json, sys, threading, time
+import json, signal, sys, threading, time
 import ray
 from effnet_ray import Placement, Recipe
 from effnet_ray.sweep.trial_log import SweepProgress
@@ -55,6 +55,7 @@ recipe = Recipe(weights="none", image_size=32, epochs=14, batch_size=16, limit=1
 found = tune(recipe, Placement(workers="2", gpus_per_worker=0.5), data, variants=["b0"], trials=4,
              space={"lr": [3e-3, 1e-9, 1e30]}, workers="2", runs=runs, name="shared",
              on_progress=hear)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 print(json.dumps({"best": found.best.trial.number, "released": released}))
 """
 """Seed 134 draws a good rate, one that learns nothing, one that explodes, and a good one."""

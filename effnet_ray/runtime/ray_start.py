@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 
 from effnet_ray.errors import ClusterError, quote, remedy
+from effnet_ray.runtime import signal_handlers
 
 FREE_BYTES = 1_000_000
 """Free space without which Ray's folder is taken for full. Ray's processes fail there without an
@@ -34,14 +34,11 @@ def init(**options: Any) -> None:
     Ray installs two handlers of its own. The second prints a C++ trace and aborts the process
     after 3 s, even while it still shuts down (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
     """
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        _init_again_if_slow(**options)
+        with signal_handlers.restored(signal.SIGTERM):
+            _init_again_if_slow(**options)
     except Exception as error:  # Ray 2.60 raises many kinds, also Exception itself
         raise ClusterError(f"Ray cannot start ({quote(error)}): {_advice(error)}") from error
-    finally:
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _init_again_if_slow(**options: Any) -> None:

@@ -1,7 +1,7 @@
 """What Ray Tune runs for a trial: a driver that fine-tunes as a single run does, and reports."""
 
 import os
-import tempfile
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,9 @@ from effnet_ray import storage
 from effnet_ray.data import feature_cache
 from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
+from effnet_ray.runtime import signal_handlers
 from effnet_ray.runtime.actors import start_local_actor
+from effnet_ray.storage.temporary import scratch_folder
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.asha import Brackets
 from effnet_ray.sweep.scheduled_search import ScheduledSearch
@@ -129,7 +131,11 @@ def run_trials(
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
-    with tempfile.TemporaryDirectory(prefix="effnet-ray-tune-") as scratch:
+    # Tune's handler of Ctrl-C would ignore the first one after the sweep's trials.
+    with (
+        signal_handlers.restored(signal.SIGINT),
+        scratch_folder("ray-tune") as scratch,
+    ):
         Tuner(
             tune.with_resources(lambda config: trial(config), DRIVER_RESOURCES),
             tune_config=TuneConfig(
@@ -140,7 +146,7 @@ def run_trials(
                 reuse_actors=True,
             ),
             run_config=RunConfig(
-                storage_path=scratch,
+                storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=MAX_CRASHES),
                 verbose=0,
             ),

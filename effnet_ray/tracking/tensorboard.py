@@ -8,12 +8,13 @@ every epoch.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from effnet_ray import storage
 from effnet_ray.errors import TrackerError
+from effnet_ray.storage.temporary import scratch_folder, temporary_folder
 from effnet_ray.tracking.metrics import EPOCH, RUNNING_LOSS, Logged, MetricPoint, params
 from effnet_ray.tracking.run_history import RunHistory
 from effnet_ray.tracking.tracker import RunStatus
@@ -39,7 +40,7 @@ class TensorBoard:
             ) from error
         self.location = ""
         self._folder = Path()
-        self._temporary: TemporaryDirectory[str] | None = None
+        self._temporary = ExitStack()
         self._writer: Any = None
         self._hparams: dict[str, Any] = {}
         self._uploaded_at = 0.0
@@ -55,8 +56,7 @@ class TensorBoard:
         self._folder = Path(self.location)
         if storage.is_remote(self.location):
             logged = _read_remote(self.location)
-            self._temporary = TemporaryDirectory(prefix="effnet-tensorboard-")
-            self._folder = Path(self._temporary.name)
+            self._folder = self._temporary.enter_context(scratch_folder("tensorboard"))
         else:
             logged = _read(self._folder)
         self._hparams = {} if logged.epochs or logged.step >= 0 else params(run)
@@ -112,17 +112,16 @@ class TensorBoard:
     def _close(self) -> None:
         if self._writer:
             self._writer.close()
-        if self._temporary:
-            self._temporary.cleanup()
-        self._writer = self._temporary = None
+        self._temporary.close()
+        self._writer = None
 
 
 def _read_remote(uri: str) -> Logged:
     """What the event files of a folder on object storage contain."""
-    with TemporaryDirectory(prefix="effnet-tensorboard-") as folder:
+    with temporary_folder("tensorboard") as folder:
         for name in storage.sizes(uri):
-            storage.download(storage.join(uri, name), Path(folder, Path(name).name))
-        return _read(Path(folder))
+            storage.download(storage.join(uri, name), folder / Path(name).name)
+        return _read(folder)
 
 
 def _read(folder: Path) -> Logged:

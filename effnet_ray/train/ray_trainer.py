@@ -2,8 +2,6 @@
 
 import os
 import signal
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +11,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from effnet_ray.errors import ControllerDiedError, TrainingError
-from effnet_ray.runtime import session
+from effnet_ray.runtime import session, signal_handlers
+from effnet_ray.storage.temporary import scratch_folder
 from effnet_ray.train import events
 from effnet_ray.train.network_interface import BoundTorchConfig
 from effnet_ray.train.worker import RayWorkerConfig, train
@@ -38,7 +37,7 @@ def run_trainer(
     Ray Train's own state goes to a temporary folder: a run resumes from its own checkpoints.
     """
     run, placement = config.job.run, config.job.placement
-    with tempfile.TemporaryDirectory(prefix="effnet-ray-train-") as scratch:
+    with scratch_folder("ray-train") as scratch:
         trainer = TorchTrainer(
             train,
             train_loop_config={"worker": config},
@@ -51,7 +50,7 @@ def run_trainer(
             torch_config=BoundTorchConfig(backend=request.backend),
             run_config=RunConfig(
                 name=run.name,
-                storage_path=scratch,
+                storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=placement.max_failures),
                 callbacks=[*callbacks, DeathReporter(config.channel)],
             ),
@@ -91,14 +90,11 @@ def _interruptible() -> Iterator[None]:
 
     Ray Train handles SIGINT itself: it aborts its workers and raises SystemExit.
     """
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        with signal_handlers.restored(signal.SIGINT):
+            yield
     except SystemExit as exit_error:
         raise KeyboardInterrupt from exit_error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:

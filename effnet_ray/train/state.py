@@ -7,8 +7,6 @@ it, it needs a row of `ENCODERS` and one of `DECODERS`.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from effnet_ray.model import network as networks, optimizer as optimizers
 from effnet_ray.model.network import Network
 from effnet_ray.release_format.layout import WEIGHTS
 from effnet_ray.schema import from_dict
+from effnet_ray.storage.temporary import temporary_folder
 from effnet_ray.train.class_metrics import ClassMetrics, class_metrics
 from effnet_ray.train.epoch_report import EpochReport
 from effnet_ray.train.eval_outputs import EvalOutputs
@@ -166,16 +165,15 @@ def initial_network(run: Run, weights_uri: str | None) -> Network:
 
     `weights_uri` is the pretrained file in the run's storage, None to start from scratch.
     """
-    with TemporaryDirectory(prefix="effnet-weights-") as folder:
-        file = None
-        if weights_uri:
-            file = str(Path(folder) / WEIGHTS)
-            storage.download(weights_uri, Path(file))
+    with temporary_folder("weights") as folder:
+        file = folder / WEIGHTS if weights_uri else None
+        if weights_uri and file:
+            storage.download(weights_uri, file)
         return networks.build(
             run.recipe,
             run.spec,
             len(run.classes),
-            weights_file=file,
+            weights_file=str(file) if file else None,
             weights_classes=run.weights_head,
         )
 
