@@ -32,7 +32,7 @@ HEAD = """# Kills, crashes and faults
 
 Made by `python benchmarks/chaos.py ARM`, then `python benchmarks/chaos.py table`; every run stands
 in [chaos/](chaos/). {machine}
-Times were measured while tests ran on the same cores.
+Times were measured while other runs and tests kept the cores busy.
 """
 
 
