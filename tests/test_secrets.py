@@ -374,6 +374,17 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")
 
 
+def test_a_trials_actor_has_no_credentials_in_its_runtime_environment(secrets: Path) -> None:
+    from ray.tune import Trainable
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    from effnet_ray.sweep.trial import keep_credentials_private
+
+    keep_credentials_private()
+    options = _ActorClassCache().get(Trainable)._default_options
+    assert options["runtime_env"]["env_vars"] and not holds_canary(str(options))
+
+
 @pytest.fixture(scope="module")
 def head(moto: str, tracked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head of our cluster file, whose environment and home are full of secrets."""

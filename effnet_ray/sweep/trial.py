@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from effnet_ray import storage
@@ -119,6 +120,16 @@ class _ReportToTune(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has n
         super().after_report(*report, **more)
 
 
+def keep_credentials_private() -> None:
+    """Keep Ray Tune from copying AWS keys into the runtime environment of its actors.
+
+    Ray lists runtime environments, logs them, and passes them as arguments of processes. Machines
+    have credentials of their own, as they do for a single run.
+    """
+    copied = class_cache.ENV_VARS_TO_PROPAGATE  # ray 2.60
+    copied.difference_update([name for name in copied if name.startswith("AWS_")])
+
+
 def run_trials(
     trial: Callable[[dict[str, Any]], None],
     search: ScheduledSearch,
@@ -129,6 +140,7 @@ def run_trials(
 
     Tune's own state goes to a temporary folder: a sweep resumes from its own record.
     """
+    keep_credentials_private()
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     # Tune's handler of Ctrl-C would ignore the first one after the sweep's trials.

@@ -19,6 +19,8 @@ from support.servers import free_port
 
 SERVED_S = 90
 """Seconds in which a server begins to serve."""
+DEPLOYED_S = 15
+"""Seconds from the first answer until the job has asked every replica what it serves."""
 Command = tuple[int, str, list[str]]
 """Exit code, job, flags."""
 
@@ -62,6 +64,7 @@ def serve(place: str) -> int:
         while time.monotonic() < until:
             with suppress(OSError, urllib.error.URLError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).read()
+                time.sleep(DEPLOYED_S)
                 break
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
