@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 
 import pytest
 import uvicorn
@@ -79,14 +80,22 @@ def port() -> Iterator[int]:
     thread.join()
 
 
+def status(connection: socket.socket) -> int:
+    """Of the next answer, which is read to its end."""
+    response = HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status
+
+
 def test_bodies_are_not_counted_as_headers(port: int) -> None:
     """Not with the start of the next request behind them, either."""
     head, body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", bytes(100_000)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head + body + head[:20])
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert status(connection) == 200
         connection.sendall(head[20:] + body)
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert status(connection) == 200
 
 
 def test_headers_that_are_too_large_are_refused(port: int) -> None:
