@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ def init(**options: Any) -> None:
 
     Ray installs two handlers of its own. The second prints a C++ trace and aborts the process
     after 3 s, even while it still shuts down (2.60 `worker.py`; absl's `alarm_on_failure_secs`).
+    A program without a handler keeps the first, which lets it clean up.
     """
+    has_handler = callable(signal.getsignal(signal.SIGTERM))
     try:
-        with signal_handlers.restored(signal.SIGTERM):
+        with signal_handlers.restored(signal.SIGTERM) if has_handler else nullcontext():
             _init_again_if_slow(**options)
     except Exception as error:  # Ray 2.60 raises many kinds, also Exception itself
         raise ClusterError(f"Ray cannot start ({quote(error)}): {_advice(error)}") from error
