@@ -132,7 +132,7 @@ def _sweep(runs: Runs) -> list[str]:
     kinds = Counter(kill for run in runs for kill in run["kills"])
     return [
         "## Sweeps", "",
-        f"{len(runs)} sweeps of 3 trials; SIGKILLs: {_listed(kinds)}. Each must end with the "
+        f"Sweeps of 3 trials: {len(runs)}; SIGKILLs: {_listed(kinds)}. Each must end with the "
         "trials, settings, curves and states of an undisturbed one.", "",
     ]  # fmt: skip
 

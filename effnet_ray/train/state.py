@@ -166,14 +166,14 @@ def initial_network(run: Run, weights_uri: str | None) -> Network:
     `weights_uri` is the pretrained file in the run's storage, None to start from scratch.
     """
     with temporary_folder("weights") as folder:
-        file = folder / WEIGHTS if weights_uri else None
-        if weights_uri and file:
+        file = folder / WEIGHTS
+        if weights_uri:
             storage.download(weights_uri, file)
         return networks.build(
             run.recipe,
             run.spec,
             len(run.classes),
-            weights_file=str(file) if file else None,
+            weights_file=str(file) if weights_uri else None,
             weights_classes=run.weights_head,
         )
 
