@@ -1,8 +1,8 @@
 """The lock holds hashes of every package and no version with a serious published fault."""
 
-import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -35,7 +35,6 @@ FLOORS = {
     "h11": "0.16",  # CVE-2025-43859: request smuggling
     "idna": "3.7",  # CVE-2024-3651
     "jinja2": "3.1.6",  # CVE-2025-27516
-    "lxml": "4.9.1",  # CVE-2022-2309
     "onnx": "1.17",  # CVE-2024-5187: writes outside its folder
     "opencv-python-headless": "4.8.1.78",  # CVE-2023-4863: libwebp
     "protobuf": "6.31.1",  # CVE-2025-4565
@@ -168,15 +167,24 @@ def test_another_build_of_torch_is_installed_beside_the_hashes_of_all_else() -> 
     assert all(PINS[key] == hashes for key, hashes in pins(done.stdout).items())
 
 
+def test_no_locked_package_makes_the_start_of_each_ray_process_slow() -> None:
+    """`import ray` imports jsonschema, and that imports `rfc3987-syntax` if it is installed.
+
+    The package then compiles a grammar for 1.5 s, and a run starts ten processes.
+    """
+    assert "rfc3987-syntax" not in {name for name, _ in PINS}
+
+
 @pytest.mark.heavy
 def test_the_sbom_lists_every_package_of_the_lock_with_its_hashes(tmp_path: Path) -> None:
     """By the command of `make sbom`; the tool checks the file against CycloneDX's schema."""
-    if not importlib.util.find_spec("cyclonedx_py"):
-        pytest.skip("cyclonedx-bom is not installed: `make setup`")
     _, _, recipe = MAKEFILE.replace("\\\n", " ").partition("\nsbom: setup\n\t")
-    words = recipe.splitlines()[0].replace("$(BIN)/python", sys.executable).split()
-    words[-1] = str(tmp_path / "sbom.json")
-    subprocess.run(words, cwd=ROOT, check=True, timeout=120)
+    command = recipe.splitlines()[0].replace("$(BIN)", str(Path(sys.executable).parent))
+    words = [*shlex.split(command)[:-1], str(tmp_path / "sbom.json")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if "Failed to fetch" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
     sbom = json.loads((tmp_path / "sbom.json").read_text())
     assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
     assert sbom["metadata"]["component"]["name"] == PROJECT["name"]
