@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 """The short version, without Ray, is in `test_request_limit`."""
 
 MAX_SECONDS = 4.0
-MAX_GROWTH = 300_000_000
-"""Bytes by which the server's processes may grow in a test."""
+MAX_GROWTH = 500_000_000
+"""Bytes by which the server's processes may grow in a test: 64 MB of bodies, and 100 kB of each of
+4,000 connections; malloc keeps what was freed."""
 PATIENCE_S = 60.0
 """Seconds after which an answer will not come any more."""
 HOST = b"Host: x\r\n"
@@ -395,7 +396,8 @@ def test_many_bodies_at_once_do_not_fill_the_memory(
     """Of 4,000 times 99 kB the proxy holds 64 MB, and each connection some 70 kB not yet read."""
     body, before = os.urandom(99_000), target.memory()
     head = POST + b"Content-Length: 99001\r\n\r\n"
-    with crowd(target, 4000, head + body) as connections:  # the last byte does not come
-        assert target.memory() - before < 64_000_000 + 4000 * 100_000
-        answers = [received(connection) for connection in connections]
-    assert {typed(answer)[0] for answer in answers if answer} <= {408, 503}
+    for _ in range(2):
+        with crowd(target, 4000, head + body) as connections:  # the last byte does not come
+            assert target.memory() - before < MAX_GROWTH
+            answers = [received(connection) for connection in connections]
+        assert {typed(answer)[0] for answer in answers if answer} <= {408, 503}

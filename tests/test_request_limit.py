@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPResponse
 
 import pytest
@@ -68,7 +69,9 @@ def test_one_that_is_turned_away_is_told_when_to_come_back(
 @pytest.fixture
 def port() -> Iterator[int]:
     """Where uvicorn serves `answer` with limited connections."""
-    app = Starlette(routes=[Route("/", answer, methods=["POST"])])
+    app = RequestLimit(
+        Starlette(routes=[Route("/", answer, methods=["POST"])]), max_bytes=100_000, max_seconds=5
+    )
     config = uvicorn.Config(app, port=free_port(), http=LimitedConnection, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -96,6 +99,28 @@ def test_bodies_are_not_counted_as_headers(port: int) -> None:
         assert status(connection) == 200
         connection.sendall(head[20:] + body)
         assert status(connection) == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_goes_on_after_its_answer_is_cut_off(port: int, chunked: bool) -> None:
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 9999999999"
+    part = b"4000\r\n" + bytes(0x4000) + b"\r\n" if chunked else bytes(0x4000)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + length + b"\r\n\r\n")
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(part)
+        with suppress(ConnectionError):
+            while connection.recv(1000):
+                pass
+
+
+def test_a_body_that_is_too_large_is_read_to_its_end_and_the_connection_kept(port: int) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + bytes(900_000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(2):
+            connection.sendall(request)
+            assert status(connection) == 413
 
 
 def test_headers_that_are_too_large_are_refused(port: int) -> None:

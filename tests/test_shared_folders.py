@@ -21,12 +21,12 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from effnet_ray.errors import ClusterError
-from effnet_ray.runtime import shared_folders
+from effnet_ray.runtime import nodes, shared_folders
 
 folder, alone = sys.argv[1:]
 head = {"num_cpus": 1, "include_dashboard": False}
 machines = Cluster(initialize_head=True, head_node_args=head)
-machines.add_node(num_cpus=1)
+second = machines.add_node(num_cpus=1)
 ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
 
 def check(uri):
@@ -46,6 +46,12 @@ try:
         time.sleep(0.1)
     check(folder)
     check(alone)
+    before, now = [nodes.alive_nodes()], nodes.alive_nodes
+    machines.remove_node(second)
+    while len(now()) > 2:
+        time.sleep(0.1)
+    nodes.alive_nodes = lambda: before.pop() if before else now()
+    check(folder)
 finally:
     os.killpg(other.pid, signal.SIGTERM)
     other.wait()
@@ -57,7 +63,10 @@ finally:
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_a_folder_is_shared_where_every_machine_reads_the_same_file(tmp_path: Path) -> None:
-    """The third machine is a raylet in a mount namespace, where another folder lies on `alone`."""
+    """The third machine is a raylet in a mount namespace, where another folder lies on `alone`.
+
+    At last the second one leaves after machines were listed, and is not asked.
+    """
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("mount namespaces need root and `unshare`")
     (tmp_path / "shared").mkdir()
@@ -68,8 +77,8 @@ def test_a_folder_is_shared_where_every_machine_reads_the_same_file(tmp_path: Pa
         [sys.executable, "-c", CLUSTER, *folders], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    *shared, refused = done.stdout.splitlines()
-    assert shared == ["shared ['manifest.json']"] * 2
+    *shared, refused, after = done.stdout.splitlines()
+    assert [*shared, after] == ["shared ['manifest.json']"] * 3
     assert refused.startswith(f"{folders[1]} is a local folder that ")
     assert refused.endswith("use an s3:// URI, or a folder that all machines mount")
 

@@ -158,5 +158,5 @@ def test_what_is_to_come_shrinks_to_nothing() -> None:
 
 
 def test_fewer_trials_than_variants_are_refused() -> None:
-    with pytest.raises(RecipeError, match="4 trials are too few for 5 variants"):
+    with pytest.raises(RecipeError, match="--trials 4 is too few for 5 variants"):
         ladder(trials=4)

@@ -1,8 +1,9 @@
-"""Limits on connections to Ray Serve's proxy, before a request's headers are complete.
+"""Limits on connections to Ray Serve's proxy, outside of the requests that it forwards.
 
-uvicorn 0.54 keeps a connection that sends nothing, or whose headers never end, for ever, and its
-parser keeps headers of any size. Ray Serve 2.60 passes it no option that limits either, so
-`install` replaces the class that uvicorn chooses by itself (`uvicorn/protocols/http/auto.py`).
+uvicorn 0.54 keeps a connection for ever that sends nothing, whose headers never end, or whose body
+never ends after its answer, and its parser keeps headers of any size. Ray Serve 2.60 passes it no
+option that limits any of these, so `install` replaces the class that uvicorn chooses by itself
+(`uvicorn/protocols/http/auto.py`).
 """
 
 import json
@@ -54,6 +55,13 @@ class LimitedConnection(HttpToolsProtocol):
         """All headers of a request have arrived."""
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer was sent. A client that still sends its request is cut off: uvicorn would read
+        on without a limit of bytes or time."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""

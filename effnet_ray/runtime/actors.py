@@ -5,12 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from effnet_ray.runtime.polling import call_every
 
 POLL_S = 0.25
 """Pause between two looks at the queue: a progress bar looks live. Chosen, not measured."""
+RESTART_S = 60
+"""Seconds in which an actor that died should be back. Chosen, not measured."""
 
 
 def start_local_actor(
@@ -28,6 +32,19 @@ def start_local_actor(
     return remote_class.options(**options).remote(*arguments)
 
 
+def call(method: Any, *arguments: Any) -> Any:
+    """The result of an actor's method, called again while Ray restarts the actor.
+
+    With Ray's own `max_task_retries`, each repeated call prints a line in the user's terminal.
+    Raises ActorUnavailableError after `RESTART_S`.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(ActorUnavailableError),
+        stop=stop_after_delay(RESTART_S), wait=wait_fixed(0.5), reraise=True,
+    )  # fmt: skip
+    return retrying(lambda: ray.get(method.remote(*arguments)))
+
+
 @contextmanager
 def deliver_events(queue: Any, on_event: Callable[[Any], None]) -> Iterator[None]:
     """Call `on_event`, in a thread, with every event posted to the `EventQueue` actor."""
@@ -42,6 +59,6 @@ def _deliver(queue: Any, on_event: Callable[[Any], None]) -> None:
     try:
         events = ray.get(queue.take.remote())
     except ray.exceptions.RayError:
-        return  # The cluster is shutting down; the run record in storage has the outcome.
+        return  # The queue starts again, or the cluster shuts down: a run record has the outcome
     for event in events:
         on_event(event)

@@ -86,6 +86,11 @@ def alive_nodes() -> list[Machine]:
     ]
 
 
+def has_left(machine: Machine) -> bool:
+    """Whether a machine that the cluster had is no longer alive."""
+    return machine.node_id not in {node.node_id for node in alive_nodes()}
+
+
 def task_on(machine: Machine, function: Callable[..., Any], **options: Any) -> Any:
     """A Ray task of a function that runs on one machine, beside what computes there."""
     affinity = NodeAffinitySchedulingStrategy(machine.node_id, soft=False)

@@ -56,7 +56,7 @@ def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
     references = [nodes.task_on(machine, _read).remote(str(file)) for machine in machines]
     try:
         for machine, reference in zip(machines, references, strict=True):
-            if _read_there(machine, reference) != content:
+            if _read_there(machine, reference, gone=content) != content:
                 raise ClusterError(
                     f"{uri} is a local folder that {machine.name} does not share: use an s3:// "
                     "URI, or a folder that all machines mount"
@@ -66,12 +66,19 @@ def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
             file.unlink()
 
 
-def _read_there(machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]") -> bytes | None:
-    """What a machine read. Raises ClusterError if it did not answer."""
+def _read_there(
+    machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]", *, gone: bytes
+) -> bytes | None:
+    """What a machine read, and `gone` if it has left the cluster: no worker will start there.
+
+    Raises ClusterError if it did not answer.
+    """
     try:
         content: bytes | None = ray.get(reference, timeout=PROBE_TIMEOUT_S)
         return content
     except Exception as error:  # any kind: the machine left, or is too busy
+        if nodes.has_left(machine):
+            return gone
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClusterError(
             f"{machine.name} did not look for a shared folder ({reason}): try again, or use s3:// "

@@ -17,7 +17,7 @@ from effnet_ray.data import feature_cache
 from effnet_ray.errors import ControllerDiedError, EffnetRayError
 from effnet_ray.placement import Placement
 from effnet_ray.runtime import signal_handlers
-from effnet_ray.runtime.actors import start_local_actor
+from effnet_ray.runtime.actors import call, start_local_actor
 from effnet_ray.storage.temporary import scratch_folder
 from effnet_ray.sweep import sweep_record
 from effnet_ray.sweep.asha import Brackets
@@ -103,7 +103,7 @@ class ControllerRegistry:
 
 def start_controller_registry() -> Any:
     """Start the actor that can stop trials. If it dies, Ray starts it again, empty."""
-    return start_local_actor(ControllerRegistry, max_restarts=-1, max_task_retries=-1)
+    return start_local_actor(ControllerRegistry, max_restarts=-1)
 
 
 class _ReportToTune(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has no types
@@ -116,7 +116,7 @@ class _ReportToTune(TuneReportCallback):  # type: ignore[misc]  # Ray Tune has n
     def after_report(self, *report: Any, **more: Any) -> None:
         """Called in the controller's process for every report of its workers."""
         controller = ray.get_runtime_context().current_actor
-        ray.get(self._controllers.add.remote(self._number, controller))
+        call(self._controllers.add, self._number, controller)
         super().after_report(*report, **more)
 
 

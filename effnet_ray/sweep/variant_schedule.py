@@ -40,7 +40,7 @@ def check_trials(trials: int, variants: Sequence[str]) -> None:
     """Raises RecipeError if there are fewer trials than variants."""
     if trials < len(variants):
         raise RecipeError(
-            f"{trials} trials are too few for {len(variants)} variants: expected at least one "
+            f"--trials {trials} is too few for {len(variants)} variants: expected at least one "
             "each: raise --trials or list fewer --variants"
         )
 

@@ -111,10 +111,10 @@ def _train(
 def start_event_channel() -> Any:
     """Start the actor that carries the events of a run.
 
-    Ray starts it again if it dies, and repeats calls. Events on their way are lost, and what it
-    remembers: a worker that ends the run then fails twice.
+    Ray starts it again if it dies. Events on their way are lost, and what it remembers: a worker
+    that ends the run then fails twice.
     """
-    return start_local_actor(events.EventChannel, max_restarts=-1, max_task_retries=-1)
+    return start_local_actor(events.EventChannel, max_restarts=-1)
 
 
 def track_waiting(waiting: pending.WaitReporter, on_event: OnEvent) -> OnEvent:

@@ -14,6 +14,7 @@ from effnet_ray.data.decode_machines import DecodeMachine, Shares, worker_shares
 from effnet_ray.data.ray_executor import RayExecutor
 from effnet_ray.model.network import fix_order_of_sums
 from effnet_ray.placement import Placement
+from effnet_ray.runtime.actors import call
 from effnet_ray.runtime.preemption import PreemptionWatch
 from effnet_ray.train.events import Event, StepDone
 from effnet_ray.train.worker_job import WorkerJob, WorkerRank
@@ -123,22 +124,23 @@ class ActorChannel:
 
         A call that is still on its way is lost when the worker ends or is killed.
         """
-        sent = self._actor.post.remote(event)
-        if not isinstance(event, StepDone):
-            ray.get(sent)
+        if isinstance(event, StepDone):
+            self._actor.post.remote(event)
+        else:
+            call(self._actor.post, event)
 
     def has_failed(self) -> bool:
         """Whether a worker ended the run."""
-        return bool(ray.get(self._actor.has_failed.remote()))
+        return bool(call(self._actor.has_failed))
 
     def failed_before(self, message: str) -> bool:
         """Whether the run failed with this message before; remembers it."""
-        return bool(ray.get(self._actor.failed_before.remote(message)))
+        return bool(call(self._actor.failed_before, message))
 
     def limit_passes(self, images: int) -> None:
         """Make the next workers compute at most so many images at once."""
-        ray.get(self._actor.limit_passes.remote(images))
+        call(self._actor.limit_passes, images)
 
     def pass_limit(self) -> int:
         """Maximum number of images that the next workers compute at once; 0: no limit."""
-        return int(ray.get(self._actor.pass_limit.remote()))
+        return int(call(self._actor.pass_limit))

@@ -216,7 +216,8 @@ WITH_RAY: dict[str, tuple[str, Flags]] = {
         "--runs", str(out / "runs"), "--store", str(out / "store"),
     ]),
     "tune": ("tune", lambda a, out: [
-        "--local", "--workers", "1", "--data", a.data, *SMALL, "--name", "search", "--trials", "1",
+        "--local", "--workers", "1", "--data", a.data, *SMALL, "--name", "search",
+        "--variants", "b0", "--trials", "1",
         "--runs", str(out / "runs"), "--store", str(out / "store"),
     ]),
     "evaluate": ("evaluate", lambda a, out: [
