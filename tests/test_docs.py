@@ -264,6 +264,30 @@ def laptop_commands() -> list[str]:
     return [command for command in dict.fromkeys(commands) if job_of(command)]
 
 
+TRIED = {
+    "train": ("runs", "SIGKILLs"), "plain": ("runs", "SIGKILLs"), "sweep": ("sweeps", "SIGKILLs"),
+    "pack": ("packings", "SIGKILLs"), "publish": ("rounds", "crashes of publishers"),
+}  # fmt: skip
+"""Arm of `benchmarks/chaos.py` → what docs/reliability.md counts: its runs, and what hit them."""
+
+
+@pytest.mark.parametrize("arm", TRIED)
+def test_the_numbers_of_what_was_tried_are_those_on_record(arm: str) -> None:
+    record = (ROOT / f"benchmarks/results/chaos/{arm}.jsonl").read_text()
+    runs = [json.loads(line) for line in record.splitlines()]
+    hits = [run.get("kills", run.get("crashes")) for run in runs]
+    counts = len(runs), sum(len(hit) if isinstance(hit, list) else hit for hit in hits)
+    (row,) = re.findall(
+        rf"\| ([^|]+) \| `python benchmarks/chaos.py {arm}` \|",
+        (ROOT / "docs/reliability.md").read_text(),
+    )
+    expected = (
+        f"{count:,} {noun if count > 1 else noun.removesuffix('s')}"
+        for count, noun in zip(counts, TRIED[arm], strict=True)
+    )
+    assert row == ", ".join(expected)
+
+
 def test_effnet_ray_is_the_command_that_is_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"effnet-ray": "effnet_ray.cli.main:run"}

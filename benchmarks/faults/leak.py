@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def run_all(epochs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[st
         return
     samples = _samples(epochs, scratch)
     for number, key in enumerate(sorted({key for sample in samples for key in sample})):
-        values = np.array([sample.get(key, 0.0) for sample in samples])
+        values = np.array([sample.get(key, 0.0) for sample in samples], float)
         fitted = values[round(len(values) * WARM_UP) :]
         fit = linregress(np.arange(len(fitted)), fitted)
         yield {
@@ -68,10 +69,13 @@ def _samples(epochs: int, scratch: Path) -> list[Sample]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while driver.poll() is None:
-            if watch.step // STEPS > len(samples):
-                samples.append(_snapshot(driver.pid, [temporary, ray_folder]))
-            time.sleep(0.02)
+        try:
+            while driver.poll() is None:
+                if watch.step // STEPS > len(samples):
+                    samples.append(_snapshot(driver.pid, [temporary, ray_folder]))
+                time.sleep(0.02)
+        finally:
+            driver.kill()
     shutil.rmtree(ray_folder, ignore_errors=True)
     if driver.returncode:
         raise RuntimeError(f"the run ended with {driver.returncode}")
@@ -92,12 +96,23 @@ def _snapshot(driver: int, folders: Sequence[Path]) -> Sample:
                 key = f"{part}: {quantity}"
                 sample[key] = sample.get(key, 0) + amount
     for folder in folders:
-        files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        sizes = _sizes(folder)
         name = "Ray's folder" if folder == folders[-1] else "TMPDIR"
-        sample[f"{name}: files"] = len(files)
-        sample[f"{name}: MB"] = sum(path.stat().st_size for path in files) / 1e6
+        sample[f"{name}: files"] = len(sizes)
+        sample[f"{name}: MB"] = sum(sizes) / 1e6
     sample["object store: MB"] = shutil.disk_usage("/dev/shm").used / 1e6
     return sample
+
+
+def _sizes(folder: Path) -> list[int]:
+    """Of the files below a folder; the run creates and deletes some meanwhile."""
+    sizes = []
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(top, name))
+                sizes += [status.st_size] if stat.S_ISREG(status.st_mode) else []
+    return sizes
 
 
 def _part(command: str) -> str:
