@@ -41,10 +41,11 @@ def run_all(epochs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[st
         values = np.array([sample.get(key, 0.0) for sample in samples], float)
         fitted = values[round(len(values) * WARM_UP) :]
         fit = linregress(np.arange(len(fitted)), fitted)
+        error = float(np.nan_to_num(fit.stderr))  # NaN where the quantity is constant
         yield {
             "run": number, "quantity": key, "epochs": len(values), "first": round(values[0], 1),
             "median": round(float(np.median(fitted)), 1), "last": round(values[-1], 1),
-            "per_epoch": round(fit.slope, 5), "error": round(fit.stderr, 5),
+            "per_epoch": round(fit.slope, 5), "error": round(error, 5),
         }  # fmt: skip
 
 
