@@ -7,14 +7,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from effnet_ray.runtime.polling import call_every
+from effnet_ray.storage.retry import with_retries
 
 POLL_S = 0.25
 """Pause between two looks at the queue: a progress bar looks live. Chosen, not measured."""
-RESTART_S = 60
-"""Seconds in which an actor that died should be back. Chosen, not measured."""
 
 
 def start_local_actor(
@@ -36,13 +34,12 @@ def call(method: Any, *arguments: Any) -> Any:
     """The result of an actor's method, called again while Ray restarts the actor.
 
     With Ray's own `max_task_retries`, each repeated call prints a line in the user's terminal.
-    Raises ActorUnavailableError after `RESTART_S`.
+    Raises ActorUnavailableError if the actor is not back in time.
     """
-    retrying = Retrying(
-        retry=retry_if_exception_type(ActorUnavailableError),
-        stop=stop_after_delay(RESTART_S), wait=wait_fixed(0.5), reraise=True,
-    )  # fmt: skip
-    return retrying(lambda: ray.get(method.remote(*arguments)))
+    return with_retries(
+        lambda _: ray.get(method.remote(*arguments)),
+        lambda error: isinstance(error, ActorUnavailableError),
+    )
 
 
 @contextmanager

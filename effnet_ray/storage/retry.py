@@ -1,6 +1,6 @@
-"""Retries of storage requests, with limits in time.
+"""Retries with limits in time, of storage requests and of calls of actors.
 
-The client libraries retry by themselves, each differently and each with gaps: pyarrow 26 gives up
+Clients of storage retry by themselves, each differently and each with gaps: pyarrow 26 gives up
 at once on 429, s3fs 2026.9 waits three minutes for a stalled body, and neither ends a request
 that only trickles. Their retries are turned off or down, and this module alone decides.
 """
