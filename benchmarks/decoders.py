@@ -105,14 +105,14 @@ def race(
     contestants: dict[str, Callable[[Any], Any]], inputs: list[Any], rounds: int
 ) -> dict[str, float]:
     """Median milliseconds per input."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    result: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
             begin = time.perf_counter()
             for item in inputs:
                 contestant(item)
-            found[name].append((time.perf_counter() - begin) / len(inputs) * 1e3)
-    return {name: round(statistics.median(times), 3) for name, times in found.items()}
+            result[name].append((time.perf_counter() - begin) / len(inputs) * 1e3)
+    return {name: round(statistics.median(times), 3) for name, times in result.items()}
 
 
 def distance(
@@ -131,13 +131,13 @@ def jpegs(count: int, width: int, height: int) -> list[bytes]:
 
 def crops(pictures: list[bytes]) -> list[Pixels]:
     """A random crop of each, contiguous."""
-    random, found = Random(0), []
+    random, result = Random(0), []
     for data in pictures:
         pixels = decode(data)
         height, width = pixels.shape[:2]
         top, left, tall, wide = crop_box(height, width, RECIPE, random)
-        found.append(np.ascontiguousarray(pixels[top : top + tall, left : left + wide]))
-    return found
+        result.append(np.ascontiguousarray(pixels[top : top + tall, left : left + wide]))
+    return result
 
 
 def main(settings: Settings) -> None:

@@ -70,8 +70,8 @@ class Watch:
 
 def spilled_mb() -> float:
     """What Ray wrote to disk for want of memory."""
-    found = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
-    return float(found.group(1)) if found else 0.0
+    result = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
+    return float(result.group(1)) if result else 0.0
 
 
 def main(settings: Settings) -> None:

@@ -39,8 +39,8 @@ def counts(names: dict[str, str], *, by_cores: bool) -> dict[str, int]:
         else:
             mapped = items.map_batches(where, batch_size=None, num_cpus=0, concurrency=8)
         batches = mapped.iter_batches(batch_size=None, batch_format="numpy")
-        found = Counter(names[batch["node"][0]] for batch in batches)
-    return {name: found[name] for name in names.values()}
+        result = Counter(names[batch["node"][0]] for batch in batches)
+    return {name: result[name] for name in names.values()}
 
 
 def main() -> None:

@@ -128,21 +128,21 @@ def ours(folder: Path, release: LoadedRelease, out: str) -> Clock:
 
 def main(settings: Settings) -> None:
     """Measure and print."""
-    found: dict[str, list[Clock]] = {"bare loop": [], "predict": []}
+    result: dict[str, list[Clock]] = {"bare loop": [], "predict": []}
     with tempfile.TemporaryDirectory(prefix="effnet-predict-") as name:
         folder = Path(name) / "photographs"
         make(folder, settings.images, width=500, height=375)
         release = untrained(settings, f"{name}/store")
         session.connect(Placement(workers="1"), local=True, verbose=False)
         for number in range(settings.rounds):
-            found["bare loop"].append(bare(folder, release))
-            found["predict"].append(ours(folder, release, f"{name}/out-{number}"))
+            result["bare loop"].append(bare(folder, release))
+            result["predict"].append(ours(folder, release, f"{name}/out-{number}"))
     rates = {who: statistics.median(clock.rate for clock in clocks)
-             for who, clocks in found.items()}  # fmt: skip
+             for who, clocks in result.items()}  # fmt: skip
     starts = {who: statistics.median(clock.start_s for clock in clocks)
-              for who, clocks in found.items()}  # fmt: skip
+              for who, clocks in result.items()}  # fmt: skip
     print("| | images/s | each round | first batch after, s |\n|---|---|---|---|")
-    for who, clocks in found.items():
+    for who, clocks in result.items():
         each = ", ".join(f"{clock.rate:.1f}" for clock in clocks)
         print(f"| {who} | {rates[who]:.1f} | {each} | {starts[who]:.1f} |")
     print(json.dumps({

@@ -79,12 +79,12 @@ def ran(recipe: Recipe, data: str, folder: str, name: str, whole: int) -> Ran:
     """Train, and listen."""
     seconds, top1 = [], []
 
-    def hear(event: events.Event) -> None:
+    def record_event(event: events.Event) -> None:
         if isinstance(event, events.EpochDone):
             seconds.append(event.seconds + (seconds[-1] if seconds else 0.0))
             top1.append(event.report.eval_top1 or 0.0)
 
-    finetune(recipe, Placement(workers="1"), data, runs=folder, name=name, on_event=hear)
+    finetune(recipe, Placement(workers="1"), data, runs=folder, name=name, on_event=record_event)
     known = recipe.with_defaults
     each = [
         (not phases.phase_at(known, epoch).frozen) * (phases.size_at(known, epoch) / whole) ** 2
@@ -153,8 +153,8 @@ def table(found: Mapping[str, Sequence[Ran]], target: float) -> None:
         tops = [max(run.top1) for run in runs]
         spread = statistics.stdev(tops) if len(tops) > 1 else 0.0
         cells = [_median(runs, target, what) for what in MEASURES]
-        told = " | ".join("not reached" if cell is None else f"{cell:.1f}" for cell in cells)
-        print(f"| {name} | {statistics.mean(tops):.3f} ± {spread:.3f} | {told} |")
+        output = " | ".join("not reached" if cell is None else f"{cell:.1f}" for cell in cells)
+        print(f"| {name} | {statistics.mean(tops):.3f} ± {spread:.3f} | {output} |")
 
 
 if __name__ == "__main__":

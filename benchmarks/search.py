@@ -96,7 +96,7 @@ def main(flags: Flags) -> None:
     grid = grid_cost(SyntheticWorld(0))
     shares: dict[str, list[float]] = {"ladder": [], "asha": []}
     spent: dict[str, list[float]] = {"ladder": [], "asha": []}
-    members = found = 0
+    members = result = 0
     for seed in range(flags.seeds):
         world = SyntheticWorld(seed)
         options = {"devices": DEVICES, "seed": seed, "noise": NOISE}
@@ -108,7 +108,7 @@ def main(flags: Flags) -> None:
                 best = {v: max(world.final[v, s] for s in range(SETTINGS)) for v in VARIANTS}
                 for member in pareto(best):
                     members += 1
-                    found += outcome.finished.get(member, 0) >= best[member] - WITHIN
+                    result += outcome.finished.get(member, 0) >= best[member] - WITHIN
     for name, values in shares.items():
         reached = [value for value in values if value < math.inf]
         print(
@@ -129,7 +129,7 @@ def main(flags: Flags) -> None:
                 ),
                 "vs_asha": round(statistics.median(ratios), 3),
                 "reached": sum(value < math.inf for value in shares["ladder"]) / flags.seeds,
-                "pareto_found": round(found / members, 3),
+                "pareto_found": round(result / members, 3),
                 "seeds": flags.seeds,
                 "machine": platform.machine(),
                 "ray": ray.__version__,

@@ -40,11 +40,11 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Train and print."""
-    found: list[EpochDone] = []
+    result: list[EpochDone] = []
 
-    def hear(event: Event) -> None:
+    def record_event(event: Event) -> None:
         if isinstance(event, EpochDone):
-            found.append(event)
+            result.append(event)
 
     with tempfile.TemporaryDirectory() as name:
         photographs.make(Path(name) / "images", settings.images, 500, 375)
@@ -55,11 +55,15 @@ def main(settings: Settings) -> None:
         )  # fmt: skip
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         finetune(
-            recipe, Placement(workers="1"), f"{name}/data", runs=f"{name}/runs", on_event=hear
+            recipe,
+            Placement(workers="1"),
+            f"{name}/data",
+            runs=f"{name}/runs",
+            on_event=record_event,
         )
         ray.shutdown()
-    share = [event.data_wait_s / event.seconds for event in found]
-    for event, part in zip(found, share, strict=True):
+    share = [event.data_wait_s / event.seconds for event in result]
+    for event, part in zip(result, share, strict=True):
         print(
             f"epoch {event.report.epoch}  {event.seconds:6.1f} s  "
             f"waited {event.data_wait_s:.2f} s "
@@ -70,7 +74,7 @@ def main(settings: Settings) -> None:
             {
                 "stall": round(statistics.median(share[1:]), 4),
                 "stall_first_epoch": round(share[0], 4),
-                "train_images_per_s": round(found[-1].images_per_s, 1),
+                "train_images_per_s": round(result[-1].images_per_s, 1),
                 "epochs": settings.epochs,
                 "images": settings.images,
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",

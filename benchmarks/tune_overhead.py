@@ -94,25 +94,25 @@ def plain(flags: Flags) -> float:
 
 def starts(folder: str) -> list[float]:
     """Seconds from a real trial's being handed out to its workers' first step."""
-    begun, found = dict[int, float](), dict[int, float]()
+    begun, result = dict[int, float](), dict[int, float]()
 
-    def hear(event: SweepStarted | SweepProgress | WaitingForWorkers) -> None:
+    def on_event(event: SweepStarted | SweepProgress | WaitingForWorkers) -> None:
         if not isinstance(event, SweepProgress):
             return
         trial, now = event.trial, time.perf_counter()
         begun.setdefault(trial.number, now)
         if trial.curve:
             took = now - begun[trial.number] - trial.device_seconds / WORKERS
-            found.setdefault(trial.number, took)
+            result.setdefault(trial.number, took)
 
     pack_sample(f"{folder}/digits")
     recipe = Recipe(weights="none", image_size=32, epochs=1, batch_size=16, limit=160)
     sweep.tune(
         recipe, Placement(workers=str(WORKERS)), f"{folder}/digits", variants=["b0"], trials=4,
-        runs=f"{folder}/runs", workers=str(WORKERS), on_progress=hear,
+        runs=f"{folder}/runs", workers=str(WORKERS), on_progress=on_event,
         connect=lambda placement: None,
     )  # fmt: skip
-    return [found[number] for number in sorted(found)]
+    return [result[number] for number in sorted(result)]
 
 
 def main(flags: Flags) -> None:

@@ -50,12 +50,12 @@ def main(settings: Settings) -> None:
             with autoscaled(node_types("gpu-small", "gpu-large"), folder) as env:
                 for number in range(settings.times):
                     begin = time.perf_counter()
-                    told = trained(env, settings.job, bucket, *flags, name=f"again-{number}")
+                    output = trained(env, settings.job, bucket, *flags, name=f"again-{number}")
                     done = time.perf_counter() - begin
                     assert gone(env), "machines that nobody needs are still there"
                     seconds.append(time.perf_counter() - begin)
                     gone_s = seconds[-1] - done
-                    print(f"{told['release']}: {done:.0f} s, machines gone {gone_s:.0f} s later")
+                    print(f"{output['release']}: {done:.0f} s, machines gone {gone_s:.0f} s later")
     print(json.dumps({
         "job": settings.job, "times": len(seconds), "stuck": 0,
         "median_s": round(statistics.median(seconds), 1), "longest_s": round(max(seconds), 1),

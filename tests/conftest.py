@@ -162,9 +162,9 @@ def weights_mirror(tmp_path_factory: pytest.TempPathFactory) -> str:
 def shards(photographs: Path, tmp_path: Path) -> Path:
     """The photographs as `datasets` writes them, the classes mixed."""
     folder = tmp_path / "mixed"
-    found = files(photographs)
-    random.Random(0).shuffle(found)
-    for number, path in enumerate(found):
+    result = files(photographs)
+    random.Random(0).shuffle(result)
+    for number, path in enumerate(result):
         target = folder / path.parent.name / f"{number:02d}{path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())

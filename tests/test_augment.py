@@ -67,8 +67,8 @@ def test_what_is_drawn_from_is_torchvisions(policy: str, kind: type) -> None:
         if magnitudes.ndim:
             ends = {float(magnitudes.min()), float(magnitudes.max())}
             reach = max(ends) if signed else min(ends)
-            found = max(map(abs, seen[name])) if signed else min(seen[name])
-            assert found == pytest.approx(reach, rel=1e-4)
+            result = max(map(abs, seen[name])) if signed else min(seen[name])
+            assert result == pytest.approx(reach, rel=1e-4)
             assert not signed or min(seen[name]) == pytest.approx(-reach, rel=1e-4)
 
 

@@ -20,10 +20,10 @@ def test_a_submitted_run_buys_its_machine_trains_publishes_and_gives_it_back(
     fleet: dict[str, str], bucket: str
 ) -> None:
     flags = ("--workers", "2", "--gpus-per-worker", "0.5", "--accelerator", "L40S")
-    told = trained(fleet, "finetune", bucket, "--epochs", "2", *flags)
+    output = trained(fleet, "finetune", bucket, "--epochs", "2", *flags)
     assert accelerators(fleet) == ["L40S"]
-    assert told["release"] == "bought@v1" and told["steps"] == 8
-    assert ModelStore(f"{bucket}/store").find("bought@v1").uri == told["release_uri"]
+    assert output["release"] == "bought@v1" and output["steps"] == 8
+    assert ModelStore(f"{bucket}/store").find("bought@v1").uri == output["release_uri"]
     assert gone(fleet)
 
 
@@ -33,10 +33,10 @@ def test_a_submitted_sweep_buys_its_machines_publishes_and_gives_them_back(
 ) -> None:
     flags = ("--variants", "b0,b1", "--trials", "3")
     flags += ("--workers", "1", "--gpus-per-worker", "0.5")
-    told = trained(fleet, "tune", bucket, "--epochs", "1", *flags)
+    output = trained(fleet, "tune", bucket, "--epochs", "1", *flags)
     assert "L4" in accelerators(fleet)  # what is bought first
-    assert sum(told["states"].values()) == 3 and told["states"]["finished"]
-    assert ModelStore(f"{bucket}/store").find(told["release"]).uri == told["release_uri"]
+    assert sum(output["states"].values()) == 3 and output["states"]["finished"]
+    assert ModelStore(f"{bucket}/store").find(output["release"]).uri == output["release_uri"]
     assert gone(fleet)
 
 

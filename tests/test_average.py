@@ -71,12 +71,12 @@ def run_of(trained: Path, uri: str, name: str, offsets: Sequence[float]) -> str:
         report = replace(best.history[-1], step=step, eval_top1=0.9 - step / 100)
         progress = replace(best.progress.copy_progress(), step=step, history=[report])
         tensors = {WEIGHTS: moved(weights, offset)}
-        found = checkpoint.write(
+        actual = checkpoint.write(
             Snapshot(progress, tensors, None), storage.join(run_uri, run_record.CHECKPOINTS)
         )
         if step == 1:
             run_record.write_result(
-                replace(result, run=name, run_uri=run_uri, checkpoint=found, steps=1)
+                replace(result, run=name, run_uri=run_uri, checkpoint=actual, steps=1)
             )
     return run_uri
 
@@ -93,9 +93,9 @@ def test_a_run_s_candidates_are_its_evaluated_epochs_and_measure_as_in_training(
     assert len(list((trained / "checkpoints").iterdir())) > 4
     evaluating = WeightsEvaluator(candidates[0].run, "")
     for candidate in candidates:
-        found, report = evaluating(candidate.weights()), candidate.report
-        assert found.metrics[report.ranking_metric.key] == pytest.approx(report.score)
-        assert found.sums.loss == pytest.approx(report.eval_loss, rel=1e-4)
+        actual, report = evaluating(candidate.weights()), candidate.report
+        assert actual.metrics[report.ranking_metric.key] == pytest.approx(report.score)
+        assert actual.sums.loss == pytest.approx(report.eval_loss, rel=1e-4)
 
 
 def test_what_lies_between_two_checkpoints_is_found_and_recorded(
@@ -108,10 +108,10 @@ def test_what_lies_between_two_checkpoints_is_found_and_recorded(
     result = averaged.result
     assert result and averaged.tried[0].score < averaged.score == averaged.tried[1].score
     expected = load(best_of(trained).read(WEIGHTS))
-    found = weights_of(result)
-    assert found.keys() == expected.keys()
+    actual = weights_of(result)
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(actual[name], tensor, atol=1e-6, rtol=1e-6)
     assert result.eval_top1 == pytest.approx(best_of(trained).history[-1].eval_top1)
     run = run_record.load(result.run_uri)
     assert run and run.averaged == tuple(tried.checkpoint for tried in averaged.tried)

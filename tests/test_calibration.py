@@ -76,8 +76,8 @@ def as_outputs(logits: np.ndarray, label: np.ndarray) -> EvalOutputs:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_a_temperature_is_found_again(temperature: float) -> None:
-    found = fit_temperature(*overconfident(4000, temperature)).temperature
-    assert found == pytest.approx(temperature, rel=0.1)
+    result = fit_temperature(*overconfident(4000, temperature)).temperature
+    assert result == pytest.approx(temperature, rel=0.1)
 
 
 def test_predictions_that_are_all_right_do_not_become_certain() -> None:
@@ -179,8 +179,8 @@ def many_labels(tmp_path_factory: pytest.TempPathFactory) -> LoadedRelease:
 
 @pytest.fixture(params=["one_label", "many_labels"])
 def release(request: pytest.FixtureRequest) -> LoadedRelease:
-    found: LoadedRelease = request.getfixturevalue(request.param)
-    return found
+    result: LoadedRelease = request.getfixturevalue(request.param)
+    return result
 
 
 def expected(release: LoadedRelease, logits: np.ndarray) -> np.ndarray:

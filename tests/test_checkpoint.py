@@ -64,15 +64,15 @@ def at(state: TrainState, step: int, *tops: float) -> TrainState:
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
     """All of a state's tensors, by name."""
-    found = dict(state.network.state_dict())
+    result = dict(state.network.state_dict())
     if state.averaged:
-        found |= {f"averaged.{n}": t for n, t in state.averaged.state_dict().items()}
+        result |= {f"averaged.{n}": t for n, t in state.averaged.state_dict().items()}
     for number, group in enumerate(state.optimizer.param_groups):
         if "step" in group:
-            found[f"group {number}"] = group["step"]
+            result[f"group {number}"] = group["step"]
     for index, values in state.optimizer.state_dict()["state"].items():
-        found |= {f"{index}.{name}": value for name, value in values.items()}
-    return found
+        result |= {f"{index}.{name}": value for name, value in values.items()}
+    return result
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -96,9 +96,9 @@ def flip(path: Path, position: int = -5) -> None:
 
 def test_what_is_written_comes_back_bit_for_bit(trained: TrainState, tmp_path: Path) -> None:
     write(trained, tmp_path)
-    found, state = checkpoint.newest(str(tmp_path)), new_state(replace(RECIPE, seed=5))
-    assert found and not same(state, TrainState(trained.network, state.optimizer))
-    found.load_into(state)
+    result, state = checkpoint.newest(str(tmp_path)), new_state(replace(RECIPE, seed=5))
+    assert result and not same(state, TrainState(trained.network, state.optimizer))
+    result.load_into(state)
     assert same(state, trained)
     assert (state.step, state.history) == (7, [REPORT])
     assert torch.equal(state.train_sums.sums, trained.train_sums.sums)
@@ -111,10 +111,10 @@ def test_nothing_of_a_runs_progress_is_lost(trained: TrainState, tmp_path: Path)
     state.device_s, state.skipped = 2.5, torch.tensor(2)
     state.solved_head = SolvedHead(0.03, 95, True)
     write(state, tmp_path)
-    found, fresh = checkpoint.newest(str(tmp_path)), new_state(RECIPE)
+    result, fresh = checkpoint.newest(str(tmp_path)), new_state(RECIPE)
     unchanged = fresh.to_json()
-    assert found
-    found.load_into(fresh)
+    assert result
+    result.load_into(fresh)
     assert fresh.to_json() == state.to_json()
     assert [name for name in unchanged if unchanged[name] == state.to_json()[name]] == []
 
@@ -142,12 +142,12 @@ def test_its_files_are_safetensors_and_json_only(trained: TrainState, tmp_path: 
 
 def test_another_networks_checkpoint_is_refused(trained: TrainState, tmp_path: Path) -> None:
     write(trained, tmp_path)
-    found = checkpoint.newest(str(tmp_path))
+    result = checkpoint.newest(str(tmp_path))
     frozen = new_state(replace(RECIPE, batchnorm="frozen"))  # an optimizer of fewer parameters
     frozen.network.backbone.reset_classifier(9)
-    assert found
+    assert result
     with pytest.raises(CheckpointError, match="does not fit this recipe"):
-        found.load_into(frozen)
+        result.load_into(frozen)
 
 
 @pytest.mark.parametrize("change", ["shape", "index", "missing"])
@@ -163,9 +163,9 @@ def test_moments_that_do_not_fit_are_refused(
     else:
         for name in [name for name in moments if name.startswith("0.")]:
             del moments[name]
-    found = checkpoint.open_checkpoint(checkpoint.write(taken, str(tmp_path)))
+    result = checkpoint.open_checkpoint(checkpoint.write(taken, str(tmp_path)))
     with pytest.raises(CheckpointError, match="does not fit this recipe"):
-        found.load_into(new_state(RECIPE))
+        result.load_into(new_state(RECIPE))
 
 
 # --- resuming equals never stopping
@@ -289,8 +289,8 @@ def test_a_checkpoints_record_is_written_once_and_last(
 def test_a_checkpoint_without_its_record_is_not_seen(trained: TrainState, tmp_path: Path) -> None:
     write(at(trained, 1), tmp_path)
     (write(at(trained, 2), tmp_path) / checkpoint.RECORD).unlink()
-    found = checkpoint.newest(str(tmp_path))
-    assert found and found.step == 1
+    result = checkpoint.newest(str(tmp_path))
+    assert result and result.step == 1
 
 
 def test_where_nothing_is_there_is_no_newest(tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ def test_a_flipped_byte_is_said_and_the_one_before_is_used(
     uri = write(at(trained, 2), tmp_path)
     position = (uri / name).read_bytes().find(b'"step": 2') + 8 if name.endswith("json") else -5
     flip(uri / name, position)
-    found = checkpoint.newest(str(tmp_path))
-    assert found and found.step == 1 and found.uri.endswith("step-00000001")
+    result = checkpoint.newest(str(tmp_path))
+    assert result and result.step == 1 and result.uri.endswith("step-00000001")
     assert str(uri) in caplog.text
 
 
@@ -320,8 +320,8 @@ def test_a_cut_file_is_said_and_the_one_before_is_used(
     write(at(trained, 1), tmp_path)
     file = write(at(trained, 2), tmp_path) / name
     file.write_bytes(file.read_bytes()[:-30])
-    found = checkpoint.newest(str(tmp_path))
-    assert found and found.step == 1
+    result = checkpoint.newest(str(tmp_path))
+    assert result and result.step == 1
 
 
 def test_a_missing_file_is_said_and_the_one_before_is_used(
@@ -329,16 +329,16 @@ def test_a_missing_file_is_said_and_the_one_before_is_used(
 ) -> None:
     write(at(trained, 1), tmp_path)
     (write(at(trained, 2), tmp_path) / checkpoint.OPTIMIZER).unlink()
-    found = checkpoint.newest(str(tmp_path))
-    assert found and found.step == 1
+    result = checkpoint.newest(str(tmp_path))
+    assert result and result.step == 1
 
 
 def test_damage_after_it_was_found_is_refused(trained: TrainState, tmp_path: Path) -> None:
     uri = write(trained, tmp_path)
-    found = checkpoint.open_checkpoint(str(uri))
+    result = checkpoint.open_checkpoint(str(uri))
     flip(uri / layout.WEIGHTS)
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
-        found.load_into(new_state(RECIPE))
+        result.load_into(new_state(RECIPE))
 
 
 def test_a_changed_figure_in_the_record_is_not_believed(

@@ -161,8 +161,11 @@ def test_compiling_without_a_compiler_is_refused(
 
 
 def test_an_unknown_release_as_weights_is_refused(refused: Refused, packed: Path) -> None:
-    told = refused("--data", str(packed), "--weights", "pets@v3")
-    assert "there is no model pets" in told and "which is empty: check --store, or publish" in told
+    output = refused("--data", str(packed), "--weights", "pets@v3")
+    assert (
+        "there is no model pets" in output
+        and "which is empty: check --store, or publish" in output
+    )
 
 
 def test_an_unknown_field_of_a_recipe_file_is_refused(refused: Refused, tmp_path: Path) -> None:

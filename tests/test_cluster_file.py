@@ -135,6 +135,6 @@ def test_the_job_prints_json_and_exits_by_it(
     bad = tmp_path / "bad.yaml"
     bad.write_text(AWS.read_text().replace("127.0.0.1", "0.0.0.0"))
     assert main(check_job, ["--cluster-file", str(bad)]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False and {"check", "ok", "found", "do"} == set(told["findings"][0])
+    output = json.loads(capsys.readouterr().out)
+    assert output["ok"] is False and {"check", "ok", "found", "do"} == set(output["findings"][0])
     assert main(check_job, ["--cluster-file", str(tmp_path / "nowhere.yaml")]) == 2

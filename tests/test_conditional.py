@@ -42,8 +42,8 @@ def test_a_server_that_ignores_preconditions_is_found_out_and_nothing_is_left(
         return
     with s3_environment(request.getfixturevalue(server)):
         bucket = fresh_bucket()
-        found = conditional.missing_guarantee(bucket)
-        assert (found == "") == (server == "moto")
+        result = conditional.missing_guarantee(bucket)
+        assert (result == "") == (server == "moto")
         assert storage.entries(bucket, hidden=True) == {}
 
 

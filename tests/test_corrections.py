@@ -99,13 +99,13 @@ def test_a_multilabel_image_gets_several_classes(source: Path, tmp_path: Path) -
     table = write(tmp_path, "roof/6.jpg,,,,,relabel: garden|dahlia")
     packing = Packing(task="multilabel", corrections=table)
     pack(str(source / "table.csv"), str(tmp_path / "out"), packing)
-    found = [
+    actual = [
         row["label"]
         for path in (tmp_path / "out").glob("*/*.parquet")
         for row in pq.read_table(path).to_pylist()
         if row["image"]["path"] == "roof/6.jpg"
     ]
-    assert found == [[1, 2]]  # any, dahlia, garden, roof
+    assert actual == [[1, 2]]  # any, dahlia, garden, roof
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,13 @@ def test_of_a_thousand_flipped_bits_none_passes_unseen(dataset: Dataset) -> None
     for bit in random.integers(8 * len(raw), size=FLIPS).tolist():
         file.write_bytes(flipped(raw, bit))
         try:
-            found = records(dataset)
+            result = records(dataset)
         except DatasetError as error:
             assert str(file) in str(error)
             refused += 1
             continue
-        bad = [row for row, record in enumerate(found) if isinstance(record.data, ImageError)]
-        for row, (before, after) in enumerate(zip(whole, found, strict=True)):
+        bad = [row for row, record in enumerate(result) if isinstance(record.data, ImageError)]
+        for row, (before, after) in enumerate(zip(whole, result, strict=True)):
             assert replace(before, data=b"") == replace(after, data=b"")
             assert (before.data == after.data) == (row not in bad)
         named, harmless = named + bool(bad), harmless + (not bad)
@@ -86,11 +86,11 @@ def test_flipped_bits_outside_the_images_do_not_pass_unseen(dataset: Dataset, pa
     for bit in range(0, 16_384, 23) if part == "first" else range(bits - 16_384, bits, 23):
         file.write_bytes(flipped(raw, bit))
         try:
-            found = records(dataset)
+            result = records(dataset)
         except DatasetError as error:
             assert str(file) in str(error)
             continue
-        for before, after in zip(whole, found, strict=True):
+        for before, after in zip(whole, result, strict=True):
             assert before == after or isinstance(after.data, ImageError)
             assert (before.id, before.label) == (after.id, after.label)
 

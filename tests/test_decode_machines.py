@@ -135,11 +135,11 @@ def test_a_fleet_of_five_machines_decodes_by_cores() -> None:
         [sys.executable, "-c", FLEET], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    first = told["five machines"]
+    output = json.loads(done.stdout.splitlines()[-1])
+    first = output["five machines"]
     assert sum(first.values()) == 120 and "head" not in first
     for size in (2, 4, 8, 16):
         assert abs(first[str(size)] - 120 * size / 30) <= 0.1 * 120
-    later = told["joined and left"]
+    later = output["joined and left"]
     assert later["all"] == 600 and "head" not in later and "16" not in later
     assert later["30"] > later["8"] > later["2"]

@@ -98,8 +98,8 @@ def direct() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
     (ours,) = [r for r in map(Requirement, extras["dev"]) if r.name == PROJECT["name"]]
     names = ours.extras | {"dev"}
-    asked = [*PROJECT["dependencies"], *(each for name in names for each in extras[name])]
-    return [r for r in map(Requirement, asked) if r.name != ours.name]
+    requested = [*PROJECT["dependencies"], *(each for name in names for each in extras[name])]
+    return [r for r in map(Requirement, requested) if r.name != ours.name]
 
 
 @pytest.mark.parametrize(("name", "floor"), FLOORS.items())

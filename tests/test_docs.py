@@ -123,15 +123,15 @@ def anchors(page: Path) -> set[str]:
 
 def messages() -> list[str]:
     """Every text of the package, `…` in place of what is filled in."""
-    found = []
+    result = []
     for path in (ROOT / "effnet_ray").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
-                found.append("".join(map(str, parts)))
+                result.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                result.append(node.value)
+    return result
 
 
 def pattern(message: str) -> re.Pattern[str]:

@@ -15,12 +15,12 @@ from effnet_ray.packing.duplicates import NEAR_BITS, distance, near_pairs, phash
 
 def tiles(count: int) -> list[Image.Image]:
     """Different parts of two photographs."""
-    random, found = np.random.default_rng(0), []
+    random, result = np.random.default_rng(0), []
     pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     for index in range(count):
         left, top = int(random.integers(440)), int(random.integers(227))
-        found.append(pictures[index % 2].crop((left, top, left + 200, top + 200)))
-    return found
+        result.append(pictures[index % 2].crop((left, top, left + 200, top + 200)))
+    return result
 
 
 def hashed(images: list[Image.Image]) -> Any:
@@ -42,8 +42,8 @@ def again(image: Image.Image, kind: str) -> Image.Image:
 def test_99_of_100_pictures_encoded_again_are_found(kind: str) -> None:
     pictures = tiles(200)
     hashes = hashed(pictures + [again(picture, kind) for picture in pictures])
-    found = {tuple(pair) for pair in near_pairs(hashes).tolist()}
-    assert sum((i, i + 200) in found for i in range(200)) >= 198
+    result = {tuple(pair) for pair in near_pairs(hashes).tolist()}
+    assert sum((i, i + 200) in result for i in range(200)) >= 198
 
 
 def test_different_pictures_are_rarely_taken_for_equal() -> None:
@@ -91,7 +91,7 @@ def test_many_equal_images_leave_room_for_the_nearly_equal(
             "reason": [""] * 21,
         }
     )
-    found = duplicates.duplicates_table(seen, np.zeros(21, np.int64), ["cat"])[
+    result = duplicates.duplicates_table(seen, np.zeros(21, np.int64), ["cat"])[
         "distance"
     ].to_pylist()
-    assert found == [0, 0, 0, 1, 1, 1]
+    assert result == [0, 0, 0, 1, 1, 1]

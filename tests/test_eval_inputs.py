@@ -33,8 +33,8 @@ def test_pieces_hold_every_row_once(shards: list[list[int]], most: int) -> None:
     manifest = Manifest(classes=("a", "b"), splits={"eval": made})
     groups = list(EvalInputs(manifest, "", "eval", SPEC, (0, 1)).read_units(most))
     flat = [rows for shard in shards for rows in shard]
-    found = [(p.group, row) for pieces in groups for p in pieces for row in range(p.first, p.end)]
-    assert found == [(group, row) for group, rows in enumerate(flat) for row in range(rows)]
+    result = [(p.group, row) for pieces in groups for p in pieces for row in range(p.first, p.end)]
+    assert result == [(group, row) for group, rows in enumerate(flat) for row in range(rows)]
     assert all(len({p.group for p in pieces}) == 1 for pieces in groups)  # so read once
     assert all(p.end - p.first <= most for pieces in groups for p in pieces)
 
@@ -48,8 +48,8 @@ def test_an_image_is_shown_as_the_release_was_judged(packed: Path) -> None:
         for slot, view in enumerate(views):
             row, at = rows[at], at + 1
             assert np.array_equal(view, eval_view(decode(row["image"]["bytes"]), SPEC))
-            told = (about["image"][slot], about["label"][slot], about["path"][slot])
-            assert told == (row["id"], row["label"], row["image"]["path"])
+            output = (about["image"][slot], about["label"][slot], about["path"][slot])
+            assert output == (row["id"], row["label"], row["image"]["path"])
             small = Image.open(io.BytesIO(base64.b64decode(about["thumbnail"][slot])))
             assert small.format == "JPEG" and max(small.size) == 120  # smaller ones stay
     assert at == 6

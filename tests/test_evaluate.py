@@ -55,29 +55,29 @@ def judged(
     recipe = replace(RECIPE, limit=None, epochs=1, batch_size=32, micro_batch=16)
     result = plain_run(recipe, digits, str(folder), "judged", workers=2).finished
     release = load_release(release_run(result, ModelStore(f"{folder}/store")).uri, "")
-    found = [
+    actual = [
         evaluate(release, digits, Placement(workers=str(n), cores=1), thumbnails=True)
         for n in (1, 3)
     ]
-    return release, result.eval_top1, result.eval_loss, found
+    return release, result.eval_top1, result.eval_loss, actual
 
 
 @pytest.mark.ray
 def test_figures_are_those_of_training_and_equal_on_any_number_of_workers(
     judged: tuple[LoadedRelease, float, float, list[Evaluation]],
 ) -> None:
-    _, top1, loss, found = judged
-    for each in found:
+    _, top1, loss, actual = judged
+    for each in actual:
         assert (each.metrics.processed, each.metrics.share(EVAL_TOP1)) == (359, top1)
         assert each.metrics.loss == pytest.approx(loss, abs=1e-5)
-        assert everything(each.metrics) == everything(found[0].metrics)  # to the last digit
+        assert everything(each.metrics) == everything(actual[0].metrics)  # to the last digit
 
 
 @pytest.mark.ray
 def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
     judged: tuple[LoadedRelease, float, float, list[Evaluation]],
 ) -> None:
-    release, *_, found = judged
+    release, *_, actual = judged
     metrics = json.loads(Path(release.uri, "metrics.json").read_bytes())
     expected = [
         {
@@ -87,7 +87,7 @@ def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
             "recall": each.recall,
             "f1": each.f1,
         }
-        for each in found[0].metrics.per_class
+        for each in actual[0].metrics.per_class
     ]
     assert metrics["per_class"] == expected
     cost = release.provenance["cost"]
@@ -98,8 +98,8 @@ def test_a_release_holds_the_figures_of_each_class_and_what_it_took(
 def test_a_page_shows_them(
     judged: tuple[LoadedRelease, float, float, list[Evaluation]], tmp_path: Path
 ) -> None:
-    _, top1, _, found = judged
-    page = " ".join(report.html(found[0]).decode().split())
+    _, top1, _, actual = judged
+    page = " ".join(report.html(actual[0]).decode().split())
     assert f"{100 * top1:.2f} %" in page and page.count("data:image/jpeg;base64,") > 10
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
 
@@ -155,14 +155,14 @@ def test_an_evaluation_says_how_unknown_pictures_are_told(
         noise = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{seed}.png")
     page = tmp_path / "report.html"
-    found = evaluate_job(
+    actual = evaluate_job(
         ["--model", release.uri, "--data", digits, "--unknown-source", str(tmp_path),
          "--report", str(page), "--workers", "1"]
     )  # fmt: skip
-    assert found["unknown_images"] == 30 and 0.0 <= found["unknown_flagged"] <= 1.0
-    assert 0.5 < found["unknown_auroc"] <= 1.0
-    assert found["called_unknown"] == pytest.approx(0.05, abs=0.03)  # of its own eval images
-    assert f"AUROC {found['unknown_auroc']:.3f}" in " ".join(page.read_text().split())
+    assert actual["unknown_images"] == 30 and 0.0 <= actual["unknown_flagged"] <= 1.0
+    assert 0.5 < actual["unknown_auroc"] <= 1.0
+    assert actual["called_unknown"] == pytest.approx(0.05, abs=0.03)  # of its own eval images
+    assert f"AUROC {actual['unknown_auroc']:.3f}" in " ".join(page.read_text().split())
 
 
 # --- the same steps in this process
@@ -240,8 +240,8 @@ def test_classes_are_counted_under_their_names(
     manifests.write(turned, str(data))
     labels = pq.read_table(packed / "eval/00000.parquet")["label"].to_pylist()
     expected = {name: labels.count(at) for at, name in enumerate(turned.classes)} | {"shed": 0}
-    found = {NAMES[one.index]: one.support for one in alone(named, data).per_class}
-    assert found == expected
+    actual = {NAMES[one.index]: one.support for one in alone(named, data).per_class}
+    assert actual == expected
 
 
 def torn(packed: Path, to: Path, rows: slice, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -366,8 +366,8 @@ def hostile(release: LoadedRelease, packed: Path) -> Evaluation:
         "thumbnail": [""] * 4,
         "map": [""] * 4,
     }
-    told = {name: np.asarray(column, object) for name, column in texts.items()}
-    figures.add(said | told | {"image": np.arange(4)})
+    output = {name: np.asarray(column, object) for name, column in texts.items()}
+    figures.add(said | output | {"image": np.arange(4)})
     manifest = manifests.load(str(packed))
     return Evaluation(replace(release, classes=names), manifest, HOSTILE, "eval", figures)
 
@@ -381,8 +381,8 @@ def test_names_are_text_and_nothing_else(release: LoadedRelease, packed: Path) -
 def test_quarantined_images_are_named_and_do_not_count(
     release: LoadedRelease, packed: Path
 ) -> None:
-    found = hostile(release, packed)
-    assert (found.metrics.processed, found.metrics.images, len(found.metrics.unreadable)) == (
+    actual = hostile(release, packed)
+    assert (actual.metrics.processed, actual.metrics.images, len(actual.metrics.unreadable)) == (
         4,
         3,
         1,

@@ -125,22 +125,22 @@ def test_figures_are_those_of_training_time_evaluation(
 def test_classes_are_counted_under_their_names(release: LoadedRelease, coloured: str) -> None:
     manifest = manifests.load(coloured)
     paths = [shard.path for shard in manifest.splits["eval"]]
-    told = [own for path in paths for own in pq.read_table(f"{coloured}/{path}")["label"]]
-    every = [manifest.classes[k] for own in told for k in own.as_py()]
-    found = {NAMES[one.index]: one.support for one in alone(release, coloured).per_class}
-    assert found == {name: every.count(name) for name in NAMES} and found["yellow"] == 0
+    output = [own for path in paths for own in pq.read_table(f"{coloured}/{path}")["label"]]
+    every = [manifest.classes[k] for own in output for k in own.as_py()]
+    actual = {NAMES[one.index]: one.support for one in alone(release, coloured).per_class}
+    assert actual == {name: every.count(name) for name in NAMES} and actual["yellow"] == 0
 
 
 def test_mistakes_and_only_they_bring_thumbnails(release: LoadedRelease, coloured: str) -> None:
-    network, found = ScoringActor(release.uri, release.sha256, MachineShare()), 0
+    network, actual = ScoringActor(release.uri, release.sha256, MachineShare()), 0
     for row in rows(release, coloured):
         (block,) = network(row)
         said = next(decode_scored(block))
         wrong = ((said["scores"] >= 0) != said["label"]).any(axis=1)
         assert [bool(small) for small in said["thumbnail"]] == wrong.tolist()
         assert said["wrong"].tolist() == wrong.tolist()
-        found += wrong.sum()
-    assert found
+        actual += wrong.sum()
+    assert actual
 
 
 def test_a_torn_image_is_named_and_counts_for_nothing(
@@ -187,8 +187,8 @@ def test_a_release_is_worth_what_its_training_said_on_1_and_2_workers(
     assert (one.share(EVAL_TOP1), one.share(EVAL_TOP5)) == (best["eval_top1"], best["eval_top5"])
     assert one.loss == pytest.approx(best["eval_loss"], abs=1e-5)
     assert [each["f1"] for each in metrics["per_class"]] == [each.f1 for each in one.per_class]
-    told = [each["ap"] for each in metrics["per_class"]]
-    assert told == pytest.approx([each.ap for each in one.per_class], abs=1e-6)
+    output = [each["ap"] for each in metrics["per_class"]]
+    assert output == pytest.approx([each.ap for each in one.per_class], abs=1e-6)
     page = tmp_path / "page.html"
     on_two = ["--workers", "2", "--cores", "1", "--report", str(page)]
     two = evaluate_job(["--model", release.uri, "--data", coloured, *on_two])

@@ -69,8 +69,8 @@ def many(opened: LoadedRelease) -> Evaluation:
 
 
 def test_the_page_loads_nothing_and_runs_nothing(few: Evaluation, many: Evaluation) -> None:
-    for found in (few, many):
-        page = Page(report.html(found))
+    for result in (few, many):
+        page = Page(report.html(result))
         assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
         assert {urlparse(link).scheme for link in page.links} <= {"data", ""}
         assert all(link.startswith(("data:image/", "#")) for link in page.links)
@@ -133,11 +133,11 @@ def test_a_release_without_a_history_has_a_page(few: Evaluation) -> None:
 def test_a_browser_shows_all_of_it_without_scrolling_sideways(
     request: pytest.FixtureRequest, which: str, width: int, tmp_path: Path
 ) -> None:
-    found: Evaluation = request.getfixturevalue(which)
-    wide, title, shown, images, plots = measured(report.html(found), width, tmp_path)
+    result: Evaluation = request.getfixturevalue(which)
+    wide, title, shown, images, plots = measured(report.html(result), width, tmp_path)
     assert int(wide) <= width
     assert title == "birds@v1 on eval"  # no script has changed it
-    mistakes = len(found.metrics.worst_mistakes) + len(found.metrics.label_errors)
+    mistakes = len(result.metrics.worst_mistakes) + len(result.metrics.label_errors)
     pictures = 2 * mistakes + (which == "many")
     assert int(shown) == int(images) == pictures and pictures > 5
     assert int(plots) == 2

@@ -54,9 +54,9 @@ def test_an_overlay_is_brightest_where_the_map_is_highest_and_nowhere_else() -> 
 
 
 def test_side_by_side_is_the_view_and_the_overlay() -> None:
-    (view,), found = pictures(1), torch.rand(2, 2)
-    picture = np.asarray(Image.open(io.BytesIO(side_by_side(view, found))))
-    assert (picture[:, :64] == view).all() and (picture[:, 64:] == overlay(view, found)).all()
+    (view,), result = pictures(1), torch.rand(2, 2)
+    picture = np.asarray(Image.open(io.BytesIO(side_by_side(view, result))))
+    assert (picture[:, :64] == view).all() and (picture[:, 64:] == overlay(view, result)).all()
 
 
 def test_predict_explains_the_first_readable_images(
@@ -97,8 +97,8 @@ def test_mistakes_are_explained_by_the_class_that_was_wrongly_predicted() -> Non
 
 @pytest.mark.parametrize("task", [None, MULTILABEL])
 def test_a_scorer_makes_pictures_of_any_number_of_views(tmp_path: Path, task: str | None) -> None:
-    found = released(tmp_path, **({"task": task} if task else {}))
-    scorer = Scorer(found.uri, None, MachineShare(cores=1))
+    result = released(tmp_path, **({"task": task} if task else {}))
+    scorer = Scorer(result.uri, None, MachineShare(cores=1))
     assert scorer.maps(pictures(0 + 1)[:0], []) == []
     made = scorer.maps(pictures(3), [0, 1, 3])
     assert len(made) == 3 and all(made)

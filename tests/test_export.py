@@ -70,8 +70,8 @@ def by_onnx(out: Path, release: LoadedRelease, files: list[bytes]) -> Tensor:
 
 
 def by_program(out: Path, release: LoadedRelease, files: list[bytes]) -> Tensor:
-    found: Tensor = torch.export.load(out / "model.pt2").module()(views(release, files))[0]
-    return found
+    result: Tensor = torch.export.load(out / "model.pt2").module()(views(release, files))[0]
+    return result
 
 
 def test_training_timm_onnx_and_torch_export_agree_on_the_same_files(
@@ -81,13 +81,13 @@ def test_training_timm_onnx_and_torch_export_agree_on_the_same_files(
     assert export(release, str(tmp_path / "b"), "torch").difference < 1e-4
     expected = by_training(release, files)
     assert expected.std(0).min() > 1e-3  # images differ in what is said of them
-    for found in (
+    for result in (
         by_timm(release, files),
         by_onnx(tmp_path / "a", release, files),
         by_program(tmp_path / "b", release, files),
     ):
         # One logit of 24 was seen to differ by 1.7e-4; which of the three, and why, is not known.
-        torch.testing.assert_close(found, expected, atol=3e-4, rtol=1e-4)
+        torch.testing.assert_close(result, expected, atol=3e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
@@ -156,8 +156,8 @@ def test_timm_squashes_as_a_release_says_and_its_exports_and_card_say_so(
     assert not torch.equal(views(release, files), views(centred, files))
     expected = by_training(release, files)
     torch.testing.assert_close(by_timm(release, files), expected, atol=3e-4, rtol=1e-4)
-    told = exports._interface(release)["preprocessing"]["resize"]
-    assert told == "both sides to 73 px, whatever the aspect ratio, bicubic, antialiased"
+    output = exports._interface(release)["preprocessing"]["resize"]
+    assert output == "both sides to 73 px, whatever the aspect ratio, bicubic, antialiased"
     card = (Path(release.uri) / "README.md").read_text()
     assert "squashed to a square, centre crop 0.875" in card and "An EfficientNet-B0 that" in card
 
@@ -167,13 +167,13 @@ def test_timm_squashes_as_a_release_says_and_its_exports_and_card_say_so(
 )
 def test_an_export_says_what_it_expects_and_gives(tmp_path: Path, task: str) -> None:
     release = released(tmp_path, task=task)
-    told = export(release, str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "export.json").read_bytes())["sha256"] == told.sha256
-    model = onnx.load(told.file)
+    output = export(release, str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "export.json").read_bytes())["sha256"] == output.sha256
+    model = onnx.load(output.file)
     props = {prop.key: prop.value for prop in model.metadata_props}
     assert json.loads(props["classes"]) == list(CLASSES) and props["release"] == "birds@v1"
     assert "resize" in json.loads(props["preprocessing"])
-    session = onnxruntime.InferenceSession(told.file)
+    session = onnxruntime.InferenceSession(output.file)
     pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 64, 64), np.uint8)
     logits, said = session.run(["logits", "probabilities"], {"images": pixels})
     row = torch.from_numpy(logits)
@@ -193,9 +193,9 @@ def test_what_says_something_else_than_the_release_is_not_written(
 
 def test_an_export_computes_in_float32_and_says_so(tmp_path: Path) -> None:
     release = released(tmp_path, precision="bfloat16")
-    told = export(release, str(tmp_path / "out"), "torch")
+    output = export(release, str(tmp_path / "out"), "torch")
     assert json.loads((tmp_path / "out" / "export.json").read_bytes())["precision"] == "float32"
-    assert told.difference < 1e-4  # to the network in float32
+    assert output.difference < 1e-4  # to the network in float32
 
 
 def test_an_export_is_not_written_over(release: LoadedRelease, tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_without_its_packages_onnx_says_what_to_install(
 
 
 def test_an_export_goes_to_object_storage(release: LoadedRelease, s3: str) -> None:
-    told = export(release, f"{s3}/export", "torch")
+    output = export(release, f"{s3}/export", "torch")
     assert storage.sizes(f"{s3}/export") == {
         "export.json": len(storage.read_bytes(f"{s3}/export/export.json")),
-        "model.pt2": told.bytes,
+        "model.pt2": output.bytes,
     }

@@ -161,11 +161,11 @@ def test_what_stays_broken_is_told_with_the_object_and_what_to_do(
 ) -> None:
     parquet_reads.forget_footers()
     made = faults(kind, share=1)
-    with pytest.raises(StorageError) as told:
+    with pytest.raises(StorageError) as output:
         DOORS[door](dataset)
     assert made.made >= 2 or kind not in QUICK  # it was tried again
-    assert dataset.data.split("/")[2] in str(told.value)
-    assert "again" in str(told.value) or "check AWS_ENDPOINT_URL" in str(told.value)
+    assert dataset.data.split("/")[2] in str(output.value)
+    assert "again" in str(output.value) or "check AWS_ENDPOINT_URL" in str(output.value)
 
 
 @pytest.mark.long

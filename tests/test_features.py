@@ -95,13 +95,13 @@ def test_a_file_written_anew_is_read_as_it_is_now(tmp_path: Path) -> None:
 
 
 def test_a_lanes_empty_chunk_is_none(digits: str, tmp_path: Path) -> None:
-    asked = dataset(digits, tmp_path, limit=513, batch_size=64, micro_batch=32)
-    chunks = [(lane, n) for lane in range(2) for n in range(asked.plan.chunks_per_epoch)]
-    empty = [chunk for chunk in chunks if not asked.plan.chunk_rows(*chunk)]
+    requested = dataset(digits, tmp_path, limit=513, batch_size=64, micro_batch=32)
+    chunks = [(lane, n) for lane in range(2) for n in range(requested.plan.chunks_per_epoch)]
+    empty = [chunk for chunk in chunks if not requested.plan.chunk_rows(*chunk)]
     assert empty
     for lane, chunk in empty:
         task = ChunkTask("train", 0, lane, chunk, 0, cached=True)
-        assert list(load_chunks(asked, [task])) == []
+        assert list(load_chunks(requested, [task])) == []
 
 
 def test_a_damaged_file_says_what_to_delete(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_a_folder_is_whole_when_it_says_so_and_its_files_are_there(tmp_path: Pat
     feature_cache.write(storage.join(uri, name), [group()])
     assert feature_cache.read_record(uri) is None
     feature_cache.write_record(uri, [name])
-    found = feature_cache.read_record(uri)
-    assert found and found[name]["bad"] == 2
+    actual = feature_cache.read_record(uri)
+    assert actual and actual[name]["bad"] == 2
     (tmp_path / name).write_bytes(b"short")
     assert feature_cache.read_record(uri) is None
     (tmp_path / feature_cache.RECORD).write_text("{")
@@ -204,40 +204,42 @@ def test_a_run_wants_each_of_its_views_once() -> None:
 def test_what_is_missing_are_the_shards_not_there_and_those_to_be_mended(
     digits: str, tmp_path: Path
 ) -> None:
-    asked = dataset(digits, tmp_path)
+    requested = dataset(digits, tmp_path)
     both = [("train", None), ("eval", None)]
-    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {
+    assert missing_shards(requested, feature_folders(requested), retry_bad=False) == {
         key: [0] for key in both
     }
     for split, view in both:
-        uri = asked.features_uri(split, view)
+        uri = requested.features_uri(split, view)
         feature_cache.write(
             storage.join(uri, "00000.parquet"), [group(2 if split == "train" else 1)]
         )
-    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {
+    assert missing_shards(requested, feature_folders(requested), retry_bad=False) == {
         key: [] for key in both
     }  # but for the record
     for split, view in both:
-        feature_cache.write_record(asked.features_uri(split, view), ["00000.parquet"])
-    assert missing_shards(asked, feature_folders(asked), retry_bad=False) == {}
-    assert missing_shards(asked, feature_folders(asked), retry_bad=True) == {("train", None): [0]}
+        feature_cache.write_record(requested.features_uri(split, view), ["00000.parquet"])
+    assert missing_shards(requested, feature_folders(requested), retry_bad=False) == {}
+    assert missing_shards(requested, feature_folders(requested), retry_bad=True) == {
+        ("train", None): [0]
+    }
 
 
 def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Path) -> None:
-    asked = dataset(digits, tmp_path, limit=200)
+    requested = dataset(digits, tmp_path, limit=200)
     task = ChunkTask("train", 1, 2, 0, 0)
-    images = merged(list(load_chunks(asked, [task])))
-    rows = pq.read_table(f"{digits}/{asked.manifest.splits['train'][0].path}").slice(0, 200)
+    images = merged(list(load_chunks(requested, [task])))
+    rows = pq.read_table(f"{digits}/{requested.manifest.splits['train'][0].path}").slice(0, 200)
     ids, labels = rows["id"].to_numpy(), rows["label"].to_numpy()
-    sizes = asked.manifest.splits["train"][0].row_groups
+    sizes = requested.manifest.splits["train"][0].row_groups
     made, first = [], 0
     for size in sizes:
         part = slice(first, first + size)
         stamp = np.repeat(ids[part, None], 4, axis=1).astype(np.float16)
         made.append(FeatureRows(stamp, labels[part], ids[part], [""] * size))
         first += size
-    feature_cache.write(storage.join(asked.features_uri("train", None), "00000.parquet"), made)
-    (kept,) = load_chunks(asked, [replace(task, cached=True)])
+    feature_cache.write(storage.join(requested.features_uri("train", None), "00000.parquet"), made)
+    (kept,) = load_chunks(requested, [replace(task, cached=True)])
     for name in ("id", "label", "bad"):
         assert np.array_equal(kept[name], images[name])
     assert np.array_equal(kept["image"][:, 0], kept["id"].astype(np.float16))
@@ -246,9 +248,9 @@ def test_a_chunk_of_features_has_the_rows_of_the_plan(digits: str, tmp_path: Pat
 def test_damaged_features_come_out_of_the_stream_as_a_sentence(
     digits: str, tmp_path: Path
 ) -> None:
-    asked = dataset(digits, tmp_path)
+    requested = dataset(digits, tmp_path)
     feature_cache.write(
-        storage.join(asked.features_uri("train", None), "00000.parquet"), [group(44)]
+        storage.join(requested.features_uri("train", None), "00000.parquet"), [group(44)]
     )
     (file,) = tmp_path.rglob("*.parquet")
     raw = bytearray(file.read_bytes())
@@ -256,7 +258,7 @@ def test_damaged_features_come_out_of_the_stream_as_a_sentence(
     file.write_bytes(raw)
     tasks = iter([ChunkTask("train", 0, 0, 0, 0, 11, cached=True)])
     with pytest.raises(DatasetError, match=r"^features in .* cannot be read") as refused:
-        list(RayExecutor(decode_tasks=1, prefetch_mb=64)(asked, tasks))
+        list(RayExecutor(decode_tasks=1, prefetch_mb=64)(requested, tasks))
     assert "\n" not in str(refused.value)
 
 

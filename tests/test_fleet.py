@@ -73,25 +73,25 @@ def test_a_drained_machine_costs_no_step_and_a_killed_one_those_since_the_newest
     rclone: str, digits: str, tmp_path: Path
 ) -> None:
     """And neither a bit of the weights. The drained one is no failure: only one is allowed."""
-    told = on_a_fleet(rclone, DISTURBED)
-    assert all(told["channels"])  # what carries a run's events is on no machine that may go
-    assert len(told["left"]) == len(told["lost"]) == 1
-    assert told["begun"][:2] == [0, *told["left"]] and len(told["begun"]) == 3
-    assert told["begun"][2] >= told["kept"] >= told["left"][0] + 4
+    output = on_a_fleet(rclone, DISTURBED)
+    assert all(output["channels"])  # what carries a run's events is on no machine that may go
+    assert len(output["left"]) == len(output["lost"]) == 1
+    assert output["begun"][:2] == [0, *output["left"]] and len(output["begun"]) == 3
+    assert output["begun"][2] >= output["kept"] >= output["left"][0] + 4
     recipe = replace(RECIPE, epochs=EPOCHS)
     undisturbed = plain_run(recipe, digits, str(tmp_path), "undisturbed", workers=2).finished
     with s3_environment(rclone):
-        assert weights(told["disturbed"]) == weights(undisturbed.run_uri)
-        assert_every_image_once_an_epoch(f"{told['disturbed']}/audit", EPOCHS)
+        assert weights(output["disturbed"]) == weights(undisturbed.run_uri)
+        assert_every_image_once_an_epoch(f"{output['disturbed']}/audit", EPOCHS)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(560)
 def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_dies(rclone: str) -> None:
-    told = on_a_fleet(rclone, RESIZED, timeout=540)
-    assert told["groups"] == [1, 2, 1]
+    output = on_a_fleet(rclone, RESIZED, timeout=540)
+    assert output["groups"] == [1, 2, 1]
     with s3_environment(rclone):
-        assert_every_image_once_an_epoch(f"{told['disturbed']}/audit", LONG)
+        assert_every_image_once_an_epoch(f"{output['disturbed']}/audit", LONG)
 
 
 def weights(run_uri: str) -> str:

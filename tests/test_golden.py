@@ -25,14 +25,14 @@ def losses() -> list[float]:
     """Mean loss over the epoch so far, after every step; and each epoch's eval loss."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found, state, batches = list[float](), new_state(RECIPE), FixedBatches(RECIPE)
+    result, state, batches = list[float](), new_state(RECIPE), FixedBatches(RECIPE)
 
     def on_step(state: TrainState) -> None:
-        found.append(state.train_sums.loss)
+        result.append(state.train_sums.loss)
 
     fit(state, RECIPE, batches.shape(), batches, on_step=on_step, on_epoch=nothing)
     torch.set_num_threads(threads)
-    return found + [report.eval_loss for report in state.history]
+    return result + [report.eval_loss for report in state.history]
 
 
 @pytest.mark.quick

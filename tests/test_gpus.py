@@ -108,9 +108,9 @@ def test_on_a_cluster_with_gpus_every_worker_gets_one_or_its_share() -> None:
         [sys.executable, "-c", FAKE_GPUS], capture_output=True, text=True, timeout=110, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "NVIDIA driver" in found.pop("convolution")
-    assert found == {
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "NVIDIA driver" in result.pop("convolution")
+    assert result == {
         "two": [1, False, "cpu:gloo,cuda:nccl"],
         "three": [1, False, "cpu:gloo,cuda:nccl"],
         "four": [0.5, False, "gloo"],

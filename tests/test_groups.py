@@ -60,10 +60,10 @@ def test_kept_columns_are_the_table_s(photographs: Path, tmp_path: Path) -> None
     table, data = write_csv(photographs, tmp_path), str(tmp_path / "data")
     pack(table, data, Packing(keep_columns="camera, site", eval_fraction=0.3))
     rows = {row["path"]: row for row in csv.DictReader(Path(table).open())}
-    found = kept(data)
-    assert sorted(found) == ["camera", "site"]
-    assert found["camera"] == {name: row["camera"] for name, row in rows.items()}
-    assert found["site"] == {name: row["site"] or None for name, row in rows.items()}
+    result = kept(data)
+    assert sorted(result) == ["camera", "site"]
+    assert result["camera"] == {name: row["camera"] for name, row in rows.items()}
+    assert result["site"] == {name: row["site"] or None for name, row in rows.items()}
 
 
 def test_columns_are_added_to_a_complete_data_set_without_packing_again(
@@ -189,15 +189,15 @@ def test_scores_are_those_of_the_group_s_readable_images(
     rows = [row for row in index.to_pylist() if row["split"] == "eval"]
     bad, *readable = rows
     hits = [number % 3 == 0 for number in range(len(readable))]
-    found = group_scores(evaluation(data, hits, {7: (bad["path"], "torn")}), index, "site")
+    result = group_scores(evaluation(data, hits, {7: (bad["path"], "torn")}), index, "site")
     expected: dict[str, list[bool]] = {}
     for row, hit in zip(readable, hits, strict=True):
         expected.setdefault(row["site"] or WITHOUT, []).append(hit)
-    assert {s.group: (s.images, s.top1) for s in found.scores} == {
+    assert {s.group: (s.images, s.top1) for s in result.scores} == {
         group: (len(of_group), pytest.approx(np.mean(of_group)))
         for group, of_group in expected.items()
     }
-    for score in found.scores:
+    for score in result.scores:
         assert score.interval and score.interval[0] <= score.top1 <= score.interval[1]
 
 

@@ -85,12 +85,12 @@ def job(
 def solved(job: WorkerJob) -> tuple[dict[str, Tensor], SolvedHead]:
     """The head, solved by one worker."""
     network = initial_network(job.run, job.weights_uri)
-    found = solve_head(
+    result = solve_head(
         [network],
         HeadFeatures(job.dataset, 0, 1),
         TrainLoss.of(job.run.recipe, job.dataset.class_weights),
     )
-    return head(network), found
+    return head(network), result
 
 
 def centre_and_scale(train: Array) -> tuple[Array, Array]:
@@ -101,13 +101,13 @@ def centre_and_scale(train: Array) -> tuple[Array, Array]:
 
 def test_the_head_is_scikit_learns_logistic_regression(job: Callable[..., WorkerJob]) -> None:
     made = job(label_smoothing=0.0)
-    found, how = solved(made)
+    result, how = solved(made)
     train, label = cached(made, "train")
     test, _ = cached(made, "eval")
     centre, scale = centre_and_scale(train)
     expected = LogisticRegression(C=1 / (how.penalty * IMAGES), tol=1e-8, max_iter=5000)
     expected.fit((train - centre) / scale, label)
-    logits = torch.from_numpy(test).float() @ found["weight"].T + found["bias"]
+    logits = torch.from_numpy(test).float() @ result["weight"].T + result["bias"]
     probabilities = expected.predict_proba((test - centre) / scale)
     assert np.allclose(logits.softmax(1).numpy(), probabilities, atol=5e-3)
 
@@ -121,10 +121,10 @@ def test_the_solution_is_the_minimum_of_the_recipes_own_loss(
     job: Callable[..., WorkerJob], changed: dict[str, Any]
 ) -> None:
     made = job(**changed)
-    found, how = solved(made)
+    result, how = solved(made)
     scale = torch.from_numpy(centre_and_scale(cached(made, "train")[0])[1])
-    weight = (found["weight"].double() * scale).requires_grad_()
-    bias = found["bias"].double().requires_grad_()
+    weight = (result["weight"].double() * scale).requires_grad_()
+    bias = result["bias"].double().requires_grad_()
     loss, images = mean_loss(made, weight / scale, bias)
     if made.run.recipe.task == MULTILABEL:
         loss = loss * 10  # the solver adds classes up, where the recipe's loss is their mean

@@ -58,24 +58,24 @@ def mutants(seed: int, count: int, *targets: str) -> dict[str, dict[str, Any]]:
         env={**os.environ, "PYTHONPATH": f"{SUPPORT.parent}:{SUPPORT.parents[1]}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    assert list(found) == [name for name in found if name in targets] and len(found) == len(
+    result: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert list(result) == [name for name in result if name in targets] and len(result) == len(
         targets
     )
-    failures = [failure for target in found.values() for failure in target["failures"]]
+    failures = [failure for target in result.values() for failure in target["failures"]]
     assert failures == [], "\n\n".join(failures[:5])
-    assert all(target["read"] + target["refused"] == count for target in found.values())
-    assert max(target["grown_mb"] for target in found.values()) <= MAX_MB
-    return found
+    assert all(target["read"] + target["refused"] == count for target in result.values())
+    assert max(target["grown_mb"] for target in result.values()) <= MAX_MB
+    return result
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(RUN_S)
 def test_two_hundred_mutants_are_read_or_refused() -> None:
-    found = mutants(0, 11, *QUICK, *SLOW)
-    assert 11 * len(found) >= 200
-    assert sum(target["refused"] for target in found.values()) > 50
-    assert sum(target["read"] for target in found.values()) > 10
+    result = mutants(0, 11, *QUICK, *SLOW)
+    assert 11 * len(result) >= 200
+    assert sum(target["refused"] for target in result.values()) > 50
+    assert sum(target["read"] for target in result.values()) > 10
 
 
 @pytest.mark.long
@@ -119,13 +119,13 @@ def readers(folder: Path) -> dict[str, Callable[[], object]]:
     source, uri = str(folder / "source"), str(folder / "source/train-0.parquet")
     table = pq.read_table(io.BytesIO((folder / "source/train-0.parquet").read_bytes()))
     pq.write_table(table.drop_columns("image"), folder / "table.parquet")
-    found = find_images(source)
+    result = find_images(source)
     return {
         "table": lambda: parquet.read_table(uri),
         "row group": lambda: hf_parquet.read_row_group(uri, 0, "label", parquet.read_footer(uri)),
         "archive": lambda: pack(source, str(folder / "out"), Packing()),
         "list": lambda: tables.index_table(str(folder / "table.parquet"), Packing()),
-        "predicted": lambda: list(found.read(found.units[0])),
+        "predicted": lambda: list(result.read(result.units[0])),
         "in place": lambda: pack(source, source, Packing(in_place=True)),
     }
 
@@ -176,12 +176,12 @@ SAFE_CALLS = {"model/packaged_weights.py": "torch.load", "safe_yaml.py": "yaml.l
 
 
 def test_the_package_calls_nothing_that_runs_what_it_reads() -> None:
-    found = {}
+    result = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in UNPICKLERS:
-                found[str(path.relative_to(PACKAGE))] = ast.unparse(node.func)
-    assert found == SAFE_CALLS
+                result[str(path.relative_to(PACKAGE))] = ast.unparse(node.func)
+    assert result == SAFE_CALLS
 
 
 # --- what the mutants have come upon

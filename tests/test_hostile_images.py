@@ -31,15 +31,15 @@ def read_mutants(seed: int, count: int = BATCH) -> dict[str, float]:
         env={**os.environ, "PYTHONPATH": f"{script.parents[1]}:{script.parents[2]}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    assert found["view"] + found["error"] == count
-    return found
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    assert result["view"] + result["error"] == count
+    return result
 
 
 def test_a_thousand_mutated_images_give_a_view_or_an_image_error() -> None:
-    found = read_mutants(seed=0)
-    assert found["error"] > 100 and found["view"] > 100
-    assert found["grown_mb"] <= 256
+    result = read_mutants(seed=0)
+    assert result["error"] > 100 and result["view"] > 100
+    assert result["grown_mb"] <= 256
 
 
 @pytest.mark.long

@@ -57,12 +57,12 @@ class Handler(BaseHTTPRequestHandler):
         """The answer for an image."""
         assert self.path == "/?map=1"
         data = self.rfile.read(int(self.headers["content-length"]))
-        (found,) = self.served.predict([data], [True])
+        (actual,) = self.served.predict([data], [True])
         if self.answer:
-            found = self.answer
-        if isinstance(found, ImageError):
+            actual = self.answer
+        if isinstance(actual, ImageError):
             return self._send(b'{"error": "the body is not a readable image"}', "x", 415)
-        self._send(json.dumps(found).encode(), "application/json")
+        self._send(json.dumps(actual).encode(), "application/json")
 
     def _send(self, data: bytes, kind: str, status: int = 200, policy: str = "") -> None:
         self.send_response(status)

@@ -33,10 +33,10 @@ def test_only_a_manifest_is_written_and_training_reads_the_shards(shards: Path) 
     assert manifest.images == {"train": 12, "eval": 12}
     assert manifest.classes == ("dahlia", "garden", "roof")
     manifests.check_trainable(manifest, str(shards))
-    told = pq.read_table(next(shards.glob("data/train-*")))["label"].to_pylist()
-    found = loaded(shards)
-    assert sorted((i, label) for i, label, _ in found) == list(enumerate(told))
-    assert not any(bad for _, _, bad in found)
+    output = pq.read_table(next(shards.glob("data/train-*")))["label"].to_pylist()
+    result = loaded(shards)
+    assert sorted((i, label) for i, label, _ in result) == list(enumerate(output))
+    assert not any(bad for _, _, bad in result)
 
 
 def test_indexing_again_is_the_same_data_set(shards: Path) -> None:
@@ -50,9 +50,9 @@ def test_a_changed_image_is_quarantined_with_its_row_group(shards: Path) -> None
     start = raw.index(b"\xff\xd8\xff")  # the first JPEG
     raw[start + 200] ^= 1
     path.write_bytes(bytes(raw))
-    found = loaded(shards)
-    bad = [place for place, (_, _, why) in enumerate(sorted(found)) if why]
-    assert len(found) == 12 and bad == list(range(5))  # row groups of five
+    result = loaded(shards)
+    bad = [place for place, (_, _, why) in enumerate(sorted(result)) if why]
+    assert len(result) == 12 and bad == list(range(5))  # row groups of five
 
 
 def test_sorted_rows_are_refused(photographs: Path, tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_jobs_are_told_of_the_machines_that_the_autoscaler_may_start(
 ) -> None:
     spec = load("cluster")["spec"]
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
-    told = next(each["value"] for each in head["env"] if each["name"] == MACHINES_ENV)
-    monkeypatch.setenv(MACHINES_ENV, told)
+    output = next(each["value"] for each in head["env"] if each["name"] == MACHINES_ENV)
+    monkeypatch.setenv(MACHINES_ENV, output)
     assert launchable() == [
         Machine(group["groupName"], resources(group), group.get("labels", {}),
                 group["maxReplicas"])
@@ -118,9 +118,9 @@ def test_jobs_are_told_of_the_machines_that_the_autoscaler_may_start(
 
 def resources(group: dict[str, Any]) -> dict[str, float]:
     """What Ray makes of a pod's requests."""
-    asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    requested = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     names = {"cpu": "CPU", "nvidia.com/gpu": "GPU"}
-    return {names[name]: float(amount) for name, amount in asked.items() if name in names}
+    return {names[name]: float(amount) for name, amount in requested.items() if name in names}
 
 
 @pytest.mark.parametrize("name", ["finetune", "tune", "nightly"])

@@ -23,8 +23,8 @@ def trained_on(dataset: Dataset) -> list[int]:
     (block,) = load_chunks(dataset, [ChunkTask("train", 0, 0, 0, 0, view=0)])
     places = dataset.plan.chunk(0, 0, 0)
     order = np.lexsort((places[:, 1], places[:, 0]))
-    found: list[int] = block["label"][order].tolist()
-    return found
+    result: list[int] = block["label"][order].tolist()
+    return result
 
 
 @pytest.mark.parametrize("limit", [None, 7])
@@ -65,10 +65,10 @@ def test_where_the_file_is_not_the_manifests_the_shards_are_read(
 def test_all_row_groups_and_shards_are_read_in_their_order(digits: str) -> None:
     manifest = without_file(manifests.load(digits))
     tables = [pq.read_table(f"{digits}/{s.path}")["label"] for s in manifest.splits["train"]]
-    told = np.concatenate([table.to_numpy() for table in tables])
-    assert np.array_equal(train_labels.read_train_labels(manifest, digits).values, told)
+    output = np.concatenate([table.to_numpy() for table in tables])
+    assert np.array_equal(train_labels.read_train_labels(manifest, digits).values, output)
     assert np.array_equal(
-        train_labels.read_train_labels(manifest.limited(100), digits).values, told[:100]
+        train_labels.read_train_labels(manifest.limited(100), digits).values, output[:100]
     )
 
 

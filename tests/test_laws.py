@@ -108,13 +108,13 @@ def test_too_many_corrupt_images_end_a_run_in_one_sentence(
     data, starts = tmp_path / "data", []
     corrupt = corrupted_copy(Path(digits), data, list(range(20)))
 
-    def hear(event: events.Event) -> None:
+    def record_event(event: events.Event) -> None:
         starts.extend([event] if isinstance(event, events.WorkersStarted) else [])
 
     with pytest.raises(TrainingError) as refused:
         finetune(
             RECIPE, Placement(workers="2"), str(data),
-            runs=str(tmp_path / "runs"), name="bad", on_event=hear,
+            runs=str(tmp_path / "runs"), name="bad", on_event=record_event,
         )  # fmt: skip
     sentence = str(refused.value)
     assert re.search(r"'bad' failed: \d+ of 44 train images cannot be read", sentence)
@@ -131,22 +131,22 @@ def test_a_run_that_explodes_goes_back_once_and_ends_in_one_sentence(
 ) -> None:
     starts: list[events.Event] = []
 
-    def hear(event: events.Event) -> None:
+    def record_event(event: events.Event) -> None:
         starts.extend([event] if isinstance(event, events.WorkersStarted) else [])
 
     exploding = replace(RECIPE, lr=1e30, max_skips=1, warmup_epochs=0)
     with pytest.raises(TrainingError) as refused:
         finetune(
             exploding, Placement(workers="2", checkpoint_every=1), digits,
-            runs=str(tmp_path), name="exploding", on_event=hear,
+            runs=str(tmp_path), name="exploding", on_event=record_event,
         )  # fmt: skip
     sentence = str(refused.value)
     assert re.search(r"not finite at step \d, after 1 skipped step \(adamw", sentence)
     assert "\n" not in sentence and len(starts) == 2
     for folder in storage.folders(str(tmp_path / "exploding/checkpoints")):
         kept = checkpoint.open_checkpoint(str(tmp_path / "exploding/checkpoints" / folder))
-        found = load(kept.read(layout.WEIGHTS))
-        assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+        actual = load(kept.read(layout.WEIGHTS))
+        assert all(bool(tensor.isfinite().all()) for tensor in actual.values())
 
 
 @pytest.mark.long

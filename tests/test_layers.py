@@ -44,8 +44,8 @@ def _imports(name: str) -> Iterator[str]:
 
 def own(name: str) -> set[str]:
     """The modules of this package that a module imports; unknown names come back as they are."""
-    found = {i.removeprefix("effnet_ray.") for i in imports(name) if i.startswith("effnet_ray.")}
-    return {i if i in MODULES else i.rpartition(".")[0] or i for i in found}
+    result = {i.removeprefix("effnet_ray.") for i in imports(name) if i.startswith("effnet_ray.")}
+    return {i if i in MODULES else i.rpartition(".")[0] or i for i in result}
 
 
 def room(name: str) -> str:

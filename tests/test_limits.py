@@ -371,9 +371,9 @@ def test_credentials_that_have_expired_are_said(
     monkeypatch.setattr(retry, "GIVE_UP_S", 1.0)
     server, uri, _ = expiring
     server.faults = Faults(("ExpiredToken",), share=1)
-    with pytest.raises(OutageError, match=r"credentials have expired.*renew them") as told:
+    with pytest.raises(OutageError, match=r"credentials have expired.*renew them") as output:
         READS[read](uri)
-    assert uri.rpartition("/")[0] in str(told.value)
+    assert uri.rpartition("/")[0] in str(output.value)
 
 
 def test_a_bucket_with_object_lock_holds_a_store(moto: str) -> None:

@@ -35,14 +35,14 @@ def release(store: Path, tmp_path: Path) -> Path:
 
 
 def test_a_release_opens_by_name_and_by_uri(store: Path) -> None:
-    found = load_release("birds@v1", str(store))
-    assert found.reference == "birds@v1" and found.uri == str(store / "birds/v0001")
-    again = load_release(found.uri, "s3://no-such-store")
-    assert (again.reference, again.classes, again.spec) == ("birds@v1", CLASSES, found.spec)
-    assert [each.epoch for each in found.history] == [0]
-    assert found.provenance["fingerprint"] == "f" * 64
-    assert not found.network.training
-    assert not any(parameter.requires_grad for parameter in found.network.parameters())
+    result = load_release("birds@v1", str(store))
+    assert result.reference == "birds@v1" and result.uri == str(store / "birds/v0001")
+    again = load_release(result.uri, "s3://no-such-store")
+    assert (again.reference, again.classes, again.spec) == ("birds@v1", CLASSES, result.spec)
+    assert [each.epoch for each in result.history] == [0]
+    assert result.provenance["fingerprint"] == "f" * 64
+    assert not result.network.training
+    assert not any(parameter.requires_grad for parameter in result.network.parameters())
 
 
 def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
@@ -56,11 +56,11 @@ def test_its_preprocessing_is_what_timm_reads(release: Path) -> None:
 
 
 def test_a_config_without_a_crop_mode_means_center(release: Path) -> None:
-    told = json.loads((release / "config.json").read_bytes())
-    squash = told["pretrained_cfg"] | {"crop_mode": "squash"}
-    assert parse_config(told | {"pretrained_cfg": squash}).spec.crop_mode == "squash"
-    del told["pretrained_cfg"]["crop_mode"]
-    assert parse_config(told).spec.crop_mode == "center"
+    output = json.loads((release / "config.json").read_bytes())
+    squash = output["pretrained_cfg"] | {"crop_mode": "squash"}
+    assert parse_config(output | {"pretrained_cfg": squash}).spec.crop_mode == "squash"
+    del output["pretrained_cfg"]["crop_mode"]
+    assert parse_config(output).spec.crop_mode == "center"
 
 
 def config(**given: Any) -> Callable[[bytes], bytes]:
@@ -69,9 +69,9 @@ def config(**given: Any) -> Callable[[bytes], bytes]:
 
 def seen(**given: Any) -> Callable[[bytes], bytes]:
     def changed(data: bytes) -> bytes:
-        told = json.loads(data)
-        told["pretrained_cfg"] |= given
-        return json.dumps(told).encode()
+        output = json.loads(data)
+        output["pretrained_cfg"] |= given
+        return json.dumps(output).encode()
 
     return changed
 
@@ -94,8 +94,8 @@ def one_less(data: bytes) -> bytes:
 def many(data: bytes) -> bytes:
     """Names of more classes than the weights are for."""
     names = [f"class {number}" for number in range(200_000)]
-    told = {"label_names": names, "num_classes": len(names)}
-    return json.dumps(json.loads(data) | told).encode()
+    output = {"label_names": names, "num_classes": len(names)}
+    return json.dumps(json.loads(data) | output).encode()
 
 
 def no_numbers(data: bytes) -> bytes:
@@ -106,9 +106,9 @@ def no_numbers(data: bytes) -> bytes:
 
 def epoch(**given: Any) -> Callable[[bytes], bytes]:
     def changed(data: bytes) -> bytes:
-        told = json.loads(data)
-        told["history"][0] |= given
-        return json.dumps(told).encode()
+        output = json.loads(data)
+        output["history"][0] |= given
+        return json.dumps(output).encode()
 
     return changed
 

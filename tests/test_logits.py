@@ -32,11 +32,11 @@ def random_logits(seed: int, scale: float = 5.0) -> np.ndarray:
 def test_torch_and_numpy_agree_on_probabilities(multilabel: bool, seed: int) -> None:
     logits = random_logits(seed)
     expected = probabilities(torch.from_numpy(logits).double(), multilabel=multilabel).numpy()
-    found = numpy_probabilities(logits, multilabel=multilabel)
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)
+    result = numpy_probabilities(logits, multilabel=multilabel)
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-300)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(
-            np.exp(log_probabilities(logits, multilabel=multilabel)), found, rtol=1e-12
+            np.exp(log_probabilities(logits, multilabel=multilabel)), result, rtol=1e-12
         )
 
 

@@ -354,8 +354,8 @@ def draws(kind: str, step: int, lane: int, seed: int = 0, before: int = 0) -> li
     made = PhaseTrainer(state, recipe, phases(recipe)[0])
     state.network.train()
     accumulate_gradients(made, random_batch(1, 2, 32, lane), step, 2)
-    found: list[float] = state.network.backbone.get_classifier().weight.grad.flatten().tolist()
-    return found
+    result: list[float] = state.network.backbone.get_classifier().weight.grad.flatten().tolist()
+    return result
 
 
 @pytest.mark.parametrize("kind", ["dropout", "drop_path"])
@@ -384,9 +384,9 @@ def test_the_same_run_twice_is_bit_equal() -> None:
 def test_an_evaluation_leaves_the_network_as_it_was() -> None:
     recipe = settled(batchnorm="train")
     network, untouched = new_state(recipe).network, new_state(recipe).network
-    (found,) = evaluate([network], FixedBatches(recipe).eval())
+    (result,) = evaluate([network], FixedBatches(recipe).eval())
     pairs = zip(network.state_dict().values(), untouched.state_dict().values(), strict=True)
-    assert found.sums.images == 15
+    assert result.sums.images == 15
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

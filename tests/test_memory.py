@@ -50,8 +50,8 @@ def gradients(recipe: Recipe, pass_size: int) -> tuple[list[Tensor], list[float]
     state.network.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     lanes = joined([random_batch(n, rows, 32, n) for n, rows in enumerate((4, 4, 1))])
     sums = accumulate_gradients(trainer, lanes, 3, lanes.readable)
-    found = [p.grad.clone() for p in state.network.parameters() if p.grad is not None]
-    return found, sums.sums.tolist(), passes
+    result = [p.grad.clone() for p in state.network.parameters() if p.grad is not None]
+    return result, sums.sums.tolist(), passes
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_step_is_the_same_however_many_images_are_computed_at_once(
     """Several lanes or parts of one: dropout, drop path, mixing and erasing are each lane's."""
     recipe = settled(batch_size=12, micro_batch=4, **dials)
     lanes, sums, by_lane = gradients(recipe, 0)
-    others, other_sums, found = gradients(recipe, pass_size)
-    assert (by_lane, found) == ([4, 4, 1], passes)
+    others, other_sums, result = gradients(recipe, pass_size)
+    assert (by_lane, result) == ([4, 4, 1], passes)
     assert other_sums == pytest.approx(sums, abs=1e-5)
     assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(lanes, others, strict=True))
 
@@ -97,9 +97,9 @@ def test_an_evaluation_that_does_not_fit_is_computed_in_parts() -> None:
     stem = small.network.backbone.conv_stem
     stem.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     holding(small, 1)
-    found = evaluate([small.network], batches.eval())[0]
-    assert found.sums.images == 15 and small.pass_size == 0
-    assert torch.allclose(found.sums.sums, expected.sums.sums, atol=1e-5)
+    result = evaluate([small.network], batches.eval())[0]
+    assert result.sums.images == 15 and small.pass_size == 0
+    assert torch.allclose(result.sums.sums, expected.sums.sums, atol=1e-5)
     assert seen == [3, 2] + [1] * 15
 
 
@@ -227,9 +227,9 @@ def test_a_run_goes_on_in_smaller_passes_where_memory_ran_out(tmp_path: Path) ->
     fit(straight, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     with pytest.raises(torch.OutOfMemoryError):
         fit(small, recipe, batches.shape(), batches, on_step=shrink, on_epoch=nothing)
-    resumed, found, channel = new_state(recipe), checkpoint.newest(str(tmp_path)), EventChannel()
-    assert found and found.step == 1
-    found.load_into(resumed)
+    resumed, result, channel = new_state(recipe), checkpoint.newest(str(tmp_path)), EventChannel()
+    assert result and result.step == 1
+    result.load_into(resumed)
     holding(resumed, 3)
     require_smaller_passes(channel, small, recipe, 3)
     resumed.pass_size = channel.pass_limit()
@@ -268,8 +268,8 @@ def two_workers(rank: int, folder: str, images: tuple[int, int]) -> None:
         fit(state, recipe, batches.shape(), batches, on_step=nothing, on_epoch=nothing)
     except TrainingError as error:
         said = str(error)
-    found = [state.pass_size, [report.train_loss for report in state.history], said]
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    result = [state.pass_size, [report.train_loss for report in state.history], said]
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

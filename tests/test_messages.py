@@ -136,9 +136,11 @@ def test_the_command_says_what_it_is(
     monkeypatch.setattr(sys, "argv", ["effnet-ray", *words])
     with pytest.raises(SystemExit):
         run()
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "Fine-tune EfficientNets on your images" in told and "--version" in told and "(gc)" in told
+        "Fine-tune EfficientNets on your images" in output
+        and "--version" in output
+        and "(gc)" in output
     )
 
 
@@ -148,5 +150,5 @@ def test_a_wrong_switch_is_offered_two_words(
     monkeypatch.setattr(sys, "argv", ["job", "--compile", "maybe"])
     with pytest.raises(SystemExit) as ended:
         main(finetune_job)
-    told = "".join(capsys.readouterr())
-    assert ended.value.code == 2 and "expected True or False" in told and "None" not in told
+    output = "".join(capsys.readouterr())
+    assert ended.value.code == 2 and "expected True or False" in output and "None" not in output

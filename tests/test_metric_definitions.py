@@ -57,8 +57,8 @@ def test_keys_are_those_of_the_files() -> None:
     ],
 )
 def test_intervals_are_wilsons(share: float, images: int, low: float, high: float) -> None:
-    found = EVAL_TOP1.interval(share, images)
-    assert found == pytest.approx((low, high), abs=1e-3)
+    result = EVAL_TOP1.interval(share, images)
+    assert result == pytest.approx((low, high), abs=1e-3)
     assert EVAL_TOP1.format(share, images).startswith(f"{share:.2%} (")
 
 

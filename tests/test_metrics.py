@@ -128,13 +128,13 @@ def epochs(*figures: tuple[float, float]) -> list[EpochReport]:
 def test_best_is_the_highest_top1_then_the_lowest_loss_then_the_earliest(
     figures: list[tuple[float, float]], winner: int
 ) -> None:
-    found = best(epochs(*figures))
-    assert found and found.epoch == winner
+    result = best(epochs(*figures))
+    assert result and result.epoch == winner
 
 
 def test_a_loss_that_is_no_number_is_the_highest() -> None:
-    found = best(epochs((0.5, float("nan")), (0.5, 2.0)))
-    assert found and found.eval_loss == 2.0
+    result = best(epochs((0.5, float("nan")), (0.5, 2.0)))
+    assert result and result.eval_loss == 2.0
     sums = MetricSums.of(*scores(20, 8, seed=4)).sums
     finite = EvalResult(MetricSums(sums))
     nan = EvalResult(MetricSums(torch.cat([torch.tensor([torch.nan]), sums[1:]])))
@@ -175,6 +175,6 @@ def test_the_figures_of_each_class_are_scikit_learns(several: bool) -> None:
     expected = precision_recall_fscore_support(
         label[read], said[read], labels=range(5), zero_division=0
     )
-    found = counts.over_workers()
-    figures = [[each.precision, each.recall, each.f1, each.support] for each in found]
+    result = counts.over_workers()
+    figures = [[each.precision, each.recall, each.f1, each.support] for each in result]
     np.testing.assert_allclose(figures, np.array(expected).T)

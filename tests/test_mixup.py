@@ -60,22 +60,22 @@ Shown = Callable[..., tuple[Tensor, MixedImages]]
 
 
 def test_with_every_dial_off_images_are_what_they_were(shown: Shown) -> None:
-    image, found = shown()
-    assert found.image.dtype == torch.uint8 and found.mixed_in is None
-    assert torch.equal(found.image.float(), image)
+    image, result = shown()
+    assert result.image.dtype == torch.uint8 and result.mixed_in is None
+    assert torch.equal(result.image.float(), image)
 
 
 def test_mixup_blends_each_image_with_the_one_as_far_from_the_other_end(shown: Shown) -> None:
-    image, found = shown(mixup=0.4)
-    share = found.label_share.view(-1, 1, 1, 1)
-    assert_close(found.image, share * image + (1 - share) * image.flip(0))
-    assert found.mixed_in is not None and torch.equal(
-        found.mixed_in.label, torch.arange(COUNT).flip(0)
+    image, result = shown(mixup=0.4)
+    share = result.label_share.view(-1, 1, 1, 1)
+    assert_close(result.image, share * image + (1 - share) * image.flip(0))
+    assert result.mixed_in is not None and torch.equal(
+        result.mixed_in.label, torch.arange(COUNT).flip(0)
     )
     assert (
-        found.label_share.min() >= 0
-        and found.label_share.max() <= 1
-        and len(found.label_share.unique()) > 10
+        result.label_share.min() >= 0
+        and result.label_share.max() <= 1
+        and len(result.label_share.unique()) > 10
     )
 
 
@@ -86,21 +86,21 @@ def test_mixups_shares_are_a_beta_distribution(shown: Shown) -> None:
 
 
 def test_cutmix_pastes_a_box_and_its_share_is_what_is_left_outside(shown: Shown) -> None:
-    image, found = shown(cutmix=1.0)
-    own = found.image == image
-    assert bool((own | (found.image == image.flip(0))).all())
-    assert_close(found.label_share, own.float().mean((1, 2, 3)))
+    image, result = shown(cutmix=1.0)
+    own = result.image == image
+    assert bool((own | (result.image == image.flip(0))).all())
+    assert_close(result.label_share, own.float().mean((1, 2, 3)))
     for kept in own[:, 0]:
         rows, columns = (~kept).any(1), (~kept).any(0)
         assert int((~kept).sum()) == int(rows.sum() * columns.sum())  # one box
-    assert 0 < found.label_share.min() < found.label_share.max() <= 1
+    assert 0 < result.label_share.min() < result.label_share.max() <= 1
 
 
 def test_with_both_about_half_of_the_images_have_a_box(shown: Shown) -> None:
     pasted = blended = 0
     for seed in range(10):
-        image, found = shown(seed=seed, mixup=1.0, cutmix=1.0)
-        whole = (found.image == image) | (found.image == image.flip(0))
+        image, result = shown(seed=seed, mixup=1.0, cutmix=1.0)
+        whole = (result.image == image) | (result.image == image.flip(0))
         pasted += int(whole.all((1, 2, 3)).sum())
         blended += int((~whole.all((1, 2, 3))).sum())
     assert 0.4 < pasted / (pasted + blended) < 0.6
@@ -110,15 +110,15 @@ def test_with_both_about_half_of_the_images_have_a_box(shown: Shown) -> None:
 def test_an_image_that_could_not_be_read_is_mixed_with_none(shown: Shown, dial: str) -> None:
     weight = torch.ones(COUNT)
     weight[3] = 0
-    image, found = shown(weight, **{dial: 1.0})
+    image, result = shown(weight, **{dial: 1.0})
     for alone in (3, COUNT - 1 - 3):
-        assert torch.equal(found.image[alone], image[alone]) and found.label_share[alone] == 1
+        assert torch.equal(result.image[alone], image[alone]) and result.label_share[alone] == 1
 
 
 def test_an_images_partner_is_in_its_own_lane(shown: Shown) -> None:
-    _, found = shown(lanes=(10, 0, 54), mixup=0.4)
-    assert found.mixed_in is not None
-    assert found.mixed_in.label.tolist() == [*range(9, -1, -1), *range(63, 9, -1)]
+    _, result = shown(lanes=(10, 0, 54), mixup=0.4)
+    assert result.mixed_in is not None
+    assert result.mixed_in.label.tolist() == [*range(9, -1, -1), *range(63, 9, -1)]
 
 
 def test_a_lane_is_mixed_as_it_is_alone(shown: Shown, network: Network) -> None:
@@ -136,21 +136,21 @@ def test_a_lane_is_mixed_as_it_is_alone(shown: Shown, network: Network) -> None:
 def test_a_lone_image_is_mixed_with_itself(network: Network) -> None:
     image = torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)
     recipe = replace(PLAIN, mixup=1.0, cutmix=1.0)
-    found = mixed(network, recipe, image, torch.tensor([2]), torch.ones(1), (Lane(0, 1),))
-    assert_close(found.image, image.float())
-    assert found.mixed_in is not None and found.mixed_in.label.tolist() == [2]
+    result = mixed(network, recipe, image, torch.tensor([2]), torch.ones(1), (Lane(0, 1),))
+    assert_close(result.image, image.float())
+    assert result.mixed_in is not None and result.mixed_in.label.tolist() == [2]
 
 
 def test_erasing_fills_a_box_of_some_images_with_noise(shown: Shown) -> None:
-    image, found = shown(reprob=0.5)
-    changed = (found.image != image).any(1)  # [B, R, R]
+    image, result = shown(reprob=0.5)
+    changed = (result.image != image).any(1)  # [B, R, R]
     erased = changed.any((1, 2))
     assert 0.3 < erased.float().mean() < 0.7
     for kept, box in zip(~erased, changed, strict=True):
         rows, columns = box.any(1), box.any(0)
         assert int(box.sum()) == int(rows.sum() * columns.sum())
         assert kept or 0.005 < box.float().mean() < 0.4  # 0.02 to 0.33, in whole pixels
-    noise = found.image[changed[:, None].expand_as(image)]
+    noise = result.image[changed[:, None].expand_as(image)]
     assert noise.mean() == pytest.approx(100, abs=3) and noise.std() == pytest.approx(50, abs=3)
 
 

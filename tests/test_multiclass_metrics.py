@@ -71,8 +71,8 @@ def test_the_figures_are_scikit_learns() -> None:
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
         label, predicted, labels=every, zero_division=0
     )
-    found = [(one.precision, one.recall, one.f1, one.support) for one in figures.per_class]
-    assert np.allclose(np.array(found).T, [precision, recall, f1, support])
+    result = [(one.precision, one.recall, one.f1, one.support) for one in figures.per_class]
+    assert np.allclose(np.array(result).T, [precision, recall, f1, support])
     assert figures.share(EVAL_TOP1) == pytest.approx(metrics.accuracy_score(label, predicted))
     top5 = metrics.top_k_accuracy_score(label, probability, k=5, labels=every)
     assert figures.share(EVAL_TOP5) == pytest.approx(top5)

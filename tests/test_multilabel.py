@@ -116,12 +116,12 @@ def test_every_form_of_a_source_tells_the_same_labels(tmp_path: Path, form: str)
     manifest = pack(SOURCES[form](tmp_path / "source", 36), str(tmp_path / "out"), SEVERAL)
     assert manifest.classes == ("blue", "green", "red")
     assert manifest.task == manifests.load(str(tmp_path / "out")).task == "multilabel"
-    found = {}
+    actual = {}
     for shard in (s for shards in manifest.splits.values() for s in shards):
         for row in pq.read_table(tmp_path / "out" / shard.path).to_pylist():
             name = row["image"]["path"].rpartition("#")[2].rpartition("/")[2]
-            found[name] = [manifest.classes[label] for label in row["label"]]
-    assert found == {name: sorted(shown) for name, _, shown in images(36)}
+            actual[name] = [manifest.classes[label] for label in row["label"]]
+    assert actual == {name: sorted(shown) for name, _, shown in images(36)}
 
 
 def test_every_class_is_in_every_split_and_counted_for_each_of_its_images(coloured: str) -> None:
@@ -209,11 +209,11 @@ def dataset(data: str, recipe: Recipe) -> Dataset:
 def test_a_chunk_has_a_row_of_zeros_and_ones_for_every_image(coloured: str) -> None:
     recipe = settled(task="multilabel", batch_size=8, micro_batch=8)
     blocks = list(load_chunks(dataset(coloured, recipe), [ChunkTask("train", 0, 0, 0, 0)]))
-    found = {
+    actual = {
         i: own for block in blocks for i, own in zip(block["id"], block["label"], strict=True)
     }
     names = sorted(COLOURS)
-    for image, row in found.items():  # ids are in the order of the paths
+    for image, row in actual.items():  # ids are in the order of the paths
         assert [names[k] for k in np.flatnonzero(row)] == sorted(WANTED[image % len(WANTED)])
 
 
@@ -221,8 +221,8 @@ def test_features_keep_rows_of_labels(tmp_path: Path) -> None:
     label = np.eye(3, dtype=np.uint8)
     group = FeatureRows(np.ones((3, 5), np.float16), label, np.arange(3), ["", "", ""])
     feature_cache.write(f"{tmp_path}/00000.parquet", [group])
-    found = feature_cache.read(f"{tmp_path}/00000.parquet", 0)
-    assert found.label.dtype == np.uint8 and (found.label == label).all()
+    actual = feature_cache.read(f"{tmp_path}/00000.parquet", 0)
+    assert actual.label.dtype == np.uint8 and (actual.label == label).all()
 
 
 # --- loss and figures
@@ -238,10 +238,12 @@ def scored(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 @given(st.integers(1, 30), st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
 def test_the_loss_is_timms_binary_cross_entropy(count: int, seed: int, smoothing: float) -> None:
     logits, label, _ = scored(count, seed)
-    found = losses(logits, label, smoothing).mean()
+    actual = losses(logits, label, smoothing).mean()
     on, off = 1 - smoothing + smoothing / 5, smoothing / 5
     target = label.float() * (on - off) + off
-    assert float(found) == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, target)))
+    assert float(actual) == pytest.approx(
+        float(F.binary_cross_entropy_with_logits(logits, target))
+    )
     one = torch.arange(count) % 5
     ours = losses(logits, F.one_hot(one, 5), smoothing).mean()
     theirs = BinaryCrossEntropy(smoothing=smoothing)(logits, one)
@@ -269,13 +271,13 @@ def test_mean_ap_is_scikit_learns_over_classes_that_occur(count: int, seed: int)
         part = slice(first, first + 7)
         ranking.add(logits[part], label[part], weight[part])
     kept = weight > 0
-    found = [
+    actual = [
         average_precision_score(label[kept, k], logits[kept, k])
         for k in range(5)
         if label[kept, k].any()
     ]
     assert mean_average_precision(ranking.over_workers()) == pytest.approx(
-        np.mean(found) if found else 0.0
+        np.mean(actual) if actual else 0.0
     )
 
 

@@ -90,9 +90,9 @@ def test_streaming_equals_all_at_once_to_the_last_digit(edges: list[int]) -> Non
 def test_the_figures_are_scikit_learns(seed: int) -> None:
     logits, label = drawn(120, seed)
     figures, said = added(judged(logits, label)), probability(logits) >= 0.5
-    told = metrics.precision_recall_fscore_support(label, said, zero_division=0)
-    found = [(one.precision, one.recall, one.f1, one.support) for one in figures.per_class]
-    assert np.allclose(np.array(found).T, told)
+    output = metrics.precision_recall_fscore_support(label, said, zero_division=0)
+    result = [(one.precision, one.recall, one.f1, one.support) for one in figures.per_class]
+    assert np.allclose(np.array(result).T, output)
     *present, none = [one.ap for one in figures.per_class]
     assert none is None
     assert present == pytest.approx(
@@ -144,9 +144,9 @@ def test_the_worst_mistakes_are_those_of_highest_loss() -> None:
     loss, said = each.mean(1).numpy(), probability(logits) >= 0.5
     wrong = np.flatnonzero((said != label).any(axis=1))
     expected = wrong[np.argsort(-loss[wrong])][:5]
-    found = added(judged(logits, label)).worst_mistakes
-    assert [mistake.image for mistake in found] == expected.tolist()
-    for mistake in found:
+    result = added(judged(logits, label)).worst_mistakes
+    assert [mistake.image for mistake in result] == expected.tolist()
+    for mistake in result:
         own, taken = label[mistake.image], said[mistake.image]
         assert {k for k, _ in mistake.label} == set(np.flatnonzero(own))
         assert {k for k, _ in mistake.predicted} == set(np.flatnonzero(taken))

@@ -151,9 +151,9 @@ def test_running_statistics_take_one_step_to_the_image_weighted_mean_of_the_lane
     run_lanes(network, lanes).end_step(same)
     momentum = next(m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     assert momentum
-    for was, a, b, found in zip(old, first, second, statistics(network), strict=True):
+    for was, a, b, result in zip(old, first, second, statistics(network), strict=True):
         mean = (6 * a + 2 * b) / 8
-        assert_close(found, was * (1 - momentum) + momentum * mean, rtol=1e-4, atol=1e-5)
+        assert_close(result, was * (1 - momentum) + momentum * mean, rtol=1e-4, atol=1e-5)
 
 
 def test_running_statistics_are_the_same_however_many_workers_shared_the_lanes() -> None:

@@ -37,9 +37,9 @@ HEAD = Machine("head", {"CPU": 0})
 def test_a_grown_cluster_holds_what_its_machines_hold_one_by_one(
     worker: dict[str, float], accelerators: tuple[str, ...], grown: int, offers: tuple[str, ...]
 ) -> None:
-    found = compute_capacity([HEAD], [L4, L40S], worker, accelerators)
-    assert (found.now, found.maximum) == (0, grown)
-    assert tuple(machine.name for machine in found.machine_types) == offers
+    result = compute_capacity([HEAD], [L4, L40S], worker, accelerators)
+    assert (result.now, result.maximum) == (0, grown)
+    assert tuple(machine.name for machine in result.machine_types) == offers
 
 
 def test_what_nobody_knows_is_no_bound() -> None:
@@ -50,8 +50,8 @@ def test_what_nobody_knows_is_no_bound() -> None:
 
 
 def test_machines_that_are_here_count_without_an_autoscaler() -> None:
-    found = compute_capacity([HEAD, Machine("a", {"CPU": 4})], [], {"CPU": 1}, ())
-    assert (found.now, found.maximum, found.machine_types) == (4, 4, ())
+    result = compute_capacity([HEAD, Machine("a", {"CPU": 4})], [], {"CPU": 1}, ())
+    assert (result.now, result.maximum, result.machine_types) == (4, 4, ())
 
 
 @pytest.mark.parametrize("told", ["[1, 2]", "cpu: 3", "a: [", "text"])

@@ -154,7 +154,7 @@ def test_an_interrupted_packing_is_continued_by_the_same_command(
     images: Path, tmp_path: Path
 ) -> None:
     with Terminal() as terminal:
-        found = find_data(str(images), str(tmp_path / "runs"), terminal)
+        result = find_data(str(images), str(tmp_path / "runs"), terminal)
 
     class Killed(Exception):
         pass
@@ -162,18 +162,18 @@ def test_an_interrupted_packing_is_continued_by_the_same_command(
     def kill(done: int, total: int) -> None:
         raise Killed
 
-    assert found.source
+    assert result.source
     with pytest.raises(Killed):
-        found.source.make(kill)
-    assert not found.source.is_ready
-    written = {path: path.stat().st_mtime_ns for path in Path(found.uri).glob("*/*.parquet")}
-    assert written and packed_uri(images, tmp_path / "runs") == found.uri
+        result.source.make(kill)
+    assert not result.source.is_ready
+    written = {path: path.stat().st_mtime_ns for path in Path(result.uri).glob("*/*.parquet")}
+    assert written and packed_uri(images, tmp_path / "runs") == result.uri
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
-    (Path(found.uri) / manifests.NAME).unlink()
-    (Path(found.uri) / "packing").mkdir()
-    (Path(found.uri) / "packing/begun.json").write_bytes(b"")
+    (Path(result.uri) / manifests.NAME).unlink()
+    (Path(result.uri) / "packing").mkdir()
+    (Path(result.uri) / "packing/begun.json").write_bytes(b"")
     with pytest.raises(DatasetError, match="finish an interrupted packing"):
-        manifests.load(packed_uri(found.uri, tmp_path / "runs"))
+        manifests.load(packed_uri(result.uri, tmp_path / "runs"))
 
 
 def test_another_programs_manifest_makes_no_data_set(images: Path, tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_check_lists_the_images_and_packs_nothing(images: Path, tmp_path: Path) 
     places = {name: str(tmp_path / name) for name in ("runs", "store")}
     arguments = [word for name, uri in places.items() for word in (f"--{name}", uri)]
     line = check_job(["--data", str(images), "--weights", "none", *arguments])
-    (found,) = (f for f in line["findings"] if f["check"] == "data")
-    assert line["ok"] and "24 images of 3 classes, not packed yet" in found["found"]
-    assert "the first run packs it into" in found["do"]
+    (result,) = (f for f in line["findings"] if f["check"] == "data")
+    assert line["ok"] and "24 images of 3 classes, not packed yet" in result["found"]
+    assert "the first run packs it into" in result["do"]
     assert not (tmp_path / "runs/packed").exists()
     for path in images.glob("*/*.*"):
         shutil.copy(path, images)
@@ -431,8 +431,8 @@ def found_on_hub(monkeypatch: pytest.MonkeyPatch, files: list[str], address: str
 
 def test_folders_of_splits_are_no_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     files = ["test/0.parquet", "train/0.parquet"]
-    found = found_on_hub(monkeypatch, files, "hf://datasets/o/n")
-    assert found.folder == "" and found.files == tuple(files)
+    result = found_on_hub(monkeypatch, files, "hf://datasets/o/n")
+    assert result.folder == "" and result.files == tuple(files)
 
 
 def test_images_beside_archives_are_named_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

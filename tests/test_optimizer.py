@@ -54,9 +54,9 @@ def test_without_warm_up_the_first_rate_is_the_peak() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_takes_half_of_it() -> None:
-    found = rates(scratch(epochs=2, warmup_epochs=50))
-    assert found.index(max(found)) == STEPS - 1
-    assert max(found) == pytest.approx(0.1)
+    result = rates(scratch(epochs=2, warmup_epochs=50))
+    assert result.index(max(result)) == STEPS - 1
+    assert max(result) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

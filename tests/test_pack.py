@@ -196,8 +196,8 @@ def test_the_manifest_tells_every_shards_row_groups_bytes_and_digest(packed: Pat
         for shard in shards:
             raw = (packed / shard.path).read_bytes()
             file = pq.ParquetFile(io.BytesIO(raw)).metadata
-            found = tuple(file.row_group(i).num_rows for i in range(file.num_row_groups))
-            assert (shard.row_groups, shard.rows) == (found, file.num_rows)
+            result = tuple(file.row_group(i).num_rows for i in range(file.num_row_groups))
+            assert (shard.row_groups, shard.rows) == (result, file.num_rows)
             assert (shard.bytes, shard.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
 
 
@@ -232,8 +232,8 @@ def test_equal_images_are_moved_to_one_split_and_told(images: Path, tmp_path: Pa
         for row in rows(out, split):
             where.setdefault(row["digest"], set()).add(split)
     assert set(map(len, where.values())) == {1}
-    told = report.load(str(out))
-    assert told.duplicates == 32 and told.moved > 0
+    output = report.load(str(out))
+    assert output.duplicates == 32 and output.moved > 0
     pairs = pq.read_table(out / DUPLICATES).to_pylist()
     assert sum(pair["distance"] == 0 for pair in pairs) == 16
     assert {pair["split"] == pair["other_split"] for pair in pairs if not pair["distance"]} == {
@@ -284,8 +284,8 @@ def test_nearly_equal_images_across_splits_are_told(tmp_path: Path) -> None:
             picture(index).save(target, quality=quality)
     pack(str(tmp_path / "images"), str(tmp_path / "out"))
     pairs = pq.read_table(tmp_path / "out" / DUPLICATES).to_pylist()
-    found = {(pair["path"][-8:], pair["other_path"][-8:]) for pair in pairs}
-    assert {(f"/{i % 2}/{i}.jpg"[-8:],) * 2 for i in range(12)} <= found
+    result = {(pair["path"][-8:], pair["other_path"][-8:]) for pair in pairs}
+    assert {(f"/{i % 2}/{i}.jpg"[-8:],) * 2 for i in range(12)} <= result
     assert report.load(str(tmp_path / "out")).near_duplicates >= 12
 
 
@@ -321,16 +321,16 @@ def test_the_report_tells_counts_bytes_sizes_and_tiny_classes(
 ) -> None:
     (images / "roof/3.png").write_bytes(b"no image")
     manifest = pack(str(images), str(tmp_path / "out"))
-    told = report.load(str(tmp_path / "out"))
+    output = report.load(str(tmp_path / "out"))
     every = rows(tmp_path / "out")
     for index, name in enumerate(manifest.classes):
-        found = [row for row in every if row["label"] == index]
-        assert sum(told.images[split][index] for split in told.images) == len(found)
-        weight = sum(len(row["image"]["bytes"]) for row in found)
-        assert sum(told.bytes[split][index] for split in told.bytes) == weight
-        assert told.tiny[name] == told.images["train"][index] < 10
-    assert (told.width, told.height) == ((120,) * 3, (90,) * 3)
-    assert sum(told.quarantined.values()) == 1
+        result = [row for row in every if row["label"] == index]
+        assert sum(output.images[split][index] for split in output.images) == len(result)
+        weight = sum(len(row["image"]["bytes"]) for row in result)
+        assert sum(output.bytes[split][index] for split in output.bytes) == weight
+        assert output.tiny[name] == output.images["train"][index] < 10
+    assert (output.width, output.height) == ((120,) * 3, (90,) * 3)
+    assert sum(output.quarantined.values()) == 1
 
 
 # --- interrupted, parallel

@@ -28,14 +28,14 @@ def hits(better: int, worse: int, both: int = 10, neither: int = 5) -> tuple[np.
 def test_the_p_value_is_the_share_of_outcomes_that_are_no_more_likely(
     better: int, worse: int
 ) -> None:
-    found = paired_test(*hits(better, worse))
-    assert (found.better, found.worse, found.images) == (better, worse, better + worse + 15)
+    result = paired_test(*hits(better, worse))
+    assert (result.better, result.worse, result.images) == (better, worse, better + worse + 15)
     chances = binom.pmf(np.arange(better + worse + 1), better + worse, 0.5)
     expected = chances[chances <= chances[better] * (1 + 1e-7)].sum()
-    assert found.p_value == pytest.approx(min(1.0, expected), rel=1e-6)
-    low, high = found.interval
-    assert low <= found.difference <= high
-    assert found.is_better == (better > worse and expected < 0.05)
+    assert result.p_value == pytest.approx(min(1.0, expected), rel=1e-6)
+    low, high = result.interval
+    assert low <= result.difference <= high
+    assert result.is_better == (better > worse and expected < 0.05)
 
 
 def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:

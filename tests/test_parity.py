@@ -65,9 +65,9 @@ def test_logits_are_torchvisions_with_the_same_weights(variant: str) -> None:
     other.load_state_dict(dict(zip(keys, mine, strict=True)))
     images = torch.randn(2, 3, 65, 65)
     with torch.no_grad():
-        found, expected = ours.eval()(images), other.eval()(images)
+        result, expected = ours.eval()(images), other.eval()(images)
     assert expected.std() > 0
-    assert torch.allclose(found / expected.std(), expected / expected.std(), atol=1e-4)
+    assert torch.allclose(result / expected.std(), expected / expected.std(), atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["v2_s", "v2_m", "v2_l"])

@@ -120,16 +120,16 @@ def test_waiting_is_told_until_workers_start_and_again_when_they_are_lost(
     monkeypatch.setattr("effnet_ray.runtime.pending.GRACE_S", 0)
     monkeypatch.setattr("effnet_ray.runtime.pending.POLL_S", 0.05)
     assert cluster_status() is not None
-    heard: list[Event] = []
-    with report_waiting(TWO_GPUS, heard.append) as waiting:
-        hear = track_waiting(waiting, heard.append)
-        _until(lambda: len(heard) == 1)
-        hear(STARTED)
+    received: list[Event] = []
+    with report_waiting(TWO_GPUS, received.append) as waiting:
+        on_event = track_waiting(waiting, received.append)
+        _until(lambda: len(received) == 1)
+        on_event(STARTED)
         time.sleep(0.5)
-        assert [type(event) for event in heard] == [WaitingForWorkers, WorkersStarted]
-        hear(WorkerDied("a machine died"))
-        _until(lambda: len(heard) == 4)
-    assert isinstance(heard[-1], WaitingForWorkers) and "0 of 0 GPU free" in heard[-1].reason
+        assert [type(event) for event in received] == [WaitingForWorkers, WorkersStarted]
+        on_event(WorkerDied("a machine died"))
+        _until(lambda: len(received) == 4)
+    assert isinstance(received[-1], WaitingForWorkers) and "0 of 0 GPU free" in received[-1].reason
 
 
 def _until(true: Callable[[], bool]) -> None:

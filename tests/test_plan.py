@@ -62,8 +62,8 @@ def used(plan: Plan, epoch: int) -> list[int]:
     uses: dict[tuple[int, int], list[int]] = {place: [] for place in all_rows(plan.split.sizes)}
     for group, row, use in whole_epoch(plan, epoch).tolist():
         uses[group, row].append(use)
-    assert all(sorted(found) == list(range(len(found))) for found in uses.values())
-    return [len(found) for found in uses.values()]
+    assert all(sorted(result) == list(range(len(result))) for result in uses.values())
+    return [len(result) for result in uses.values()]
 
 
 @given(plain_plans(), epochs)
@@ -110,11 +110,11 @@ def test_the_plan_of_a_seed_stays_what_it_is(
     sizes: tuple[int, ...], seed: int, batch: int, micro: int, epoch: int, digest: str
 ) -> None:
     """Else a run that another version began would go on with images it has used."""
-    plan, told = Plan(SplitIndex(sizes), seed, batch, micro), hashlib.sha256()
+    plan, output = Plan(SplitIndex(sizes), seed, batch, micro), hashlib.sha256()
     for lane in range(plan.lanes):
         for index in range(min(plan.chunks_per_epoch, 20)):
-            told.update(plan.chunk(epoch, lane, index)[:, :2].astype("<i8").tobytes())
-    assert told.hexdigest()[:16] == digest
+            output.update(plan.chunk(epoch, lane, index)[:, :2].astype("<i8").tobytes())
+    assert output.hexdigest()[:16] == digest
 
 
 @given(plans)

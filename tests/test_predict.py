@@ -215,17 +215,19 @@ def small_parts() -> Iterator[None]:
 def test_every_image_has_one_row_also_after_an_interruption(
     cluster: object, small_parts: None, release: LoadedRelease, pictures: Path, tmp_path: Path
 ) -> None:
-    out, heard = tmp_path / "out", list[tuple[int, int]]()
+    out, received = tmp_path / "out", list[tuple[int, int]]()
     wanted = PredictOptions(top=2, embeddings=True)
 
     def go() -> predictions.PredictResult:
-        heard.clear()
-        return predict(release, str(pictures), str(out), TWO, wanted,
-                       on_progress=lambda done, images: heard.append((done, images)))  # fmt: skip
+        received.clear()
+        return predict(
+            release, str(pictures), str(out), TWO, wanted,
+            on_progress=lambda done, images: received.append((done, images)),
+        )  # fmt: skip
 
-    told = go()
-    assert (told.images, told.rows, told.quarantined) == (25, 24, 1)
-    assert heard[0] == (0, 25) and heard[-1] == (25, 25)
+    output = go()
+    assert (output.images, output.rows, output.quarantined) == (25, 24, 1)
+    assert received[0] == (0, 25) and received[-1] == (25, 25)
     table = pq.read_table(out)
     for row in table.to_pylist():
         share = spoken(release, (pictures / row["path"]).read_bytes())
@@ -240,7 +242,7 @@ def test_every_image_has_one_row_also_after_an_interruption(
     (out / "_done.json").unlink()
     stale = pa.table({"path": ["x"], "reason": ["of a call that was killed"]})
     predictions.parquet.write_table(f"{out}/_quarantine/part-00001.parquet", stale)
-    assert go() == told and heard[0] == (15, 25)  # the other ten alone are looked at
+    assert go() == output and received[0] == (15, 25)  # the other ten alone are looked at
     again = pq.read_table(out)
     assert all(again[name].equals(table[name]) for name in ("path", "label", "labels"))
     shares = [np.asarray(each["probabilities"].to_pylist()) for each in (again, table)]
@@ -252,7 +254,7 @@ def test_every_image_has_one_row_also_after_an_interruption(
     def refuse(_: Placement) -> None:
         raise NoRay
 
-    assert predict(release, str(pictures), str(out), TWO, wanted, connect=refuse) == told
+    assert predict(release, str(pictures), str(out), TWO, wanted, connect=refuse) == output
     with pytest.raises(DatasetError, match=r"other settings \(.*top"):
         predict(release, str(pictures), str(out), TWO, PredictOptions(top=1), connect=refuse)
     (pictures / "new.png").write_bytes((pictures / "broken.jpg").read_bytes())

@@ -42,32 +42,32 @@ def by_name(findings: Iterable[Finding]) -> dict[str, Finding]:
 @pytest.mark.parametrize("single_writer", [False, True])
 def test_places_are_tried_and_nothing_is_left_there(s3: str, single_writer: bool) -> None:
     uris = (s3, f"{s3}/runs", f"{s3}/store")
-    found = by_name(check_places(*uris, single_writer=single_writer))
-    if not found["store"].ok:
-        assert not single_writer and "--single-writer" in found.pop("store").found
-        found |= by_name(check_places(*uris, single_writer=True))
-    assert all_right(found.values()) and set(found) == {"S3 credentials", "runs", "store"}
-    assert found["S3 credentials"].found.startswith("env, for http://")
+    result = by_name(check_places(*uris, single_writer=single_writer))
+    if not result["store"].ok:
+        assert not single_writer and "--single-writer" in result.pop("store").found
+        result |= by_name(check_places(*uris, single_writer=True))
+    assert all_right(result.values()) and set(result) == {"S3 credentials", "runs", "store"}
+    assert result["S3 credentials"].found.startswith("env, for http://")
     bucket = s3.rpartition("/")[0]
     assert storage.backend_of(bucket).entries(bucket) == {}  # hidden ones too
 
 
 def test_the_way_of_signing_is_told_but_never_the_key(rclone: str) -> None:
     with s3_environment(rclone, key="AKIAWRONG", secret="wrong"):
-        found = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
-    assert found["S3 credentials"].ok and not found["runs"].ok and not found["store"].ok
-    assert "WRONG" not in found["S3 credentials"].found
+        result = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
+    assert result["S3 credentials"].ok and not result["runs"].ok and not result["store"].ok
+    assert "WRONG" not in result["S3 credentials"].found
     with s3_environment(rclone, key=None, secret=None):
-        found = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
-    assert not found["S3 credentials"].ok and "AWS_PROFILE" in found["S3 credentials"].do
-    assert "no usable S3 credentials" in found["store"].found
+        result = by_name(check_places("s3://any/data", "s3://any/runs", "s3://any/store"))
+    assert not result["S3 credentials"].ok and "AWS_PROFILE" in result["S3 credentials"].do
+    assert "no usable S3 credentials" in result["store"].found
 
 
 def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = by_name(check_places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
-    assert set(found) == {"runs", "store"} and found["runs"].ok
-    assert f"releases cannot be stored at {tmp_path}/file/store" in found["store"].found
+    result = by_name(check_places(str(tmp_path), str(tmp_path), str(tmp_path / "file/store")))
+    assert set(result) == {"runs", "store"} and result["runs"].ok
+    assert f"releases cannot be stored at {tmp_path}/file/store" in result["store"].found
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -75,27 +75,27 @@ def test_a_place_that_cannot_be_written_is_named_with_what_it_is_for(tmp_path: P
 
 
 def test_data_and_weights_are_looked_at_as_a_run_does(digits: str) -> None:
-    found = by_name(check_inputs(SCRATCH, digits, None))
-    assert all_right(found.values())
-    assert "1,438 train and 359 eval images of 10 classes" in found["data"].found
-    assert "8×8 px" in found["first image"].found and "scratch" in found["weights"].found
+    result = by_name(check_inputs(SCRATCH, digits, None))
+    assert all_right(result.values())
+    assert "1,438 train and 359 eval images of 10 classes" in result["data"].found
+    assert "8×8 px" in result["first image"].found and "scratch" in result["weights"].found
 
 
 def test_what_is_missing_or_damaged_is_said_and_the_rest_is_looked_at(
     digits: str, tmp_path: Path
 ) -> None:
-    found = by_name(check_inputs(Recipe(), str(tmp_path), str(tmp_path)))
-    assert not any(each.ok for each in found.values())
-    assert "effnet-ray pack" in found["data"].found
-    assert f"weights {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in found["weights"].found
+    result = by_name(check_inputs(Recipe(), str(tmp_path), str(tmp_path)))
+    assert not any(each.ok for each in result.values())
+    assert "effnet-ray pack" in result["data"].found
+    assert f"weights {tmp_path}/tf_efficientnet_b0.ns_jft_in1k" in result["weights"].found
     damaged = tmp_path / "damaged"
     shutil.copytree(digits, damaged)
     shard = next(damaged.glob("train/*.parquet"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    found = by_name(check_inputs(SCRATCH, str(damaged), None))
-    assert "SHA-256 does not match the manifest" in found["data"].found and found["weights"].ok
+    result = by_name(check_inputs(SCRATCH, str(damaged), None))
+    assert "SHA-256 does not match the manifest" in result["data"].found and result["weights"].ok
 
 
 # --- the working dir
@@ -109,9 +109,9 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
     (tmp_path / "more/.gitignore").write_text("big\n")
     files = {".rayignore", "jobs/a.py", "more/.gitignore"}
     assert set(uploaded_files(tmp_path)) == files
-    found = by_name(check_working_dir(tmp_path, submits=True))
+    result = by_name(check_working_dir(tmp_path, submits=True))
     size = sum(path.stat().st_size for path in map(tmp_path.joinpath, files)) / 1e6
-    assert all_right(found.values()) and f"3 files, {size:.1f} MB" in found["working dir"].found
+    assert all_right(result.values()) and f"3 files, {size:.1f} MB" in result["working dir"].found
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_of_the_working_dir_counts_what_ray_would_pack(tmp_path: Path) -> None:
 def test_keys_in_a_working_dir_that_is_submitted_are_wrong(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("secret")
-    found = by_name(check_working_dir(tmp_path, submits=True))["working dir secrets"]
-    assert not found.ok and name.split("/")[0] in found.found and ".rayignore" in found.do
-    assert "secret" not in found.found
+    result = by_name(check_working_dir(tmp_path, submits=True))["working dir secrets"]
+    assert not result.ok and name.split("/")[0] in result.found and ".rayignore" in result.do
+    assert "secret" not in result.found
     remarked = by_name(check_working_dir(tmp_path, submits=False))["working dir secrets"]
     assert remarked.ok and remarked.do
     (tmp_path / ".rayignore").write_text(f"{name}\n")
@@ -147,8 +147,8 @@ def test_a_working_dir_too_large_for_ray_and_runs_in_it_are_named(
     (tmp_path / "r/checkpoints").mkdir(parents=True)
     for step in range(9):
         (tmp_path / f"r/checkpoints/{step}").write_bytes(bytes(1000))
-    found = by_name(check_working_dir(tmp_path, submits=True))["working dir"]
-    assert found.ok and found.found.endswith("; r/checkpoints") and found.do
+    result = by_name(check_working_dir(tmp_path, submits=True))["working dir"]
+    assert result.ok and result.found.endswith("; r/checkpoints") and result.do
     monkeypatch.setattr(packaging, "GCS_STORAGE_MAX_SIZE", 8000)
     assert not by_name(check_working_dir(tmp_path, submits=True))["working dir"].ok
 
@@ -245,8 +245,8 @@ def test_the_check_looks_at_the_name_of_the_run(
         submits=False,
         connect=no_ray,
     )
-    found = next(each for each in findings if each.check == "run")
-    assert found.ok == (name in (None, "new", "same")) and says in found.found
+    result = next(each for each in findings if each.check == "run")
+    assert result.ok == (name in (None, "new", "same")) and says in result.found
 
 
 @pytest.mark.ray
@@ -256,9 +256,9 @@ def test_the_check_looks_at_everything_a_run_needs_and_exits_by_it(
     where = ["--data", digits, "--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
     assert main(check_job, ["--local", *where]) == 0
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    names = [each["check"] for each in told["findings"]]
-    assert told["ok"] is True and err.rstrip().endswith("checks passed")
+    output = json.loads(out)
+    names = [each["check"] for each in output["findings"]]
+    assert output["ok"] is True and err.rstrip().endswith("checks passed")
     assert names == ["runs", "store", "data", "first image", "weights", "run", "working dir",
                      "working dir secrets", "recipe", "versions", "workers"]  # fmt: skip
     assert main(check_job, ["--local", *where, "--gpus-per-worker", "1"]) == 1

@@ -40,14 +40,14 @@ def test_an_int8_export_says_what_it_loses(
     release, top1 = trained
     options = QuantizeOptions(data=digits, max_drop=5.0)
     exported = export(release, str(tmp_path / "int8"), quantizing=options)
-    found, record = exported.quantized, json.loads((tmp_path / "int8/export.json").read_text())
-    assert found
+    actual, record = exported.quantized, json.loads((tmp_path / "int8/export.json").read_text())
+    assert actual
     assert exported.bytes == (tmp_path / "int8/model.onnx").stat().st_size
-    assert exported.bytes < 0.5 * found.bytes_float
-    assert found.top1_float == pytest.approx(top1, abs=1.5 / 359) and top1 > 0.4
-    assert found.top1 == measured_top1(Path(exported.file), release, digits)
-    assert found.drop_points == pytest.approx(100 * (found.top1_float - found.top1))
-    assert found.drop_points <= 5.0
+    assert exported.bytes < 0.5 * actual.bytes_float
+    assert actual.top1_float == pytest.approx(top1, abs=1.5 / 359) and top1 > 0.4
+    assert actual.top1 == measured_top1(Path(exported.file), release, digits)
+    assert actual.drop_points == pytest.approx(100 * (actual.top1_float - actual.top1))
+    assert actual.drop_points <= 5.0
     for key in ("top1", "top1_float", "drop_points", "bytes", "ms", "ms_float"):
         assert record[key] == exported.as_json()[key]
     quantized = {node.op_type for node in onnx.load(exported.file).graph.node}

@@ -36,8 +36,8 @@ def clusters(images: int, seed: int = 0, features: int = 1280) -> tuple[Tensor, 
     draws = torch.Generator().manual_seed(seed)
     centres = torch.rand(CLASSES, features, generator=torch.Generator().manual_seed(99)) * 3
     label = torch.arange(images) % CLASSES
-    found = centres[label] + torch.rand(images, features, generator=draws)
-    return normalize(found).half(), label
+    result = centres[label] + torch.rand(images, features, generator=draws)
+    return normalize(result).half(), label
 
 
 def fitted(images: int, false_alarms: float = 0.05) -> References:
@@ -80,8 +80,8 @@ def test_few_eval_images_make_no_references_and_many_no_more_than_the_limit() ->
     assert References.fit(features, torch.arange(len(label)), label, 0.05) is None
     many = MAX_REFERENCES + 10
     features, label = clusters(many, features=8)
-    found = References.fit(features, torch.arange(many), label, 0.05)
-    assert found and len(found.features) == len(found.id) == MAX_REFERENCES
+    result = References.fit(features, torch.arange(many), label, 0.05)
+    assert result and len(result.features) == len(result.id) == MAX_REFERENCES
 
 
 def test_references_are_of_all_classes_though_ids_are_in_their_order() -> None:
@@ -89,11 +89,11 @@ def test_references_are_of_all_classes_though_ids_are_in_their_order() -> None:
     images = 2 * MAX_REFERENCES
     features, label = clusters(images, features=64)
     order = label.argsort(stable=True)
-    found = References.fit(features[order], torch.arange(images), label[order], 0.05)
-    assert found
-    assert set(label[order][found.id].tolist()) == set(range(CLASSES))
+    result = References.fit(features[order], torch.arange(images), label[order], 0.05)
+    assert result
+    assert set(label[order][result.id].tolist()) == set(range(CLASSES))
     new, _ = clusters(400, seed=1, features=64)
-    flagged = (found.scores(new) > found.threshold).float().reshape(-1, CLASSES).mean(0)
+    flagged = (result.scores(new) > result.threshold).float().reshape(-1, CLASSES).mean(0)
     assert float(flagged.max()) < 0.15
 
 
@@ -102,9 +102,9 @@ def test_images_alone_in_their_class_set_no_threshold() -> None:
     alone = torch.cat([label, torch.arange(CLASSES, CLASSES + 30)])
     strange = normalize(torch.rand(30, 1280, generator=torch.Generator().manual_seed(5))).half()
     both = torch.cat([features, strange])
-    found = References.fit(both, torch.arange(90), alone, 0.05)
+    result = References.fit(both, torch.arange(90), alone, 0.05)
     plain = References.fit(features, torch.arange(60), label, 0.05)
-    assert found and plain and found.threshold == pytest.approx(plain.threshold, abs=0.01)
+    assert result and plain and result.threshold == pytest.approx(plain.threshold, abs=0.01)
     every = torch.arange(60)
     assert References.fit(features, every, every, 0.05) is None
 
@@ -162,9 +162,9 @@ def test_scorer_server_and_exports_give_the_same_score(
     scorer = Scorer(release.uri, None, MachineShare(cores=1))
     features, _ = scorer.features_and_logits(views)
     wanted = release.references.scores(features).numpy()
-    found = scorer.unknown(features)
-    assert found is not None
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    result = scorer.unknown(features)
+    assert result is not None
+    np.testing.assert_allclose(result, wanted, atol=1e-5)
     images = torch.from_numpy(views).permute(0, 3, 1, 2)
     onnx = export(release, str(tmp_path / "onnx"), "onnx")
     session = onnxruntime.InferenceSession(onnx.file)
@@ -214,19 +214,19 @@ def test_references_that_are_none_are_refused(
 ) -> None:
     copy = tmp_path / "release"
     shutil.copytree(release.uri, copy)
-    found = release.references
-    assert found
+    result = release.references
+    assert result
     match damage:
         case "missing":
             forge(copy, REFERENCES, None)
         case "another width":
-            narrow = References(found.features[:, :8], found.id, found.means[:, :8], 0.1)
+            narrow = References(result.features[:, :8], result.id, result.means[:, :8], 0.1)
             forge(copy, REFERENCES, narrow.to_bytes())
         case "not finite":
-            broken = References(found.features * torch.nan, found.id, found.means, 0.1)
+            broken = References(result.features * torch.nan, result.id, result.means, 0.1)
             forge(copy, REFERENCES, broken.to_bytes())
         case "one image":
-            one = References(found.features[:1], found.id[:1], found.means, 0.1)
+            one = References(result.features[:1], result.id[:1], result.means, 0.1)
             forge(copy, REFERENCES, one.to_bytes())
         case "no tensors":
             forge(copy, REFERENCES, b"\x00" * 40)

@@ -27,9 +27,9 @@ def test_a_release_holds_the_average_where_that_was_better(tmp_path: Path, avera
             parameter.add_(1)
     state.step, state.history = 1, [replace(report(0, 0.75), averaged=averaged)]
     uri = str(tmp_path / "run")
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    actual = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
-    release = release_run(result(uri, found), ModelStore(str(tmp_path / "store")))
+    release = release_run(result(uri, actual), ModelStore(str(tmp_path / "store")))
     weights = load((Path(release.uri) / "model.safetensors").read_bytes())
     expected = (state.averaged if averaged else state.network).backbone.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
@@ -39,11 +39,11 @@ def test_a_release_tells_of_all_epochs_also_of_those_after_the_best(tmp_path: Pa
     uri = str(tmp_path / "run")
     state = new_state(RECIPE)
     state.step, state.history = 1, [report(0, 0.75)]
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    actual = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     state.step, state.history = 2, [report(0, 0.75), report(1, 0.5)]
     checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
-    ended = replace(result(uri, found), epochs=2, steps=2)
+    ended = replace(result(uri, actual), epochs=2, steps=2)
     folder = Path(release_run(ended, ModelStore(str(tmp_path / "store"))).uri)
     metrics = json.loads((folder / "metrics.json").read_bytes())
     assert [epoch["epoch"] for epoch in metrics["history"]] == [0, 1]
@@ -68,12 +68,12 @@ def test_a_release_tells_each_classs_average_precision_where_there_is_one(
     state.step, state.history = 1, [report(0, 0.75)]
     counted = [(4, 5, 3), (6, 5, 4)]
     state.per_class = class_metrics([*each, ap] for each, ap in zip(counted, aps, strict=True))
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    actual = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     run_record.create(run(), uri)
-    folder = Path(release_run(result(uri, found), ModelStore(str(tmp_path / "store"))).uri)
-    told = json.loads((folder / "metrics.json").read_bytes())["per_class"]
-    assert [each.get("ap") for each in told] == list(aps)
-    assert [(each["class"], each["images"]) for each in told] == [("0", 4), ("1", 6)]
+    folder = Path(release_run(result(uri, actual), ModelStore(str(tmp_path / "store"))).uri)
+    output = json.loads((folder / "metrics.json").read_bytes())["per_class"]
+    assert [each.get("ap") for each in output] == list(aps)
+    assert [(each["class"], each["images"]) for each in output] == [("0", 4), ("1", 6)]
     card = (folder / "README.md").read_text()
     assert ("| 0 | 4 | 60.00% | 75.00% | 66.67% | 50.00% |" in card) == (aps[0] is not None)
     assert ("F1 | AP |" in card) == (aps[0] is not None) and "| F1 |" in card

@@ -45,14 +45,14 @@ def client() -> TestClient:
 
 
 def test_a_request_within_the_limit_arrives_whole(client: TestClient) -> None:
-    found = client.post("/", content=bytes(1000))
-    assert (found.status_code, found.json()["bytes"]) == (200, 1000)
-    assert "retry-after" not in found.headers
+    result = client.post("/", content=bytes(1000))
+    assert (result.status_code, result.json()["bytes"]) == (200, 1000)
+    assert "retry-after" not in result.headers
 
 
 def test_a_larger_one_does_not_arrive(client: TestClient) -> None:
-    found = client.post("/", content=bytes(1001))
-    assert found.status_code == 413 and "larger than 0.001 MB" in found.json()["error"]
+    result = client.post("/", content=bytes(1001))
+    assert result.status_code == 413 and "larger than 0.001 MB" in result.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_a_larger_one_does_not_arrive(client: TestClient) -> None:
 def test_one_that_is_turned_away_is_told_when_to_come_back(
     client: TestClient, status: int, reason: str
 ) -> None:
-    found = client.post(f"/?status={status}", content=b"x")
-    assert (found.status_code, found.headers["retry-after"]) == (503, "1")
-    assert reason in found.json()["error"]
+    result = client.post(f"/?status={status}", content=b"x")
+    assert (result.status_code, result.headers["retry-after"]) == (503, "1")
+    assert reason in result.json()["error"]
 
 
 @pytest.fixture
@@ -153,13 +153,13 @@ def test_an_error_of_the_release_stays_one(client: TestClient) -> None:
 def test_a_client_may_ask_for_less_time_and_not_for_more(
     client: TestClient, asked: str, granted: str | None
 ) -> None:
-    found = client.post("/", content=b"x", headers={"x-request-timeout-seconds": asked})
-    assert found.json()["timeout"] == granted
+    result = client.post("/", content=b"x", headers={"x-request-timeout-seconds": asked})
+    assert result.json()["timeout"] == granted
 
 
 def test_a_client_that_hangs_up_is_not_computed_for(client: TestClient) -> None:
-    found = client.post("/", content=b"x", headers={"x-request-disconnect-disabled": "?1"})
-    assert found.json()["disconnect"] is None
+    result = client.post("/", content=b"x", headers={"x-request-disconnect-disabled": "?1"})
+    assert result.json()["disconnect"] is None
 
 
 def test_an_image_that_does_not_arrive_in_time_is_given_up() -> None:
@@ -203,10 +203,10 @@ def sample(client: TestClient, name: str, **labels: str) -> float:
     """A value in what `GET /metrics` answers, read by Prometheus's own parser; 0 if it is not."""
     text = client.get("/metrics").text
     return sum(
-        found.value
+        result.value
         for family in text_string_to_metric_families(text)
-        for found in family.samples
-        if found.name == name and labels.items() <= found.labels.items()
+        for result in family.samples
+        if result.name == name and labels.items() <= result.labels.items()
     )
 
 

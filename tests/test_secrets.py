@@ -444,12 +444,12 @@ def ray_state(head: Head) -> dict[str, str]:
     """What Ray's dashboard tells of everything that ran, runtime environments among it."""
     url = f"http://127.0.0.1:{head.dashboard}/api"
     time.sleep(FLUSHED_S)
-    found = {"submissions": status("get", f"{url}/jobs/", head.token)}
+    result = {"submissions": status("get", f"{url}/jobs/", head.token)}
     for name in LISTS:
-        found[name] = status("get", f"{url}/v0/{name}?detail=1&limit=10000", head.token)
-    found["serve"] = status("get", f"{url}/serve/applications/", head.token)
-    assert {code for code, _ in found.values()} == {200}, found
-    return {name: text for name, (_, text) in found.items()}
+        result[name] = status("get", f"{url}/v0/{name}?detail=1&limit=10000", head.token)
+    result["serve"] = status("get", f"{url}/serve/applications/", head.token)
+    assert {code for code, _ in result.values()} == {200}, result
+    return {name: text for name, (_, text) in result.items()}
 
 
 def session_logs(arguments: set[str]) -> dict[str, str]:
@@ -462,18 +462,18 @@ def session_logs(arguments: set[str]) -> dict[str, str]:
 
 def stored(bucket: str) -> dict[str, str]:
     """Every object of a bucket with its metadata as S3 tells it; Parquet also decoded."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for path, size in storage.sizes(bucket).items():
         uri = storage.join(bucket, path)
         data = storage.read_bytes(uri) if size else b""
         name, key = bucket.removeprefix("s3://"), path
-        found[path] = data.decode(errors="replace")
-        found[f"{path} (head)"] = str(s3.client().call_s3("head_object", Bucket=name, Key=key))
+        result[path] = data.decode(errors="replace")
+        result[f"{path} (head)"] = str(s3.client().call_s3("head_object", Bucket=name, Key=key))
         if path.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data))
             fields = [f.name for f in table.schema if pa.types.is_string(f.type)]
-            found[f"{path} (table)"] = f"{table.schema} {table.select(fields).to_pylist()}"
-    return found
+            result[f"{path} (table)"] = f"{table.schema} {table.select(fields).to_pylist()}"
+    return result
 
 
 def leaks(head: Head, places: Mapping[str, str]) -> list[str]:

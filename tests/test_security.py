@@ -42,13 +42,13 @@ def head(rclone: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head
 
 def routes() -> set[tuple[str, str]]:
     """Method and path of everything that Ray's dashboard and its agents know, by their source."""
-    found = {
+    result = {
         (method, re.sub(r"\{\w+\}", "x", path))
         for file in (RAY / "dashboard").rglob("*.py")
         for method, path in ROUTE.findall(file.read_text())
     }
-    assert len(found) > 60
-    return found
+    assert len(result) > 60
+    return result
 
 
 def methods() -> Iterator[str]:
@@ -63,17 +63,17 @@ def methods() -> Iterator[str]:
 
 def answers(address: str) -> dict[str, grpc.StatusCode]:
     """What a port answers to every method, called without a token; empty if it is no gRPC."""
-    found = {}
+    result = {}
     with grpc.insecure_channel(address) as channel:
         for method in methods():
             try:
                 channel.unary_unary(method)(b"", timeout=5)
-                found[method] = grpc.StatusCode.OK
+                result[method] = grpc.StatusCode.OK
             except grpc.RpcError as error:
-                found[method] = error.code()
+                result[method] = error.code()
                 if error.code() == grpc.StatusCode.UNAVAILABLE:
                     return {}
-    return found
+    return result
 
 
 def test_no_route_of_the_dashboard_answers_without_the_token(head: Head) -> None:
@@ -130,12 +130,12 @@ def test_a_job_on_s3_leaves_no_secret_in_arguments_runtime_env_or_logs(head: Hea
     assert done.returncode == 0 and '"ok": true' in done.stdout, done.stdout + done.stderr
     seen = {word for process in processes(head.env) for word in process.cmdline()}
     url = f"http://127.0.0.1:{head.dashboard}/api/jobs/"
-    code, told = status("get", url, head.token)
-    assert code == 200 and json.loads(told)
+    code, output = status("get", url, head.token)
+    assert code == 200 and json.loads(output)
     logs = {Path(word.partition("=")[2]) for word in seen if word.startswith("--logs-dir=")}
     files = [file for folder in logs for file in folder.rglob("*") if file.is_file()]
     text = "".join(file.read_text(errors="replace") for file in files)
     assert "jobs/check.py" in text
     for secret in (SECRET, KEY, head.token):
-        assert secret not in text and secret not in told and secret not in done.stdout
+        assert secret not in text and secret not in output and secret not in done.stdout
         assert not any(secret in word for word in seen)

@@ -49,9 +49,9 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.serving.port, timeout=60)
         connection.request(method, path, body=data)
         answer = connection.getresponse()
-        told: Answer = answer.status, json.loads(answer.read())
+        output: Answer = answer.status, json.loads(answer.read())
         connection.close()
-        return told
+        return output
 
     def counted(self, status: str, model: str = "") -> float:
         """How many images got this answer, as Prometheus is told."""
@@ -76,37 +76,37 @@ def photograph(photographs: Path) -> bytes:
 
 
 def test_an_image_gets_what_the_release_says_of_it(server: Server, photograph: bytes) -> None:
-    status, told = server.ask(photograph)
+    status, output = server.ask(photograph)
     view = torch.tensor(eval_view(decode(photograph), server.first.spec)).permute(2, 0, 1)[None]
     share = server.first.network(view).softmax(1)[0].numpy()
     order = np.argsort(-share, kind="stable")[:2]
-    assert (status, told["model"], told["label"]) == (200, "birds@v1", str(order[0]))
-    assert [each["label"] for each in told["labels"]] == [str(k) for k in order]
-    assert np.allclose([each["probability"] for each in told["labels"]], share[order], atol=1e-5)
+    assert (status, output["model"], output["label"]) == (200, "birds@v1", str(order[0]))
+    assert [each["label"] for each in output["labels"]] == [str(k) for k in order]
+    assert np.allclose([each["probability"] for each in output["labels"]], share[order], atol=1e-5)
 
 
 def together(server: Server, files: list[bytes]) -> list[Answer | Exception]:
     """Answers to requests that are under way at once; one that fails is its error."""
-    found: dict[int, Answer | Exception] = {}
+    result: dict[int, Answer | Exception] = {}
 
     def ask(number: int) -> None:
         try:
-            found[number] = server.ask(files[number])
+            result[number] = server.ask(files[number])
         except Exception as error:
-            found[number] = error
+            result[number] = error
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(files))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [found[number] for number in range(len(files))]
+    return [result[number] for number in range(len(files))]
 
 
 def first_probability(answer: Answer | Exception) -> float:
     assert not isinstance(answer, Exception), answer
-    found: float = answer[1]["labels"][0]["probability"]
-    return found
+    result: float = answer[1]["labels"][0]["probability"]
+    return result
 
 
 def test_requests_that_come_together_get_each_its_own(server: Server, photographs: Path) -> None:
@@ -132,8 +132,8 @@ def test_requests_that_come_together_get_each_its_own(server: Server, photograph
 def test_what_is_no_image_is_refused(
     server: Server, data: bytes | None, path: str, method: str, status: int, says: str
 ) -> None:
-    found, told = server.ask(data, path, method)
-    assert found == status and says in told["error"]
+    result, output = server.ask(data, path, method)
+    assert result == status and says in output["error"]
 
 
 def test_a_browser_gets_a_page_and_a_program_a_description(
@@ -146,8 +146,8 @@ def test_a_browser_gets_a_page_and_a_program_a_description(
     assert answer.headers["content-type"].startswith("text/html") and "birds@v1" in page
     assert answer.headers["content-security-policy"] == http_docs.POLICY
     connection.close()
-    status, told = server.ask(None, "/openapi.json", "GET")
-    assert status == 200 and set(told["paths"]) == {
+    status, output = server.ask(None, "/openapi.json", "GET")
+    assert status == 200 and set(output["paths"]) == {
         "/",
         "/healthz",
         "/openapi.json",
@@ -180,9 +180,9 @@ def test_metrics_name_the_release_that_answered(server: Server, photograph: byte
 
 def test_it_says_what_it_serves(server: Server) -> None:
     assert server.ask(None, "/healthz", "GET") == (200, {"ok": True, "model": "birds@v1"})
-    told = server.ask(None, "/", "GET")[1]
-    assert told["classes"] == list(server.first.classes)
-    assert told["release_uri"] == server.first.uri
+    output = server.ask(None, "/", "GET")[1]
+    assert output["classes"] == list(server.first.classes)
+    assert output["release_uri"] == server.first.uri
 
 
 def test_rolling_to_another_release_ends_no_replica_and_drops_no_request(
@@ -238,9 +238,9 @@ def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
         patch.setattr(serves, "load_release", load_and_delete)
         with pytest.raises(
             EvaluationError, match=f"still served: {before['release_uri']}"
-        ) as told:
+        ) as output:
             server.roll_to(gone)
-    assert isinstance(told.value.__cause__, ReleaseError)  # the replica's own
+    assert isinstance(output.value.__cause__, ReleaseError)  # the replica's own
     assert server.ask(None, "/", "GET")[1] == before
     server.roll_to(server.second)
     assert server.ask(None, "/", "GET")[1]["release_uri"] == server.second.uri
@@ -276,9 +276,9 @@ def test_once_a_release_is_deployed_no_replica_answers_with_another(server: Serv
     try:
         for release in (server.first, server.second):
             deploy(release.uri, two)
-            told = [server.ask(None, "/", "GET")[1] for _ in range(40)]
-            assert {each["release_uri"] for each in told} == {release.uri}
-            assert len({each["replica"] for each in told}) == 2
+            output = [server.ask(None, "/", "GET")[1] for _ in range(40)]
+            assert {each["release_uri"] for each in output} == {release.uri}
+            assert len({each["replica"] for each in output}) == 2
     finally:
         server.roll_to(server.first)
 
@@ -287,8 +287,10 @@ def test_an_answer_that_is_no_number_is_an_error_that_names_the_release(
     server: Server, photograph: bytes, tmp_path: Path
 ) -> None:
     server.roll_to(without_numbers(released(tmp_path)))
-    status, told = server.ask(photograph)
+    status, output = server.ask(photograph)
     assert (
-        status == 500 and "birds@v1" in told["error"] and "NaN or infinite logits" in told["error"]
+        status == 500
+        and "birds@v1" in output["error"]
+        and "NaN or infinite logits" in output["error"]
     )
     server.roll_to(server.first)

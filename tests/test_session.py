@@ -28,10 +28,10 @@ def test_gpus_that_the_cluster_lacks_are_refused(cluster: None) -> None:
 
 
 def test_more_workers_than_cores_share_one_machine(cluster: None) -> None:
-    asked = session.request_resources(Placement(workers="6"), [])
-    assert asked.workers == 6
-    assert 6 * asked.resources_per_worker["CPU"] <= 3
-    assert asked.backend == session.GLOO
+    requested = session.request_resources(Placement(workers="6"), [])
+    assert requested.workers == 6
+    assert 6 * requested.resources_per_worker["CPU"] <= 3
+    assert requested.backend == session.GLOO
 
 
 def test_a_range_of_workers_is_elastic(cluster: None) -> None:
@@ -50,11 +50,11 @@ def test_processes_of_a_ray_without_a_dashboard_ask_nobodys(cluster: None) -> No
     import ray
 
     @ray.remote(num_cpus=0)
-    def told() -> str:
+    def output() -> str:
         return os.environ[session.DASHBOARD_ENV]
 
     with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
-        url = urlparse(ray.get(told.remote()))
+        url = urlparse(ray.get(output.remote()))
         asking.connect((url.hostname, url.port))
     assert os.environ.get(session.DASHBOARD_ENV) == BEFORE
 
@@ -106,7 +106,7 @@ print(ray.get(Asking.remote().state.remote()), os.environ["RAY_API_SERVER_ADDRES
 @pytest.mark.long
 def test_a_ray_of_our_own_asks_its_own_dashboard_whatever_the_user_submits_to() -> None:
     others = "http://127.0.0.1:1"
-    asked = subprocess.run(
+    requested = subprocess.run(
         [sys.executable, "-c", ASKS],
         env=os.environ | {"RAY_API_SERVER_ADDRESS": others},
         capture_output=True,
@@ -114,7 +114,7 @@ def test_a_ray_of_our_own_asks_its_own_dashboard_whatever_the_user_submits_to() 
         timeout=120,
         check=True,
     )
-    assert asked.stdout.split() == ["ALIVE", others]
+    assert requested.stdout.split() == ["ALIVE", others]
 
 
 ENDS = """

@@ -62,8 +62,8 @@ def write_csv(images: Path, out: Path, name: str = "table.csv", **more: Any) -> 
 
 def write_parquet_table(images: Path, out: Path) -> str:
     """Absolute paths, elsewhere."""
-    found = files(images)
-    columns = {"path": [str(f) for f in found], "label": [f.parent.name for f in found]}
+    result = files(images)
+    columns = {"path": [str(f) for f in result], "label": [f.parent.name for f in result]}
     pq.write_table(pa.table(columns), out / "table.parquet")
     return str(out / "table.parquet")
 
@@ -319,8 +319,8 @@ def test_a_sample_whose_name_has_dots_is_refused_not_lost(images: Path, out: Pat
 def test_one_parquet_file_is_read_without_its_neighbours(images: Path, out: Path) -> None:
     folder = write_hugging_face(images, out, splits=("train", "validation"))
     (out / "data/broken.parquet").write_bytes(b"no Parquet")
-    found = listed(f"{folder}/data/train-00000-of-00001.parquet", out)
-    assert len(found.images) == len(files(images)[::2])
+    result = listed(f"{folder}/data/train-00000-of-00001.parquet", out)
+    assert len(result.images) == len(files(images)[::2])
 
 
 def test_pictures_of_other_kinds_are_quarantined_not_overlooked(images: Path, out: Path) -> None:
@@ -556,14 +556,14 @@ def test_class_names_with_blanks_and_several_labels_need_no_note(
 def test_images_may_be_in_the_only_column_that_can_have_them(
     images: Path, out: Path, column: str, *, binary: bool
 ) -> None:
-    found = files(images)
+    result = files(images)
     table = pa.table(
         {
             column: [
                 file.read_bytes() if binary else {"bytes": file.read_bytes(), "path": file.name}
-                for file in found
+                for file in result
             ],
-            "label": [file.parent.name for file in found],
+            "label": [file.parent.name for file in result],
         }
     )
     pq.write_table(table, out / "a.parquet")
@@ -582,11 +582,11 @@ def test_two_columns_that_may_have_images_are_refused(images: Path, out: Path) -
 def test_a_table_of_paths_may_have_a_column_of_bytes(
     images: Path, tmp_path: Path, out: Path
 ) -> None:
-    found = files(images)
+    result = files(images)
     columns = {
-        "path": [str(f) for f in found],
-        "label": [f.parent.name for f in found],
-        "embedding": [b"1"] * len(found),
+        "path": [str(f) for f in result],
+        "label": [f.parent.name for f in result],
+        "embedding": [b"1"] * len(result),
     }
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
     expected = contents(listed(str(images), out))

@@ -88,10 +88,10 @@ def test_a_compiler_that_cannot_build_extensions_does_not_work(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     probe = "from effnet_ray.model.compile import compiler_works; print(compiler_works())"
     environment = os.environ | {"CXX": str(broken)}
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
     )
-    assert told.stdout.split()[-1] == "False"
+    assert output.stdout.split()[-1] == "False"
 
 
 # --- layout
@@ -99,9 +99,9 @@ def test_a_compiler_that_cannot_build_extensions_does_not_work(
 
 def lies(tensor: Tensor) -> str:
     """The layout of a tensor [N, C, H, W] of more than one channel and pixel."""
-    found = [name for name in LAYOUTS if tensor.is_contiguous(memory_format=MEMORY_FORMATS[name])]
-    assert len(found) == 1
-    return found[0]
+    result = [name for name in LAYOUTS if tensor.is_contiguous(memory_format=MEMORY_FORMATS[name])]
+    assert len(result) == 1
+    return result[0]
 
 
 def states(state: TrainState) -> list[Tensor]:
@@ -176,8 +176,8 @@ def in_a_group(rank: int, folder: str, workers: int) -> None:
     meeting = f"file://{folder}/meeting-{workers}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
     recipe = replace(CHECKED, batchnorm="frozen", micro_batch=2)
-    found = train(recipe, rank, workers)
-    Path(folder, f"{workers}-{rank}.json").write_text(json.dumps(found["sums"]))
+    result = train(recipe, rank, workers)
+    Path(folder, f"{workers}-{rank}.json").write_text(json.dumps(result["sums"]))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -239,10 +239,10 @@ except ClusterError as error:
 @pytest.mark.long
 def test_a_worker_without_a_compiler_ends_in_a_sentence(tmp_path: Path) -> None:
     paths = os.pathsep.join(map(str, [Path(__file__).parents[1], Path(__file__).parent]))
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", STEP], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": paths, "CXX": "no-such-compiler",
                           "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
     ).stdout.splitlines()  # fmt: skip
-    assert len(told) == 1 and told[0].startswith("the network cannot be compiled on ")
-    assert "no-such-compiler" in told[0] and told[0].endswith("use --compile False")
+    assert len(output) == 1 and output[0].startswith("the network cannot be compiled on ")
+    assert "no-such-compiler" in output[0] and output[0].endswith("use --compile False")

@@ -33,8 +33,8 @@ def test_every_image_is_in_one_split_and_every_class_in_each(
     shuffled = splits.shuffled(split, seed)
     assert sorted(np.concatenate(list(shuffled.values()))) == list(range(len(label)))
     for index, fraction in enumerate(fractions.values(), start=1):
-        found = np.bincount(label[split == index], minlength=len(counts))
-        off = np.abs(found - fraction * np.asarray(counts))
+        result = np.bincount(label[split == index], minlength=len(counts))
+        off = np.abs(result - fraction * np.asarray(counts))
         assert off.max() <= (1 if fraction else 0)
     assert set(label[split == 0]) == set(range(len(counts)))
 

@@ -28,8 +28,10 @@ class Service(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """A token."""
-        asked = int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
-        self._answer(200 if asked and self.path == "/latest/api/token" else 400, TOKEN.encode())
+        requested = int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._answer(
+            200 if requested and self.path == "/latest/api/token" else 400, TOKEN.encode()
+        )
 
     def do_GET(self) -> None:
         """The notice: EC2's with its token, or Google's with its header."""

@@ -58,9 +58,9 @@ def test_listing_is_relative_sorted_and_without_neighbours(place: str) -> None:
     storage.write_bytes(f"{place}-beside/no.txt", b"")
     expected = {name: size for size, name in enumerate(names)}
     for uri in (place, f"{place}/"):
-        found = storage.sizes(uri)
-        assert found == expected
-        assert list(found) == sorted(found)
+        result = storage.sizes(uri)
+        assert result == expected
+        assert list(result) == sorted(result)
     assert storage.sizes(storage.join(place, "b")) == {"c/2.txt": 0}
 
 

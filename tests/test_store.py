@@ -64,12 +64,12 @@ def test_sharing_a_store_on_a_server_that_ignores_preconditions_is_refused_befor
     with s3_environment(rclone):
         bucket = fresh_bucket()
         where = ["--data", str(packed), "--runs", f"{tmp_path}/runs", "--store", f"{bucket}/store"]
-        told = refused(*where)
+        output = refused(*where)
         assert (
             "does not support safe concurrent publishing (its server ignores If-None-Match)"
-            in told
+            in output
         )
-        assert "--single-writer" in told and list((tmp_path / "runs").iterdir()) == []
+        assert "--single-writer" in output and list((tmp_path / "runs").iterdir()) == []
         store = ["--store", f"{bucket}/store"]
         for verb in (["promote", "pets@v1", "x"], ["delete", "pets@v1"], ["gc"]):
             assert "--single-writer" in refused(*verb, *store, job=models_job)
@@ -207,9 +207,9 @@ def test_an_altered_history_is_begun_anew_by_force_and_kept(
     assert "start a new history with `effnet-ray models promote --force`" in refused(
         *verb, job=models_job
     )
-    told = said(capsys, *verb, "--force")
+    output = said(capsys, *verb, "--force")
     assert "kept it as" in caplog.text
-    assert (told["version"], told["previous"], told["forced"]) == (1, None, True)
+    assert (output["version"], output["previous"], output["forced"]) == (1, None, True)
     assert local.find("pets@best").version == 1
     assert [kept.read_bytes() for kept in path(local, "aliases").glob("*.altered")] == [data]
     assert "pets@best" in said(capsys, "verify", "--store", local.uri)["aliases"]
@@ -257,8 +257,8 @@ def test_gc_takes_only_what_is_older_than_the_lease_and_belongs_to_nobody(
     (Path(local.uri) / ".probe-0").mkdir()
     (Path(local.uri) / ".probe-0/key").touch()
     assert local.gc().removed == []
-    found = local.gc(stale_after_s=-60).removed
-    assert len(found) == 4 and found[-1].endswith("/.probe-0")
+    result = local.gc(stale_after_s=-60).removed
+    assert len(result) == 4 and result[-1].endswith("/.probe-0")
     assert storage.entries(local.uri, hidden=True).keys() == kept
 
 
@@ -291,8 +291,8 @@ def test_gc_works_where_uploads_cannot_be_listed_and_says_so(
         store = ModelStore(f"{fresh_bucket()}/store")
         three(store)
         through.faults = Faults(["501 NotImplemented"], 1, lambda _, path: "uploads" in path)
-        told = said(capsys, "gc", "--store", store.uri)
-        assert (told["uploads"], told["removed"]) == (0, []) and "list the uploads" in told[
+        output = said(capsys, "gc", "--store", store.uri)
+        assert (output["uploads"], output["removed"]) == (0, []) and "list the uploads" in output[
             "unlisted"
         ]
 
@@ -328,14 +328,14 @@ def test_verify_holds_aliases_against_releases(
     sentence: str,
 ) -> None:
     local.promote("pets@v3", "champion")
-    found = said(capsys, "verify", "--store", local.uri)["aliases"]
-    assert found == ["pets@best", "pets@champion"]
+    result = said(capsys, "verify", "--store", local.uri)["aliases"]
+    assert result == ["pets@best", "pets@champion"]
     rewrite(local, "best", change)
     for model in ([], ["pets@best"]):
-        told = refused("verify", *model, "--store", local.uri, job=models_job)
-        assert re.search(sentence, told)
+        output = refused("verify", *model, "--store", local.uri, job=models_job)
+        assert re.search(sentence, output)
     assert main(models_job, ["verify", "pets", "--store", local.uri]) == 2
-    assert "✓ pets@v3" in (heard := capsys.readouterr().err) and "✓ pets@champion" in heard
+    assert "✓ pets@v3" in (received := capsys.readouterr().err) and "✓ pets@champion" in received
 
 
 def test_a_release_without_a_seal_is_told_to_have_none(local: ModelStore) -> None:
@@ -630,8 +630,8 @@ def test_the_verbs_say_what_they_did_as_json(
     assert [move["version"] for move in history["best"]] == [1, 2]
     assert said(capsys, "verify", "pets", *where)["verified"] == ["pets@v1", "pets@v2", "pets@v3"]
     assert said(capsys, "verify", "pets@best", *where)["verified"] == ["pets@v2"]
-    told = said(capsys, "delete", "pets@v3", "--force", *writes)
-    assert told == {"deleted": "pets@v3", "aliases": ["champion"], "best": None}
+    output = said(capsys, "delete", "pets@v3", "--force", *writes)
+    assert output == {"deleted": "pets@v3", "aliases": ["champion"], "best": None}
     nothing = {"finished": [], "buried": [], "removed": [], "uploads": 0, "unlisted": ""}
     assert said(capsys, "gc", *writes) == nothing
 
@@ -681,8 +681,8 @@ def test_what_cannot_be_done_is_one_sentence(
     local: ModelStore, refused: Refused, flags: list[str], sentence: str
 ) -> None:
     path(local, "v0003/README.md").write_text("other")
-    told = refused(*flags, "--store", local.uri, job=models_job)
-    assert re.search(sentence, told), told
+    output = refused(*flags, "--store", local.uri, job=models_job)
+    assert re.search(sentence, output), output
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(
@@ -691,8 +691,8 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     monkeypatch.setattr(retry, "GIVE_UP_S", 0.5)
     with s3_environment("http://127.0.0.1:9"):
         for verb in (["list"], ["show", "pets"], ["gc"], ["promote", "pets@v1", "x"]):
-            told = refused(*verb, "--store", "s3://bucket/store", job=models_job)
-            assert "check AWS_ENDPOINT_URL and the network" in told
+            output = refused(*verb, "--store", "s3://bucket/store", job=models_job)
+            assert "check AWS_ENDPOINT_URL and the network" in output
 
 
 def test_a_release_is_found_by_alias_as_weights_and_a_bare_name_is_refused(
@@ -702,8 +702,8 @@ def test_a_release_is_found_by_alias_as_weights_and_a_bare_name_is_refused(
     store.publish("pets", files("a", 0.5), {"run": "a"})
     flags = ["--data", str(packed), "--runs", f"{tmp_path}/runs", "--store", store.uri]
     assert "'pets' has no version" in refused(*flags, "--weights", "pets")
-    told = refused(*flags, "--weights", "pets@best")
-    assert f"weights {store.uri}/pets/v0001 are not a release" in told
+    output = refused(*flags, "--weights", "pets@best")
+    assert f"weights {store.uri}/pets/v0001 are not a release" in output
     assert "pets@canary is not in" in refused(*flags, "--weights", "pets@canary")
 
 

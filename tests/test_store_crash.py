@@ -142,11 +142,11 @@ def test_of_many_publishers_and_promoters_at_once_each_number_and_move_has_one(
 ) -> None:
     runs = [f"run {number}" for number in range(processes)]
     jobs = [[["promote own", "pets", f"{run} {i}", "champion"] for i in (0, 1)] for run in runs]
-    told = shared.run(*jobs)
-    assert [ended.get("error") for ended in told] == [None] * processes
+    output = shared.run(*jobs)
+    assert [ended.get("error") for ended in output] == [None] * processes
     made = {
         f"{run} {i}": tuple(ended["said"][i])
-        for run, ended in zip(runs, told, strict=True)
+        for run, ended in zip(runs, output, strict=True)
         for i in (0, 1)
     }
     store = shared.store
@@ -164,8 +164,8 @@ def test_of_many_publishers_and_promoters_at_once_each_number_and_move_has_one(
 
 
 def test_of_many_who_publish_the_same_run_at_once_there_is_one_release(shared: Workers) -> None:
-    told = shared.run(*[[["publish", "pets", "same", 0.5]]] * 6)
-    assert [ended.get("said") for ended in told] == [[1]] * 6, told
+    output = shared.run(*[[["publish", "pets", "same", 0.5]]] * 6)
+    assert [ended.get("said") for ended in output] == [[1]] * 6, output
     assert content(shared.store, "pets", 1) == files("same", 0.5)
     shared.store.gc(stale_after_s=-60)
     assert all_files(shared.store, "pets") == expected_files(1, "best")
@@ -173,8 +173,8 @@ def test_of_many_who_publish_the_same_run_at_once_there_is_one_release(shared: W
 
 def test_helpers_and_the_owner_of_a_number_write_the_same(shared: Workers) -> None:
     jobs = [[["publish", "pets", f"run {number}", 0.5]] for number in range(6)]
-    told = shared.run(*jobs, helped_after_s=0)
-    assert sorted(ended.get("said", [0])[0] for ended in told) == [1, 2, 3, 4, 5, 6], told
-    for number, ended in enumerate(told):
+    output = shared.run(*jobs, helped_after_s=0)
+    assert sorted(ended.get("said", [0])[0] for ended in output) == [1, 2, 3, 4, 5, 6], output
+    for number, ended in enumerate(output):
         version = ended["said"][0]
         assert content(shared.store, "pets", version) == files(f"run {number}", 0.5)

@@ -89,16 +89,16 @@ def test_every_verb_of_models(
 
     def said(*flags: str) -> dict[str, Any]:
         assert main(models_job, [*flags, "--store", place.store]) == 0, capsys.readouterr().err
-        told: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return told
+        output: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return output
 
     (model,) = said("list")["models"]
     assert (len(model["versions"]), model["aliases"]) == (3, {"best": 1})
     assert said("show", "birds@best")["release_uri"] == f"{place.store}/birds/v0001"
     assert said("promote", "birds@v3", "champion")["version"] == 3
-    told = said("verify")
-    assert told["verified"] == [f"birds@v{n}" for n in (1, 2, 3)]
-    assert told["aliases"] == ["birds@best", "birds@champion"]
+    output = said("verify")
+    assert output["verified"] == [f"birds@v{n}" for n in (1, 2, 3)]
+    assert output["aliases"] == ["birds@best", "birds@champion"]
     exported = said("export", "birds@best", "--out", f"{place.uri}/exported")
     assert exported["release"] == "birds@v1"
     made = {"model.onnx": exported["bytes"]}.items()
@@ -134,8 +134,8 @@ class Jobs:
         assert self.process.stdout
         code, printed = json.loads(self.process.stdout.readline())
         assert code == 0, self.said()
-        told: dict[str, Any] = json.loads(printed.splitlines()[-1])
-        return told
+        output: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        return output
 
     def said(self) -> str:
         """To people, so far."""
@@ -178,8 +178,8 @@ def test_a_release_is_judged_and_predicts_and_serves(
     report = f"{place.uri}/report.html"
     where = ["--data", f"{place.uri}/data", "--report", report, "--workers", "1"]
     jobs.begin("evaluate", *model, *where)
-    told = jobs.end()
-    assert (told["model"], told["images"], told["quarantined"]) == ("birds@v1", 8, 0)
+    output = jobs.end()
+    assert (output["model"], output["images"], output["quarantined"]) == ("birds@v1", 8, 0)
     assert b"</html>" in storage.read_bytes(report)
 
     out = f"{place.uri}/out"
@@ -206,6 +206,6 @@ def ask(jobs: Jobs, port: int, image: bytes) -> dict[str, Any]:
         time.sleep(0.1)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/", body=image)
-    told: dict[str, Any] = json.loads(connection.getresponse().read())
+    output: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
-    return told
+    return output

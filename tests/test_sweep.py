@@ -121,12 +121,12 @@ def test_on_a_cluster_for_one_trial_a_stopped_one_makes_room_and_a_failed_one_ha
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = trials(tmp_path, "shared")
-    assert [trial.state for trial in found] == [FINISHED, STOPPED, FAILED, FINISHED]
-    assert "not finite" in found[2].reason
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["best"] in (0, 3)
-    assert len(told["released"]) == 1 and told["released"][0] < 10
+    result = trials(tmp_path, "shared")
+    assert [trial.state for trial in result] == [FINISHED, STOPPED, FAILED, FINISHED]
+    assert "not finite" in result[2].reason
+    output = json.loads(done.stdout.splitlines()[-1])
+    assert output["best"] in (0, 3)
+    assert len(output["released"]) == 1 and output["released"][0] < 10
 
 
 def test_a_killed_sweep_goes_on_where_it_was(digits: str, tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_a_killed_leader_costs_a_sweep_no_trial(digits: str, tmp_path: Path) -> 
 @pytest.mark.timeout(1800)
 def test_the_demo_finds_a_model_as_good_as_the_quickstarts(tmp_path: Path) -> None:
     driver = job("tune", "--local", HOME=str(tmp_path))
-    found = answer(driver, timeout=1700)
-    assert found["trials"] == 8 and found["best"]["eval_top1"] >= 0.975
+    result = answer(driver, timeout=1700)
+    assert result["trials"] == 8 and result["best"]["eval_top1"] >= 0.975
 
 
 @pytest.mark.long
@@ -229,6 +229,6 @@ def test_a_killed_node_costs_a_sweep_no_trial(rclone: str) -> None:
             capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout.splitlines()[-1])
-        assert told["states"].keys() <= {FINISHED, STOPPED} and told["trials"] == 2
+        output = json.loads(done.stdout.splitlines()[-1])
+        assert output["states"].keys() <= {FINISHED, STOPPED} and output["trials"] == 2
         assert sweep_record.load_trials(f"{bucket}/runs/torn").keys() == {0, 1}

@@ -68,14 +68,14 @@ def train_loss(
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_the_loss_is_the_label_s_and_the_teacher_s_by_its_weight(temperature: float) -> None:
     """Hinton's: the cross-entropy of softened probabilities, times the squared temperature."""
-    found = train_loss(0.3, temperature, label_smoothing=0.1)(
+    actual = train_loss(0.3, temperature, label_smoothing=0.1)(
         LOGITS, Target(LABEL, TAUGHT), UNMIXED
     )
     of_label = F.cross_entropy(LOGITS, LABEL, reduction="none", label_smoothing=0.1)
     soft = (TAUGHT / temperature).softmax(1)
     of_teacher = -(soft * (LOGITS / temperature).log_softmax(1)).sum(1) * temperature**2
-    assert_close(found[:2], (0.7 * of_label + 0.3 * of_teacher)[:2])
-    assert_close(found[2], of_label[2])  # the teacher could not read it
+    assert_close(actual[:2], (0.7 * of_label + 0.3 * of_teacher)[:2])
+    assert_close(actual[2], of_label[2])  # the teacher could not read it
 
 
 def test_a_class_s_weight_is_on_both_parts_of_its_images_loss() -> None:
@@ -92,10 +92,10 @@ def test_settings_of_a_teacher_without_one_are_refused() -> None:
 
 def test_with_several_labels_every_class_is_softened_by_itself() -> None:
     label = F.one_hot(LABEL, 3).to(torch.uint8)
-    found = train_loss(1.0, 2.0)(LOGITS, Target(label, TAUGHT), UNMIXED)
+    actual = train_loss(1.0, 2.0)(LOGITS, Target(label, TAUGHT), UNMIXED)
     soft, log = (TAUGHT / 2).sigmoid(), LOGITS / 2
     of_teacher = -(soft * F.logsigmoid(log) + (1 - soft) * F.logsigmoid(-log)).mean(1) * 4
-    assert_close(found[:2], of_teacher[:2])
+    assert_close(actual[:2], of_teacher[:2])
 
 
 def test_where_the_network_agrees_with_its_teacher_it_learns_nothing() -> None:
@@ -298,11 +298,11 @@ def test_a_solved_head_is_fitted_to_the_teacher_too(
     stored = [feature_cache.read(f"{dataset.teacher}/00000.parquet", group) for group in range(3)]
     expected = np.concatenate([group.feature for group in stored])
     blocks = list(HeadFeatures(dataset, 0, 1))
-    found = [block.teacher.numpy() for block in blocks if block.teacher is not None]
-    assert [len(rows) for rows in found] == [120, 30]
+    actual = [block.teacher.numpy() for block in blocks if block.teacher is not None]
+    assert [len(rows) for rows in actual] == [120, 30]
     held_out = np.arange(150) % 5 == 4
-    assert np.array_equal(found[0], expected[~held_out])
-    assert np.array_equal(found[1], expected[held_out])
+    assert np.array_equal(actual[0], expected[~held_out])
+    assert np.array_equal(actual[1], expected[held_out])
 
 
 def pictures(folder: Path, classes: tuple[str, ...]) -> str:

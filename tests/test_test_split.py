@@ -42,22 +42,22 @@ def test_a_release_says_what_it_scored_once_and_evaluating_it_says_the_same(
 ) -> None:
     store = f"{tmp_path}/store"
     command = [*SMALL, "--data", str(tested), "--runs", f"{tmp_path}/runs", "--store", store]
-    told = finetune_job(command)
+    output = finetune_job(command)
     evaluated = evaluate_job(
         ["--model", "scored@v1", "--store", store, "--data", str(tested), "--split", "test"]
     )
-    assert told["test_top1"] == evaluated["eval_top1"]
-    release = Path(told["release_uri"])
+    assert output["test_top1"] == evaluated["eval_top1"]
+    release = Path(output["release_uri"])
     metrics = json.loads((release / "metrics.json").read_bytes())
     assert metrics["test"]["test_images"] == evaluated["images"] == 6
     assert metrics["test"]["test_loss"] == pytest.approx(evaluated["eval_loss"], rel=1e-5)
-    assert json.loads((release / "release.json").read_bytes())["test_top1"] == told["test_top1"]
-    assert f"top-1 {told['test_top1']:.2%}" in (release / "README.md").read_text()
+    assert json.loads((release / "release.json").read_bytes())["test_top1"] == output["test_top1"]
+    assert f"top-1 {output['test_top1']:.2%}" in (release / "README.md").read_text()
     for shard in (tested / "test").iterdir():
         shard.unlink()
-    assert finetune_job(command) == told  # reported: to score it again there would be no images
+    assert finetune_job(command) == output  # reported: to score it again there would be no images
     elsewhere = finetune_job([*command, "--store", f"{tmp_path}/other"])
-    assert elsewhere["test_top1"] == told["test_top1"]  # nor is it for another store
+    assert elsewhere["test_top1"] == output["test_top1"]  # nor is it for another store
     run = tmp_path / "runs/scored"
     assert not list(run.glob(f"{test_score.CANDIDATE}*"))
     (run / test_score.SCORE_FILE).unlink()
@@ -74,8 +74,8 @@ def again(folder: Path, scoring: Scoring) -> Any:
 
 
 def _checkpoint(folder: Path) -> str:
-    (found,) = (folder / "run" / run_record.CHECKPOINTS).iterdir()
-    return str(found)
+    (actual,) = (folder / "run" / run_record.CHECKPOINTS).iterdir()
+    return str(actual)
 
 
 def test_without_a_test_split_nothing_is_asked_of_ray(packed: Path, tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_what_was_released_is_found_whatever_became_of_its_data(tmp_path: Path) 
     scoring = Scoring(f"{tmp_path}/gone", Placement(), never)
     opened = released(tmp_path)
     store = str(tmp_path / "store")
-    found = release_run(result(str(tmp_path / "run"), _checkpoint(tmp_path)), ModelStore(store),
+    actual = release_run(result(str(tmp_path / "run"), _checkpoint(tmp_path)), ModelStore(store),
                         scoring=scoring)  # fmt: skip
-    assert found.uri == opened.uri
+    assert actual.uri == opened.uri
     with pytest.raises(InputError, match="gone"):
         again(tmp_path, scoring)
 

@@ -123,9 +123,9 @@ def released(uri: str, store: str, history: Sequence[EpochReport]) -> Release:
     assert run is not None
     state = new_state(RECIPE)
     state.step, state.history = history[-1].step, list(history)
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    actual = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     result = Result(
-        run=run.name, run_uri=uri, checkpoint=found, eval_top1=0.75, eval_top5=1.0,
+        run=run.name, run_uri=uri, checkpoint=actual, eval_top1=0.75, eval_top5=1.0,
         eval_loss=0.75, epochs=len(history), steps=state.step, resumed_from_step=0,
         train_images_per_s=1.0, seconds=1.0, quarantined=0,
     )  # fmt: skip
@@ -133,11 +133,13 @@ def released(uri: str, store: str, history: Sequence[EpochReport]) -> Release:
     return release_run(result, ModelStore(store))
 
 
-def tell(*told: Event | Release, names: Sequence[str] = BOTH) -> tuple[dict[str, str], list[str]]:
+def tell(
+    *output: Event | Release, names: Sequence[str] = BOTH
+) -> tuple[dict[str, str], list[str]]:
     """What a driver does; where the run is to be found, and what was said."""
     said = list[str]()
     with Trackers(names, said.append) as trackers:
-        for each in told:
+        for each in output:
             if isinstance(each, Release):
                 trackers.on_release(each)
             else:
@@ -211,9 +213,9 @@ def told_in_two_sittings(uri: str, store: str, name: str) -> Release:
     first = (StepDone(2, 0.875, 90.0), done(epoch(0)), StepDone(6, 0.375, 110.0))
     interrupted(start, started, *first)
     again = (done(epoch(0, loss=9.0)), StepDone(6, 9.0, 9.0), StepDone(8, 0.125, 110.0))
-    told = (*again, ImagesQuarantined({1: "a.jpg"}), done(epoch(1, loss=0.25)))
+    output = (*again, ImagesQuarantined({1: "a.jpg"}), done(epoch(1, loss=0.25)))
     release = released(uri, store, [epoch(0), epoch(1, loss=0.25)])
-    assert tell(start, replace(started, step=4), *told, release)[1] == []
+    assert tell(start, replace(started, step=4), *output, release)[1] == []
     return release
 
 
@@ -274,9 +276,9 @@ def test_on_object_storage_event_files_and_models_are_where_the_run_is(
 def test_hyperparameters_are_in_the_runs_own_event_file(tmp_path: Path) -> None:
     tell(begun(f"{tmp_path}/runs/pets", "pets"), done(epoch(0)), names=TENSORBOARD)
     (file,) = Path(f"{tmp_path}/runs/pets/tensorboard").iterdir()
-    found = EventAccumulator(str(file)).Reload()
-    told = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"batch_size" in told and b"fingerprint" in told
+    actual = EventAccumulator(str(file)).Reload()
+    output = actual.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"batch_size" in output and b"fingerprint" in output
 
 
 def test_an_event_file_that_a_kill_has_torn_is_gone_on_from(tmp_path: Path) -> None:
@@ -287,11 +289,11 @@ def test_an_event_file_that_a_kill_has_torn_is_gone_on_from(tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-5])
     again = (StepDone(6, 0.375, 110.0), StepDone(8, 0.125, 110.0), done(epoch(1, loss=0.25)))
     tell(start, StepDone(2, 9.0, 9.0), done(epoch(0)), *again, names=TENSORBOARD)
-    found = in_tensorboard(f"{uri}/tensorboard", tmp_path / "read")
-    assert {name: found[name] for name in ("epoch", "loss")} == {
+    actual = in_tensorboard(f"{uri}/tensorboard", tmp_path / "read")
+    assert {name: actual[name] for name in ("epoch", "loss")} == {
         name: EXPECTED[name] for name in ("epoch", "loss")
     }
-    assert found.keys() == EXPECTED.keys()
+    assert actual.keys() == EXPECTED.keys()
 
 
 # --- models
@@ -301,8 +303,8 @@ def test_a_release_becomes_a_version_whose_files_are_the_releases(tmp_path: Path
     release = told_in_two_sittings(f"{tmp_path}/runs/p", f"{tmp_path}/store", "pets-model")
     (version,) = versions("pets-model")
     assert version.run_id == the_run().info.run_id
-    told = ModelStore(f"{tmp_path}/store").model_folder("pets-model").record(1)
-    tags = {"effnet_ray.release": "pets-model@v1", "effnet_ray.sha256": told["sha256"]}
+    output = ModelStore(f"{tmp_path}/store").model_folder("pets-model").record(1)
+    tags = {"effnet_ray.release": "pets-model@v1", "effnet_ray.sha256": output["sha256"]}
     assert version.tags == tags
     to = f"{tmp_path}/loaded"
     loaded = mlflow.artifacts.download_artifacts("models:/pets-model@best", dst_path=to)
@@ -434,10 +436,10 @@ def test_the_check_looks_at_trackers(
     server: Server, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = (str(packed), f"{tmp_path}/runs", f"{tmp_path}/store")
-    found = preflight.quick_checks(*places, trackers=BOTH, single_writer=False, submitted=False)
-    told = {each.check: each for each in found}
-    assert told["tracker mlflow"].ok and told["tracker tensorboard"].ok
-    assert told["tracker mlflow"].found == f"{server.address}, experiment {tmp_path.name}"
+    actual = preflight.quick_checks(*places, trackers=BOTH, single_writer=False, submitted=False)
+    output = {each.check: each for each in actual}
+    assert output["tracker mlflow"].ok and output["tracker tensorboard"].ok
+    assert output["tracker mlflow"].found == f"{server.address}, experiment {tmp_path.name}"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     assert Mlflow().check() == f"{server.address}, experiment Default"
 
@@ -457,13 +459,13 @@ def test_a_job_tells_both_of_a_run(cluster: object, digits: str, tmp_path: Path)
     flags += ["--data", digits, "--weights", "none", "--name", "tracked"]
     flags += ["--runs", f"{tmp_path}/runs", "--store", f"{tmp_path}/store"]
     flags += ["--tracker", "mlflow", "--tracker", "tensorboard"]
-    told = finetune_job(flags)
-    found = in_mlflow()
-    assert found["eval_top1"][-1][0] == told["steps"] and len(found["train_loss"]) == 2
-    events = f"{told['run_uri']}/tensorboard"
-    assert in_tensorboard(events, tmp_path / "read").keys() == found.keys()
+    output = finetune_job(flags)
+    actual = in_mlflow()
+    assert actual["eval_top1"][-1][0] == output["steps"] and len(actual["train_loss"]) == 2
+    events = f"{output['run_uri']}/tensorboard"
+    assert in_tensorboard(events, tmp_path / "read").keys() == actual.keys()
     (version,) = versions("tracked")
-    assert version.tags["effnet_ray.release"] == told["release"] == "tracked@v1"
+    assert version.tags["effnet_ray.release"] == output["release"] == "tracked@v1"
     files = storage.sizes(events)
-    assert finetune_job(flags) == told
-    assert in_mlflow() == found and storage.sizes(events) == files
+    assert finetune_job(flags) == output
+    assert in_mlflow() == actual and storage.sizes(events) == files

@@ -307,7 +307,7 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
 
     draws = Draws.of(by_hand.network, recipe, lane, 5, mixes=True)
     shown = draws.augment(recipe, lane, *by_hand.network.noise)
-    told = -by_hand.network(shown.image).log_softmax(1)
+    output = -by_hand.network(shown.image).log_softmax(1)
     smooth = 0.9 * F.one_hot(torch.arange(CLASSES)) + 0.1 / CLASSES
     target = torch.tensor(WEIGHTS)[:, None] * smooth  # of each label
     own, other = (
@@ -315,7 +315,7 @@ def test_class_weights_multiply_the_loss_of_each_image_or_of_its_part(
         target[lane.label if shown.mixed_in is None else shown.mixed_in.label],
     )
     share = (shown.label_share if mixing else torch.ones(4))[:, None]
-    (((share * own + (1 - share) * other) * told).sum(1) * lane.weight).sum().div(4).backward()
+    (((share * own + (1 - share) * other) * output).sum(1) * lane.weight).sum().div(4).backward()
 
     found, expected, unweighted = (
         torch.cat([p.grad.flatten() for p in worker.trainable if p.grad is not None])

@@ -47,14 +47,14 @@ def loaded(data: bytes, folder: Path, recipe: Recipe, classes: int, head: int = 
 
 def body_is(network: Network, tensors: dict[str, Tensor]) -> bool:
     """Whether all but the head are exactly these."""
-    found = network.backbone.state_dict()
-    assert found.keys() == tensors.keys()
-    return all(torch.equal(found[name], tensors[name]) for name in tensors if name not in HEAD)
+    result = network.backbone.state_dict()
+    assert result.keys() == tensors.keys()
+    return all(torch.equal(result[name], tensors[name]) for name in tensors if name not in HEAD)
 
 
 def head_is(network: Network, tensors: dict[str, Tensor]) -> bool:
-    found = network.backbone.state_dict()
-    return all(torch.equal(found[name], tensors[name]) for name in HEAD)
+    result = network.backbone.state_dict()
+    return all(torch.equal(result[name], tensors[name]) for name in HEAD)
 
 
 # --- a mirror
@@ -99,8 +99,8 @@ def test_a_damaged_file_is_refused(mirror: Path, tmp_path: Path, keep: int) -> N
 
 
 def test_from_scratch_nothing_is_fetched() -> None:
-    found = pretrained.resolve(settled(weights="none"))
-    assert (found.name, pretrained.fetch(found, None)) == ("none", None)
+    result = pretrained.resolve(settled(weights="none"))
+    assert (result.name, pretrained.fetch(result, None)) == ("none", None)
 
 
 @pytest.mark.parametrize("variant", DEFAULT_VARIANTS)
@@ -111,9 +111,9 @@ def test_best_is_noisy_student_for_every_variant(variant: str) -> None:
 
 
 def test_in21k_has_a_head_of_its_own() -> None:
-    found = pretrained.resolve(settled(variant="v2_s", weights="in21k"))
-    assert found.name == "tf_efficientnetv2_s.in21k" and found.num_classes == 21_843
-    assert pretrained.head_classes(found, ("cat", "dog")) == 21_843
+    result = pretrained.resolve(settled(variant="v2_s", weights="in21k"))
+    assert result.name == "tf_efficientnetv2_s.in21k" and result.num_classes == 21_843
+    assert pretrained.head_classes(result, ("cat", "dog")) == 21_843
 
 
 def test_a_family_that_the_variant_lacks_is_refused_and_those_it_has_are_listed() -> None:
@@ -147,10 +147,10 @@ def hub(file: Path, busy: int = 0) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            found = self.path == f"/timm/{NAME}/resolve/main/model.safetensors"
-            status = 200 if found else 404
+            result = self.path == f"/timm/{NAME}/resolve/main/model.safetensors"
+            status = 200 if result else 404
             self.send_response(503 if next(refusals, None) is not None else status)
-            self.send_header("Content-Length", str(len(data) if found else 0))
+            self.send_header("Content-Length", str(len(data) if result else 0))
             self.send_header("ETag", f'"{digest}"')
             self.send_header("X-Linked-Etag", f'"{digest}"')
             self.send_header("X-Linked-Size", str(len(data)))
@@ -226,8 +226,8 @@ def test_timm_loads_a_release_with_its_labels_and_its_preprocessing(
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
-        expected, found = network(images), model((images - network.mean) / network.std)
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        expected, result = network(images), model((images - network.mean) / network.std)
+    assert torch.allclose(result, expected, rtol=1e-5, atol=1e-6)
     recorded = model.pretrained_cfg
     assert list(recorded["label_names"]) == list(CLASSES)
     assert recorded["num_classes"] == len(CLASSES)
@@ -249,14 +249,14 @@ def test_timms_own_eval_view_of_a_release_is_the_recorded_one(
         view = timm.data.resolve_data_config({}, model=model, use_test_size=test)
         assert (view["input_size"], view["crop_pct"]) == ((3, size, size), 0.77)
         assert view["crop_mode"] == crop_mode
-    found = pretrained.resolve(settled(variant=variant, weights=str(folder))).spec
-    assert (found.resolution, found.crop_mode) == (size, crop_mode)
+    result = pretrained.resolve(settled(variant=variant, weights=str(folder))).spec
+    assert (result.resolution, result.crop_mode) == (size, crop_mode)
 
 
 def test_a_release_says_what_it_was_shown(release: Path) -> None:
-    found = pretrained.resolve(settled(weights=str(release)))
+    result = pretrained.resolve(settled(weights=str(release)))
     expected = replace(VARIANTS["b0"].input_spec("ap"), resolution=48, crop=0.77)
-    assert found == pretrained.Weights(str(release), expected, CLASSES, 3)
+    assert result == pretrained.Weights(str(release), expected, CLASSES, 3)
 
 
 @pytest.mark.parametrize(

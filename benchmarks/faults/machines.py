@@ -127,9 +127,9 @@ def marking() -> Iterator[str]:
 
 def marked(mark: str) -> list[psutil.Process]:
     """All processes of a cluster but this one."""
-    found = []
+    result = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                result.append(process)
+    return result

@@ -128,8 +128,8 @@ def trained(
     done = submit(env, sys.executable, str(ROOT / f"jobs/{job}.py"), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     last = next(line for line in done.stdout.splitlines() if line[:1] == "{")
-    told: dict[str, Any] = json.loads(last)
-    return told
+    output: dict[str, Any] = json.loads(last)
+    return output
 
 
 def gone(env: Mapping[str, str], within_s: float = 60) -> bool:
@@ -154,8 +154,8 @@ def machines(env: Mapping[str, str], which: str = "state=ALIVE") -> list[dict[st
         env={**env, "RAY_ADDRESS": env["RAY_API_SERVER_ADDRESS"]},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    found: list[dict[str, Any]] = json.loads(listed.stdout)
-    return found
+    result: list[dict[str, Any]] = json.loads(listed.stdout)
+    return result
 
 
 def end(folder: Path) -> None:

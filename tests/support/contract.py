@@ -114,10 +114,10 @@ def environment(**given: str) -> Iterator[None]:
 
 def flags(**given: str) -> dict[str, dict[str, str]]:
     """Job → flag → what it takes and its default, as `--help` tells them in this environment."""
-    asked = {name: (job, ["--help"]) for name, job in JOBS.items() if name != "models"}
-    asked |= {f"models {verb}": (models_job, [verb, "--help"]) for verb in VERBS}
+    requested = {name: (job, ["--help"]) for name, job in JOBS.items() if name != "models"}
+    requested |= {f"models {verb}": (models_job, [verb, "--help"]) for verb in VERBS}
     with environment(COLUMNS="100", **given):
-        return {name: _flags(_help(job, argv)) for name, (job, argv) in asked.items()}
+        return {name: _flags(_help(job, argv)) for name, (job, argv) in requested.items()}
 
 
 def _help(job: Job, argv: list[str]) -> str:
@@ -137,7 +137,7 @@ def _help(job: Job, argv: list[str]) -> str:
 
 
 def _flags(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     box, name = "", ""
     for line in text.splitlines():
         if line.startswith("╭"):
@@ -148,17 +148,17 @@ def _flags(text: str) -> dict[str, str]:
                 begins = inner.startswith("-") or box == "positional arguments"
                 name = inner if begins else ""
                 if name:
-                    found[name] = ""
+                    result[name] = ""
             elif name:
-                found[name] += f" {inner.strip()}"
-    told = {}
-    for head, rest in found.items():
+                result[name] += f" {inner.strip()}"
+    output = {}
+    for head, rest in result.items():
         names, _, prose = head.partition("  ")
         flag, _, takes = names.replace(", --", "|--").partition(" ")
         said = re.search(r"\((default: [^()]*|required|repeatable)\)$", (prose + rest).strip())
         if flag != "-h|--help":
-            told[flag] = f"{takes} ({said[1] if said else ''})".strip()
-    return dict(sorted(told.items()))
+            output[flag] = f"{takes} ({said[1] if said else ''})".strip()
+    return dict(sorted(output.items()))
 
 
 class _Parsed(Exception):
@@ -255,18 +255,18 @@ def columns(path: Path) -> dict[str, str]:
 
 def layout(root: Path) -> dict[str, Any]:
     """Kind of file, by its path with numbers and digests left out → keys, columns or nothing."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         if path.name == STAMP:
             continue
         name = kind(path.relative_to(root).as_posix())
         if path.suffix == ".json":
-            found[name] = _merged(found.get(name, {}), keys(json.loads(path.read_bytes())))
+            result[name] = _merged(result.get(name, {}), keys(json.loads(path.read_bytes())))
         elif path.suffix == ".parquet":
-            found[name] = columns(path)
+            result[name] = columns(path)
         else:
-            found.setdefault(name, None)
-    return dict(sorted(found.items()))
+            result.setdefault(name, None)
+    return dict(sorted(result.items()))
 
 
 def kind(path: str) -> str:

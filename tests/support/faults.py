@@ -144,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
                 connection.putheader(name, value)
         connection.endheaders(body or None)
         answer = connection.getresponse()
-        found = answer.status, answer.getheaders(), answer.read()
+        result = answer.status, answer.getheaders(), answer.read()
         connection.close()
-        return found
+        return result
 
     def _say(self, status: int, code: str) -> None:
         body = f"<Error><Code>{code}</Code><Message>planned</Message></Error>" if code else ""

@@ -56,11 +56,11 @@ def _compute(computation: Computation) -> None:
         block = load_rows(dataset, chunk, rows, reads.start(task.split, [task.group]))
         image = torch.from_numpy(block["image"]).permute(0, 3, 1, 2)
         features, logits = network.features_and_logits(image)
-        found = (logits[:, outputs] if outputs else features).numpy()
+        actual = (logits[:, outputs] if outputs else features).numpy()
         if outputs:
-            found[block["bad"] != ""] = np.nan
+            actual[block["bad"] != ""] = np.nan
         dtype = np.float16 if task.split == "train" else np.float32
-        return FeatureRows(found.astype(dtype), block["label"], block["id"], list(block["bad"]))
+        return FeatureRows(actual.astype(dtype), block["label"], block["id"], list(block["bad"]))
 
     reads = dataset.row_group_reads()
     tasks = list_tasks(dataset, missing, BATCH)

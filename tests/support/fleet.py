@@ -78,8 +78,8 @@ def on_a_fleet(endpoint: str, script: str, timeout: float = 380) -> dict[str, An
             env=env, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    output: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return output
 
 
 def assert_every_image_once_an_epoch(audit: str, epochs: int) -> None:

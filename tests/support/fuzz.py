@@ -213,13 +213,13 @@ def fuzz(root: Path, seed: int, count: int, names: list[str]) -> dict[str, Any]:
 
     warnings.simplefilter("ignore")
     logging.disable()
-    watch, found = Watch(root), dict[str, Any]()
+    watch, result = Watch(root), dict[str, Any]()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + SPARE_BYTES, resource.RLIM_INFINITY))
     for target in TARGETS:
         if not names or target.name in names:
-            found[target.name] = run_target(target, watch, root, seed, count)
-    return found
+            result[target.name] = run_target(target, watch, root, seed, count)
+    return result
 
 
 if __name__ == "__main__":

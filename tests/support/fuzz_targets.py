@@ -183,9 +183,9 @@ def read_in_place(source: str) -> None:
 
 
 def predicted(source: str) -> Iterator[Any]:
-    found = image_sources.find_images(source)
-    for unit in found.units:
-        yield from found.read(unit)
+    actual = image_sources.find_images(source)
+    for unit in actual.units:
+        yield from actual.read(unit)
 
 
 def tar_of(folder: Path, mode: str, name: str) -> None:
@@ -264,8 +264,8 @@ def make_features(folder: Path) -> None:
 
 
 def read_features(folder: Path) -> None:
-    found = feature_cache.read_record(str(folder))
-    for name in found or {}:
+    actual = feature_cache.read_record(str(folder))
+    for name in actual or {}:
         feature_cache.bad_images(f"{folder}/{name}")
         feature_cache.read(f"{folder}/{name}", 0)
 
@@ -299,10 +299,10 @@ def make_checkpoint(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> None:
     """Skipped if it is damaged, else resumed from."""
     damaged: list[str] = []
-    found = checkpoint.newest(str(folder / "checkpoints"), damaged.append)
-    assert found or damaged
-    if found:
-        found.load_into(new_state(settled(ema_decay=0.0)))
+    actual = checkpoint.newest(str(folder / "checkpoints"), damaged.append)
+    assert actual or damaged
+    if actual:
+        actual.load_into(new_state(settled(ema_decay=0.0)))
     else:
         raise Refused(damaged[0])
 

@@ -77,24 +77,24 @@ def start(env: Mapping[str, str], *flags: str, cpus: int = 1) -> subprocess.Comp
 
 def listening(env: Mapping[str, str]) -> dict[int, set[str]]:
     """Port → addresses, of all of the head's processes."""
-    found = defaultdict(set)
+    result = defaultdict(set)
     for process in processes(env):
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port].add(connection.laddr.ip)
-    return found
+                result[connection.laddr.port].add(connection.laddr.ip)
+    return result
 
 
 def processes(env: Mapping[str, str]) -> set[psutil.Process]:
     """The head's. Those that give themselves a title have no environment to be known by."""
-    found = set[psutil.Process]()
+    result = set[psutil.Process]()
     for process in psutil.process_iter():
         try:
             if process.environ().get("EFFNET_TEST_CLUSTER") == env["EFFNET_TEST_CLUSTER"]:
-                found |= {process, *process.children(recursive=True)}
+                result |= {process, *process.children(recursive=True)}
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-    return found
+    return result
 
 
 def status(method: str, url: str, token: str | None = None) -> tuple[int, str]:

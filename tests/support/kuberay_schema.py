@@ -44,15 +44,17 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI schema as a JSON schema that allows no fields but its own."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"], **pick(schema, "pattern")}
-    found = pick(schema, *KEPT)
+    result = pick(schema, *KEPT)
     for name in ("items", "additionalProperties"):
         if isinstance(schema.get(name), dict):
-            found[name] = closed(schema[name])
+            result[name] = closed(schema[name])
     if "properties" in schema:
-        found["properties"] = {name: closed(field) for name, field in schema["properties"].items()}
+        result["properties"] = {
+            name: closed(field) for name, field in schema["properties"].items()
+        }
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            found["additionalProperties"] = False
-    return found
+            result["additionalProperties"] = False
+    return result
 
 
 def pick(schema: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -29,24 +29,24 @@ def await_workers(driver: psutil.Process) -> list[psutil.Process]:
     """Ray Train's workers of a driver, as soon as there are some."""
     until = time.monotonic() + 180
     while time.monotonic() < until:
-        found = _workers(driver)
-        if found:
-            return found
+        result = _workers(driver)
+        if result:
+            return result
         time.sleep(0.02)
     raise AssertionError("the run has no workers")
 
 
 def train_workers(driver: psutil.Process) -> list[psutil.Process]:
     """Ray Train's workers of a driver that started its own Ray."""
-    found = _workers(driver)
-    assert found, "the run has no workers"
-    return found
+    result = _workers(driver)
+    assert result, "the run has no workers"
+    return result
 
 
 def _workers(driver: psutil.Process) -> list[psutil.Process]:
-    found = []
+    result = []
     for process in driver.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                result.append(process)
+    return result

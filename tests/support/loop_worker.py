@@ -153,8 +153,8 @@ def train(recipe: Recipe, rank: int = 0, workers: int = 1, seen: int = STEPS) ->
 
 def _statistics(state: TrainState) -> list[float]:
     buffers = [b for n, b in state.network.named_buffers() if n.endswith(("_mean", "_var"))]
-    found: list[float] = torch.cat([b.flatten() for b in buffers]).tolist()
-    return found
+    result: list[float] = torch.cat([b.flatten() for b in buffers]).tolist()
+    return result
 
 
 def _gradient_norms(state: TrainState) -> list[float]:
@@ -191,9 +191,9 @@ def worker(rank: int, folder: str) -> None:
             meeting = f"file://{folder}/meeting-{workers}"
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
         for name, recipe in scenarios().items():
-            found = train(recipe, rank, workers)
+            result = train(recipe, rank, workers)
             if rank == 0:
-                Path(folder, f"{name}-{workers}.json").write_text(json.dumps(found))
+                Path(folder, f"{name}-{workers}.json").write_text(json.dumps(result))
         if workers > 1:
             gc.collect()  # DDP's reducers go before their group
             dist.barrier()  # nobody leaves while another still listens

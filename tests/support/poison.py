@@ -125,7 +125,7 @@ def seeds() -> list[bytes]:
     """Small photographs in the three formats and their kinds."""
     from sklearn.datasets import load_sample_images
 
-    found = []
+    result = []
     for photograph, size in zip(load_sample_images().images, ((112, 80), (64, 96)), strict=True):
         image = Image.fromarray(photograph).resize(size)
         ways: list[tuple[str, str, dict[str, object]]] = [
@@ -138,8 +138,8 @@ def seeds() -> list[bytes]:
         for kind, mode, options in ways:
             buffer = io.BytesIO()
             image.convert(mode).save(buffer, kind, **options)
-            found.append(buffer.getvalue())
-    return found
+            result.append(buffer.getvalue())
+    return result
 
 
 def hostile_seeds() -> list[bytes]:

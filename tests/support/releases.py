@@ -43,10 +43,10 @@ def released(
     normalise(state.network)
     state.step, state.history, state.eval_outputs = 1, [report(0, 0.75)], outputs or {}
     uri = str(folder / "run")
-    found = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
+    actual = checkpoint.write(checkpoint.snapshot(state), f"{uri}/{run_record.CHECKPOINTS}")
     spec = replace(recipe.variant_spec.input_spec(), resolution=size, crop_mode=crop_mode)
     run_record.create(replace(run(), recipe=recipe, spec=spec), uri)
-    release = release_run(result(uri, found), ModelStore(shelves))
+    release = release_run(result(uri, actual), ModelStore(shelves))
     return load_release(release.uri, shelves)
 
 
@@ -68,14 +68,14 @@ def forge(release: Path, name: str, data: bytes | None) -> None:
     None: take both away.
     """
     path, record = release / name, release / "release.json"
-    told = json.loads(record.read_text())
-    del told["files"][name], told["sizes"][name], told["sha256"]
+    output = json.loads(record.read_text())
+    del output["files"][name], output["sizes"][name], output["sha256"]
     path.unlink()
     if data is not None:
         path.write_bytes(data)
-        told["files"][name] = hashlib.sha256(data).hexdigest()
-        told["sizes"][name] = len(data)
-    record.write_bytes(checksummed_json.seal(told))
+        output["files"][name] = hashlib.sha256(data).hexdigest()
+        output["sizes"][name] = len(data)
+    record.write_bytes(checksummed_json.seal(output))
 
 
 def without_numbers(release: LoadedRelease) -> LoadedRelease:

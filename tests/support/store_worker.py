@@ -83,8 +83,8 @@ def ended(pid: int, answer: int) -> dict[str, Any]:
     with os.fdopen(answer) as file:
         text = file.read()
     status = os.waitpid(pid, 0)[1]
-    told: dict[str, Any] = json.loads(text) if text else {}
-    return {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, **told}
+    output: dict[str, Any] = json.loads(text) if text else {}
+    return {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, **output}
 
 
 def child(job: dict[str, Any], said: int) -> None:
@@ -96,10 +96,10 @@ def child(job: dict[str, Any], said: int) -> None:
     publish.CLAIM_WAIT_S = job.get("helped_after_s", publish.CLAIM_WAIT_S)
     try:
         store = ModelStore(job["store"], job.get("single_writer", False))
-        told: dict[str, Any] = {"said": [act(store, action) for action in job["do"]]}
+        output: dict[str, Any] = {"said": [act(store, action) for action in job["do"]]}
     except BaseException as error:
-        told = {"error": f"{type(error).__name__}: {error}"}
-    os.write(said, json.dumps({**told, "steps": steps()}).encode())
+        output = {"error": f"{type(error).__name__}: {error}"}
+    os.write(said, json.dumps({**output, "steps": steps()}).encode())
     os._exit(0)
 
 

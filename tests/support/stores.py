@@ -34,8 +34,8 @@ class Workers:
         assert self._server.stdin and self._server.stdout
         print(json.dumps([{**common, **job} for job in jobs]), file=self._server.stdin)
         self._server.stdin.flush()
-        told: list[dict[str, Any]] = json.loads(self._server.stdout.readline())
-        return told
+        output: list[dict[str, Any]] = json.loads(self._server.stdout.readline())
+        return output
 
     def end(self) -> None:
         """No more jobs."""
@@ -53,8 +53,8 @@ def content(store: ModelStore, name: str, version: int) -> dict[str, bytes]:
 
 def all_files(store: ModelStore, name: str) -> set[str]:
     """Every path below the model's folder, hidden ones too, locks left out."""
-    found = storage.entries(storage.join(store.uri, name), hidden=True)
-    return {path for path in found if not path.endswith(".lock")}
+    result = storage.entries(storage.join(store.uri, name), hidden=True)
+    return {path for path in result if not path.endswith(".lock")}
 
 
 def expected_files(versions: int, *aliases: str) -> set[str]:
