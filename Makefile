@@ -10,7 +10,7 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 HASHED := $(UV) --no-deps --require-hashes --build-constraints requirements.lock -r
 # Tests without Ray, file by file in three processes on one thread each: some wait, and threads of
 # OpenMP and OpenBLAS that wait for each other take twice as long. Tests with Ray run alone.
-PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder -m
+PURE = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=30 -n 3 --dist loadfile --no-loadscope-reorder -m
 
 .PHONY: quickstart sweep-demo setup test test-fast test-all mutations docs-check lint lock sbom
 
@@ -45,7 +45,7 @@ lint: setup
 
 test: lint
 	$(PURE) "not ray and not long"
-	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
+	$(BIN)/python -m pytest -q --durations=30 -m "ray and not long"
 
 test-fast: setup
 	$(PURE) "not ray and not long and not heavy"
