@@ -71,11 +71,11 @@ def mutants(seed: int, count: int, *targets: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(RUN_S)
-def test_two_hundred_mutants_are_read_or_refused() -> None:
-    result = mutants(0, 11, *QUICK, *SLOW)
-    assert 11 * len(result) >= 200
-    assert sum(target["refused"] for target in result.values()) > 50
-    assert sum(target["read"] for target in result.values()) > 10
+def test_a_hundred_mutants_are_read_or_refused() -> None:
+    result = mutants(0, 6, *QUICK, *SLOW)
+    assert 6 * len(result) >= 100
+    assert sum(target["refused"] for target in result.values()) > 30
+    assert sum(target["read"] for target in result.values()) > 5
 
 
 @pytest.mark.long

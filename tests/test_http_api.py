@@ -97,6 +97,7 @@ def test_half_precision_is_torchs_unless_onnx_is_asked_for(
     assert np.allclose(probabilities(answer, 4), whole, atol=1e-5)
 
 
+@pytest.mark.long  # test_export holds that such an export is refused
 def test_what_onnx_cannot_compute_is_refused(tmp_path: Path) -> None:
     release = without_numbers(released(tmp_path))
     with pytest.raises(InputError, match=r"birds/v0001 cannot be converted to ONNX: the outputs"):

@@ -47,8 +47,8 @@ class ServeOptions:
     max_megabytes: float = 20
     """Maximum size of a request in MB. Larger requests get status 413."""
     max_waiting: int = 200
-    """Maximum number of images that wait in a replica, beside the batch that it computes; as many
-    as a batch more wait in the proxy. Further ones get status 503."""
+    """Maximum number of images that wait in a replica, beside the batch that it computes; half as
+    many, but at least a batch, wait in the proxy. Further ones get status 503."""
     max_seconds: float = 30
     """Maximum time in which an image must arrive (else status 408), and from then to its answer, s
     (else status 503, and it is not computed). Clients may ask for less time to the answer

@@ -222,7 +222,8 @@ def _deploy_version(uri: str, options: ServeOptions) -> DeploymentHandle[Any]:
         # pauses of up to 0.5 s (2.60 `serve/_private/constants.py`), in which it may have nothing
         # to compute: 64 clients of a replica for 32 requests got less than half of its images/s.
         max_ongoing_requests=options.max_batch + options.max_waiting,
-        max_queued_requests=options.max_batch,
+        # Ray Serve also counts those that have just arrived and are offered for the first time.
+        max_queued_requests=max(options.max_batch, options.max_waiting // 2),
         # Ray Serve calls `reconfigure` only if this has changed: the time makes it call again.
         user_config={"uri": uri, "requested": str(time.time_ns())},
         ray_actor_options={"num_gpus": options.gpus_per_replica, "num_cpus": 1},
