@@ -69,7 +69,7 @@ def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
 def _read_there(
     machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]", *, gone: bytes
 ) -> bytes | None:
-    """What a machine read, and `gone` if it has left the cluster: no worker will start there.
+    """What a machine read; `gone` if it has left the cluster, since no worker will start there.
 
     Raises ClusterError if it did not answer.
     """

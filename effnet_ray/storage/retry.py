@@ -1,4 +1,4 @@
-"""Retries with limits in time, of storage requests and of calls of actors.
+"""Retries with a time limit, of storage requests and of calls to actors.
 
 Clients of storage retry by themselves, each differently and each with gaps: pyarrow 26 gives up
 at once on 429, s3fs 2026.9 waits three minutes for a stalled body, and neither ends a request
