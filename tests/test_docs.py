@@ -306,6 +306,7 @@ def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
             "HOME": str(folder),
             "PYTHONPATH": str(ROOT),
             "EFFNET_WEIGHTS": str(folder / "mirror"),
+            "RAY_ADDRESS": "local",  # not a Ray that runs on this machine for something else
         },
         capture_output=True,
         text=True,

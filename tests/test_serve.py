@@ -2,15 +2,21 @@
 
 import http.client
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from support.releases import released, without_numbers
 from support.servers import free_port
@@ -76,46 +82,47 @@ def photograph(photographs: Path) -> bytes:
 
 
 def test_an_image_gets_what_the_release_says_of_it(server: Server, photograph: bytes) -> None:
-    status, output = server.ask(photograph)
+    status, answer = server.ask(photograph)
     view = torch.tensor(eval_view(decode(photograph), server.first.spec)).permute(2, 0, 1)[None]
     share = server.first.network(view).softmax(1)[0].numpy()
     order = np.argsort(-share, kind="stable")[:2]
-    assert (status, output["model"], output["label"]) == (200, "birds@v1", str(order[0]))
-    assert [each["label"] for each in output["labels"]] == [str(k) for k in order]
-    assert np.allclose([each["probability"] for each in output["labels"]], share[order], atol=1e-5)
+    assert (status, answer["model"], answer["label"]) == (200, "birds@v1", str(order[0]))
+    assert [each["label"] for each in answer["labels"]] == [str(k) for k in order]
+    assert np.allclose([each["probability"] for each in answer["labels"]], share[order], atol=1e-5)
 
 
 def together(server: Server, files: list[bytes]) -> list[Answer | Exception]:
     """Answers to requests that are under way at once; one that fails is its error."""
-    result: dict[int, Answer | Exception] = {}
+    answers: dict[int, Answer | Exception] = {}
 
     def ask(number: int) -> None:
         try:
-            result[number] = server.ask(files[number])
+            answers[number] = server.ask(files[number])
         except Exception as error:
-            result[number] = error
+            answers[number] = error
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(files))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [result[number] for number in range(len(files))]
+    return [answers[number] for number in range(len(files))]
 
 
 def first_probability(answer: Answer | Exception) -> float:
     assert not isinstance(answer, Exception), answer
-    result: float = answer[1]["labels"][0]["probability"]
-    return result
+    probability: float = answer[1]["labels"][0]["probability"]
+    return probability
 
 
-def test_requests_that_come_together_get_each_its_own(server: Server, photographs: Path) -> None:
+def test_ten_batches_of_requests_that_come_together_get_each_its_own_answer(
+    server: Server, photographs: Path
+) -> None:
     files = [path.read_bytes() for path in sorted(photographs.rglob("*.*"))[:8]]
     alone = [first_probability(server.ask(data)) for data in files]
     assert len({round(share, 4) for share in alone}) == len(files)  # no two are answered alike
-    assert [first_probability(answer) for answer in together(server, files)] == pytest.approx(
-        alone, abs=1e-5
-    )
+    answers = together(server, files * 5)
+    assert [first_probability(each) for each in answers] == pytest.approx(alone * 5, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +139,8 @@ def test_requests_that_come_together_get_each_its_own(server: Server, photograph
 def test_what_is_no_image_is_refused(
     server: Server, data: bytes | None, path: str, method: str, status: int, says: str
 ) -> None:
-    result, output = server.ask(data, path, method)
-    assert result == status and says in output["error"]
+    actual, answer = server.ask(data, path, method)
+    assert actual == status and says in answer["error"]
 
 
 def test_a_browser_gets_a_page_and_a_program_a_description(
@@ -146,13 +153,9 @@ def test_a_browser_gets_a_page_and_a_program_a_description(
     assert answer.headers["content-type"].startswith("text/html") and "birds@v1" in page
     assert answer.headers["content-security-policy"] == http_docs.POLICY
     connection.close()
-    status, output = server.ask(None, "/openapi.json", "GET")
-    assert status == 200 and set(output["paths"]) == {
-        "/",
-        "/healthz",
-        "/openapi.json",
-        "/metrics",
-    }
+    status, description = server.ask(None, "/openapi.json", "GET")
+    assert status == 200
+    assert set(description["paths"]) == {"/", "/healthz", "/openapi.json", "/metrics"}
     assert server.ask(photograph, "/?map=1")[1]["map"].startswith("data:image/jpeg;base64,")
     assert "map" not in server.ask(photograph)[1]
 
@@ -180,9 +183,9 @@ def test_metrics_name_the_release_that_answered(server: Server, photograph: byte
 
 def test_it_says_what_it_serves(server: Server) -> None:
     assert server.ask(None, "/healthz", "GET") == (200, {"ok": True, "model": "birds@v1"})
-    output = server.ask(None, "/", "GET")[1]
-    assert output["classes"] == list(server.first.classes)
-    assert output["release_uri"] == server.first.uri
+    answer = server.ask(None, "/", "GET")[1]
+    assert answer["classes"] == list(server.first.classes)
+    assert answer["release_uri"] == server.first.uri
 
 
 def test_rolling_to_another_release_ends_no_replica_and_drops_no_request(
@@ -238,9 +241,9 @@ def test_what_a_replica_cannot_open_is_not_changed_to_and_that_is_told(
         patch.setattr(serves, "load_release", load_and_delete)
         with pytest.raises(
             EvaluationError, match=f"still served: {before['release_uri']}"
-        ) as output:
+        ) as refused:
             server.roll_to(gone)
-    assert isinstance(output.value.__cause__, ReleaseError)  # the replica's own
+    assert isinstance(refused.value.__cause__, ReleaseError)  # the replica's own
     assert server.ask(None, "/", "GET")[1] == before
     server.roll_to(server.second)
     assert server.ask(None, "/", "GET")[1]["release_uri"] == server.second.uri
@@ -271,14 +274,43 @@ def test_what_a_replica_could_not_open_at_first_is_asked_for_again(
     server.roll_to(server.first)
 
 
+def test_a_killed_proxy_is_replaced(server: Server) -> None:
+    (name,) = (
+        each["name"]
+        for each in ray.util.list_named_actors(all_namespaces=True)
+        if each["name"].startswith("SERVE_PROXY_ACTOR")
+    )
+    ray.kill(ray.get_actor(name, namespace="serve"))
+    with suppress(OSError):  # it may take a moment to die
+        while True:
+            server.ask(None, "/healthz", "GET")
+    while True:  # the test's own limit ends it
+        with suppress(OSError):
+            assert server.ask(None, "/healthz", "GET")[0] == 200
+            break
+        time.sleep(0.1)
+
+
+def test_ray_serve_knows_the_variable_that_checks_the_proxy_more_often() -> None:
+    """Its name may change with Ray; an unknown one is ignored."""
+    expression = (
+        "from ray.serve._private import constants as c; print(c.PROXY_HEALTH_CHECK_PERIOD_S)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", expression], env=os.environ | serves.PROXY_CHECKS,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert float(done.stdout) == 1.0
+
+
 def test_once_a_release_is_deployed_no_replica_answers_with_another(server: Server) -> None:
     two = replace(server.serving, replicas=2)
     try:
         for release in (server.first, server.second):
             deploy(release.uri, two)
-            output = [server.ask(None, "/", "GET")[1] for _ in range(40)]
-            assert {each["release_uri"] for each in output} == {release.uri}
-            assert len({each["replica"] for each in output}) == 2
+            answers = [server.ask(None, "/", "GET")[1] for _ in range(40)]
+            assert {each["release_uri"] for each in answers} == {release.uri}
+            assert len({each["replica"] for each in answers}) == 2
     finally:
         server.roll_to(server.first)
 
@@ -287,10 +319,7 @@ def test_an_answer_that_is_no_number_is_an_error_that_names_the_release(
     server: Server, photograph: bytes, tmp_path: Path
 ) -> None:
     server.roll_to(without_numbers(released(tmp_path)))
-    status, output = server.ask(photograph)
-    assert (
-        status == 500
-        and "birds@v1" in output["error"]
-        and "NaN or infinite logits" in output["error"]
-    )
+    status, answer = server.ask(photograph)
+    assert status == 500
+    assert "birds@v1" in answer["error"] and "NaN or infinite logits" in answer["error"]
     server.roll_to(server.first)

@@ -49,6 +49,9 @@ PAUSES_S = (1.0, 4.0, 0.0)
 STATUS_TIMEOUT_S = 60
 """Seconds in which replicas answer a status request; they may be busy with images. Chosen, not
 measured."""
+PROXY_CHECKS = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+"""Seconds between two checks of the proxy. A dead one is replaced after three of them (ray 2.60
+`serve/_private/proxy_state.py`); Ray's own 10 s would leave nobody to answer for half a minute."""
 SERVE_ERRORS = (RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError)
 """What Ray Serve raises."""
 
@@ -155,7 +158,7 @@ def start(options: ServeOptions) -> None:
             "applications too: use another cluster, or run `serve shutdown` first"
         )
     limits = int(options.max_megabytes * 1e6), options.max_seconds
-    proxy_environment = request_limit.environment(*limits)
+    environment = request_limit.environment(*limits) | PROXY_CHECKS
     try:
         serve.start(
             http_options={
@@ -164,7 +167,7 @@ def start(options: ServeOptions) -> None:
                 "request_timeout_s": options.max_seconds,
             },
             proxy_location="HeadOnly",  # one proxy, which counts all requests
-            controller_options={"runtime_env": {"env_vars": proxy_environment}},
+            controller_options={"runtime_env": {"env_vars": environment}},
         )
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()

@@ -56,7 +56,7 @@ def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
     references = [nodes.task_on(machine, _read).remote(str(file)) for machine in machines]
     try:
         for machine, reference in zip(machines, references, strict=True):
-            if _read_there(machine, reference, gone=content) != content:
+            if not _reads_the_same(machine, reference, content):
                 raise ClusterError(
                     f"{uri} is a local folder that {machine.name} does not share: use an s3:// "
                     "URI, or a folder that all machines mount"
@@ -66,19 +66,18 @@ def _probe(uri: str, machines: Sequence[nodes.Machine]) -> None:
             file.unlink()
 
 
-def _read_there(
-    machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]", *, gone: bytes
-) -> bytes | None:
-    """What a machine read; `gone` if it has left the cluster, since no worker will start there.
+def _reads_the_same(
+    machine: nodes.Machine, reference: "ray.ObjectRef[bytes | None]", content: bytes
+) -> bool:
+    """Whether a machine read `content`, or has left the cluster.
 
     Raises ClusterError if it did not answer.
     """
     try:
-        content: bytes | None = ray.get(reference, timeout=PROBE_TIMEOUT_S)
-        return content
+        return bool(ray.get(reference, timeout=PROBE_TIMEOUT_S) == content)
     except Exception as error:  # any kind: the machine left, or is too busy
         if nodes.has_left(machine):
-            return gone
+            return True  # no worker will start there
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClusterError(
             f"{machine.name} did not look for a shared folder ({reason}): try again, or use s3:// "
