@@ -22,11 +22,14 @@ PAUSES_STEPS = (1, 30)
 ABSENT_S = 40.0
 """Seconds to wait for a process of the drawn kind, longer than a driver takes to its first step;
 after that the driver is killed instead."""
+LATEST_STEP = 45
+"""At this step, of 60, a run without a kill gets one: the driver's, if there is no process of the
+drawn kind."""
 ATTEMPTS = 12
 """Times that the same command is run."""
 MESSAGE = 120
 """Characters of an error that the results keep."""
-LIMIT_S = 600.0
+LIMIT_S = 1200.0
 """Seconds of a run after which it counts as hung."""
 
 
@@ -103,9 +106,10 @@ def disturb(
         if time.monotonic() - start > LIMIT_S:
             driver.kill()
             raise RuntimeError(f"not done after {LIMIT_S:g} s")
-        if len(run.kills) < planned and coming.is_due(watch.step):
+        late = not run.kills and watch.step >= LATEST_STEP
+        if len(run.kills) < planned and (coming.is_due(watch.step) or late):
             at_s = round(time.monotonic() - start, 2)
-            kind = _kill(coming, cluster, driver, draws)
+            kind = _kill(coming, cluster, driver, draws, or_driver=late)
             if kind:
                 run.kills.append(Kill(kind, at_s))
                 coming = NextKill(draws, watch.step)
@@ -128,9 +132,17 @@ def _start_again(
 
 
 def _kill(
-    coming: NextKill, cluster: Machines, driver: "subprocess.Popen[str]", draws: random.Random
+    coming: NextKill,
+    cluster: Machines,
+    driver: "subprocess.Popen[str]",
+    draws: random.Random,
+    *,
+    or_driver: bool,
 ) -> str | None:
-    """SIGKILL a process; return the kind of what was killed, None if there is none yet."""
+    """SIGKILL a process; return the kind of what was killed, None if there is none yet.
+
+    `or_driver`: the driver if there is none, without waiting for one.
+    """
     if coming.kind == "raylet":
         cluster.kill_machine(draws)
         return coming.kind
@@ -142,7 +154,7 @@ def _kill(
             except psutil.NoSuchProcess:
                 return None
             return coming.kind
-        if not coming.waits_too_long:
+        if not (coming.waits_too_long or or_driver):
             return None
     driver.kill()
     driver.wait()

@@ -24,7 +24,7 @@ TITLES = {
 }
 """How the titles of Ray's processes begin."""
 KINDS = ("train worker", "data task", "raylet", "controller", "driver", "event channel")
-ENDING_S = 30
+ENDING_S = 60
 """Seconds in which processes end after their driver or their raylet. Chosen, not measured."""
 MARK = "EFFNET_CHAOS"
 """Environment variable that all processes of a cluster inherit, and keep without a parent."""

@@ -29,7 +29,7 @@ KINDS = {"trial": "ray::ImplicitFunc", "controller": "ray::TrainController", "dr
 PAUSES_S = (10.0, 45.0)
 """Bounds of the seconds before a kill. Chosen, not measured."""
 MOST_KILLS = 3
-LIMIT_S = 900.0
+LIMIT_S = 1800.0
 
 
 def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
