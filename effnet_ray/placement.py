@@ -13,6 +13,7 @@ from effnet_ray.schema import require
 
 ACCELERATOR = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 """A valid label value in Ray, and in Kubernetes."""
+MAX_WORKERS = 10_000
 PREFETCH_MB = 320
 """Default for each decode task: eight chunks of 256 views of 224 px."""
 MIN_PREFETCH_MB = 16
@@ -25,9 +26,11 @@ def parse_worker_range(workers: str, name: str = "workers") -> tuple[int, int]:
         low, *high = map(int, workers.split(":"))
     except ValueError:
         low, high = 0, []
-    valid = len(high) <= 1 and 1 <= low <= min(high, default=low)
-    require(valid, name, workers, "N, or MIN:MAX with MIN at most MAX, 1 or more")
-    return low, max(high, default=low)
+    most = max(high, default=low)
+    valid = len(high) <= 1 and 1 <= low <= most <= MAX_WORKERS
+    expected = f"N, or MIN:MAX with MIN at most MAX, 1 or more, up to {MAX_WORKERS:,}"
+    require(valid, name, workers, expected)
+    return low, most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

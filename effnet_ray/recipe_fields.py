@@ -14,9 +14,11 @@ from effnet_ray.recipe_rules import (
     BATCHNORM,
     CLASS_WEIGHTS,
     DECAY,
+    EPOCHS,
     GRADIENTS,
     HEAD,
     IMAGE_SIZE,
+    IMAGES_PER_STEP,
     LAYOUT,
     OPT,
     PRECISION,
@@ -66,7 +68,7 @@ class RecipeFields:
     """Progressive resizing: training starts at this share of the image size and grows to the full
     size over the first three quarters of the epochs after linear probing; evaluation always uses
     the full size. 1: off."""
-    epochs: int = field(default=10, metadata=AT_LEAST_1)
+    epochs: int = field(default=10, metadata=EPOCHS)
     """Epochs (passes over the train split), including the linear-probing epochs. A solved head
     alone (--unfreeze head) always takes one."""
     eval_every: int = field(default=1, metadata=AT_LEAST_1)
@@ -90,7 +92,7 @@ class RecipeFields:
     unfreeze: str = "all"
     """Layers trained after linear probing: all, head, or stage:N (stage N and everything above
     it). Stage N is blockN in Keras and blocks.N-1 in timm."""
-    batch_size: int | None = field(default=None, metadata=AT_LEAST_1)
+    batch_size: int | None = field(default=None, metadata=IMAGES_PER_STEP)
     """Batch size: images per optimizer step, over all workers. Default: the largest power of two
     of which an epoch has 25 steps, up to 64 for each GPU, and at least 16 (64 from scratch); 64 if
     lr or micro_batch is given; for tune: for one GPU."""

@@ -89,6 +89,8 @@ def one_of(*choices: str) -> Metadata:
 BATCH_SIZE = 64
 """Default batch size: customary, as in Keras's example and fastai."""
 
+MAX_IMAGE_SIZE, MAX_EPOCHS, MAX_BATCH_SIZE = 4096, 100_000, 1_000_000
+"""Beyond what anybody trains with; plans of such runs would take the driver minutes."""
 AT_LEAST_1 = rule(lambda v: v >= 1, "1 or more")
 AT_LEAST_0 = rule(lambda v: 0 <= v < math.inf, "0 or more")
 ABOVE_0 = rule(lambda v: 0 < v < math.inf, "above 0")
@@ -97,9 +99,11 @@ SHARE_ABOVE_0 = rule(lambda v: 0 < v <= 1, "above 0, up to 1")
 DECAY = rule(lambda v: 0 <= v < 1, "0 or more, below 1")
 RATIO = rule(lambda v: 1 <= v < math.inf, "1 or more")
 IMAGE_SIZE = rule(
-    lambda v: v >= MIN_IMAGE_SIZE,
-    f"at least {MIN_IMAGE_SIZE} px (the network halves it five times)",
+    lambda v: MIN_IMAGE_SIZE <= v <= MAX_IMAGE_SIZE,
+    f"at least {MIN_IMAGE_SIZE} px (the network halves it five times), up to {MAX_IMAGE_SIZE}",
 )
+EPOCHS = rule(lambda v: 1 <= v <= MAX_EPOCHS, f"1 to {MAX_EPOCHS:,}")
+IMAGES_PER_STEP = rule(lambda v: 1 <= v <= MAX_BATCH_SIZE, f"1 to {MAX_BATCH_SIZE:,}")
 AUTO_AUGMENT = rule(
     lambda v: re.fullmatch(r"none|auto|trivial|rand(-m(\d|[12]\d|30))?(-n[1-9])?", v) is not None,
     "none, auto, trivial, rand or rand-mM-nN with M from 0 to 30, N from 1 to 9",

@@ -1,7 +1,6 @@
 """Pack labelled images into Parquet shards and a manifest. `--help` lists the flags."""
 
-from effnet_ray.cli.main import main
-from effnet_ray.cli.pack import pack_job
+from effnet_ray.cli.main import load_job, main
 
 if __name__ == "__main__":
-    raise SystemExit(main(pack_job))
+    raise SystemExit(main(load_job("pack")))

@@ -1,7 +1,6 @@
 """Predict the classes of images with a release. `--help` lists the flags."""
 
-from effnet_ray.cli.main import main
-from effnet_ray.cli.predict import predict_job
+from effnet_ray.cli.main import load_job, main
 
 if __name__ == "__main__":
-    raise SystemExit(main(predict_job))
+    raise SystemExit(main(load_job("predict")))

@@ -1,7 +1,6 @@
 """Serve a release over HTTP. `--help` lists the flags."""
 
-from effnet_ray.cli.main import main
-from effnet_ray.cli.serve import serve_job
+from effnet_ray.cli.main import load_job, main
 
 if __name__ == "__main__":
-    raise SystemExit(main(serve_job))
+    raise SystemExit(main(load_job("serve")))

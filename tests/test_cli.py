@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +39,19 @@ Refused = Callable[..., str]
         (["--micro-batch", "7"], "a divisor of batch_size 64"),
         (["--workers", "two"], "expected N, or MIN:MAX"),
         (["--workers", "3:2"], "with MIN at most MAX"),
+        (["--workers", "4096000"], "up to 10,000"),
+        (["--workers", "9" * 30], "up to 10,000"),
+        (["--batch-size", "1000000000000"], "expected 1 to 1,000,000"),
+        (["--epochs", "99999999999999999999"], "expected 1 to 100,000"),
+        (["--image-size", "100000"], "up to 4096"),
+        (["--runs", " "], "a path is empty"),
+        (["--store", ""], "a path is empty"),
+        (["--runs", "/"], "/ is the root of this machine's files"),
         (["--accelerator", "RTX"], "Ray has no GPU of type RTX, and its autoscaler launches none"),
         (["--accelerator", "a b", "--gpus-per-worker", "1"], "names like L4 or L4,L40S"),
         (["--learning-rate", "1e-3"], "there is no flag --learning-rate: did you mean --lr?"),
         (["--img-size=64"], "there is no flag --img-size: did you mean --image-size?"),
-        (["--epochs", "0"], "1 or more"),
+        (["--epochs", "0"], "expected 1 to 100,000"),
         (["--name", "a/b"], "cannot be the name of a run"),
         (["--gpus-per-worker", "1.5"], "expected 0 to 1: a worker uses one GPU"),
         (["--runs", "s3://"], "s3:// has no bucket: use s3://bucket/prefix"),
@@ -70,11 +80,33 @@ def test_a_cluster_that_is_none_is_refused(
     assert says in refused("--data", str(packed), "--weights", "none")
 
 
-def test_an_endpoint_that_is_no_url_is_refused(refused: Refused) -> None:
-    with s3_environment("localhost:9000"):
-        assert "AWS_ENDPOINT_URL is 'localhost:9000': expected http(s)://" in refused(
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost:9000", "http://my_store.local:9000", "http://exa mple:80", "http://[::1",
+        "http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://127.0.0.1:80 ",
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_is_no_url_is_refused(refused: Refused, endpoint: str) -> None:
+    with s3_environment(endpoint):
+        assert f"AWS_ENDPOINT_URL is '{endpoint}': expected http(s)://" in refused(
             "--data", "s3://bucket/data"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HTTP_PROXY", "http://[::1", "HTTP_PROXY or HTTPS_PROXY is 'http://[::1': expected"),
+        ("AWS_CA_BUNDLE", "/nowhere.pem", "AWS_CA_BUNDLE is '/nowhere.pem', which does not exist"),
+    ],
+)
+def test_an_environment_that_reaches_no_server_is_refused(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    with s3_environment("http://storage.example:9000"):
+        monkeypatch.setenv(name, value)
+        assert says in refused("--data", "s3://bucket/data")
 
 
 def test_data_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -222,6 +254,27 @@ def test_pack_prints_one_json_line(
         "report": f"{out}/report.json",
         "page": f"{out}/report.html",
     }
+
+
+@pytest.mark.parametrize("width", ["1", "5", "40"])
+def test_help_ends_on_any_terminal(width: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/models.py", "--help"], env=os.environ | {"COLUMNS": width},
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert b"usage" in done.stdout
+
+
+@pytest.mark.parametrize("pause_s", [0.4, 0.8, 1.2])
+def test_ctrl_c_while_modules_are_imported_is_no_error(pause_s: float, tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/finetune.py", "--data", str(tmp_path / "nothing")]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(pause_s)
+    job.send_signal(signal.SIGINT)
+    errors = job.communicate(timeout=120)[1]
+    assert job.returncode in (2, 130, -signal.SIGINT)  # it may be over, or not have begun
+    if job.returncode == 130:
+        assert errors == "stopped; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("job", ["finetune", "models"])

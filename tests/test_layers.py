@@ -92,6 +92,9 @@ def test_imports_are_absolute(name: str) -> None:
     assert [i for i in imports(name) if i.startswith(".")] == []
 
 
+PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_unpickled(name: str) -> None:
     calls = [n for n in ast.walk(tree(name)) if isinstance(n, ast.Call)]
@@ -99,3 +102,4 @@ def test_nothing_is_unpickled(name: str) -> None:
     assert all("weights_only=True" in ast.unparse(n) for n in loads)
     assert not loads or name == "model.packaged_weights"
     assert "torch.load" not in imports(name)
+    assert not {each.split(".")[0] for each in imports(name)} & PICKLES

@@ -113,6 +113,26 @@ def test_a_user_without_a_home_is_told_to_set_it() -> None:
     assert (answer.code, answer.err) == (2, says)
 
 
+CLOSED = {
+    "store": ("models", lambda _, closed: ["list", "--store", f"{closed}/store"]),
+    "out": ("pack", lambda assets, closed: ["--source", assets.images, "--out", f"{closed}/data"]),
+    "source": ("pack", lambda _, closed: ["--source", f"{closed}/photos", "--out", "packed"]),
+    "page": ("data", lambda assets, closed: [assets.data, "--page", f"{closed}/page.html"]),
+}
+
+
+@pytest.mark.parametrize("flag", CLOSED)
+def test_a_folder_that_this_user_may_not_enter_is_one_sentence(
+    assets: Assets, out: Path, flag: str
+) -> None:
+    machine, (job, flags) = machine_of("other user", out), CLOSED[flag]
+    closed = out / "closed"
+    closed.mkdir(mode=0o700)
+    answer = run(machine, job, flags(assets, closed))
+    assert_for_people(answer)
+    assert answer.code == 2 and "check the file's permissions" in answer.err, answer
+
+
 # --- paths
 
 

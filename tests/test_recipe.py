@@ -273,13 +273,15 @@ def test_weights_the_variant_does_not_have_are_refused_by_name() -> None:
         Recipe(variant="b0", weights="ra")
 
 
-@given(st.integers(1, 10**6), st.integers(0, 10**6))
+@given(st.integers(1, 5000), st.integers(0, 5000))
 def test_workers_are_a_number_or_a_range(low: int, more: int) -> None:
     assert Placement(workers=str(low)).worker_range == (low, low)
     assert Placement(workers=f"{low}:{low + more}").worker_range == (low, low + more)
 
 
-@pytest.mark.parametrize("workers", ["", "0", "-1", "two", "1.5", "0:2", "4:2", "1:2:3", "1:"])
+@pytest.mark.parametrize(
+    "workers", ["", "0", "-1", "two", "1.5", "0:2", "4:2", "1:2:3", "1:", "1:10001"]
+)
 def test_workers_that_are_no_range_are_refused(workers: str) -> None:
     with pytest.raises(RecipeError, match=f"^workers is '{workers}': expected N, or MIN:MAX"):
         Placement(workers=workers)

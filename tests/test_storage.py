@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.servers import fresh_bucket, s3_environment
+import s3fs
+from botocore.exceptions import ClientError
+from support.servers import KEY, SECRET, fresh_bucket, s3_environment
 
 from effnet_ray import storage
 from effnet_ray.errors import AlreadyExistsError, StorageError
-from effnet_ray.storage import local
+from effnet_ray.storage import local, s3, s3_errors
 
 
 @pytest.fixture(scope="module", params=["disk", "rclone", "moto"])
@@ -172,6 +175,48 @@ def test_a_missing_bucket_is_named(kind: str) -> None:
         storage.write_bytes(uri, b"")
 
 
+def test_a_profile_that_assumes_a_role_reads_and_writes_alike(
+    moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moto plays STS, too, and denies a request without a signature."""
+    keys = f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}"
+    role = "role_arn = arn:aws:iam::123456789012:role/reader\nsource_profile = base"
+    (tmp_path / "credentials").write_text(f"[base]\n{keys}\n")
+    (tmp_path / "config").write_text(f"[profile base]\n[profile role]\n{role}\n")
+    with s3_environment(moto):
+        uri = f"{fresh_bucket()}/file"
+    with s3_environment(moto, key=None):
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", "role")
+        storage.write_bytes(uri, b"0123456789")
+        filesystem, path = storage.arrow_filesystem(uri)
+        with filesystem.open_input_file(path) as file:
+            assert file.read() == b"0123456789"
+        credentials = s3._credentials()
+        assert credentials is not None and credentials.token
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "advice"),
+    [
+        ("RequestTimeTooSkewed", 403, "set it by NTP"),
+        ("PermanentRedirect", 301, "set AWS_REGION"),
+        ("AuthorizationHeaderMalformed", 400, "set AWS_REGION"),
+    ],
+)
+def test_a_wrong_clock_and_a_wrong_region_are_no_matter_of_permissions(
+    code: str, status: int, advice: str
+) -> None:
+    metadata = {"HTTPStatusCode": status}
+    response: Any = {"Error": {"Code": code, "Message": "…"}, "ResponseMetadata": metadata}
+    cause = ClientError(response, "GetObject")
+    raised = s3fs.errors.translate_boto_error(cause)
+    raised.__cause__ = cause
+    message = str(s3_errors.translate(raised, "s3://bucket/key", "read"))
+    assert advice in message and "keys" not in message
+
+
 def test_missing_credentials_are_said_to_be_missing(rclone: str) -> None:
     with (
         s3_environment(rclone, key=None),
@@ -194,6 +239,32 @@ def test_a_file_in_the_way_is_a_storage_error(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file/below"), b"")
     with pytest.raises(StorageError, match="cannot read"):
         storage.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize("special", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_no_file(tmp_path: Path, special: str) -> None:
+    """Reading it would never begin, or never end."""
+    path = tmp_path / "data.png"
+    if special == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    readers: list[Callable[[str], object]] = [
+        storage.read_bytes, lambda uri: storage.read_range(uri, 0, 10), storage.arrow_filesystem,
+        lambda uri: local.swap(uri, b"", ""),
+    ]  # fmt: skip
+    for reader in readers:
+        with pytest.raises(StorageError, match="is a pipe or a device: choose a file"):
+            reader(str(path))
+    assert storage.entries(str(tmp_path)) == {}
+    with pytest.raises(StorageError, match="is a pipe, a socket or a device: delete it"):
+        storage.entries(str(tmp_path), follow_links=True)
+
+
+@pytest.mark.parametrize("uri", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(uri: str) -> None:
+    with pytest.raises(StorageError, match="a path is empty"):
+        storage.absolute(uri)
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/data", "https://host/data", "file:///tmp", "://x"])

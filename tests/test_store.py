@@ -507,6 +507,20 @@ def test_a_run_whose_claim_can_be_finished_by_nobody_gets_another_number(
     assert local.versions("pets") == [1, 2, 3, 5]
 
 
+def test_a_forged_last_number_ends_publishing_before_anything_is_written(
+    local: ModelStore,
+) -> None:
+    """A version of ten digits would be none."""
+    path(local, f"v{layout.MAX_VERSION}").mkdir()
+    path(local, f"v{layout.MAX_VERSION}/{layout.RECORD}").write_bytes(b"{}")
+    before = storage.sizes(local.uri)
+    with pytest.raises(ReleaseError, match="has a version 999,999,999, after which"):
+        local.publish("pets", files("fourth", 0.5), {"run": "fourth"})
+    assert {name for name in storage.sizes(local.uri) if "/claims/" in name} == {
+        name for name in before if "/claims/" in name
+    }
+
+
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"{" * 100, b"", b"\xff\xfe", b"9" * 9_999])
 def test_what_is_no_json_is_refused(local: ModelStore, data: bytes) -> None:
     for place in ("v0001/release.json", "aliases/best.json"):

@@ -1,5 +1,6 @@
 """Packing with SIGKILLs at random moments, again and again until it is done."""
 
+import hashlib
 import random
 import shutil
 import subprocess
@@ -48,8 +49,14 @@ def _pack(images: Path, out: Path, seconds: float | None) -> bool:
         return False
 
 
-def _content(folder: Path) -> tuple[str, dict[str, int]]:
-    """The fingerprint, all files, and the sizes of tables; the others name the folder."""
-    sizes = storage.sizes(str(folder))
-    tables = {path: size if path.endswith(".parquet") else 0 for path, size in sizes.items()}
-    return load(str(folder)).fingerprint, tables
+def _content(folder: Path) -> tuple[str, dict[str, str]]:
+    """The fingerprint, all files, and what is in tables; the others name the folder."""
+    contents = {
+        path: hashlib.sha256((folder / path).read_bytes()).hexdigest() if _is_table(path) else ""
+        for path in storage.sizes(str(folder))
+    }
+    return load(str(folder)).fingerprint, contents
+
+
+def _is_table(path: str) -> bool:
+    return path.endswith(".parquet")

@@ -18,6 +18,8 @@ from effnet_ray.release.names import Release
 
 MODEL = "pets"
 PUBLISHERS = 16
+BEFORE = {"deleted": 0.0, "before": 0.001}
+"""Runs whose releases, v1 and v2, are there before: v1 is deleted meanwhile; with their top-1."""
 STALE_S = 1.0
 """For `gc`, which waits a day by default: here it completes what running publishers claimed."""
 SECONDS = {"disk": 0.15, "moto": 2.0}
@@ -25,7 +27,10 @@ SECONDS = {"disk": 0.15, "moto": 2.0}
 
 
 def run_all(runs: int, done: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
-    """Rounds of sixteen publishers, of which half are to crash; yields what became of each."""
+    """Rounds of sixteen publishers, two `gc` and a deletion, of which half are to crash.
+
+    Yields what became of each.
+    """
     for number in sorted(set(range(runs)) - set(done)):
         kind = ("disk", "moto")[number % 2]
         folder = scratch / f"round-{number}"
@@ -56,26 +61,31 @@ def _round(workers: Workers, kind: str, draws: random.Random) -> int:
     """Crash, clean up and check; returns the crashes. Raises AssertionError."""
     tops = {f"run {i}": draws.randrange(1000) / 1000 for i in range(PUBLISHERS)}
     (alone,) = workers.run([["publish", "alone", "first", 0.5]])
+    workers.run([["publish", MODEL, run, top] for run, top in BEFORE.items()])
     seconds = SECONDS[kind]
-    jobs = [_publisher(run, top, alone["steps"], seconds, draws) for run, top in tops.items()]
-    others: list[dict[str, Any]] = [
-        {"do": [["gc", STALE_S], ["gc", STALE_S]]},
-        {"do": [["gc", STALE_S]]},
-        {"do": [["delete", f"{MODEL}@v1"]]},
+    jobs = [
+        _crashing([["publish", MODEL, run, top]], alone["steps"], seconds, draws)
+        for run, top in tops.items()
     ]
-    crashed = _ended(workers.run_jobs([*jobs, *others]))
+    actions: list[list[list[Any]]] = [
+        [["gc", STALE_S], ["gc", STALE_S]],
+        [["gc", STALE_S]],
+        [["delete", f"{MODEL}@v1"]],
+    ]
+    jobs += [_crashing(do, alone["steps"], seconds, draws) for do in actions]
+    crashed = _ended(workers.run_jobs(jobs))
     # Everybody again, as people do: whoever had published finds the release.
     again = workers.run_jobs([{"do": job["do"]} for job in jobs])
     assert not _ended(again)
-    _check(workers, tops)
+    _check(workers, tops | BEFORE)
     return crashed
 
 
-def _publisher(
-    run: str, top: float, steps: int, seconds: float, draws: random.Random
+def _crashing(
+    actions: list[list[Any]], steps: int, seconds: float, draws: random.Random
 ) -> dict[str, Any]:
-    """One of two crashes: between two writes, or at any instruction."""
-    job: dict[str, Any] = {"do": [["publish", MODEL, run, top]]}
+    """A job, perhaps with one of two crashes: between two writes, or at any instruction."""
+    job: dict[str, Any] = {"do": actions}
     match draws.randrange(4):
         case 0:
             job["kill_at"] = draws.randrange(steps)
@@ -99,6 +109,7 @@ def _check(workers: Workers, tops: dict[str, float]) -> None:
     store.gc(stale_after_s=-60)
     folder = store.model_folder(MODEL)
     versions = folder.versions
+    assert folder.deleted == {1}, f"deleted: {folder.deleted}"
     assert sorted([*versions, *folder.deleted]) == list(range(1, folder.next)), "not dense"
     runs = {}
     for version in versions:

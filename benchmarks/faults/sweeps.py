@@ -16,6 +16,7 @@ from effnet_ray import storage
 from effnet_ray.packing.sample import pack_sample
 from effnet_ray.release.store import ModelStore
 from effnet_ray.sweep import sweep_record
+from effnet_ray.train import run_record
 from faults.machines import marked, marking
 
 JOB = Path(__file__).parents[2] / "jobs" / "tune.py"
@@ -55,7 +56,7 @@ def _sweep(folder: Path, data: Path, draws: random.Random, kills: int) -> list[s
         sys.executable, str(JOB), *FLAGS, "--data", str(data), "--runs", f"{folder}/runs",
         "--store", f"{folder}/store", "--name", NAME,
     ]  # fmt: skip
-    killed: list[str] = []
+    killed, before = list[str](), dict[str, int]()
     start, due = time.monotonic(), time.monotonic() + draws.uniform(*PAUSES_S)
     with marking() as mark:
         driver = subprocess.Popen(
@@ -70,13 +71,23 @@ def _sweep(folder: Path, data: Path, draws: random.Random, kills: int) -> list[s
                     stderr=subprocess.DEVNULL,
                 )
             if len(killed) < kills and time.monotonic() > due:
+                before |= _results(folder)
                 killed.append(_kill(draws.choice(sorted(KINDS)), driver, mark, draws))
                 due = time.monotonic() + draws.uniform(*PAUSES_S)
             if time.monotonic() - start > LIMIT_S:
                 driver.kill()
                 raise RuntimeError(f"not done after {LIMIT_S:g} s")
             time.sleep(0.1)
+    now = _results(folder)
+    again = [path for path, written in before.items() if now.get(path) != written]
+    assert not again, f"trained again, or lost: {again}"
     return killed
+
+
+def _results(folder: Path) -> dict[str, int]:
+    """When the result of each finished trial was written."""
+    files = folder.glob(f"runs/{NAME}/runs/*/{run_record.RESULT}")
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def _kill(kind: str, driver: "subprocess.Popen[bytes]", mark: str, draws: random.Random) -> str:

@@ -242,12 +242,12 @@ def default_data() -> str:
 
 def default_runs() -> str:
     """EFFNET_RUNS, else ~/effnet-ray/runs."""
-    return os.environ.get("EFFNET_RUNS", f"{HOME}/runs")
+    return os.environ.get("EFFNET_RUNS") or f"{HOME}/runs"
 
 
 def default_store() -> str:
     """EFFNET_STORE, else ~/effnet-ray/store."""
-    return os.environ.get("EFFNET_STORE", f"{HOME}/store")
+    return os.environ.get("EFFNET_STORE") or f"{HOME}/store"
 
 
 def default_single_writer() -> bool:

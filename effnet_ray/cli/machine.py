@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from effnet_ray.errors import InputError, MachineError, one_line, remedy
 
 UTF8_ENV = "PYTHONUTF8"
+MIN_WIDTH = 20
 
 
 def use_utf8() -> None:
@@ -32,6 +33,13 @@ def print_in_any_locale() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not what a test has put in its place
             stream.reconfigure(errors="replace")
+
+
+def keep_width() -> None:
+    """Replace a COLUMNS below what a help text needs: Rich never ends with fewer than 8."""
+    width = os.environ.get("COLUMNS", "")
+    if width.isdecimal() and int(width) < MIN_WIDTH:
+        os.environ["COLUMNS"] = str(MIN_WIDTH)
 
 
 def check_folders() -> None:

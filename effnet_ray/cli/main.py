@@ -37,6 +37,7 @@ def run() -> int:
     """Run `effnet-ray JOB FLAGS…`, which is the same as `python jobs/JOB.py FLAGS…`."""
     machine.use_utf8()
     machine.print_in_any_locale()
+    machine.keep_width()
     arguments = sys.argv[1:]
     if arguments and arguments[0] in JOBS:
         name = arguments[0]
@@ -60,8 +61,14 @@ def _no_job(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def load_job(name: str) -> Job:
-    """Import the job of this name."""
-    job: Job = getattr(import_module(f"effnet_ray.cli.{name}"), f"{name}_job")
+    """The job of this name, which is imported when it runs: `main` then handles Ctrl-C."""
+
+    def job(argv: Sequence[str]) -> dict[str, Any]:
+        result: dict[str, Any] = getattr(import_module(f"effnet_ray.cli.{name}"), f"{name}_job")(
+            argv
+        )
+        return result
+
     return job
 
 
@@ -70,6 +77,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     if argv is None:
         machine.use_utf8()
     machine.print_in_any_locale()
+    machine.keep_width()
     _set_up_logging()
     sys.excepthook = _print_traceback
     # `ray job stop` and orchestrators send SIGTERM.

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from pathlib import Path
 
 from effnet_ray.errors import DatasetError, RecipeError
 
@@ -21,7 +20,7 @@ def output_uri(uri: str, flag: str, suffix: str) -> str:
         raise RecipeError(f"{flag} is {uri!r}: expected a file name such as out{suffix}")
     absolute = storage.absolute(uri)
     no_bucket = storage.is_remote(absolute) and not storage.bucket_and_key(absolute)[1]
-    if no_bucket or Path(absolute).is_dir():  # s3://FILE has no key
+    if no_bucket or storage.is_local_folder(absolute):  # s3://FILE has no key
         raise RecipeError(f"{flag} is {uri!r}: expected a file, such as s3://bucket/out{suffix}")
     check_writable(absolute.rpartition("/")[0] or "/", f"the {flag}")
     return absolute

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -54,7 +53,7 @@ def pack_job(argv: Sequence[str]) -> dict[str, Any]:
     from effnet_ray.packing.pack import pack
 
     out = storage.absolute(flags.out)
-    if Path(out).is_file():
+    if storage.local_entry(out):
         raise DatasetError(f"--out {out} is a file: choose a folder")
     manifest_uri = storage.join(out, manifests.NAME)
     with Terminal() as terminal:

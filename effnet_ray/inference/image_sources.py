@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from effnet_ray import storage
 from effnet_ray.data import hf_parquet, image_checks, manifest as manifests
@@ -129,7 +128,7 @@ def _list_files(uri: str) -> tuple[str, dict[str, int]]:
     """A folder and the sizes of its files; for the URI of a file, its folder and its size."""
     with suppress(StorageError):  # a local file cannot be listed; other errors are raised below
         sizes = storage.sizes(uri)
-        if sizes or Path(uri).is_dir():
+        if sizes or storage.is_local_folder(uri):
             return uri, sizes
     if not storage.exists(uri):
         storage.sizes(uri)  # raises if the bucket is missing or cannot be listed

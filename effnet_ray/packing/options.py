@@ -90,6 +90,8 @@ class Packing(SourceColumns):
                 f"eval-fraction {for_eval:g} and test-fraction {for_test:g} leave no train "
                 "images: expected a sum below 1"
             )
+        if self.seed < 0:
+            raise DatasetError(f"seed is {self.seed}: expected 0 or more")
         if self.max_side is not None and self.max_side < MIN_SIDE:
             raise DatasetError(f"max-side is {self.max_side} px: expected {MIN_SIDE} or more")
         if self.task not in TASKS:

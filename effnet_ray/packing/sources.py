@@ -10,7 +10,6 @@ Only archives are read for the listing; of images in files of their own the size
 
 import itertools
 from collections.abc import Iterable, Mapping, Set
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -99,7 +98,7 @@ def _holds_images(source: str, columns: SourceColumns) -> bool:
 
 def _index_folder(source: str, columns: SourceColumns, out: str, map_function: Map) -> Index:
     """Index a folder of archives, or else of class folders."""
-    if Path(source).is_file():
+    if storage.local_entry(source):
         raise DatasetError(
             f"{source} is a file: expected a folder, or a CSV, TSV or Parquet table"
         )

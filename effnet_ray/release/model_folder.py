@@ -57,8 +57,17 @@ class ModelFolder:
 
     @property
     def next(self) -> int:
-        """The lowest number above all that are in use or were used."""
-        return max(self.recorded | self.claimed | self.deleted, default=0) + 1
+        """The lowest number above all that are in use or were used.
+
+        Raises ReleaseError if there is none left, which is no publisher's work.
+        """
+        last = max(self.recorded | self.claimed | self.deleted, default=0)
+        if last == layout.MAX_VERSION:
+            raise ReleaseError(
+                f"{self.uri} has a version {last:,}, after which there is no number: delete its "
+                "folder, claim and tombstone if nobody needs them"
+            )
+        return last + 1
 
     @property
     def aliases(self) -> list[str]:

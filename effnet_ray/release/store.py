@@ -7,7 +7,6 @@ overwritten: a folder without release.json is not a release.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from effnet_ray import storage
@@ -49,7 +48,7 @@ class ModelStore:
 
     def __post_init__(self) -> None:
         """Raise StorageError if the URI is a local file."""
-        if Path(self.uri).is_file():
+        if storage.local_entry(self.uri):
             raise StorageError(f"--store {self.uri} is a file: choose a folder")
 
     def publish(

@@ -33,7 +33,7 @@ RECORD = "release.json"
 
 CLAIMS, TOMBSTONES, ALIASES, STAGING = "claims", "tombstones", "aliases", "staging"
 
-_VERSION = r"v(\d{4,9})"
+_VERSION, MAX_VERSION = r"v(\d{4,9})", 999_999_999
 _STAGED = rf"{STAGING}/[0-9a-f]{{16}}"
 
 RECORD_PATH = re.compile(rf"{_VERSION}/{re.escape(RECORD)}")

@@ -30,6 +30,7 @@ __all__ = [
     "entries",
     "exists",
     "folders",
+    "is_local_folder",
     "is_remote",
     "join",
     "local_entry",
@@ -127,8 +128,16 @@ def entries(uri: str, *, hidden: bool = False, follow_links: bool = False) -> di
 
 
 def local_entry(path: str) -> Entry | None:
-    """The entry of a regular file on disk; None if there is none of this name."""
+    """The entry of a regular file on disk; None if there is none of this name.
+
+    Raises StorageError where this user may not look.
+    """
     return _local.entry(path)
+
+
+def is_local_folder(path: str) -> bool:
+    """Whether the path is a folder on disk. Raises StorageError where this user may not look."""
+    return _local.is_folder(path)
 
 
 def folders(uri: str) -> list[str]:

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -67,16 +67,29 @@ def errors(uri: str, verb: str) -> Iterator[None]:
 
 def read(uri: str, size: int | None, max_bytes: int | None) -> bytes:
     """The whole file; `size` is for S3 alone."""
-    with errors(uri, "read"), open(uri, "rb") as file:
+    with errors(uri, "read"), _opened(uri) as file:
         check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
         return file.read()
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
     """Up to `size` bytes from `start` on."""
-    with errors(uri, "read"), open(uri, "rb") as file:
+    with errors(uri, "read"), _opened(uri) as file:
         file.seek(start)
         return file.read(size)
+
+
+def _opened(uri: str) -> BinaryIO:
+    """A file, to read. Raises StorageError as `_refuse_special`."""
+    _refuse_special(uri)
+    return open(uri, "rb")
+
+
+def _refuse_special(uri: str) -> None:
+    """Raise StorageError for a pipe or a device: reading may never begin, or never end."""
+    mode = os.stat(uri).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(f"cannot read {uri}: it is a pipe or a device: choose a file")
 
 
 def read_versioned(uri: str, max_bytes: int) -> Versioned:
@@ -147,6 +160,12 @@ def entry(uri: str) -> Entry | None:
     return Entry(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
+def is_folder(uri: str) -> bool:
+    """Whether there is a folder of this name."""
+    with errors(uri, "look up"):
+        return Path(uri).is_dir()
+
+
 def folders(uri: str) -> list[str]:
     """Names of the folders directly below the URI."""
     with errors(uri, "list"):
@@ -181,6 +200,8 @@ def arrow_filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":
     """Arrow's file system, and the path in it."""
     import pyarrow.fs as pafs  # only here: not every job reads Parquet
 
+    with suppress(NotFoundError), errors(uri, "read"):
+        _refuse_special(uri)
     return pafs.LocalFileSystem(), uri
 
 
@@ -197,8 +218,8 @@ def content_etag(data: bytes) -> str:
 
 def _etag_of(path: Path) -> str:
     try:
-        return content_etag(path.read_bytes())
-    except FileNotFoundError:
+        return content_etag(read(str(path), None, None))
+    except NotFoundError:
         return ""
 
 

@@ -48,7 +48,7 @@ def _is_folder(item: Item) -> bool:
 def _entry(item: Item, *, follow_links: bool) -> Entry | None:
     """A file's entry; None for what is no regular file: reading a pipe or a device may never end.
 
-    Raises StorageError for a link to nothing, if links are followed.
+    If links are followed, raises StorageError for what is neither, and for a link to nothing.
     """
     try:
         status = item.stat()
@@ -61,7 +61,11 @@ def _entry(item: Item, *, follow_links: bool) -> Entry | None:
                 "leads back to it: restore it, or delete the link"
             ) from None
         return None
-    return Entry(status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+    if stat.S_ISREG(status.st_mode):
+        return Entry(status.st_size, status.st_mtime)
+    if follow_links and not item.name.startswith("."):
+        raise StorageError(f"{item.path} is a pipe, a socket or a device: delete it, or move it")
+    return None
 
 
 def _is_followed(folder: Item, root: str, *, follow_links: bool) -> bool:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
+import botocore.session
 import fsspec.asyn
 import pyarrow.fs as pafs
 import s3fs
+from botocore.credentials import Credentials
 
 from effnet_ray.errors import (
     AlreadyExistsError,
@@ -27,7 +29,7 @@ from effnet_ray.errors import (
 )
 from effnet_ray.storage.backend import Entry, Versioned, check_size
 from effnet_ray.storage.retry import Attempt, with_retries, with_timeout
-from effnet_ray.storage.s3_endpoint import endpoint, proxy, region
+from effnet_ray.storage.s3_endpoint import check_environment, endpoint, proxy, region
 from effnet_ray.storage.s3_errors import LIBRARY_ERRORS, is_transient, may_be_expired, translate
 from effnet_ray.storage.uri import bucket_and_key, join
 
@@ -40,7 +42,7 @@ MAX_DELETED_AT_ONCE = 1000
 @lru_cache(maxsize=1)
 def client() -> s3fs.S3FileSystem:
     """The client of this process."""
-    endpoint()  # checked first
+    check_environment()
     filesystem = s3fs.S3FileSystem(
         use_listings_cache=False,
         skip_instance_cache=True,  # a new client reads the credentials again
@@ -58,10 +60,30 @@ def client() -> s3fs.S3FileSystem:
     return filesystem
 
 
-@lru_cache(maxsize=1)
 def arrow_client() -> pafs.S3FileSystem:
-    """Arrow's own client, which reads ranges of Parquet files without holding the GIL."""
+    """Arrow's own client, which reads ranges of Parquet files without holding the GIL.
+
+    It gets the keys that botocore finds, since Arrow knows no profile that assumes a role.
+    """
+    found = _credentials()
+    keys = found.get_frozen_credentials() if found else (None, None, None)
+    return _arrow_client(*keys[:3])
+
+
+@lru_cache(maxsize=1)
+def _credentials() -> Credentials | None:
+    """Those of s3fs's client, which are renewed when they are asked for; None: there are none."""
+    session = botocore.session.Session()
+    session.set_config_variable("region", region())
+    return session.get_credentials()
+
+
+@lru_cache(maxsize=1)
+def _arrow_client(key: str | None, secret: str | None, token: str | None) -> pafs.S3FileSystem:
     settings: dict[str, Any] = {
+        "access_key": key,
+        "secret_key": secret,
+        "session_token": token,
         "region": region(),
         "request_timeout": 10,
         "connect_timeout": 5,
@@ -77,9 +99,16 @@ def arrow_client() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(**settings)
 
 
+def forget_clients() -> None:
+    """Let the next request read the environment and the credentials again."""
+    for function in (client, _arrow_client, _credentials):
+        function.cache_clear()
+
+
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Arrow's file system, and the URI's path in it."""
-    return arrow_client(), "/".join(bucket_and_key(uri))
+    """Arrow's file system, and the URI's path in it. Raises StorageError."""
+    with errors(uri, "read"):
+        return arrow_client(), "/".join(bucket_and_key(uri))
 
 
 # --- calls
@@ -158,8 +187,7 @@ def _renewing(attempt: Attempt[T]) -> Attempt[T]:
             return attempt(seconds)
         except LIBRARY_ERRORS as error:
             if may_be_expired(error):
-                client.cache_clear()
-                arrow_client.cache_clear()
+                forget_clients()
             raise
 
     return run

@@ -1,8 +1,11 @@
 """Where S3 is, by the standard environment: the server, its region, the proxy before it."""
 
 import os
+from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
+
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
 from effnet_ray.errors import StorageError
 from effnet_ray.redaction import has_credentials, redact
@@ -16,16 +19,41 @@ def endpoint() -> str:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         value = os.environ.get(name, "")
         if value:
-            url = urlparse(value)
-            if url.scheme not in ("http", "https") or not url.netloc:
-                raise StorageError(f"{name} is {value!r}: expected http(s)://HOST:PORT")
             if has_credentials(value):
                 raise StorageError(
                     f"{name} is {redact(value)!r}, with credentials in it: set AWS_ACCESS_KEY_ID "
                     "and AWS_SECRET_ACCESS_KEY instead"
                 )
+            if not _is_server(value):
+                raise StorageError(
+                    f"{name} is {value!r}: expected http(s)://HOST:PORT, with letters, digits, "
+                    "hyphens and dots in HOST"
+                )
             return value
     return ""
+
+
+def check_environment() -> None:
+    """Raise StorageError for an endpoint, a proxy or a CA bundle that cannot be used."""
+    endpoint()
+    if not _is_server(proxy() or "http://none"):
+        raise StorageError(
+            f"HTTP_PROXY or HTTPS_PROXY is {redact(proxy())!r}: expected http://HOST:PORT"
+        )
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if bundle and not Path(bundle).exists():
+        raise StorageError(f"AWS_CA_BUNDLE is {bundle!r}, which does not exist: correct it")
+
+
+def _is_server(url: str) -> bool:
+    """Whether a URL names a server as the S3 libraries accept it."""
+    try:
+        parts = urlparse(url)
+        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        named = is_valid_endpoint_url(server) or is_valid_ipv6_endpoint_url(server)
+        return parts.scheme in ("http", "https") and named and parts.port != 0
+    except ValueError:  # of brackets, or of the port
+        return False
 
 
 def region() -> str:

@@ -42,6 +42,13 @@ NOT_IMPLEMENTED = 501
 RENEW = "renew them (AWS_SESSION_TOKEN, or the file of AWS_PROFILE)"
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 """Error codes for temporary credentials that were valid once."""
+OTHER_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+OTHER_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+}
 TRANSIENT_CODES = {
     "RequestTimeout",
     "SlowDown",
@@ -103,6 +110,10 @@ def translate(error: BaseException, uri: str, verb: str) -> StorageError:
         )
     if error_code(error) in EXPIRED_CODES or EXPIRED_CODES & set(str(error).split()):
         return OutageError(f"cannot {verb} {uri}: the S3 credentials have expired: {RENEW}")
+    if error_code(error) in OTHER_CLOCK:
+        return StorageError(f"{message}: this machine's clock is wrong: set it by NTP")
+    if error_code(error) in OTHER_REGION:
+        return StorageError(f"{message}: set AWS_REGION to the region of the bucket")
     if isinstance(error, PermissionError):
         return StorageError(
             f"cannot {verb} {uri}: access denied ({error}): check the keys and their permissions"

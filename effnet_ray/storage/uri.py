@@ -53,11 +53,19 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 def absolute(uri: str) -> str:
     """The URI without a trailing slash; a local path is made absolute and `~` is expanded.
 
-    Raises StorageError as `scheme`, and for bytes that are no UTF-8: records could not hold them.
+    Raises StorageError as `scheme`, for an empty URI, for the root of all folders, and for bytes
+    that are no UTF-8: records could not hold them.
     """
+    if not uri.strip():
+        raise StorageError(f"a path is empty ({uri!r}): pass s3://bucket/prefix or a folder")
     if not _is_utf8(uri):
         raise StorageError(f"{uri!r} is not UTF-8: rename it")
-    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(os.path.expanduser(uri))
+    if is_remote(uri):
+        return uri.rstrip("/")
+    path = os.path.abspath(os.path.expanduser(uri))
+    if path == "/":
+        raise StorageError(f"{uri} is the root of this machine's files: choose a folder below it")
+    return path
 
 
 def join(uri: str, *parts: str) -> str:

@@ -87,7 +87,8 @@ DOORS = {
     "s3fs": "storage.s3",
     "fsspec": "storage.s3",
     "aiohttp": "storage.s3_errors",
-    "botocore": "storage.s3_errors preflight.ec2 preflight.permissions",
+    "botocore": "storage.s3 storage.s3_endpoint storage.s3_errors preflight.ec2 "
+    "preflight.permissions",
     "jsonschema": "preflight.compute_engine preflight.kuberay",
     "tenacity": "storage.retry",
     "torch": "model. train. runtime.gpus runtime.inference_actors inference.logits "

@@ -110,8 +110,7 @@ def s3_environment(
 
 
 def _forget_clients() -> None:
-    s3.client.cache_clear()
-    s3.arrow_client.cache_clear()
+    s3.forget_clients()
     conditional.missing_guarantee.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
