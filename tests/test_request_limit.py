@@ -13,7 +13,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -66,12 +66,19 @@ def test_one_that_is_turned_away_is_told_when_to_come_back(
     assert reason in result.json()["error"]
 
 
+LARGE = 30_000_000
+"""Bytes, more than the buffers of sockets hold."""
+
+
+async def large(_: Request) -> Response:
+    return Response(bytes(LARGE))
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Where uvicorn serves `answer` with limited connections."""
-    app = RequestLimit(
-        Starlette(routes=[Route("/", answer, methods=["POST"])]), max_bytes=100_000, max_seconds=5
-    )
+    """Where uvicorn serves `answer` and `large` with limited connections."""
+    routes = [Route("/", answer, methods=["POST"]), Route("/large", large)]
+    app = RequestLimit(Starlette(routes=routes), max_bytes=100_000, max_seconds=5)
     config = uvicorn.Config(app, port=free_port(), http=LimitedConnection, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -113,6 +120,21 @@ def test_a_body_that_goes_on_after_its_answer_is_cut_off(port: int, chunked: boo
         with suppress(ConnectionError):
             while connection.recv(1000):
                 pass
+
+
+@pytest.mark.parametrize("pause_s", [0, 3])
+def test_a_client_that_does_not_read_its_answer_is_cut_off(
+    port: int, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    monkeypatch.setattr(LimitedConnection, "max_seconds", 1.0)
+    received = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        time.sleep(pause_s)
+        with suppress(ConnectionError):
+            while data := connection.recv(1_000_000):
+                received += len(data)
+    assert (received > LARGE) == (pause_s == 0)  # headers come first
 
 
 def test_a_body_that_is_too_large_is_read_to_its_end_and_the_connection_kept(port: int) -> None:

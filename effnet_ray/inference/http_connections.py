@@ -1,7 +1,8 @@
 """Limits on connections to Ray Serve's proxy, outside of the requests that it forwards.
 
-uvicorn 0.54 keeps a connection for ever that sends nothing, whose headers never end, or whose body
-never ends after its answer, and its parser keeps headers of any size. Ray Serve 2.60 passes it no
+uvicorn 0.54 keeps a connection for ever that sends nothing, whose headers never end, whose body
+never ends after its answer, or that never reads its answer, and its parser keeps headers of any
+size. Ray Serve 2.60 passes it no
 option that limits any of these, so `install` replaces the class that uvicorn chooses by itself
 (`uvicorn/protocols/http/auto.py`).
 """
@@ -19,7 +20,10 @@ MAX_HEADER_BYTES = 65_536
 
 
 class LimitedConnection(HttpToolsProtocol):
-    """A connection that gets 431 for large headers, and 408 if they do not arrive in time."""
+    """A connection that gets 431 for large headers, and 408 if they do not arrive in time.
+
+    If its answer is not read in time, it is cut off.
+    """
 
     max_seconds = 30.0
 
@@ -28,6 +32,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._timer: Any = None
         """Set while headers are awaited."""
         self._header_bytes = 0
+        self._write_timer: Any = None
+        """Set while an answer waits to be read."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -66,7 +72,23 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More of an answer waits than asyncio likes to buffer, 64 kB."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.max_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read most of it."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _await_headers(self) -> None:
         if not self._timer:
