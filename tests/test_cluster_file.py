@@ -93,6 +93,17 @@ def test_what_is_no_cluster_file_is_refused(tmp_path: Path, text: str, says: str
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cluster_name: x\nmax_workers: 2\n", "provider is missing"),
+        ("cluster_name: x\nprovider: aws\n", "a field has a value of another type"),
+    ],
+)
+def test_what_ray_itself_fails_on_is_said_in_words(tmp_path: Path, text: str, says: str) -> None:
+    assert says in found(text, tmp_path)["Ray's schema"]
+
+
 def test_a_folder_is_refused_and_what_another_command_writes_is_read(tmp_path: Path) -> None:
     for path in (str(tmp_path), "~nobody-of-this-name/aws.yaml"):
         with pytest.raises(ClusterError, match="cannot be read as YAML"):

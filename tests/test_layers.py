@@ -92,13 +92,41 @@ def test_imports_are_absolute(name: str) -> None:
     assert [i for i in imports(name) if i.startswith(".")] == []
 
 
+TEMPORARY = {
+    "inference.onnx_outputs", "inference.quantize", "model.pretrained", "packing.archives",
+    "packing.shards", "train.checkpoint",
+}  # fmt: skip
+"""What these modules write themselves lies in temporary folders."""
+EXCEPTIONS = {"packing.sample", "runtime.shared_folders"}
+"""The sample's images are made again; a probe is no file of the user's."""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_user_are_written_by_storage_alone(name: str) -> None:
+    """So whatever `test_storage` and `test_limits` hold of its writes holds of every writer."""
+    if name.split(".")[0] != "storage" and name not in TEMPORARY | EXCEPTIONS:
+        assert [ast.unparse(call) for call in calls(name) if writes_a_file(call)] == []
+
+
+def calls(name: str) -> list[ast.Call]:
+    return [node for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+
+
+def writes_a_file(call: ast.Call) -> bool:
+    """By the call's text: a write of another object than `storage`, or `open` to write."""
+    owner, _, function = ast.unparse(call.func).rpartition(".")
+    if function == "open":
+        modes = {ast.unparse(each) for each in [*call.args, *(k.value for k in call.keywords)]}
+        return bool(modes & {repr(f"{mode}{kind}") for mode in "wxa" for kind in ("", "b", "t")})
+    return function in ("write_bytes", "write_text", "save_file") and owner != "storage"
+
+
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_unpickled(name: str) -> None:
-    calls = [n for n in ast.walk(tree(name)) if isinstance(n, ast.Call)]
-    loads = [n for n in calls if ast.unparse(n.func) == "torch.load"]
+    loads = [n for n in calls(name) if ast.unparse(n.func) == "torch.load"]
     assert all("weights_only=True" in ast.unparse(n) for n in loads)
     assert not loads or name == "model.packaged_weights"
     assert "torch.load" not in imports(name)

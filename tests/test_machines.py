@@ -136,6 +136,14 @@ def test_a_folder_that_this_user_may_not_enter_is_one_sentence(
 # --- paths
 
 
+def oddly_named(assets: Assets, folder: Path) -> Assets:
+    """The same in a folder, and with a class, whose names are not ASCII."""
+    odd = folder / "mit Blank ü 😀"
+    shutil.copytree(assets.folder, odd)
+    (odd / "images/3").rename(odd / "images/Käfer 😀")
+    return Assets(odd)
+
+
 @pytest.mark.parametrize(
     "machine",
     [pytest.param(HERE, id="UTF-8", marks=pytest.mark.long), pytest.param(NO_UTF8, id="no UTF-8")],
@@ -143,12 +151,10 @@ def test_a_folder_that_this_user_may_not_enter_is_one_sentence(
 def test_names_may_have_blanks_umlauts_and_emoji(
     assets: Assets, tmp_path: Path, machine: Machine
 ) -> None:
-    odd = tmp_path / "mit Blank ü 😀"
-    shutil.copytree(assets.folder, odd)
-    (odd / "images/3").rename(odd / "images/Käfer 😀")
+    odd = oddly_named(assets, tmp_path)
     for path in ("pack", "data", "list"):
         job, flags = WITHOUT_RAY[path]
-        answer = run(machine, job, flags(Assets(odd), odd / "out"))
+        answer = run(machine, job, flags(odd, odd.folder / "out"))
         assert_for_people(answer)
         assert answer.code == 0, answer
         told = json.loads(answer.out.splitlines()[-1])
@@ -313,6 +319,18 @@ def test_a_job_with_ray_works_on_every_machine_or_says_why_not(
     no_home = ("read-only home", "missing home", "nameless user", "no home")
     assert answer.code == (2 if name in no_home else 0), answer
     assert name not in no_home or "set HOME to a folder that you can write" in answer.sentence
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.parametrize("path", WITH_RAY)
+def test_a_job_with_ray_takes_odd_names_in_an_ascii_locale(
+    assets: Assets, tmp_path: Path, path: str
+) -> None:
+    odd, (job, flags) = oddly_named(assets, tmp_path), WITH_RAY[path]
+    answer = run(NO_UTF8, job, flags(odd, odd.folder / "out"))
+    assert_for_people(answer)
+    assert answer.code == 0, answer
 
 
 @pytest.mark.ray

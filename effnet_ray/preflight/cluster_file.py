@@ -100,12 +100,21 @@ def _check_schema(config: Config) -> tuple[Finding, Config]:
             filled: Config = prepare_config(copy.deepcopy(dict(config)))
             validate_config(filled)
     except Exception as error:  # jsonschema's, or any error in Ray's code
-        field = ".".join(map(str, getattr(error, "absolute_path", ())))
-        parts = filter(None, [field, getattr(error, "message", str(error))])
-        mistake = ": ".join(parts) or type(error).__name__
+        mistake = _mistake(error)
     else:
         return problem(check, "", "accepted", ""), filled
     return problem(check, mistake, "", "correct the field"), {}
+
+
+def _mistake(error: Exception) -> str:
+    """What is wrong with a file, by the error of Ray's check."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, AttributeError | TypeError):
+        return f"a field has a value of another type than Ray expects ({error})"
+    field = ".".join(map(str, getattr(error, "absolute_path", ())))
+    parts = filter(None, [field, getattr(error, "message", str(error))])
+    return ": ".join(parts) or type(error).__name__
 
 
 def _placeholders(text: str) -> Iterator[Finding]:

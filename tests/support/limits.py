@@ -154,6 +154,18 @@ def _promoted(folder: str) -> bool:
     return ModelStore(f"{folder}/store").resolve("birds@prod")[1] == 2
 
 
+def _delete(folder: str) -> None:
+    store = ModelStore(f"{folder}/store")
+    if store.model_folder("birds").deleted:
+        store.gc(0)  # what finishes a deletion that began
+    else:
+        store.delete("birds@v1", force=True)
+
+
+def _deleted(folder: str) -> bool:
+    return ModelStore(f"{folder}/store").versions("birds") == [2]
+
+
 def _cache_features(folder: str) -> None:
     draw = np.random.default_rng(0)
     rows = feature_cache.FeatureRows(
@@ -198,6 +210,7 @@ def writers(images: str) -> dict[str, Writer]:
         ),
         "publish": Writer(_publish, _reads(_published)),
         "promote": Writer(_promote, _reads(_promoted), _publish_two),
+        "delete": Writer(_delete, _reads(_deleted), _publish_two),
         "features": Writer(
             _cache_features, lambda folder: bool(feature_cache.read_record(f"{folder}/cache"))
         ),
