@@ -126,7 +126,7 @@ from effnet_ray.runtime import session
 def job(_):
     session.connect(Placement(workers="1"), local=True, verbose=False)
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(int(sys.argv[1]) and os.getpid(), signal.SIGTERM)  # 0: to the process group
         time.sleep(60)
     finally:
         time.sleep(4)  # Ray's own handler would abort the process after 3 s
@@ -135,10 +135,13 @@ sys.exit(main(job, []))
 """
 
 
-def test_a_job_that_is_terminated_ends_as_by_ctrl_c_and_in_its_own_time() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_job_that_is_terminated_ends_as_by_ctrl_c_and_in_its_own_time(alone: bool) -> None:
+    """Also if its whole process group is, as `timeout` and a shell's `kill %1` do."""
     ended = subprocess.run(
-        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, "-c", ENDS, str(int(alone))],
+        capture_output=True, text=True, timeout=120, check=False, start_new_session=True,
+    )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "stopped; run the same command again to resume\n"
 

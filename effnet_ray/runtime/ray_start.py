@@ -4,12 +4,15 @@ import os
 import shutil
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from errno import EDQUOT, ENOSPC
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from effnet_ray.errors import ClusterError, quote, remedy
 from effnet_ray.runtime import signal_handlers
@@ -38,7 +41,10 @@ def init(**options: Any) -> None:
     """
     has_handler = callable(signal.getsignal(signal.SIGTERM))
     try:
-        with signal_handlers.restored(signal.SIGTERM) if has_handler else nullcontext():
+        with (
+            signal_handlers.restored(signal.SIGTERM) if has_handler else nullcontext(),
+            _group_of_their_own(),
+        ):
             _init_again_if_slow(**options)
     except Exception as error:  # Ray 2.60 raises many kinds, also Exception itself
         raise ClusterError(f"Ray cannot start ({quote(error)}): {_advice(error)}") from error
@@ -56,6 +62,21 @@ def _init_again_if_slow(**options: Any) -> None:
             raise
         ray.shutdown()
         ray.init(**options)
+
+
+@contextmanager
+def _group_of_their_own() -> Iterator[None]:
+    """Ray's processes that start here get process groups of their own.
+
+    `timeout` and a shell's `kill %1` signal the group of the driver, which ends Ray in order. If
+    the driver is killed, Ray's processes end by themselves (PR_SET_PDEATHSIG in ray 2.60).
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _is_timeout(error: Exception) -> bool:
