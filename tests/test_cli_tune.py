@@ -17,7 +17,7 @@ from effnet_ray.cli.tune import tune_job
         (["--variant", "b3"], "pass --variants"),
         (["--weights", "in21k"], "no 'in21k' weights for b0"),
         (["--variants", "v2_s,lite0", "--weights=in21k"], "no 'in21k' weights for lite0"),
-        (["--variants=v2_s,v2_m", "--weights", "in21k", "--epochs", "0"], "1 or more"),
+        (["--variants=v2_s,v2_m", "--weights", "in21k", "--epochs", "0"], "expected 1 to 100,000"),
         (["--trials", "7"], "--trials 7 is too few for 8 variants"),
         (
             ["--budget", "0.01"],
@@ -42,7 +42,7 @@ from effnet_ray.cli.tune import tune_job
         (["--objective", "speed"], "choose accuracy, accuracy-under or cheapest"),
         (["--objective", "accuracy-under"], "needs at least one of --max-params"),
         (["--max-params", "5"], "pass --objective accuracy-under"),
-        (["--epochs", "0"], "1 or more"),
+        (["--epochs", "0"], "expected 1 to 100,000"),
         (["--patience", "2"], "does not support patience"),
         (["--eval-every", "2"], "does not support eval_every"),
     ],
