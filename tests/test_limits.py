@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec.asyn
 import pyarrow as pa
 import pytest
 from support import machines
@@ -362,6 +363,41 @@ def test_credentials_that_expire_are_read_again(
     write_keys(keys, "NEW")
     assert READS[read](uri) or read == "write"
     assert server.faults.made >= 1
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_role_that_expires_is_assumed_again(moto: str, tmp_path: Path, read: str) -> None:
+    """Moto plays STS, and gives other keys each time."""
+    keys = "aws_access_key_id = BASE\naws_secret_access_key = s"
+    role = "role_arn = arn:aws:iam::123456789012:role/reader\nsource_profile = base"
+    config = tmp_path / "config"
+    config.write_text(f"[profile base]\n{keys}\n[profile role]\n{role}\n")
+    with proxy(moto) as server, s3_environment(server.endpoint, key=None):
+        os.environ |= {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "role"}
+        uri = f"{fresh_bucket()}/table.parquet"
+        parquet.write_table(uri, pa.table({"a": [1]}))
+        READS["footer"](uri)
+        refused = 0
+        for old in assumed_keys():
+            server.faults = Faults(("ExpiredToken",), share=1, signed_by=f"{old}/")
+            assert READS[read](uri) or read == "write"
+            refused += server.faults.made
+        assert refused
+
+
+def assumed_keys() -> set[str]:
+    """The ids of the keys that s3fs and Arrow use now."""
+    filesystem, for_arrow = s3.client(), s3._credentials()
+
+    async def for_s3fs() -> str:
+        found = await filesystem.session.get_credentials()
+        return str((await found.get_frozen_credentials()).access_key)
+
+    assert for_arrow
+    return {
+        for_arrow.get_frozen_credentials().access_key,
+        fsspec.asyn.sync(filesystem.loop, for_s3fs),
+    }
 
 
 @pytest.mark.parametrize("read", READS)

@@ -19,7 +19,9 @@ NOBODY = 65534
 """The unprivileged user of every Linux."""
 NAMELESS = 54321
 """A user id without an entry in /etc/passwd, as of `docker run --user`."""
-RAW = re.compile(r"Traceback|\w+\.cc[: ]\d+|\(raylet|core_worker|Exception ignored|Stack trace")
+RAW = re.compile(
+    r"Traceback|\w+\.(?:cc|h)[: ]\d+|\(raylet|core_worker|Exception ignored|Stack trace"
+)
 """What no user should have to read: tracebacks and the logs of Ray's C++."""
 DEAD = "http://127.0.0.1:1"
 """A server that does not answer: nothing listens on port 1."""
