@@ -65,14 +65,14 @@ def arrow_client() -> pafs.S3FileSystem:
 
     It gets the keys that botocore finds, since Arrow knows no profile that assumes a role.
     """
-    found = _credentials()
-    keys = found.get_frozen_credentials() if found else (None, None, None)
+    credentials = _credentials()
+    keys = credentials.get_frozen_credentials() if credentials else (None, None, None)
     return _arrow_client(*keys[:3])
 
 
 @lru_cache(maxsize=1)
 def _credentials() -> Credentials | None:
-    """Those of s3fs's client, which are renewed when they are asked for; None: there are none."""
+    """What botocore finds, as s3fs does, and renews before it expires; None: nothing."""
     session = botocore.session.Session()
     session.set_config_variable("region", region())
     return session.get_credentials()
