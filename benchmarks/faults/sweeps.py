@@ -27,6 +27,8 @@ FLAGS = [
     "--batchnorm", "frozen", "--cores", "1",
 ]  # fmt: skip
 KINDS = {"trial": "ray::ImplicitFunc", "controller": "ray::TrainController", "driver": ""}
+ABSENT_S = 60.0
+"""Seconds to wait for a process of the drawn kind; after that the driver is killed instead."""
 PAUSES_S = (10.0, 45.0)
 """Bounds of the seconds before a kill. Chosen, not measured."""
 MOST_KILLS = 3
@@ -58,30 +60,34 @@ def _sweep(folder: Path, data: Path, draws: random.Random, kills: int) -> list[s
     ]  # fmt: skip
     killed, before = list[str](), dict[str, int]()
     start, due = time.monotonic(), time.monotonic() + draws.uniform(*PAUSES_S)
+    coming = draws.choice(sorted(KINDS))
     with marking() as mark:
-        driver = subprocess.Popen(
-            command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        driver = _started(command)
         while driver.poll() != 0:
             if driver.returncode is not None:  # it was killed, or says to run it again
-                driver = subprocess.Popen(
-                    command,
-                    env=dict(os.environ),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            if len(killed) < kills and time.monotonic() > due:
+                driver = _started(command)
+            late = time.monotonic() - due
+            if len(killed) < kills and late > 0:
                 before |= _results(folder)
-                killed.append(_kill(draws.choice(sorted(KINDS)), driver, mark, draws))
-                due = time.monotonic() + draws.uniform(*PAUSES_S)
+                kind = _kill(coming, driver, mark, draws, or_driver=late > ABSENT_S)
+                if kind:
+                    killed.append(kind)
+                    coming = draws.choice(sorted(KINDS))
+                    due = time.monotonic() + draws.uniform(*PAUSES_S)
             if time.monotonic() - start > LIMIT_S:
                 driver.kill()
                 raise RuntimeError(f"not done after {LIMIT_S:g} s")
-            time.sleep(0.1)
+            time.sleep(0.3)
     now = _results(folder)
     again = [path for path, written in before.items() if now.get(path) != written]
     assert not again, f"trained again, or lost: {again}"
     return killed
+
+
+def _started(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """A driver, marked by this process's environment."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, env=dict(os.environ), stdout=quiet, stderr=quiet)
 
 
 def _results(folder: Path) -> dict[str, int]:
@@ -90,12 +96,24 @@ def _results(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-def _kill(kind: str, driver: "subprocess.Popen[bytes]", mark: str, draws: random.Random) -> str:
-    """SIGKILL a process of the kind, or the driver if there is none; the kind of what it was."""
+def _kill(
+    kind: str,
+    driver: "subprocess.Popen[bytes]",
+    mark: str,
+    draws: random.Random,
+    *,
+    or_driver: bool,
+) -> str | None:
+    """SIGKILL a process of the kind; return the kind of what was killed, None if there is none.
+
+    `or_driver`: the driver, if there is none.
+    """
     processes = [each for each in marked(mark) if KINDS[kind] and _title(each) == KINDS[kind]]
     if processes:
         draws.choice(processes).kill()
         return kind
+    if KINDS[kind] and not or_driver:
+        return None
     driver.kill()
     driver.wait()
     return "driver"
