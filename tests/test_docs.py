@@ -266,7 +266,7 @@ def laptop_commands() -> list[str]:
 
 TRIED = {
     "train": ("runs", "SIGKILLs"), "plain": ("runs", "SIGKILLs"), "sweep": ("sweeps", "SIGKILLs"),
-    "pack": ("packings", "SIGKILLs"), "publish": ("rounds", "crashes of publishers"),
+    "pack": ("packings", "SIGKILLs"), "publish": ("rounds", "crashes"),
 }  # fmt: skip
 """Arm of `benchmarks/chaos.py` → what docs/reliability.md counts: its runs, and what hit them."""
 

@@ -93,6 +93,29 @@ def test_deleting_takes_a_file_or_a_folder_and_no_neighbour(place: str) -> None:
     assert list(storage.sizes(place)) == ["ab/3", "cd"]
 
 
+def test_a_folder_into_which_another_process_writes_can_be_deleted(tmp_path: Path) -> None:
+    """What is written meanwhile may stay, as on S3."""
+    folder, over = str(tmp_path / "shared"), threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            storage.write_bytes(f"{folder}/{number % 50}/file", b"")
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write) for _ in range(3)]
+        try:
+            for _ in range(300):
+                storage.delete(folder)
+        finally:
+            over.set()
+        for writer in writers:
+            writer.result()
+    storage.delete(folder)
+    assert not storage.exists(folder)
+
+
 def test_deleting_files_takes_those_named_that_exist(place: str) -> None:
     for name in ("1", "2", "3", "a/1"):
         storage.write_bytes(storage.join(place, name), b"")

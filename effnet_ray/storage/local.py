@@ -4,6 +4,7 @@ A write goes to a temporary file, which is synced and then renamed; then its fol
 because the name is stored there. A killed writer leaves a hidden file that ends in `.partial`.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -177,15 +178,17 @@ def delete(uri: str) -> None:
     """Delete a file, or a folder with everything below it, if it exists."""
     with errors(uri, "delete"):
         path = Path(uri)
-        if path.is_dir():
-            shutil.rmtree(path, onerror=_raise_unless_gone)
-        else:
+        try:
             path.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):  # macOS has the second for folders
+            if not path.is_dir():
+                raise
+            shutil.rmtree(path, onerror=_raise_unless_shared)
 
 
-def _raise_unless_gone(function: Any, path: str, error: Any) -> None:
-    """Ignore what another process deletes at the same time."""
-    if not isinstance(error[1], FileNotFoundError):
+def _raise_unless_shared(function: Any, path: str, error: Any) -> None:
+    """Ignore what another process deletes at the same time, and leave what it writes there."""
+    if error[1].errno not in (errno.ENOENT, errno.ENOTEMPTY):
         raise error[1]
 
 
