@@ -113,11 +113,10 @@ def _publish(runs: Runs) -> list[str]:
     rounds = Counter(run["place"] for run in runs)
     return [
         "## Publishing", "",
-        f"{len(runs)} rounds ({_listed(rounds)}) of 16 publishers at once, two garbage "
-        f"collections and a deletion; {sum(run['crashes'] for run in runs)} of these crashed, "
+        f"{len(runs)} rounds ({_listed(rounds)}) of 16 publishers at once and two garbage "
+        f"collections; {sum(run['crashes'] for run in runs)} crashed, "
         "at any instruction or between two writes. Each round must end with dense versions, "
-        "`best` on the best, one release per run, all of which verify, the deleted one gone, and "
-        "nothing left over.", "",
+        "`best` on the best, one release per run, all of which verify, and nothing left over.", "",
     ]  # fmt: skip
 
 
@@ -125,7 +124,7 @@ def _pack(runs: Runs) -> list[str]:
     return [
         "## Packing", "",
         f"{len(runs)} packings, {sum(run['kills'] for run in runs)} SIGKILLs. Each must end with "
-        "the fingerprint and files of an undisturbed one, whose tables are equal to the byte.", "",
+        "the fingerprint and files of an undisturbed one.", "",
     ]  # fmt: skip
 
 
